@@ -1,0 +1,8 @@
+"""Detection metrics (COCO, VOC), result files and pictures."""
+
+from detpool.evaluation.coco import CocoEvaluator
+from detpool.evaluation.evaluator import DetectionEvaluator
+from detpool.evaluation.results import read_results, to_rows, write_results
+from detpool.evaluation.voc import voc_metrics
+
+__all__ = ["CocoEvaluator", "DetectionEvaluator", "read_results", "to_rows", "voc_metrics", "write_results"]

@@ -1,0 +1,148 @@
+"""Predictions as rows of COCO's result format, in pixels of the image files.
+
+A row is `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}` and, where the model predicts
+masks, `"segmentation": {"size": [height, width], "counts": str}` (compressed RLE), as on
+https://cocodataset.org/#format-results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as rle
+from torch import Tensor
+
+from detpool.evaluation.files import write_text_atomically
+
+Row = dict[str, Any]
+"""One detection in COCO's result format."""
+
+_KEYS = ("image_id", "category_id", "bbox", "score")
+
+
+def to_rows(
+    prediction: Mapping[str, Tensor],
+    *,
+    image_id: int,
+    orig_size: tuple[int, int],
+    input_size: tuple[int, int],
+    category_ids: Sequence[int],
+) -> list[Row]:
+    """Result rows of one image's predictions.
+
+    Args:
+        prediction: torchvision's dict: `boxes` (n, 4) XYXY in pixels of the model's input, `labels` (n,) in
+            1 .. len(category_ids), `scores` (n,), and optionally `masks` (n, 1, H, W) pasted into the model's
+            input: bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5).
+        image_id: key of the image in the ground truth.
+        orig_size: (height, width) of the image file.
+        input_size: (height, width) of the model's input, the image that `prediction` refers to.
+        category_ids: the data set's own category ids; label 1 is the first.
+
+    Returns:
+        One row a detection, in the order of `prediction`, boxes and masks scaled to the image file.
+        Coordinates are neither rounded nor clipped.
+
+    Raises:
+        ValueError: shapes do not agree, a label is not a class, or a box or score is not finite.
+    """
+    boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
+    count = len(scores)
+    if tuple(boxes.shape) != (count, 4) or tuple(labels.shape) != (count,) or scores.ndim != 1:
+        raise ValueError(
+            f"predictions of image {image_id}: boxes, labels and scores must be (n, 4), (n,) and (n,), "
+            f"got {tuple(boxes.shape)}, {tuple(labels.shape)} and {tuple(scores.shape)}"
+        )
+    if not (boxes.isfinite().all() and scores.isfinite().all()):
+        raise ValueError(f"predictions of image {image_id}: boxes or scores hold NaN or infinity")
+    if count and not (int(labels.min()) >= 1 and int(labels.max()) <= len(category_ids)):
+        raise ValueError(
+            f"predictions of image {image_id}: labels must lie in 1 .. {len(category_ids)}, "
+            f"got {int(labels.min())} .. {int(labels.max())}"
+        )
+
+    scale_y, scale_x = orig_size[0] / input_size[0], orig_size[1] / input_size[1]
+    xyxy = boxes.double() * torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float64)
+    xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
+    rows: list[Row] = [
+        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
+        for label, box, score in zip(labels.tolist(), xywh.tolist(), scores.double().tolist(), strict=True)
+    ]
+    if "masks" in prediction:
+        masks = prediction["masks"]
+        if tuple(masks.shape) != (count, 1, *input_size):
+            raise ValueError(
+                f"predictions of image {image_id}: masks must be {(count, 1, *input_size)} (n, 1, height and "
+                f"width of the model's input), got {tuple(masks.shape)}"
+            )
+        for row, mask in zip(rows, masks.detach(), strict=True):
+            row["segmentation"] = _encode(mask, orig_size)
+    return rows
+
+
+def _encode(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    """Compressed RLE of a (1, H, W) mask after resizing it to `size` (height, width)."""
+    mask = mask.float()
+    if tuple(mask.shape[-2:]) != tuple(size):
+        mask = F.interpolate(mask[None], size=tuple(size), mode="bilinear", antialias=True)[0]
+    encoded = rle.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy().astype(np.uint8)))
+    return {"size": [int(size[0]), int(size[1])], "counts": encoded["counts"].decode("ascii")}
+
+
+def check_rows(rows: Iterable[Row], image_ids: Collection[int], category_ids: Collection[int]) -> None:
+    """Check that rows belong to a ground truth with these images and categories.
+
+    Raises:
+        ValueError: a row names another image or category; the message has the row's index.
+    """
+    for index, row in enumerate(rows):
+        for key, known in (("image_id", image_ids), ("category_id", category_ids)):
+            if row[key] not in known:
+                raise ValueError(
+                    f"row {index}: {key} {row[key]!r} is not in the ground truth, which has {shorten(known)}"
+                )
+
+
+def shorten(ids: Collection[int], limit: int = 5) -> str:
+    """The smallest `limit` of `ids` and how many more there are, for a message."""
+    shown = ", ".join(str(i) for i in sorted(ids)[:limit])
+    return shown if len(ids) <= limit else f"{shown} and {len(ids) - limit} more"
+
+
+def write_results(path: str | Path, rows: Iterable[Row]) -> None:
+    """Write rows to a JSON file in COCO's result format, atomically.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
+    write_text_atomically(path, json.dumps(list(rows), allow_nan=False))
+
+
+def read_results(path: str | Path) -> list[Row]:
+    """Read what `write_results`, or any tool that writes COCO's result format, has written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON, or not a list of result rows; the message names the file and what is
+            wrong.
+    """
+    path = Path(path)
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{path}: expected a list of COCO result rows, got a JSON {type(rows).__name__}")
+    for index, row in enumerate(rows):
+        missing = [key for key in _KEYS if key not in row] if isinstance(row, dict) else list(_KEYS)
+        if missing:
+            raise ValueError(
+                f"{path}: row {index} has no {', '.join(missing)}; a COCO result row needs {', '.join(_KEYS)}"
+            )
+    return rows

@@ -1,0 +1,155 @@
+"""Pascal VOC's average precision, by area (VOC 2010 and later) and at 11 recalls (VOC 2007).
+
+Definitions: the VOC development kit, http://host.robots.ox.ac.uk/pascal/VOC/ (VOCevaldet.m, VOCap.m).
+
+The kit's boxes are inclusive pixel indices from 1, so it measures a width as x2 - x1 + 1. Boxes here are
+continuous: the object (x1, y1, x2, y2) of an XML file is the box with corners (x1 - 1, y1 - 1) and (x2, y2).
+Widths, areas and intersections are then those of the kit, without a + 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detpool.evaluation.results import Row, check_rows
+
+
+def voc_metrics(
+    ground_truth: Mapping[str, Any],
+    rows: Iterable[Row],
+    *,
+    image_ids: Collection[int] | None = None,
+    iou_threshold: float = 0.5,
+) -> dict[str, float]:
+    """VOC AP per class and its mean.
+
+    As in the kit, the detections of a class are taken by descending score; each is compared with the one
+    object of its class and image that it overlaps most. It is a true positive if that IoU is at least
+    `iou_threshold` and no earlier detection claimed the object, does not count if the object is difficult,
+    and is a false positive otherwise. There is no limit on detections.
+
+    Args:
+        ground_truth: COCO's annotation format; boxes xywh, continuous, in pixels of the image files. Objects
+            flagged `ignore` (VOC's difficult) or `iscrowd` are difficult: they need not be found.
+        rows: detections in COCO's result format, in the same pixels. Between equal scores of one class the
+            earlier row goes first.
+        image_ids: the images to evaluate; default all of the ground truth's.
+        iou_threshold: smallest IoU of a match, in (0, 1].
+
+    Returns:
+        A flat dict, values in 0 .. 1: `voc_AP` and `voc_AP/<class name>` (area under the precision-recall
+        curve with precision made monotone), `voc_AP11` and `voc_AP11/<class name>` (mean of the best
+        precision at recall >= 0, 0.1, ... 1). A class without an object that must be found is NaN and does
+        not enter the mean.
+
+    Raises:
+        ValueError: `iou_threshold` is not in (0, 1], or a row names an image or a category that is not in the
+            ground truth.
+    """
+    check_iou_threshold(iou_threshold)
+    all_images = {image["id"] for image in ground_truth["images"]}
+    wanted = all_images if image_ids is None else set(image_ids)
+    categories = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    rows = list(rows)
+    check_rows(rows, all_images, categories)
+
+    objects: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)  # by class and image
+    for annotation in ground_truth["annotations"]:
+        if annotation["image_id"] in wanted:
+            objects[annotation["category_id"], annotation["image_id"]].append(annotation)
+    detections: dict[int, list[Row]] = defaultdict(list)  # by class
+    for row in rows:
+        if row["image_id"] in wanted:
+            detections[row["category_id"]].append(row)
+
+    area, eleven = {}, {}
+    for category_id, name in sorted(categories.items()):
+        of_class = {image: found for (class_id, image), found in objects.items() if class_id == category_id}
+        positives, outcome = _match(of_class, detections[category_id], iou_threshold)
+        true, false = np.cumsum(outcome == 1), np.cumsum(outcome == 0)
+        area[name] = _area_ap(true, false, positives)
+        eleven[name] = _eleven_point_ap(true, false, positives)
+
+    return {
+        "voc_AP": _mean(area),
+        "voc_AP11": _mean(eleven),
+        **{f"voc_AP/{name}": value for name, value in area.items()},
+        **{f"voc_AP11/{name}": value for name, value in eleven.items()},
+    }
+
+
+def check_iou_threshold(iou_threshold: float) -> None:
+    """Raise ValueError unless `iou_threshold` lies in (0, 1]."""
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must lie in (0, 1], got {iou_threshold}")
+
+
+def _match(
+    objects: Mapping[int, list[Mapping[str, Any]]], detections: list[Row], iou_threshold: float
+) -> tuple[int, NDArray[np.int64]]:
+    """How many objects must be found; per counted detection, by descending score, 1 if true, 0 if false."""
+    boxes = {image: np.array([a["bbox"] for a in found], dtype=np.float64) for image, found in objects.items()}
+    difficult = {image: [_is_difficult(a) for a in found] for image, found in objects.items()}
+    claimed = {image: [False] * len(found) for image, found in objects.items()}
+
+    outcome = []
+    for row in sorted(detections, key=lambda row: -row["score"]):
+        image = row["image_id"]
+        if image not in boxes:
+            outcome.append(0)
+            continue
+        overlaps = _iou(np.asarray(row["bbox"], dtype=np.float64), boxes[image])
+        best = int(overlaps.argmax())
+        if overlaps[best] < iou_threshold:
+            outcome.append(0)
+        elif not difficult[image][best]:
+            outcome.append(0 if claimed[image][best] else 1)
+            claimed[image][best] = True
+    positives = sum(not flag for flags in difficult.values() for flag in flags)
+    return positives, np.array(outcome, dtype=np.int64)
+
+
+def _is_difficult(annotation: Mapping[str, Any]) -> bool:
+    return bool(annotation.get("ignore", 0) or annotation.get("iscrowd", 0))
+
+
+def _iou(box: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU of one xywh box (4,) with xywh boxes (n, 4); 0 where the union is empty."""
+    low = np.maximum(box[:2], boxes[:, :2])
+    high = np.minimum(box[:2] + box[2:], boxes[:, :2] + boxes[:, 2:])
+    intersection = (high - low).clip(min=0).prod(axis=1)
+    union = box[2] * box[3] + boxes[:, 2] * boxes[:, 3] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def _area_ap(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) -> float:
+    """Area under the monotone precision-recall curve from cumulative counts, by descending score."""
+    if not positives:
+        return math.nan
+    if not len(true):
+        return 0.0
+    precision = true / (true + false)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((envelope * np.diff(true, prepend=0)).sum() / positives)
+
+
+def _eleven_point_ap(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) -> float:
+    """Mean over recalls 0, 0.1, ... 1 of the best precision at that recall or more."""
+    if not positives:
+        return math.nan
+    precision = true / (true + false)
+    # Recall >= k / 10 in whole numbers: in floating point 3 / 10 < 3 * 0.1 would lose a recall that was
+    # reached.
+    return float(sum(precision[10 * true >= k * positives].max(initial=0.0) for k in range(11)) / 11)
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    """Mean of the defined values; NaN if there is none."""
+    defined = [value for value in values.values() if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
