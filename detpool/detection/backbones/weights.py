@@ -1,0 +1,92 @@
+"""Reading pretrained weights, with an error that says what to do when they cannot be had."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from detpool.errors import WeightsError
+
+
+def read_weights_file(path: str) -> dict[str, Tensor]:
+    """Reads a state dict from a `.safetensors` file or one written by `torch.save` (tensors only, nothing executed).
+
+    A checkpoint that holds the state dict under `state_dict` or `model` is accepted too.
+
+    Raises:
+        WeightsError: if the file is missing, damaged, or holds something else.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"weights file {path!r} does not exist (looked from {Path.cwd()})")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise WeightsError(f"reading {path!r} needs the package safetensors: pip install safetensors") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"weights file {path!r} cannot be read as a state dict: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(
+            f"weights file {path!r} holds no state dict (names to tensors), but a {type(content).__name__}"
+        )
+    return dict(content)
+
+
+def load_state_dict(
+    module: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    optional_prefixes: tuple[str, ...] = (),
+) -> None:
+    """Loads `state_dict` strictly, except that names below `optional_prefixes` may be missing, extra or misshapen.
+
+    Raises:
+        WeightsError: naming some of the missing, unexpected or misshapen entries.
+    """
+    own = module.state_dict()
+    needed = {name: value for name, value in own.items() if not name.startswith(optional_prefixes)}
+    given = {name: value for name, value in state_dict.items() if not name.startswith(optional_prefixes)}
+    # FrozenBatchNorm2d has no step counter; files written with BatchNorm2d do.
+    counter = "num_batches_tracked"
+    missing = [name for name in needed if name not in given and not name.endswith(counter)]
+    extra = [name for name in given if name not in needed and not name.endswith(counter)]
+    wrong = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(needed[name].shape)}"
+        for name in needed
+        if name in given and given[name].shape != needed[name].shape
+    ]
+    if missing or extra or wrong:
+        parts = [("missing", missing), ("unexpected", extra), ("of another shape", wrong)]
+        detail = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in parts if names)
+        raise WeightsError(f"weights {source!r} do not fit {type(module).__name__}: {detail}")
+    module.load_state_dict({name: value for name, value in given.items() if name in needed}, strict=False)
+
+
+def download(url: str, fetch: Callable[[], Any]) -> Any:
+    """Runs `fetch`, which downloads `url` into torch's cache unless it is there.
+
+    Raises:
+        WeightsError: if the download fails, saying where to put the file by hand.
+    """
+    try:
+        return fetch()
+    except (URLError, OSError, RuntimeError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"could not download {url} ({error}). Without a network, put that file into {cache}, or pass "
+            f"backbone.weights=<path of the file>, or train from random weights with backbone.weights=null"
+        ) from error

@@ -1,0 +1,73 @@
+"""Lightning callbacks: a checkpoint when a run is interrupted, and progress where there is no terminal."""
+
+from __future__ import annotations
+
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+class SaveOnInterrupt(Callback):
+    """On Ctrl-C or SIGTERM finishes the step at hand, saves a checkpoint to resume from, and ends the program.
+
+    A resumed run continues with the next training step; a validation that was cut short is not repeated. A second
+    Ctrl-C ends the program at once, without a checkpoint. The exit status is 128 + the signal's number, as usual.
+
+    Args:
+        path: where to save, usually `checkpoints/last.ckpt` of the run directory.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._signal: signal.Signals | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        self._stop_if_asked(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        self._stop_if_asked(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = signal.Signals(number)
+        rank_zero_info(f"\n{self._signal.name}: saving a checkpoint after this step (Ctrl-C again to stop at once)")
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        # One process may have been signalled before the others: they stop at the same step.
+        if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+            return
+        trainer.save_checkpoint(self.path)
+        rank_zero_info(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
+        raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+
+class EpochLines(Callback):
+    """Prints one line an epoch: what a log file wants in place of a progress bar."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/AP", "val/AP50")}
+        numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if value is not None)
+        seconds = time.monotonic() - self._start
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  {seconds:.1f} s", flush=True)

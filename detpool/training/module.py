@@ -1,0 +1,110 @@
+"""The Lightning module: one detector, its optimizer, its validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from detpool.evaluation import DetectionEvaluator
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+
+
+class DetectionModule(LightningModule):
+    """Trains and evaluates any detector with torchvision's calling convention.
+
+    Args:
+        model: `model(images, targets)` returns a dict of losses in training; `model(images)` returns predictions.
+            Images are (3, H, W) RGB in [0, 1], boxes in pixels of the image.
+        optimizer: called with the trainable parameters.
+        schedule: called with the optimizer and `total_steps`; stepped after each optimizer step.
+        evaluator: called with a data set, returns its evaluator.
+        seed: with epoch, step and process it seeds what a training step draws (which anchors and proposals are
+            sampled), so that a resumed run draws what an uninterrupted one would have drawn.
+        channels_last: keep weights, and so feature maps, in channels_last memory format.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[..., torch.optim.Optimizer] | None,
+        schedule: Callable[..., Any] | None,
+        evaluator: Callable[..., DetectionEvaluator],
+        seed: int = 0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model.to(memory_format=torch.channels_last) if channels_last else model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.make_evaluator = evaluator
+        self.seed = seed
+        self.evaluator: DetectionEvaluator | None = None
+
+    def configure_optimizers(self) -> Any:
+        assert self.optimizer is not None, "this module was built for evaluation"
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.schedule is None:
+            return optimizer
+        schedule = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        images, targets = batch
+        return [image.as_subclass(torch.Tensor).float() / 255 for image in images], targets
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        losses = self.model(images, targets)
+        loss = torch.stack(list(losses.values())).sum()
+        if not math.isfinite(loss.item()):
+            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
+            image_ids = [int(target["image_id"]) for target in targets]
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at epoch {self.current_epoch}, step {self.global_step} ({parts}; images "
+                f"{image_ids}): lower optim.optimizer.lr, lengthen optim.schedule.warmup_steps, or clip gradients with "
+                f"trainer.gradient_clip_val"
+            )
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(images))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.val_dataloaders)
+
+    def on_test_epoch_start(self) -> None:
+        self._start_evaluation(self.trainer.test_dataloaders)
+
+    def _start_evaluation(self, loader: Any) -> None:
+        self.evaluator = self.make_evaluator(loader.dataset)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        images, targets = batch
+        predictions = self.model(images)
+        assert self.evaluator is not None
+        self.evaluator.update(predictions, targets, [(image.shape[-2], image.shape[-1]) for image in images])
+        return predictions
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        assert self.evaluator is not None
+        # A limit on the number of batches (a smoke test) leaves images unseen; otherwise each must have been seen.
+        limit = self.trainer.limit_val_batches if stage == "val" else self.trainer.limit_test_batches
+        metrics = self.evaluator.compute(partial=limit != 1.0)
+        # Every process has the whole result, so nothing needs reducing.
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})

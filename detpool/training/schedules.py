@@ -1,0 +1,65 @@
+"""Learning-rate schedules by optimizer step, each with a linear warm-up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from detpool.errors import ConfigError
+
+_WARMUP_START = 0.001
+
+
+def _warmup(step: int, warmup_steps: int) -> float:
+    return min(1.0, _WARMUP_START + (1 - _WARMUP_START) * step / max(1, warmup_steps))
+
+
+def multistep(
+    optimizer: Optimizer,
+    total_steps: int,
+    warmup_steps: int = 0,
+    milestones: Sequence[float] = (0.67, 0.92),
+    gamma: float = 0.1,
+) -> LambdaLR:
+    """The detectors' classic: linear warm-up, then the rate times `gamma` at each milestone.
+
+    Args:
+        optimizer: the optimizer whose rate is scheduled.
+        total_steps: optimizer steps of the whole training.
+        warmup_steps: steps from a thousandth of the rate to the rate.
+        milestones: increasing fractions of `total_steps`.
+        gamma: factor at each milestone.
+
+    Raises:
+        ConfigError: if a milestone is not in (0, 1) or they do not increase.
+    """
+    milestones = list(milestones)
+    if any(not 0 < milestone < 1 for milestone in milestones) or milestones != sorted(milestones):
+        raise ConfigError(f"optim.schedule.milestones must increase within (0, 1), got {milestones}")
+    steps = [round(milestone * total_steps) for milestone in milestones]
+    return LambdaLR(
+        optimizer, lambda step: _warmup(step, warmup_steps) * gamma ** sum(step >= milestone for milestone in steps)
+    )
+
+
+def cosine(
+    optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
+) -> LambdaLR:
+    """Linear warm-up, then half a cosine (Loshchilov & Hutter, ICLR 2017) from the rate to `final_fraction` of it.
+
+    Args:
+        optimizer: the optimizer whose rate is scheduled.
+        total_steps: optimizer steps of the whole training.
+        warmup_steps: steps from a thousandth of the rate to the rate.
+        final_fraction: fraction of the rate at the last step.
+    """
+
+    def factor(step: int) -> float:
+        progress = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))
+        decay = final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
+        return _warmup(step, warmup_steps) * decay
+
+    return LambdaLR(optimizer, factor)
