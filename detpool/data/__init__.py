@@ -1,0 +1,17 @@
+"""Data sets, transforms, samplers and the Lightning datamodule."""
+
+from detpool.data.datamodule import DetectionDataModule
+from detpool.data.dataset import DetectionDataset
+from detpool.data.errors import DataError
+from detpool.data.sampling import SampleKey
+from detpool.data.shapes import ShapesDataset
+from detpool.data.transforms import detection_transform
+
+__all__ = [
+    "DataError",
+    "DetectionDataModule",
+    "DetectionDataset",
+    "SampleKey",
+    "ShapesDataset",
+    "detection_transform",
+]

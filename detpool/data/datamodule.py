@@ -1,0 +1,172 @@
+"""The Lightning datamodule: data sets, samplers and loaders of a run."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from detpool.data.dataset import DetectionDataset, Sample, Target
+from detpool.data.errors import DataError
+from detpool.data.sampling import EvalSampler, TrainSampler
+
+Batch = tuple[list[Tensor], list[Target]]
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Put samples, whose sizes may differ, into a list of images and a list of targets of plain tensors."""
+    # The wrappers of tv_tensors have done their work, and would slow down every operation of the model.
+    images = [image.as_subclass(Tensor) for image, _ in samples]
+    targets = [
+        {key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()}
+        for _, target in samples
+    ]
+    return images, targets
+
+
+class DetectionDataModule(LightningDataModule):
+    """Serves batches ``(images, targets)`` of the samples that `docs/design.md` describes, as lists of tensors.
+
+    Under DDP (``torch.distributed`` initialised) training samples are shuffled and shared out equally, evaluation
+    samples are shared out so that each is seen once. What an epoch holds depends on ``seed`` and its number alone: not
+    on workers, nor on whether the run was resumed, at the end of an epoch or within one.
+
+    Args:
+        train: called without arguments to build the training set, when it is first needed.
+        val: the same for the validation set.
+        test: the same for the test set; None: the validation set is the test set.
+        batch_size: training images a step and process.
+        eval_batch_size: evaluation images a step and process; None: as ``batch_size``.
+        num_workers: loader processes of each loader and process; 0: load in the training process.
+        pin_memory: whether to put batches into page-locked memory, for faster copies to a GPU.
+        seed: the run's seed.
+    """
+
+    # A process may get no image of a data set with fewer images than processes.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        train: Callable[[], DetectionDataset],
+        val: Callable[[], DetectionDataset],
+        test: Callable[[], DetectionDataset] | None = None,
+        batch_size: int = 2,
+        eval_batch_size: int | None = None,
+        num_workers: int = 2,
+        pin_memory: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}, need at least 1")
+        if num_workers < 0:
+            raise ValueError(f"num_workers: got {num_workers}, need at least 0")
+        self._build_train, self._build_val, self._build_test = train, val, test
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
+
+    @cached_property
+    def train_dataset(self) -> DetectionDataset:
+        return self._same_classes(self._build_train(), "training")
+
+    @cached_property
+    def val_dataset(self) -> DetectionDataset:
+        return self._build_val()
+
+    @cached_property
+    def test_dataset(self) -> DetectionDataset:
+        return self.val_dataset if self._build_test is None else self._same_classes(self._build_test(), "test")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of labels 1, 2, ...; known from the validation set, before training starts."""
+        return self.val_dataset.class_names
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Category ids of labels 1, 2, ... in the ground truth."""
+        return self.val_dataset.category_ids
+
+    def setup(self, stage: str) -> None:
+        """Build the data sets of the stage, so that broken files end the run before any work."""
+        if stage == "fit":
+            _ = self.train_dataset, self.val_dataset
+        elif stage == "validate":
+            _ = self.val_dataset
+        elif stage == "test":
+            _ = self.test_dataset
+
+    def train_dataloader(self) -> "DataLoader[Sample]":
+        sampler = TrainSampler(self.train_dataset, self.seed, *_rank_and_world_size())
+        loader = _TrainLoader(self.train_dataset, sampler=sampler, **self._loader_options(self.batch_size))
+        if self.trainer is not None:
+            epoch_loop = self.trainer.fit_loop.epoch_loop
+            loader.batches_done = lambda: epoch_loop.batch_idx + 1
+        return loader
+
+    def val_dataloader(self) -> "DataLoader[Sample]":
+        return self._eval_loader(self.val_dataset)
+
+    def test_dataloader(self) -> "DataLoader[Sample]":
+        return self._eval_loader(self.test_dataset)
+
+    def _eval_loader(self, dataset: DetectionDataset) -> "DataLoader[Sample]":
+        sampler = EvalSampler(dataset, self.seed, *_rank_and_world_size())
+        return DataLoader(dataset, sampler=sampler, **self._loader_options(self.eval_batch_size))
+
+    def _loader_options(self, batch_size: int) -> dict[str, Any]:
+        return {
+            "batch_size": batch_size,
+            "num_workers": self.num_workers,
+            "pin_memory": self.pin_memory,
+            "persistent_workers": self.num_workers > 0,
+            "collate_fn": collate,
+            # A loader draws a seed for its workers at each start. Drawn from the global generator it would change
+            # what the model draws next, and a resumed run starts its loaders at other times.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }
+
+    def _same_classes(self, dataset: DetectionDataset, name: str) -> DetectionDataset:
+        ours, theirs = (dict(zip(d.category_ids, d.class_names, strict=True)) for d in (dataset, self.val_dataset))
+        if list(ours.items()) != list(theirs.items()):
+            raise DataError(
+                f"the {name} set and the validation set name different classes (category id: name): {ours} and {theirs}"
+            )
+        return dataset
+
+
+def _rank_and_world_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class _TrainLoader(DataLoader[Sample]):
+    """A loader that asks its sampler for nothing before the first batch of an epoch is asked for.
+
+    Lightning starts the first loader of a run before it tells the sampler the epoch that the run resumes at, and
+    loaders with workers fetch ahead: those batches would be epoch 0's.
+
+    Having `state_dict` and `load_state_dict`, it can go on within an epoch: Lightning calls the latter only in a run
+    that resumes, and counts the batches that the stopped run finished.
+    """
+
+    batches_done: Callable[[], int] | None = None
+    _resumed = False
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        # A generator: nothing below runs before the first batch is asked for.
+        if self._resumed and self.batches_done and self.batch_size and isinstance(self.sampler, TrainSampler):
+            self.sampler.skip = self.batches_done() * self.batch_size
+        self._resumed = False
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resumed = True

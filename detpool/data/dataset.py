@@ -1,0 +1,68 @@
+"""What all data sets share: the contract of `docs/design.md`, and transforms drawn from a sample's own seed."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detpool.data.sampling import SampleKey, seeded_rng
+
+Target = dict[str, Any]
+Sample = tuple[Tensor, Target]
+Transform = Callable[[Tensor, Target], Sample]
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Base of the data sets: `load` gives samples as the files have them, indexing gives transformed ones.
+
+    Args:
+        transform: called with (image, target) of the contract and giving the same; None: samples as loaded.
+    """
+
+    class_names: list[str]
+    """Name of label 1, 2, ..."""
+    category_ids: list[int]
+    """Category id in the ground truth of label 1, 2, ..."""
+
+    def __init__(self, transform: Transform | None = None) -> None:
+        self.transform = transform
+
+    @property
+    @abstractmethod
+    def image_ids(self) -> list[int]:
+        """Image id in the ground truth of sample 0, 1, ..."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, index: int) -> Sample:
+        """Sample `index`, 0 .. len - 1, before any transform."""
+
+    @abstractmethod
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        """All objects in COCO's annotation format, in pixels of the image files; built anew at each call."""
+
+    def __getitem__(self, key: int | SampleKey) -> Sample:
+        """Give a transformed sample.
+
+        Args:
+            key: a `SampleKey`, whose seed the random transforms are drawn from, leaving the global generators as
+                they were; or an index alone, with which they draw from the global generators.
+
+        Raises:
+            IndexError: the index is not within -len .. len - 1.
+            DataError: a file of the sample is missing or broken.
+        """
+        index, seed = (key.index, key.seed) if isinstance(key, SampleKey) else (key, None)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index: got {index}, the data set has {len(self)} samples")
+        image, target = self.load(index % len(self))
+        if self.transform is None:
+            return image, target
+        if seed is None:
+            return self.transform(image, target)
+        with seeded_rng(seed):
+            return self.transform(image, target)

@@ -1,0 +1,121 @@
+"""Which samples a process reads, in which order, and from which seed each draws its random transforms."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data.distributed import DistributedSampler
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Index of a sample together with the seed of its random transforms.
+
+    Args:
+        index: position in the data set, 0 .. len - 1.
+        seed: non-negative 63-bit integer.
+    """
+
+    index: int
+    seed: int
+
+
+def derive_seed(*parts: int) -> int:
+    """Hash integers to a seed: equal on every platform and run, unrelated for neighbouring integers.
+
+    Args:
+        parts: integers that fit in 64 bits, for example (run seed, epoch, index).
+
+    Returns:
+        an integer in [0, 2**63).
+    """
+    data = b"".join(part.to_bytes(8, "little", signed=True) for part in parts)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
+
+
+@contextmanager
+def seeded_rng(seed: int) -> Iterator[None]:
+    """Seed the CPU generators of torch, numpy and ``random``, and put back their states at the end.
+
+    CUDA generators are left alone: transforms run on the CPU, and a model in this process may own theirs.
+    """
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+# Both samplers are `DistributedSampler`s so that Lightning, whatever `use_distributed_sampler` says, sees that
+# they are sharded already and does not shard them again.
+
+
+class TrainSampler(DistributedSampler):
+    """All samples in an order drawn anew in each epoch from (seed, epoch), shared out among the processes.
+
+    Every process gets the same number of samples, as collective training steps need: where the data set does not
+    divide, the first samples of the epoch's order are given twice.
+
+    Args:
+        dataset: anything with a length, at least 1.
+        seed: the run's seed.
+        rank: this process, 0 .. world_size - 1.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: the data set is empty, or the rank is not below world_size.
+    """
+
+    def __init__(self, dataset: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        if len(dataset) == 0:
+            raise ValueError("dataset: got one without samples, need at least 1 to train")
+        super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        """Yield this process's part of the epoch named by the last `set_epoch` (0 before the first).
+
+        The first ``skip`` keys are left out, once: that is how a run stopped within an epoch goes on.
+        """
+        skip, self.skip = self.skip, 0
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        shard = order.repeat(-(-self.total_size // len(order)))[self.rank : self.total_size : self.num_replicas]
+        for index in shard[skip:].tolist():
+            yield SampleKey(index, derive_seed(self.seed, self.epoch, index))
+
+
+class EvalSampler(DistributedSampler):
+    """Samples rank, rank + world_size, ... in order: every sample once over all processes, nothing padded.
+
+    The seeds do not depend on the epoch: evaluation sees the same pixels each time, even if its transform is random.
+
+    Args:
+        dataset: anything with a length.
+        seed: the run's seed.
+        rank: this process, 0 .. world_size - 1.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: the rank is not below world_size.
+    """
+
+    def __init__(self, dataset: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False, seed=seed)  # type: ignore[arg-type]
+        self.indices = range(rank, len(dataset), world_size)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        for index in self.indices:
+            yield SampleKey(index, derive_seed(self.seed, 0, index))
+
+    def __len__(self) -> int:
+        return len(self.indices)

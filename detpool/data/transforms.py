@@ -1,0 +1,75 @@
+"""The image transforms of training and evaluation, as one function of named parameters."""
+
+from collections.abc import Sequence
+
+from torchvision.transforms import v2
+
+
+def detection_transform(
+    min_size: int | Sequence[int] | None = None,
+    max_size: int | None = None,
+    size: Sequence[int] | None = None,
+    scale_range: Sequence[float] | None = None,
+    hflip: float = 0.0,
+    photometric: bool = False,
+) -> v2.Transform:
+    """Build a `torchvision.transforms.v2` pipeline from (image, target) to (image, target).
+
+    Images stay uint8. Boxes are clamped to the image, and objects less than one pixel wide or high after that are
+    removed, with their labels and masks. Without arguments that is all; evaluation needs only a size.
+
+    Args:
+        min_size: shorter side of the result in pixels, the aspect ratio kept; of several, each image draws one.
+            None: no resizing, unless ``size`` is given.
+        max_size: longest side allowed, in pixels; ``min_size`` gives way to it. Goes with ``min_size``.
+        size: (height, width) of every result in pixels, the aspect ratio given up. Excludes ``min_size``.
+        scale_range: (lowest, highest) factor of scale jitter, such as (0.5, 1.5). With ``min_size``, an int, the
+            shorter side is drawn evenly from that range times ``min_size``. With ``size`` it is large-scale jitter:
+            the image, aspect ratio kept, is fitted into ``size``, scaled by a factor drawn from the range, then
+            cropped or padded with black to ``size``.
+        hflip: probability of a horizontal flip.
+        photometric: whether to distort brightness, contrast, saturation, hue and channel order, each with
+            probability 0.5 (`v2.RandomPhotometricDistort`).
+
+    Returns:
+        a picklable transform; its draws come from torch's global generator.
+
+    Raises:
+        ValueError: an argument is out of range, or goes with another that is absent or excluded.
+    """
+    if min_size is not None and size is not None:
+        raise ValueError(f"min_size and size: got {min_size} and {size}, give one of them")
+    if max_size is not None and min_size is None:
+        raise ValueError(f"max_size: got {max_size} without min_size, the shorter side it limits")
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size: got {size}, need [height, width], both at least 1")
+    if not 0 <= hflip <= 1:
+        raise ValueError(f"hflip: got {hflip}, need a probability, 0 to 1")
+    sides = [] if min_size is None else [min_size] if isinstance(min_size, int) else list(min_size)
+    if min_size is not None and (not sides or min(sides) < 1):
+        raise ValueError(f"min_size: got {min_size}, need one or several integers, at least 1")
+    if max_size is not None and max_size < max(sides):
+        raise ValueError(f"max_size: got {max_size}, need at least min_size, {max(sides)}")
+    if scale_range is not None:
+        if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"scale_range: got {scale_range}, need [lowest, highest] with 0 < lowest <= highest")
+        if size is None and len(sides) != 1:
+            raise ValueError(f"scale_range: got {scale_range} with min_size {min_size}, need one min_size, or size")
+
+    steps: list[v2.Transform] = []
+    if sides:
+        if scale_range is not None:
+            low, high = (max(1, round(factor * sides[0])) for factor in scale_range)
+            sides = list(range(low, high + 1))
+        steps.append(v2.RandomShortestSize(sides, max_size=max_size))
+    elif size is not None and scale_range is not None:
+        jitter = v2.ScaleJitter(tuple(size), scale_range=tuple(scale_range))
+        steps += [jitter, v2.RandomCrop(tuple(size), pad_if_needed=True)]
+    elif size is not None:
+        steps.append(v2.Resize(list(size)))
+    if hflip > 0:
+        steps.append(v2.RandomHorizontalFlip(hflip))
+    if photometric:
+        steps.append(v2.RandomPhotometricDistort())
+    steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()]
+    return v2.Compose(steps)
