@@ -1,0 +1,142 @@
+"""metrics.json: the numbers of a run and what is needed to judge them later."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import detpool
+from detpool.evaluation.files import write_text_atomically
+
+_PACKAGES = ("detpool", "torch", "torchvision", "lightning")
+
+
+def write_metrics(
+    path: str | Path, metrics: Mapping[str, float], *, seconds: float, command: Sequence[str] | None = None
+) -> None:
+    """Write metrics.json atomically.
+
+    The file holds `metrics` (NaN and infinity, which JSON lacks, become null), `seconds`, `command`, `git`
+    (`revision` and `dirty` of detpool's own checkout, null where it is none), `versions` and `hardware`.
+
+    Args:
+        path: the file.
+        metrics: name to number, e.g. what `DetectionEvaluator.compute` returns.
+        seconds: wall-clock time of the run.
+        command: the command line, default that of this process.
+    """
+    record = {
+        "metrics": {name: _finite(float(value)) for name, value in metrics.items()},
+        "seconds": round(float(seconds), 3),
+        "command": shlex.join(sys.argv if command is None else command),
+        "git": git_state(Path(detpool.__file__).parents[1]),
+        "versions": _versions(),
+        "hardware": _hardware(),
+    }
+    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def read_metrics(path: str | Path) -> dict[str, Any]:
+    """What `write_metrics` wrote, with NaN for the metrics that are null.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not JSON or not such a record; the message names the file and what is wrong.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid JSON (a run that was cut off?): {error}") from error
+    metrics = record.get("metrics") if isinstance(record, dict) else None
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} is not a metrics file: it has no object 'metrics'")
+    for name, value in metrics.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{path}: metric {name!r} must be a number or null, got {value!r}")
+    return {**record, "metrics": {name: math.nan if value is None else value for name, value in metrics.items()}}
+
+
+def git_state(checkout: Path) -> dict[str, Any]:
+    """Revision of a git checkout, and whether its files differ from it.
+
+    Args:
+        checkout: the top folder of the checkout.
+
+    Returns:
+        `revision` (40 hex digits) and `dirty` (true if a tracked file differs or a file is neither tracked nor
+        ignored). Both are None where git is missing, or `checkout` is not the top of a checkout with a commit: a
+        package installed below somebody else's repository has not that repository's revision.
+    """
+    unknown = {"revision": None, "dirty": None}
+    top = _git(checkout, "rev-parse", "--show-toplevel")
+    if top is None or Path(top) != checkout.resolve():
+        return unknown
+    revision, changes = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain")
+    if revision is None or changes is None:
+        return unknown
+    return {"revision": revision, "dirty": bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None if it is missing or fails."""
+    # Inside a git hook these variables point at another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"platform": platform.platform(), "cpu": _cpu_model(), "cores": _cores(), "gpus": gpus}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Cores this process may use, which a container or a scheduler may have limited."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
