@@ -1,0 +1,215 @@
+"""COCO metrics against pycocotools' own summary, and on cases that can be counted by hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pycocotools import mask as rle
+
+from detpool.evaluation import CocoEvaluator
+
+BACKENDS = ("pycocotools", "faster_coco_eval")
+SMALL = json.loads((Path(__file__).parent / "coco_small.json").read_text())
+
+
+def one_class(objects: list[dict[str, Any]], images: int = 2) -> dict[str, Any]:
+    """Ground truth of `images` images of 1000 x 1000 and a single class."""
+    return {
+        "images": [{"id": i, "height": 1000, "width": 1000} for i in range(images)],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": i, "category_id": 1, "area": o["bbox"][2] * o["bbox"][3], "iscrowd": 0, **o}
+            for i, o in enumerate(objects)
+        ],
+    }
+
+
+def row(bbox: list[float], score: float = 1.0, image_id: int = 0) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": 1, "bbox": bbox, "score": score}
+
+
+def assert_equal(metrics: dict[str, float], expected: dict[str, float], tolerance: float = 1e-12) -> None:
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        assert metrics[name] == pytest.approx(value, abs=tolerance, nan_ok=True), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_equals_the_summary_of_pycocotools(iou_type: str, backend: str) -> None:
+    metrics = CocoEvaluator(SMALL["ground_truth"], iou_type=iou_type, backend=backend).evaluate(SMALL["detections"])
+    for name, value in SMALL[iou_type].items():
+        expected = math.nan if value == -1 else value
+        assert metrics[name] == pytest.approx(expected, abs=1e-12, nan_ok=True), name
+    thresholds = [f"AP@{percent / 100:.2f}" for percent in range(50, 100, 5)]
+    assert sum(metrics[name] for name in thresholds) / 10 == pytest.approx(SMALL[iou_type]["AP"])
+    assert (metrics["AP@0.50"], metrics["AP@0.75"]) == (metrics["AP50"], metrics["AP75"])
+    assert set(metrics) == set(SMALL[iou_type]) | set(thresholds)
+
+
+def test_the_fixed_numbers_reach_every_metric() -> None:
+    for iou_type in ("bbox", "segm"):
+        undefined = [name for name, value in SMALL[iou_type].items() if value == -1]
+        assert undefined == ["AP/never seen"]
+        assert all(0 < value < 1 for name, value in SMALL[iou_type].items() if name not in undefined)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_neither_argument_is_changed(iou_type: str) -> None:
+    ground_truth, detections = copy.deepcopy(SMALL["ground_truth"]), copy.deepcopy(SMALL["detections"])
+    evaluator = CocoEvaluator(ground_truth, iou_type=iou_type)
+    assert_equal(evaluator.evaluate(detections), evaluator.evaluate(detections))
+    assert (ground_truth, detections) == (SMALL["ground_truth"], SMALL["detections"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_some_images_only(backend: str) -> None:
+    chosen = {5, 42, 77, 6}
+    part = {
+        key: [item for item in items if key == "categories" or item["id" if key == "images" else "image_id"] in chosen]
+        for key, items in SMALL["ground_truth"].items()
+    }
+    rows = [item for item in SMALL["detections"] if item["image_id"] in chosen]
+    expected = CocoEvaluator(part, backend=backend).evaluate(rows)
+    whole = CocoEvaluator(SMALL["ground_truth"], backend=backend)
+    assert_equal(whole.evaluate(SMALL["detections"], chosen), expected)
+    assert whole.evaluate(SMALL["detections"])["AP"] != pytest.approx(expected["AP"])
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_ground_truth_as_detections_is_perfect(iou_type: str, split: str, shared_dir: Path) -> None:
+    path = shared_dir / "data" / "coco_cc" / "annotations" / f"instances_{split}.json"
+    ground_truth = json.loads(path.read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in ground_truth["images"]}
+    assert any(annotation["iscrowd"] for annotation in ground_truth["annotations"])
+    rows = []
+    for annotation in ground_truth["annotations"]:
+        detection = {key: annotation[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+        if iou_type == "segm":
+            height, width = sizes[annotation["image_id"]]
+            encoded = rle.frPyObjects(annotation["segmentation"], height, width)
+            merged = rle.merge(encoded) if isinstance(encoded, list) else encoded
+            detection["segmentation"] = {"size": [height, width], "counts": merged["counts"].decode()}
+        rows.append(detection)
+    results = [CocoEvaluator(ground_truth, iou_type=iou_type, backend=backend).evaluate(rows) for backend in BACKENDS]
+    assert_equal(*results)
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"):
+        assert results[0][name] == 1.0, name
+    assert results[0]["AR1"] < 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dense_images_need_more_detections(backend: str) -> None:
+    boxes = [[(i % 12) * 80.0, (i // 12) * 80.0, 60.0, 60.0] for i in range(120)]
+    ground_truth = one_class([{"image_id": 0, "bbox": box} for box in boxes])
+    rows = [row(box, 1 - i / 1000) for i, box in enumerate(boxes)]
+    metrics = CocoEvaluator(ground_truth, backend=backend).evaluate(rows)
+    # 100 of 120 found: precision is 1 at the 84 recalls 0, 0.01, ... 0.83 of 101.
+    assert metrics["AP"] == pytest.approx(84 / 101)
+    assert metrics["AR100"] == pytest.approx(100 / 120)
+    metrics = CocoEvaluator(ground_truth, backend=backend, max_dets=(1, 10, 150)).evaluate(rows)
+    assert metrics["AP"] == metrics["APm"] == metrics["AR150"] == 1
+    assert metrics["AR10"] == pytest.approx(10 / 120)
+    assert "AR100" not in metrics
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ignored_objects_neither_help_nor_hurt(backend: str) -> None:
+    plain, ignored = [0.0, 0.0, 100.0, 100.0], [300.0, 300.0, 100.0, 100.0]
+    ground_truth = one_class([{"image_id": 0, "bbox": plain}, {"image_id": 0, "bbox": ignored, "ignore": 1}])
+    evaluator = CocoEvaluator(ground_truth, backend=backend)
+    assert evaluator.evaluate([row(plain, 0.5), row(ignored, 0.9)])["AP"] == pytest.approx(1)
+    assert evaluator.evaluate([row(plain, 0.5)])["AP"] == pytest.approx(1)
+    # A plain object in its place would have to be found, and a detection of nothing counts.
+    assert evaluator.evaluate([row(plain, 0.5), row([600.0, 600.0, 50.0, 50.0], 0.9)])["AP"] == pytest.approx(0.5)
+    counted = CocoEvaluator(
+        one_class([{"image_id": 0, "bbox": plain}, {"image_id": 0, "bbox": ignored}]), backend=backend
+    )
+    assert counted.evaluate([row(plain, 0.5)])["AP"] == pytest.approx(51 / 101)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_annotation_with_id_zero_can_be_found(backend: str) -> None:
+    box = [10.0, 10.0, 50.0, 50.0]
+    ground_truth = one_class([{"image_id": 1, "bbox": box}])
+    assert ground_truth["annotations"][0]["id"] == 0
+    assert CocoEvaluator(ground_truth, backend=backend).evaluate([row(box, image_id=1)])["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_predicted_and_nothing_to_find(backend: str) -> None:
+    found_nothing = CocoEvaluator(SMALL["ground_truth"], backend=backend).evaluate([])
+    assert found_nothing["AP"] == found_nothing["AR100"] == found_nothing["AP/disc"] == 0
+    assert math.isnan(found_nothing["AP/never seen"])
+    empty = CocoEvaluator(one_class([]), backend=backend)
+    for metrics in (empty.evaluate([]), empty.evaluate([row([0, 0, 9, 9])]), empty.evaluate([], image_ids=[])):
+        assert set(metrics) == set(found_nothing) - {"AP/disc", "AP/box", "AP/never seen"} | {"AP/thing"}
+        assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_missing_size_is_undefined() -> None:
+    box = [0.0, 0.0, 20.0, 20.0]
+    metrics = CocoEvaluator(one_class([{"image_id": 0, "bbox": box}])).evaluate([row(box)])
+    assert (metrics["AP"], metrics["APs"]) == (pytest.approx(1), pytest.approx(1))
+    assert all(math.isnan(metrics[name]) for name in ("APm", "APl", "ARm", "ARl"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_prints_nothing(backend: str, capfd: pytest.CaptureFixture[str]) -> None:
+    CocoEvaluator(SMALL["ground_truth"], backend=backend).evaluate(SMALL["detections"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(ImportError, match=r"detpool\[faster-coco-eval\]"):
+        CocoEvaluator(one_class([]), backend="faster_coco_eval")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "pycoco"}, r"backend must be one of pycocotools, faster_coco_eval, got 'pycoco'"),
+        ({"iou_type": "mask"}, r"iou_type must be one of bbox, segm, got 'mask'"),
+        ({"max_dets": (100, 10)}, r"max_dets must be ascending positive integers, got \[100, 10\]"),
+        ({"max_dets": ()}, r"max_dets must be ascending"),
+        ({"iou_type": "segm"}, r"annotation 0 has no segmentation"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CocoEvaluator(one_class([{"image_id": 0, "bbox": [0, 0, 9, 9]}]), **arguments)
+
+
+def test_repeated_class_name() -> None:
+    ground_truth = one_class([])
+    ground_truth["categories"].append({"id": 2, "name": "thing"})
+    with pytest.raises(ValueError, match="category names must be unique"):
+        CocoEvaluator(ground_truth)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 9}, r"row 1: image_id 9 is not in the ground truth, which has 0, 1"),
+        ({"category_id": 2}, r"row 1: category_id 2 is not in the ground truth, which has 1"),
+    ],
+)
+def test_row_of_another_data_set(change: dict[str, int], message: str) -> None:
+    rows = [row([0, 0, 9, 9]), row([0, 0, 9, 9]) | change]
+    with pytest.raises(ValueError, match=message):
+        CocoEvaluator(one_class([])).evaluate(rows)
+
+
+def test_unknown_image_ids_and_missing_masks() -> None:
+    with pytest.raises(ValueError, match="image_ids: not in the ground truth: 3"):
+        CocoEvaluator(one_class([])).evaluate([], image_ids=[0, 3])
+    with pytest.raises(ValueError, match="row 0 has no segmentation"):
+        CocoEvaluator(one_class([]), iou_type="segm").evaluate([row([0, 0, 9, 9])])
