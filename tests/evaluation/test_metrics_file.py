@@ -1,0 +1,128 @@
+"""metrics.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from detpool.evaluation.metrics_file import git_state, read_metrics, write_metrics
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=T", "-c", "user.email=t@example.com")
+    done = subprocess.run(["git", *identity, "-C", str(folder), *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkout"
+    (folder / "package").mkdir(parents=True)
+    (folder / "package" / "code.py").write_text("1\n")
+    (folder / ".gitignore").write_text("logs/\n")
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "first")
+    return folder
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "metrics.json"
+    metrics = {"AP": 0.1 + 0.2, 'AP/a "class" é': torch.tensor(0.5), "APs": math.nan, "loss": math.inf, "epochs": 3}
+    write_metrics(path, metrics, seconds=12.34567, command=["train.py", "data.root=a b"])
+
+    def no_constants(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=no_constants)
+    assert raw["metrics"]["APs"] is None
+    assert raw["metrics"]["loss"] is None
+
+    record = read_metrics(path)
+    assert list(record["metrics"]) == list(metrics)
+    assert record["metrics"]["AP"] == 0.1 + 0.2
+    assert record["metrics"]['AP/a "class" é'] == 0.5
+    assert math.isnan(record["metrics"]["APs"])
+    assert math.isnan(record["metrics"]["loss"])
+    assert record["seconds"] == 12.346
+    assert record["command"] == "train.py 'data.root=a b'"
+    assert record["versions"]["python"] == platform.python_version()
+    assert record["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert record["versions"]["torchvision"].partition("+")[0] == torchvision.__version__.partition("+")[0]
+    assert set(record["versions"]) == {"python", "detpool", "torch", "torchvision", "lightning"}
+    assert record["hardware"]["cores"] >= 1
+    assert record["hardware"]["cpu"]
+    assert len(record["hardware"]["gpus"]) == torch.cuda.device_count()
+    assert set(record["git"]) == {"revision", "dirty"}
+
+
+def test_git_state_of_a_checkout(checkout: Path) -> None:
+    revision = git(checkout, "rev-parse", "HEAD")
+    assert git_state(checkout) == {"revision": revision, "dirty": False}
+    (checkout / "logs").mkdir()
+    (checkout / "logs" / "run").write_text("ignored\n")
+    assert git_state(checkout) == {"revision": revision, "dirty": False}
+    (checkout / "package" / "code.py").write_text("2\n")
+    assert git_state(checkout) == {"revision": revision, "dirty": True}
+
+
+def test_git_state_of_a_checkout_with_a_new_file(checkout: Path) -> None:
+    (checkout / "package" / "pooler.py").write_text("new\n")
+    assert git_state(checkout)["dirty"] is True
+
+
+def test_git_state_ignores_the_repository_of_a_hook(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", str(checkout.parent / "elsewhere"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(checkout.parent))
+    assert len(git_state(checkout)["revision"]) == 40
+
+
+def test_git_state_is_unknown(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = {"revision": None, "dirty": None}
+    assert git_state(checkout / "package") == unknown  # installed below somebody else's repository
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    assert git_state(plain) == unknown
+    git(plain, "init", "--quiet")
+    assert git_state(plain) == unknown  # no commit yet
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(checkout) == unknown  # no git
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"metrics": {"AP": 0.', "is not valid JSON"),
+        ("", "is not valid JSON"),
+        ("[]", "has no object 'metrics'"),
+        ('{"seconds": 3}', "has no object 'metrics'"),
+        ('{"metrics": [1]}', "has no object 'metrics'"),
+        ('{"metrics": {"AP": "high"}}', "metric 'AP' must be a number or null, got 'high'"),
+        ('{"metrics": {"AP": true}}', "metric 'AP' must be a number or null, got True"),
+    ],
+)
+def test_broken_files(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_metrics(path)
+    assert str(path) in str(caught.value)
+
+
+def test_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(ValueError, match="is not valid JSON"):
+        read_metrics(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_metrics(tmp_path / "metrics.json")
