@@ -64,6 +64,24 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
             _check_key(config, override.key_or_group, groups)
 
 
+def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
+    """Sets `key=value` arguments in a config that has been composed before, such as that of a finished run.
+
+    Raises:
+        ConfigError: for an argument that is not `key=value`, or a key that the config does not have.
+    """
+    for override in map(_parse, arguments):
+        _check_key(config, override.key_or_group, [])
+        OmegaConf.update(config, override.key_or_group, override.value())
+
+
+def known_keys(config_dir: Path, config_name: str) -> list[str]:
+    """The top-level keys of a primary config: its own and its groups."""
+    own = OmegaConf.load(config_dir / f"{config_name}.yaml")
+    groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
+    return sorted({str(key) for key in own} - {"defaults"} | set(groups))
+
+
 def check_config(config: DictConfig, known_keys: Sequence[str]) -> None:
     """Checks a composed config: top-level keys, mandatory values, and the arguments of every `_target_`.
 

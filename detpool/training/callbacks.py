@@ -8,7 +8,13 @@ from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+
+def say(text: str) -> None:
+    """Prints once, however many processes there are."""
+    if rank_zero_only.rank == 0:
+        print(text, flush=True)
 
 
 class SaveOnInterrupt(Callback):
@@ -47,14 +53,14 @@ class SaveOnInterrupt(Callback):
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
-        rank_zero_info(f"\n{self._signal.name}: saving a checkpoint after this step (Ctrl-C again to stop at once)")
+        say(f"\n{self._signal.name}: saving a checkpoint after this step (Ctrl-C again to stop at once)")
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         # One process may have been signalled before the others: they stop at the same step.
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
         trainer.save_checkpoint(self.path)
-        rank_zero_info(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
+        say(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from detpool.data.sampling import derive_seed
 from detpool.evaluation import DetectionEvaluator
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -45,6 +46,8 @@ class DetectionModule(LightningModule):
         self.make_evaluator = evaluator
         self.seed = seed
         self.evaluator: DetectionEvaluator | None = None
+        self.evaluated: Any = None  # the data set that `evaluator` has the ground truth of
+        self.metrics: dict[str, float] = {}  # of the last validation or test
 
     def configure_optimizers(self) -> Any:
         assert self.optimizer is not None, "this module was built for evaluation"
@@ -54,16 +57,12 @@ class DetectionModule(LightningModule):
         schedule = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        images, targets = batch
-        return [image.as_subclass(torch.Tensor).float() / 255 for image in images], targets
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(hash((self.seed, self.current_epoch, batch_idx, self.global_rank)) % 2**63)
+        torch.manual_seed(derive_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
-        losses = self.model(images, targets)
+        losses = self.model(to_unit_range(images), targets)
         loss = torch.stack(list(losses.values())).sum()
         if not math.isfinite(loss.item()):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
@@ -84,11 +83,13 @@ class DetectionModule(LightningModule):
         self._start_evaluation(self.trainer.test_dataloaders)
 
     def _start_evaluation(self, loader: Any) -> None:
-        self.evaluator = self.make_evaluator(loader.dataset)
+        if self.evaluator is None or self.evaluated is not loader.dataset:
+            self.evaluated, self.evaluator = loader.dataset, self.make_evaluator(loader.dataset)
+        self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
         images, targets = batch
-        predictions = self.model(images)
+        predictions = self.model(to_unit_range(images))
         assert self.evaluator is not None
         self.evaluator.update(predictions, targets, [(image.shape[-2], image.shape[-1]) for image in images])
         return predictions
@@ -105,6 +106,11 @@ class DetectionModule(LightningModule):
         assert self.evaluator is not None
         # A limit on the number of batches (a smoke test) leaves images unseen; otherwise each must have been seen.
         limit = self.trainer.limit_val_batches if stage == "val" else self.trainer.limit_test_batches
-        metrics = self.evaluator.compute(partial=limit != 1.0)
+        metrics = self.metrics = self.evaluator.compute(partial=limit != 1.0)
         # Every process has the whole result, so nothing needs reducing.
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
+
+
+def to_unit_range(images: list[Tensor]) -> list[Tensor]:
+    """uint8 images to float32 in [0, 1], on the device where they are."""
+    return [image.float() / 255 for image in images]

@@ -1,0 +1,215 @@
+"""A run, from its composed config to its directory: build, train, evaluate, restore."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from detpool.config import check_config
+from detpool.data.datamodule import DetectionDataModule
+from detpool.detection.backbones.weights import load_state_dict, read_weights_file
+from detpool.errors import ConfigError, WeightsError
+from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.metrics_file import write_metrics
+from detpool.evaluation.table import print_metrics
+from detpool.training.callbacks import EpochLines, say
+from detpool.training.module import DetectionModule
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Trains and evaluates what a config describes, in its `run_dir`.
+
+    Args:
+        config: the composed config of `configs/train.yaml`.
+
+    Returns:
+        the metrics of the best checkpoint (of the last, if no validation was run) on `evaluation.split`.
+    """
+    start = time.monotonic()
+    seed_everything(config.seed, workers=True, verbose=False)
+    run_dir = Path(config.run_dir)
+    data = instantiate(config.data)
+    config.class_names = list(data.class_names)
+    module = build_module(config)
+    _check_resume(config)
+    trainer = build_trainer(config, instantiate_all(config.callbacks), instantiate_all(config.logger))
+    save_config(config, run_dir)
+    say(f"run directory: {run_dir}")
+    trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+
+    best = run_dir / "checkpoints" / "best.ckpt"
+    checkpoint = best if best.exists() else run_dir / "checkpoints" / "last.ckpt"
+    if checkpoint.exists():
+        load_checkpoint(module, checkpoint)
+    return evaluate(config, trainer, module, data, start)
+
+
+def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> dict[str, float]:
+    """Evaluates a checkpoint in the `run_dir` of `config`, the config of its run with what is to differ.
+
+    Args:
+        start: `time.monotonic()` at the start of the program.
+
+    Raises:
+        ConfigError: if the data has other classes than the model was trained for.
+    """
+    check_config(config, list(map(str, config)))
+    data = instantiate(config.data)
+    if list(data.class_names) != list(config.class_names):
+        raise ConfigError(
+            f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
+        )
+    module = build_module(config, pretrained=False)
+    load_checkpoint(module, checkpoint)
+    trainer = build_trainer(config, [], [])
+    save_config(config, Path(config.run_dir))
+    return evaluate(config, trainer, module, data, start)
+
+
+def evaluate(
+    config: DictConfig, trainer: Trainer, module: DetectionModule, data: DetectionDataModule, start: float
+) -> dict[str, float]:
+    """Evaluates on `evaluation.split`; writes `metrics.json`, `predictions.json` and `pictures/` into the run
+    directory, and prints a table.
+
+    Args:
+        start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.
+    """
+    run_dir = Path(config.run_dir)
+    split = config.evaluation.split
+    if split not in ("val", "test"):
+        raise ConfigError(f"evaluation.split must be val or test, got {split!r}")
+    data.setup("test")
+    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
+    trainer.test(module, dataloaders=loader, verbose=False)
+    assert module.evaluator is not None
+    rows = module.evaluator.results()
+    if rank_zero_only.rank == 0:
+        write_results(run_dir / "predictions.json", rows)
+        write_metrics(run_dir / "metrics.json", module.metrics, seconds=time.monotonic() - start)
+        print_metrics(module.metrics, title=f"{split} split, {len(loader.dataset)} images")
+    say(f"metrics, predictions and pictures: {run_dir}")
+    return module.metrics
+
+
+def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule:
+    """The detector of a config in its Lightning module.
+
+    Args:
+        config: a composed config whose `class_names` is filled in.
+        pretrained: whether to load the backbone's weights; a checkpoint to be restored replaces them anyway.
+    """
+    backbone = config.backbone.copy()
+    if not pretrained and "weights" in backbone:
+        backbone.weights = None
+    model = instantiate(
+        config.model,
+        num_classes=len(config.class_names),
+        body=instantiate(backbone),
+        box_pooler=instantiate(config.pooler),
+    )
+    evaluator = functools.partial(
+        DetectionEvaluator,
+        metrics=tuple(config.evaluation.metrics),
+        backend=config.evaluation.backend,
+        max_dets=tuple(config.evaluation.max_dets),
+    )
+    return DetectionModule(
+        model,
+        instantiate(config.optim.optimizer),
+        instantiate(config.optim.schedule),
+        evaluator,
+        seed=config.seed,
+        channels_last=config.channels_last,
+    )
+
+
+def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
+    """The Lightning trainer, with a progress bar in a terminal and lines elsewhere."""
+    # What Lightning says of devices, limits and its other products at each start is not worth a line of ours.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=".*treespec.*", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    if config.progress and sys.stdout.isatty():
+        callbacks = [*callbacks, RichProgressBar()]
+    else:
+        callbacks = [*callbacks, EpochLines()]
+    return instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=config.run_dir,
+        enable_progress_bar=config.progress and sys.stdout.isatty(),
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def instantiate_all(group: DictConfig | None) -> list[Any]:
+    """Builds each member of a group of named objects; a member that is null is left out."""
+    return [instantiate(node) for node in (group or {}).values() if node is not None]
+
+
+def save_config(config: DictConfig, run_dir: Path) -> None:
+    """Writes `config.yaml`: all of the config, interpolations resolved."""
+    if rank_zero_only.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+
+
+def load_config(checkpoint: Path) -> DictConfig:
+    """The config of the run that wrote a checkpoint: `config.yaml` beside it or one folder up.
+
+    Raises:
+        ConfigError: if the checkpoint or its config does not exist.
+    """
+    if not checkpoint.is_file():
+        near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt"))
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()}){hint}")
+    for folder in (checkpoint.parent, checkpoint.parent.parent):
+        if (folder / "config.yaml").is_file():
+            config = OmegaConf.load(folder / "config.yaml")
+            assert isinstance(config, DictConfig)
+            return config
+    raise ConfigError(f"no config.yaml beside {checkpoint} or one folder up: it says which model to restore")
+
+
+def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
+    """Loads the weights of a checkpoint, tensors only.
+
+    Raises:
+        WeightsError: if the file is damaged or belongs to another model.
+    """
+    load_state_dict(module, read_weights_file(str(checkpoint)), source=str(checkpoint))
+
+
+def _check_resume(config: DictConfig) -> None:
+    """A checkpoint of another model fails here with the settings that differ, not later with a list of tensors."""
+    if config.ckpt_path is None:
+        return
+    checkpoint = Path(config.ckpt_path)
+    before = load_config(checkpoint)
+    differing = [
+        key
+        for key in ("model", "backbone", "pooler", "class_names")
+        if OmegaConf.to_container(before[key], resolve=True) != OmegaConf.to_container(config[key], resolve=True)
+    ]
+    if differing:
+        raise WeightsError(
+            f"{checkpoint} cannot be resumed with this config: its {', '.join(differing)} differ from those in "
+            f"{checkpoint.parent.parent / 'config.yaml'}"
+        )

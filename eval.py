@@ -1,0 +1,35 @@
+"""Evaluates a checkpoint: `python eval.py ckpt_path=logs/.../checkpoints/best.ckpt [evaluation.split=val] [...]`.
+
+The model is restored from the config of the run that wrote the checkpoint; any value of that config can be changed
+with `key=value` (`data.root=...`, `evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`).
+"""
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+from detpool.config import apply_overrides
+from detpool.errors import ConfigError, exit_with_message
+
+
+def main() -> None:
+    start = time.monotonic()
+    arguments = sys.argv[1:]
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return
+    with exit_with_message():
+        given = [argument.removeprefix("ckpt_path=") for argument in arguments if argument.startswith("ckpt_path=")]
+        if len(given) != 1:
+            raise ConfigError(f"give one checkpoint with ckpt_path=..., got {len(given)}")
+        from detpool.training import runs
+
+        config = runs.load_config(Path(given[0]))
+        config.run_dir = f"logs/eval/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+        apply_overrides(config, [argument for argument in arguments if not argument.startswith("ckpt_path=")])
+        runs.restore_and_evaluate(config, Path(given[0]), start)
+
+
+if __name__ == "__main__":
+    main()
