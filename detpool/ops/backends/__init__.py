@@ -1,0 +1,47 @@
+"""Implementations of the two primitives, and the choice between them.
+
+A backend is a module of this package with the six functions of ``reference`` and ``reasons_against``, which lists why
+it cannot serve a call. The first backend of ``ORDER`` without a reason runs; modules are imported when first asked.
+"""
+
+from importlib import import_module
+from types import ModuleType
+
+from torch import Tensor
+
+ORDER = ("reference",)
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for by name and cannot serve the call."""
+
+
+def check_name(backend: str | None) -> str:
+    """``backend`` as the primitives take it: a known name, or the empty string for the first that can serve."""
+    if backend is None:
+        return ""
+    if backend not in ORDER:
+        raise ValueError(f"backend must be None or one of {', '.join(map(repr, ORDER))}, got {backend!r}")
+    return backend
+
+
+def choose(backend: str, primitive: str, tensors: dict[str, Tensor]) -> ModuleType:
+    """The module that will compute ``primitive`` on these tensors.
+
+    Raises:
+        BackendError: the backend asked for, or every backend, has reasons against the call.
+    """
+    reasons: dict[str, list[str]] = {}
+    for name in ORDER:
+        if backend in ("", name):
+            module = import_module(f"{__name__}.{name}")
+            reasons[name] = module.reasons_against(primitive, tensors)
+            if not reasons[name]:
+                return module
+    for name in ORDER:
+        if name not in reasons:
+            reasons[name] = import_module(f"{__name__}.{name}").reasons_against(primitive, tensors)
+    got = "\n".join(f"  {k}: {tuple(t.shape)} {t.dtype} on {t.device}" for k, t in tensors.items())
+    why = "\n".join(f"  {name}: {'; '.join(r) or 'could serve this call'}" for name, r in reasons.items())
+    who = f"backend {backend!r} cannot" if backend else "no backend can"
+    raise BackendError(f"{who} compute {primitive} for\n{got}\nReasons:\n{why}")

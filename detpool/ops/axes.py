@@ -1,0 +1,175 @@
+"""From a box to the taps of its bins, one image axis at a time.
+
+The *bins* of an axis are its edges in feature cells; the *taps* of a bin are the cells it reads and their weights. All
+of this is plain PyTorch on tensors with one row a RoI, so gradients with respect to boxes are PyTorch's own.
+
+Shapes: K RoIs, P bins along the axis, J bins along the other axis where an edge depends on them (deformable bins) and 1
+where it does not, T taps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Bin edges along one axis, in feature cells: bin p of a RoI spans ``origin + lower`` to ``origin + upper``."""
+
+    origin: Tensor
+    """(K, 1, 1); not zero only where the original operator rounds edges before it adds an integral start."""
+    lower: Tensor
+    """(K, P, J)"""
+    upper: Tensor
+    """(K, P, J)"""
+    size: Tensor
+    """(K, 1, 1), of one bin"""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """What the bins read along one axis."""
+
+    index: Tensor
+    """(K, P, J, T) int32: a cell, or -1 for no tap"""
+    weight: Tensor
+    """(K, P, J, T); zero where there is no tap"""
+
+    def transposed(self) -> "Taps":
+        """The x axis as the primitive wants it: bins of x in dimension 2."""
+        return Taps(self.index.transpose(1, 2), self.weight.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class Points:
+    """Bilinear sampling points along one axis, each a pair of taps; G points a bin."""
+
+    index: Tensor
+    """(K, P, J, G, 2) int32, -1 for no tap"""
+    weight: Tensor
+    """(K, P, J, G, 2), not yet divided by the number of points"""
+    exists: Tensor
+    """(K, P, J, G) bool: RoIs may have fewer than G points; a point outside the image exists and reads 0"""
+    count: Tensor
+    """(K, 1, 1, 1): points a bin, at least 1"""
+
+
+def round_half_away(x: Tensor) -> Tensor:
+    """C's ``round``: halves go away from zero (``torch.round`` takes them to the even neighbour)."""
+    whole = x.trunc()
+    return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
+
+
+def continuous_bins(start: Tensor, size: Tensor, count: int) -> Bins:
+    """``count`` equal bins over ``start .. start + size``, both (K,), with no rounding."""
+    step = (size / count)[:, None, None]
+    number = torch.arange(count, dtype=start.dtype, device=start.device)[:, None]
+    start = start[:, None, None]
+    return Bins(torch.zeros_like(start), start + number * step, start + (number + 1) * step, step)
+
+
+def rounded_bins(start: Tensor, size: Tensor, count: int) -> Bins:
+    """As :func:`continuous_bins` for an integral ``start``, which is added after a bin's edges have been rounded."""
+    step = (size / count)[:, None, None]
+    number = torch.arange(count, dtype=start.dtype, device=start.device)[:, None]
+    return Bins(start[:, None, None], number * step, (number + 1) * step, step)
+
+
+def cell_windows(bins: Bins, length: int) -> Tensor:
+    """The integer cells that each bin touches, clipped to ``0 .. length``: (K, P, J, 2) int32, first and last + 1."""
+    first = (bins.origin + bins.lower.floor()).clamp(0, length)
+    last = (bins.origin + bins.upper.ceil()).clamp(0, length)
+    return _integers(torch.stack([first, torch.maximum(first, last)], dim=-1), 0, length)
+
+
+def cell_taps(bins: Bins, length: int) -> Taps:
+    """Mean over the cells of :func:`cell_windows`; a bin without cells has no taps. No gradient reaches the boxes."""
+    first, last = cell_windows(bins, length).unbind(-1)
+    count = (last - first)[..., None]
+    number = torch.arange(_bound(count, length), dtype=torch.int32, device=first.device)
+    inside = number < count
+    index = torch.where(inside, first[..., None] + number, -1)
+    return Taps(index, torch.where(inside, 1.0 / count.clamp(min=1).to(bins.size.dtype), 0.0))
+
+
+def integral_taps(bins: Bins, length: int) -> Taps:
+    """Mean of the hat function of each cell over the bin: Precise RoI pooling.
+
+    With G the antiderivative of the hat ``max(0, 1 - |t|)``, cell i of bin [a, b] weighs ``(G(b - i) - G(a - i)) / (b -
+    a)``; a bin of no extent has zero weights.
+    """
+    lower, upper = bins.origin + bins.lower, bins.origin + bins.upper
+    first = _integers(lower.detach().floor().clamp(0, length), 0, length)
+    last = _integers(upper.detach().ceil().clamp(-1, length - 1), -1, length - 1) + 1
+    count = (last - first)[..., None]
+    number = torch.arange(_bound(count, length), dtype=torch.int32, device=first.device)
+    index = first[..., None] + number
+    some = bins.size > 0
+    scale = torch.where(some, bins.size, 1.0).reciprocal() * some
+    cell = index.to(lower.dtype)
+    weight = (_hat_integral(upper[..., None] - cell) - _hat_integral(lower[..., None] - cell)) * scale[..., None]
+    inside = number < count
+    return Taps(torch.where(inside, index, -1), torch.where(inside, weight, 0.0))
+
+
+def points(bins: Bins, length: int, ratio: int) -> Points:
+    """Bilinear sampling points at ``lower + (t + 0.5) / G * size``: RoIAlign.
+
+    A point outside ``-1 .. length`` reads 0; nearer points are clamped to the cells. ``ratio`` is G; zero or less takes
+    ``ceil(size)`` of each RoI.
+    """
+    dtype, device = bins.lower.dtype, bins.lower.device
+    lower = (bins.origin + bins.lower)[..., None]
+    size = bins.size[..., None]
+    if ratio > 0:
+        count = torch.full_like(size, ratio)
+        number = torch.arange(ratio, dtype=dtype, device=device)
+        exists = torch.ones((*lower.shape[:-1], ratio), dtype=torch.bool, device=device)
+    else:
+        count = size.detach().ceil()
+        # Neighbouring points are at least half a cell apart, so no bin has more than 2 (length + 1) + 1 points that
+        # read anything. Starting at the first of those bounds the memory, however far a box extends.
+        limit = 2 * length + 6
+        spacing = size.detach() / count.clamp(min=1)
+        skipped = (-1 - lower.detach()) / torch.where(spacing > 0, spacing, 1.0) - 2
+        many = count > limit
+        offset = torch.where(many, skipped.floor().clamp(min=0), 0.0)
+        number = offset + torch.arange(_bound(count, limit), dtype=dtype, device=device)
+        exists = number < count
+        count = count.clamp(min=1)
+    y = lower + (number + 0.5) * size / count
+    inside = exists & (y >= -1) & (y <= length)
+    y = y.clamp(0, length - 1)
+    low = y.detach().floor()
+    high_weight = y - low
+    low_index = _integers(low, 0, length - 1)
+    index = torch.stack([low_index, torch.where(low_index + 1 < length, low_index + 1, -1)], dim=-1)
+    weight = torch.stack([1 - high_weight, high_weight], dim=-1)
+    reads = inside[..., None]
+    return Points(torch.where(reads, index, -1), torch.where(reads & (index >= 0), weight, 0.0), exists, count)
+
+
+def point_taps(bins: Bins, length: int, ratio: int) -> Taps:
+    """Mean over the :func:`points` of each bin."""
+    sampled = points(bins, length, ratio)
+    weight = sampled.weight / sampled.count[..., None]
+    return Taps(sampled.index.flatten(-2), weight.flatten(-2))
+
+
+def _hat_integral(t: Tensor) -> Tensor:
+    """Integral of ``max(0, 1 - |u|)`` from minus infinity to t, written so that its derivative is exact everywhere."""
+    t = t.clamp(-1, 1)
+    return 0.5 + t - 0.5 * t * t.abs()
+
+
+def _integers(x: Tensor, least: int, most: int) -> Tensor:
+    """int32 in ``least .. most`` even for NaN, which reaches this point only where values are not inspected."""
+    return x.to(torch.int32).clamp(least, most)
+
+
+def _bound(count: Tensor, limit: int) -> int:
+    """Taps to lay out: the largest ``count``; ``limit``, which is never less, where a traced graph cannot look."""
+    if torch.compiler.is_compiling():
+        return limit
+    return min(limit, int(count.max())) if count.numel() else 0
