@@ -162,6 +162,20 @@ def test_missing_size_is_undefined() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_the_size_of_a_mask_is_its_own(backend: str) -> None:
+    def masked(x: int, width: int, height: int) -> dict[str, Any]:
+        encoded = rle.frPyObjects([[x, 0, x + width, 0, x + width, height, x, height]], 1000, 1000)[0]
+        return {"size": [1000, 1000], "counts": encoded["counts"].decode()}
+
+    ground_truth = one_class([{"image_id": 0, "bbox": [0, 0, 20, 20], "segmentation": masked(0, 20, 20)}])
+    # A small mask in a box that is not: counted among the small ones, where it is wrong.
+    wrong = row([500, 0, 100, 100], 0.9) | {"segmentation": masked(500, 10, 10)}
+    right = row([0, 0, 20, 20], 0.5) | {"segmentation": masked(0, 20, 20)}
+    metrics = CocoEvaluator(ground_truth, iou_type="segm", backend=backend).evaluate([right, wrong])
+    assert metrics["APs"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_prints_nothing(backend: str, capfd: pytest.CaptureFixture[str]) -> None:
     CocoEvaluator(SMALL["ground_truth"], backend=backend).evaluate(SMALL["detections"])
     assert capfd.readouterr() == ("", "")
