@@ -62,10 +62,9 @@ def _class_tables(metrics: Mapping[str, float]) -> RenderableType | None:
     if not names:
         return None
     tables = []
-    height = max(_ROWS, math.ceil(len(names) / 4))
-    for start in range(0, len(names), height):
+    for start in range(0, len(names), _ROWS):
         table = _table("class", *(f"{_CLASS_COLUMNS[column]}, %" for column in columns))
-        for name in names[start : start + height]:
+        for name in names[start : start + _ROWS]:
             table.add_row(Text(name), *(_percent(metrics.get(f"{column}/{name}")) for column in columns))
         tables.append(table)
     return tables[0] if len(tables) == 1 else Columns(tables)
