@@ -2,10 +2,10 @@
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import DetectionDataset
-from detpool.data.errors import DataError
 from detpool.data.sampling import SampleKey
 from detpool.data.shapes import ShapesDataset
 from detpool.data.transforms import detection_transform
+from detpool.errors import DataError
 
 __all__ = [
     "DataError",

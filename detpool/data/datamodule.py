@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from detpool.data.dataset import DetectionDataset, Sample, Target
-from detpool.data.errors import DataError
 from detpool.data.sampling import EvalSampler, TrainSampler
+from detpool.errors import DataError
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -45,9 +45,6 @@ class DetectionDataModule(LightningDataModule):
         seed: the run's seed.
     """
 
-    # A process may get no image of a data set with fewer images than processes.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         train: Callable[[], DetectionDataset],
@@ -68,6 +65,8 @@ class DetectionDataModule(LightningDataModule):
         self._build_train, self._build_val, self._build_test = train, val, test
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
+        # A process gets no image of an evaluation set with fewer images than processes.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @cached_property
     def train_dataset(self) -> DetectionDataset:

@@ -1,0 +1,191 @@
+"""What data sets read from files share, whatever the format of their annotations."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from pycocotools import mask as coco_mask
+from torch import Tensor
+from torchvision import tv_tensors
+
+from detpool.data.dataset import DetectionDataset, Sample, Transform
+from detpool.data.images import read_image
+from detpool.data.packed import PackedStrings
+from detpool.errors import DataError
+
+
+@dataclass
+class Records:
+    """What a reader found in annotation files, as columns: first of the images, then of the objects."""
+
+    image_ids: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)  # paths below the folder of the images
+    sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
+
+    positions: list[int] = field(default_factory=list)  # of the object's image in the columns above
+    boxes: list[Sequence[float]] = field(default_factory=list)  # x, y, width, height; continuous pixels
+    labels: list[int] = field(default_factory=list)
+    areas: list[float] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    segmentations: list[str] | None = None  # JSON; None: not wanted
+
+
+class FileDataset(DetectionDataset):
+    """Images in files below one folder, their annotations in memory, once for all workers.
+
+    Objects whose box has no width or height within the image are left out of samples and ground truth, with one
+    warning. Crowds and difficult objects are in the ground truth only.
+
+    Args:
+        source: what warnings call the data set, such as its annotation file.
+        folder: the folder that ``records.names`` start from.
+        records: what the annotation files say.
+        class_names, category_ids: see `DetectionDataset`.
+        masks: whether samples and ground truth hold masks.
+        drop_empty: whether to leave out images without an object to train on.
+        transform: see `DetectionDataset`.
+
+    Raises:
+        DataError: no image is left.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        folder: Path,
+        records: Records,
+        class_names: list[str],
+        category_ids: list[int],
+        masks: bool,
+        drop_empty: bool,
+        transform: Transform | None,
+    ) -> None:
+        super().__init__(transform)
+        self.folder, self.class_names, self.category_ids, self.masks = folder, class_names, category_ids, masks
+
+        # Tensors, as every object of Python would be copied into each worker (see `PackedStrings`).
+        sizes = torch.tensor(records.sizes).reshape(-1, 2)
+        boxes = torch.tensor(records.boxes, dtype=torch.float64).reshape(-1, 4)
+        positions = torch.tensor(records.positions, dtype=torch.int64)
+        targets = ~torch.tensor(list(map(max, records.crowd, records.difficult)), dtype=torch.bool)
+
+        inside = _clamped_corners(boxes, sizes[positions])
+        degenerate = (inside[:, 2] <= inside[:, 0]) | (inside[:, 3] <= inside[:, 1])
+        if degenerate.any():
+            first = int(degenerate.nonzero()[0])
+            rank_zero_warn(
+                f"{source}: left out {int(degenerate.sum())} of {len(boxes)} objects, whose boxes have no width or "
+                f"height within the image; the first is {boxes[first].tolist()} (x, y, width, height) in "
+                f"{records.names[positions[first]]}"
+            )
+        kept_images = torch.ones(len(sizes), dtype=torch.bool)
+        if drop_empty:
+            kept_images = torch.bincount(positions[targets & ~degenerate], minlength=len(sizes)) > 0
+        if not kept_images.any():
+            what = "an object to train on" if len(sizes) else "an entry"
+            raise DataError(f"{source}: none of its {len(sizes)} images has {what}")
+        kept_objects = (~degenerate & kept_images[positions]).nonzero()[:, 0]
+        kept_objects = kept_objects[positions[kept_objects].argsort(stable=True)]
+
+        self._image_ids = torch.tensor(records.image_ids)[kept_images]
+        self._sizes = sizes[kept_images]
+        self._names = PackedStrings(records.names[i] for i in kept_images.nonzero()[:, 0].tolist())
+        counts = torch.bincount(positions[kept_objects], minlength=len(sizes))[kept_images]
+        self._ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        self._boxes = boxes[kept_objects]
+        self._targets = targets[kept_objects]
+        self._labels = torch.tensor(records.labels, dtype=torch.int64)[kept_objects]
+        self._areas = torch.tensor(records.areas, dtype=torch.float64)[kept_objects]
+        self._crowd = torch.tensor(records.crowd, dtype=torch.bool)[kept_objects]
+        self._difficult = torch.tensor(records.difficult, dtype=torch.bool)[kept_objects]
+        self._segmentations = None
+        if records.segmentations is not None:
+            self._segmentations = PackedStrings(records.segmentations[i] for i in kept_objects.tolist())
+
+    @property
+    def image_ids(self) -> list[int]:
+        return self._image_ids.tolist()
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def load(self, index: int) -> Sample:
+        path = self.folder / self._names[index]
+        height, width = size = tuple(self._sizes[index].tolist())
+        start, end = self._ends[index : index + 2].tolist()
+        chosen = start + self._targets[start:end].nonzero()[:, 0]
+        boxes = _clamped_corners(self._boxes[chosen], self._sizes[index]).float()
+        target: dict[str, Any] = {
+            "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
+            "labels": self._labels[chosen],
+            "image_id": int(self._image_ids[index]),
+            "orig_size": size,
+        }
+        if self._segmentations is not None:
+            masks = np.zeros((len(chosen), height, width), np.uint8)
+            for mask, i in zip(masks, chosen.tolist(), strict=True):
+                mask[:] = _decode_mask(json.loads(self._segmentations[i]), size, path)
+            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        return read_image(path, size), target
+
+    def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
+        images = [
+            {"id": image_id, "file_name": self._names[i], "height": height, "width": width}
+            for i, (image_id, (height, width)) in enumerate(zip(self.image_ids, self._sizes.tolist(), strict=True))
+        ]
+        columns = (
+            torch.repeat_interleave(self._image_ids, self._ends.diff()),
+            torch.tensor(self.category_ids)[self._labels - 1],
+            self._boxes,
+            self._areas,
+            self._crowd.int(),
+            self._difficult.int(),
+        )
+        annotations: list[dict[str, Any]] = [
+            {
+                # The files' own ids would do but for 0, which pycocotools takes for "no object".
+                "id": number,
+                "image_id": image_id,
+                "category_id": category_id,
+                "bbox": bbox,
+                "area": area,
+                "iscrowd": crowd,
+                "ignore": difficult,
+                "difficult": difficult,
+            }
+            for number, (image_id, category_id, bbox, area, crowd, difficult) in enumerate(
+                zip(*(column.tolist() for column in columns), strict=True), 1
+            )
+        ]
+        if self._segmentations is not None:
+            for i, annotation in enumerate(annotations):
+                annotation["segmentation"] = json.loads(self._segmentations[i])
+        categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _clamped_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """XYXY of boxes (x, y, width, height), clamped to images of (height, width): (n, 4)."""
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    limit = sizes.flip(-1).repeat(*[1] * (sizes.ndim - 1), 2)
+    return torch.minimum(corners.clamp(min=0), limit)
+
+
+def _decode_mask(segmentation: Any, size: tuple[int, int], path: Path) -> np.ndarray:
+    """Polygons or run-length encoding, checked by the reader, to uint8 (height, width)."""
+    try:
+        if isinstance(segmentation, list):
+            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
+        elif isinstance(segmentation["counts"], list):
+            rle = coco_mask.frPyObjects(segmentation, *size)
+        else:
+            rle = segmentation
+        return coco_mask.decode(rle)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: a mask of this image cannot be decoded: {error}") from error

@@ -1,0 +1,74 @@
+"""Image files of any kind to uint8 RGB."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torchvision import tv_tensors
+
+from detpool.errors import DataError
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) that the header of an image file states, its EXIF orientation aside.
+
+    Raises:
+        DataError: the file is missing or is no image.
+    """
+    with _open(path) as image:
+        return image.height, image.width
+
+
+def read_image(path: Path, size: tuple[int, int]) -> tv_tensors.Image:
+    """Read an image file whose annotations say how large it is.
+
+    Grey, palette, CMYK and other colour models become RGB; 16-bit samples keep their upper 8 bits; transparency is
+    ignored; of an animation the first frame counts. Cameras store a turned picture with an EXIF note on how to turn
+    it back. The published data sets annotate the picture as it is stored, other tools as it is displayed: it is turned
+    only where that, and not the stored picture, has the annotated size.
+
+    Args:
+        path: the file.
+        size: (height, width) in the annotations, in pixels.
+
+    Returns:
+        uint8, (3, height, width).
+
+    Raises:
+        DataError: the file is missing, truncated or no image, or its size differs from the annotated one.
+    """
+    with _open(path) as image:
+        stored = image.height, image.width
+        try:
+            turned = stored != size and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+            if size != (stored[::-1] if turned else stored):
+                raise DataError(f"{path}: is {_text(stored)} (height x width), but its annotations say {_text(size)}")
+            pixels = np.array(_to_rgb(ImageOps.exif_transpose(image) if turned else image))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path}: the image cannot be decoded, it may be truncated: {error}") from error
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the image does not exist") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # SyntaxError: Pillow's word for a malformed header.
+        raise DataError(f"{path}: not a readable image: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip, not scale; "I" is its name in some formats
+        image = Image.fromarray((np.clip(np.array(image), 0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its samples are floating-point numbers of unknown range")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns if the step is left out
+    return image.convert("RGB")
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

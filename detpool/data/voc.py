@@ -1,0 +1,211 @@
+"""Pascal VOC's published layout (Everingham et al., IJCV 2010)."""
+
+import math
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from detpool.data.datamodule import DetectionDataModule
+from detpool.data.dataset import Transform
+from detpool.data.files import FileDataset, Records
+from detpool.data.images import image_size
+from detpool.errors import DataError, did_you_mean
+
+VOC_CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+
+Years = int | str | Sequence[int | str] | None
+
+
+class VOCDataset(FileDataset):
+    """Objects of a VOC image set: ``ImageSets/Main/{image_set}.txt``, ``Annotations/*.xml`` and ``JPEGImages/``.
+
+    These folders are looked for in ``root``, or with a year in ``root/VOC{year}`` and ``root/VOCdevkit/VOC{year}``.
+
+    VOC counts pixels from 1 and includes the last, so (xmin, ymin, xmax, ymax) become the continuous XYXY box
+    (xmin - 1, ymin - 1, xmax, ymax), in samples and ground truth. A box with xmax <= xmin or ymax <= ymin as written is
+    degenerate: no VOC object is a pixel wide, but tools write such a box for a click. The images' ids are their
+    positions in the image sets, from 1, before any is left out.
+
+    Args:
+        root: see above.
+        year: one year or several, whose images are joined; None: the folders lie in ``root``.
+        image_set: ``train``, ``val``, ``trainval`` or ``test``, or another file of ``ImageSets/Main``.
+        class_names: of labels and category ids 1, 2, ...; default: VOC's 20 classes.
+        drop_empty: whether to leave out images without an object to train on.
+        transform: see `DetectionDataset`.
+
+    Raises:
+        DataError: a file is missing or malformed, or names a class that ``class_names`` lacks.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        year: Years = None,
+        image_set: str = "train",
+        class_names: Sequence[str] = VOC_CLASSES,
+        drop_empty: bool = False,
+        transform: Transform | None = None,
+    ) -> None:
+        root, names = Path(root), list(class_names)
+        records = Records()
+        for folder in _folders(root, year):
+            for name in _read_image_set(folder, image_set):
+                _read_annotation(root, folder, name, names, records)
+        years = "" if year is None else f" of {year if isinstance(year, int | str) else ', '.join(map(str, year))}"
+        super().__init__(
+            source=f"VOC image set {image_set}{years} in {root}",
+            folder=root,
+            records=records,
+            class_names=names,
+            category_ids=list(range(1, len(names) + 1)),
+            masks=False,
+            drop_empty=drop_empty,
+            transform=transform,
+        )
+
+
+def voc_datamodule(
+    root: str | Path,
+    year: Years = None,
+    train_set: str = "train",
+    val_set: str = "val",
+    test_set: str | None = None,
+    eval_year: Years = None,
+    class_names: Sequence[str] | None = None,
+    drop_empty: bool = True,
+    train_transform: Transform | None = None,
+    eval_transform: Transform | None = None,
+    **loader: Any,
+) -> DetectionDataModule:
+    """A data set in VOC's layout as a datamodule.
+
+    Args:
+        root, year: see `VOCDataset`.
+        train_set, val_set, test_set: image sets; no ``test_set``: the validation set is the test set.
+        eval_year: year or years of the validation and test sets, if not ``year``.
+        class_names: default: VOC's 20 classes.
+        drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
+        train_transform, eval_transform: for training and evaluation samples.
+        loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
+    """
+    build = partial(VOCDataset, root, class_names=class_names or VOC_CLASSES)
+    evaluate = partial(build, year if eval_year is None else eval_year, transform=eval_transform)
+    return DetectionDataModule(
+        train=partial(build, year, train_set, drop_empty=drop_empty, transform=train_transform),
+        val=partial(evaluate, image_set=val_set),
+        test=None if test_set is None else partial(evaluate, image_set=test_set),
+        **loader,
+    )
+
+
+def _folders(root: Path, year: Years) -> list[Path]:
+    """The folders that hold Annotations/, one a year."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no such folder; data.root is to name the one that holds VOC<year>/, VOCdevkit/ or Annotations/"
+        )
+    if year is None:
+        if not (root / "Annotations").is_dir():
+            found = sorted(path.name[3:] for path in [*root.glob("VOC[0-9]*"), *root.glob("VOCdevkit/VOC[0-9]*")])
+            hint = f"pass a year, found are {', '.join(found)}" if found else "not Pascal VOC's layout"
+            raise DataError(f"{root}: no folder Annotations/ in it; {hint}")
+        return [root]
+    folders = []
+    for one in [year] if isinstance(year, int | str) else year:
+        places = [root / f"VOC{one}", root / "VOCdevkit" / f"VOC{one}"]
+        place = next((place for place in places if (place / "Annotations").is_dir()), None)
+        if place is None:
+            flat = " (it lies in the root itself: pass no year)" if (root / "Annotations").is_dir() else ""
+            raise DataError(f"year {one}: neither {places[0]} nor {places[1]} holds a folder Annotations/{flat}")
+        folders.append(place)
+    return folders
+
+
+def _read_image_set(folder: Path, image_set: str) -> list[str]:
+    path = folder / "ImageSets" / "Main" / f"{image_set}.txt"
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError as error:
+        sets = [other.stem for other in path.parent.glob("*.txt")]
+        raise DataError(f"{path}: no image set {image_set!r}{did_you_mean(image_set, sets)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    # The lists of a single class have a second column.
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _read_annotation(root: Path, folder: Path, name: str, class_names: list[str], records: Records) -> None:
+    path = folder / "Annotations" / f"{name}.xml"
+    try:
+        tree = ET.parse(path).getroot()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the annotation of an image in {folder / 'ImageSets' / 'Main'} is missing") from error
+    except (OSError, ET.ParseError, ValueError) as error:
+        raise DataError(f"{path}: not well-formed XML: {error}") from error
+
+    suffix = Path(tree.findtext("filename", "")).suffix
+    image = folder / "JPEGImages" / f"{name}{suffix if suffix.lower() in IMAGE_SUFFIXES else '.jpg'}"
+    height, width = (_number(path, tree, f"size/{side}", default=0) for side in ("height", "width"))
+    size = (int(height), int(width))
+    if min(size) < 1:  # some tools leave it out, or write 0
+        size = image_size(image)
+
+    position = len(records.names)
+    records.image_ids.append(position + 1)
+    records.names.append(image.relative_to(root).as_posix())
+    records.sizes.append(size)
+    for number, item in enumerate(tree.findall("object"), 1):
+        label = item.findtext("name", "").strip()
+        if label not in class_names:
+            raise DataError(
+                f"{path}: object {number} is of class {label!r}, not in class_names{did_you_mean(label, class_names)}"
+            )
+        x1, y1, x2, y2 = (_number(path, item, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+        degenerate = x2 <= x1 or y2 <= y1
+        box = (x1 - 1, y1 - 1, 0.0, 0.0) if degenerate else (x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)
+        records.positions.append(position)
+        records.boxes.append(box)
+        records.labels.append(class_names.index(label) + 1)
+        records.areas.append(box[2] * box[3])
+        records.crowd.append(False)
+        records.difficult.append(bool(_number(path, item, "difficult", default=0)))
+
+
+def _number(path: Path, element: ET.Element, tag: str, default: float | None = None) -> float:
+    text = element.findtext(tag)
+    if text is None or not text.strip():
+        if default is None:
+            raise DataError(f"{path}: an <{element.tag}> has no <{tag.replace('/', '><')}>")
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise DataError(f"{path}: <{tag.replace('/', '><')}> is {text.strip()!r}, expected a number")
+    return value

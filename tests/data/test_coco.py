@@ -1,0 +1,255 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision import tv_tensors
+
+from detpool.data.coco import COCODataset, coco_datamodule
+from detpool.data.transforms import detection_transform
+from detpool.errors import DataError
+
+# pycocotools, of numpy 2; shown in tests only.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+def row(number, image_id=7, category_id=3, bbox=(10, 5, 20, 30), **more):
+    return {"id": number, "image_id": image_id, "category_id": category_id, "bbox": list(bbox), "iscrowd": 0} | more
+
+
+SQUARE = [[10, 5, 30, 5, 30, 35, 10, 35]]
+
+
+def test_samples_and_ground_truth(coco):
+    annotations = [row(0, 8, 90, area=12.5), row(5, 7, 3), row(9, 8, 3, (0.25, 0, 59.75, 40))]
+    dataset = COCODataset(coco(annotations, names=((90, "dog"), (3, "cat"))), "train")
+    assert (dataset.class_names, dataset.category_ids) == (["cat", "dog"], [3, 90])
+    assert dataset.image_ids == [7, 8]
+    image, target = dataset[1]
+    assert image.shape == (3, 40, 60)
+    assert target["boxes"].tolist() == [[10, 5, 30, 35], [0.25, 0, 60, 40]]
+    assert isinstance(target["boxes"], tv_tensors.BoundingBoxes)
+    assert target["boxes"].dtype == torch.float32
+    assert target["labels"].tolist() == [2, 1]
+    assert "masks" not in target
+    assert (target["image_id"], target["orig_size"]) == (8, (40, 60))
+    truth = dataset.ground_truth()
+    assert truth["images"] == [{"id": i, "file_name": f"{i}.png", "height": 40, "width": 60} for i in (7, 8)]
+    assert truth["categories"] == [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}]
+    kept = [(a["id"], a["image_id"], a["category_id"], a["bbox"], a["area"]) for a in truth["annotations"]]
+    assert kept == [
+        (1, 7, 3, [10, 5, 20, 30], 600),
+        (2, 8, 90, [10, 5, 20, 30], 12.5),
+        (3, 8, 3, [0.25, 0, 59.75, 40], 2390),
+    ]
+    assert dataset[-1][1]["image_id"] == 8
+    with pytest.raises(IndexError, match="index: got 2, the data set has 2 samples"):
+        dataset[2]
+
+
+def test_masks_of_every_encoding(coco):
+    inside = np.zeros((40, 60), np.uint8)
+    inside[5:35, 10:30] = 1
+    encoded = coco_mask.encode(np.asfortranarray(inside))
+    flat = inside.ravel(order="F")
+    runs = np.diff([0, *(np.flatnonzero(np.diff(flat)) + 1), flat.size]).tolist()
+    segmentations = [
+        SQUARE,
+        {"size": [40, 60], "counts": encoded["counts"].decode()},
+        {"size": [40, 60], "counts": runs},
+        [[10, 5, 20, 5, 20, 35, 10, 35], [20, 5, 30, 5, 30, 35, 20, 35]],
+    ]
+    root = coco([row(i + 1, segmentation=s) for i, s in enumerate(segmentations)])
+    dataset = COCODataset(root, "train", masks=True)
+    _, target = dataset[0]
+    assert isinstance(target["masks"], tv_tensors.Mask)
+    assert target["masks"].dtype == torch.uint8
+    assert np.array_equal(target["masks"].numpy(), np.stack([inside] * 4))
+    assert dataset[1][1]["masks"].shape == (0, 40, 60)
+    assert [a["segmentation"] for a in dataset.ground_truth()["annotations"]] == segmentations
+    # Without masks=True a segmentation is not even looked at.
+    root = coco([row(1, segmentation="?")])
+    assert "segmentation" not in COCODataset(root, "train").ground_truth()["annotations"][0]
+
+
+def test_crowds_are_evaluated_only(coco):
+    crowd = {"size": [40, 60], "counts": [0, 2400]}
+    root = coco([row(1, 7, iscrowd=1, segmentation=crowd), row(2, 8, segmentation=SQUARE)])
+    dataset = COCODataset(root, "train", masks=True)
+    assert [len(dataset[i][1]["labels"]) for i in range(2)] == [0, 1]
+    assert dataset[0][1]["masks"].shape == (0, 40, 60)
+    assert [a["iscrowd"] for a in dataset.ground_truth()["annotations"]] == [1, 0]
+    assert COCODataset(root, "train", drop_empty=True).image_ids == [8]
+
+
+def test_degenerate_boxes_are_dropped_with_one_warning(coco):
+    boxes = [(10, 5, 0, 30), (10, 5, 20, 30), (10, 5, -3, 30), (60, 5, 10, 10), (10, -9, 5, 9)]
+    root = coco([row(i + 1, bbox=box) for i, box in enumerate(boxes)] + [row(9, 8, bbox=(1, 1, 0, 0))])
+    with pytest.warns(UserWarning, match=r"instances_train.json: left out 5 of 6 objects.* in 7.png$") as caught:
+        dataset = COCODataset(root, "train")
+    assert len(caught) == 1
+    assert len(dataset.ground_truth()["annotations"]) == 1
+    assert len(dataset[0][1]["boxes"]) == 1
+    with pytest.warns(UserWarning, match="left out 5 of 6"):
+        assert COCODataset(root, "train", drop_empty=True).image_ids == [7]
+
+
+def test_images_without_objects(coco):
+    root = coco([], count=3)
+    dataset = COCODataset(root, "train", masks=True, transform=detection_transform(min_size=20, hflip=1.0))
+    image, target = dataset[2]
+    assert image.shape == (3, 20, 30)
+    assert target["boxes"].shape == (0, 4)
+    assert target["masks"].shape == (0, 20, 30)
+    assert dataset.ground_truth()["annotations"] == []
+    with pytest.raises(DataError, match="none of its 3 images has an object to train on"):
+        COCODataset(root, "train", drop_empty=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_id": 99}, r"annotations\[0\] \(id 1\) is of image 99, which is not among 'images'"),
+        ({"image_id": "7"}, "is of image '7'"),
+        ({"category_id": 4}, r"annotations\[0\] \(id 1\) is of category 4, which is not among 'categories'"),
+        ({"bbox": [1, 2, 3]}, r"annotations\[0\] \(id 1\) has bbox \[1, 2, 3\], expected \[x, y, width, height\]"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "has bbox"),
+        ({"bbox": None}, "has bbox None"),
+        ({"area": "big"}, "has area 'big', expected a number"),
+        ({"segmentation": []}, r"has segmentation \[\], expected polygons or a run-length encoding"),
+        ({"segmentation": None}, "has segmentation None"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "has a polygon that is not a list"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "has a polygon that is not a list"),
+        (
+            {"segmentation": {"size": [60, 40], "counts": "x"}},
+            r"has a mask of \(height, width\) \[60, 40\] in an image",
+        ),
+        ({"segmentation": {"size": [40, 60], "counts": [1, 2]}}, "do not sum up to the 2400 pixels"),
+    ],
+)
+def test_malformed_annotations(coco, changes, message):
+    root = coco([row(1, segmentation=SQUARE) | changes])
+    with pytest.raises(DataError, match=f"instances_train.json: .*{message}"):
+        COCODataset(root, "train", masks=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"annotations": None}, "'annotations' is missing or not a list"),
+        ({"images": [1]}, "'images' is missing or not a list of objects"),
+        ({"categories": []}, "'categories' is empty"),
+        ({"categories": [{"id": 3, "name": "cat"}] * 2}, r"categories\[1\] is .* expected an integer 'id' of its own"),
+        ({"images": [{"id": 7, "file_name": "7.png"}]}, r"image 7 \(7.png\) has \[height, width\] \[None, None\]"),
+        ({"images": [{"id": 7, "height": 40, "width": 60}]}, r"images\[0\] is .* expected .* a 'file_name'"),
+    ],
+)
+def test_malformed_files(coco, changes, message):
+    with pytest.raises(DataError, match=f"instances_train.json: .*{message}"):
+        COCODataset(coco([row(1)], **changes), "train")
+
+
+def test_what_is_missing_is_named(coco, tmp_path):
+    with pytest.raises(DataError, match=r"instances_train.json does not exist; data.root is to name the folder"):
+        COCODataset(tmp_path, "train")
+    root = coco([row(1)])
+    with pytest.raises(DataError, match=r"no split 'trian'; did you mean 'train'\?"):
+        COCODataset(root, "trian")
+    path = root / "annotations/instances_train.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(DataError, match=r"instances_train.json: not valid JSON, it may be truncated: .*line 1"):
+        COCODataset(root, "train")
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="not valid JSON"):
+        COCODataset(root, "train")
+    path.write_text("[]")
+    with pytest.raises(DataError, match="not COCO's annotation format"):
+        COCODataset(root, "train")
+
+
+def test_undecodable_mask_names_the_image(coco):
+    bigger = coco_mask.encode(np.asfortranarray(np.ones((100, 100), np.uint8)))["counts"].decode()
+    root = coco([row(1, segmentation={"size": [40, 60], "counts": bigger})])
+    with pytest.raises(DataError, match=r"train/7.png: a mask of this image cannot be decoded"):
+        COCODataset(root, "train", masks=True)[0]
+
+
+def test_datamodule(coco):
+    root = coco([row(1)])
+    for split in ("val", "test"):
+        (root / split).symlink_to(root / "train")
+        content = (root / "annotations/instances_train.json").read_text()
+        (root / f"annotations/instances_{split}.json").write_text(content)
+    data = coco_datamodule(root, "train", "val", num_workers=0)
+    assert [len(d) for d in (data.train_dataset, data.val_dataset)] == [1, 2]
+    assert data.test_dataset is data.val_dataset
+    assert (data.class_names, data.category_ids) == (["cat", "dog"], [3, 90])
+    images, targets = next(iter(data.train_dataloader()))
+    assert images[0].shape == (3, 40, 60)
+    assert targets[0]["labels"].tolist() == [1]
+    assert coco_datamodule(root, "train", "val", "test").test_dataset.folder == root / "test"
+    content = json.loads(content)
+    content["categories"][0]["name"] = "tiger"
+    (root / "annotations/instances_val.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="name different classes"):
+        coco_datamodule(root, "train", "val").setup("fit")
+
+
+def test_real_coco_agrees_with_pycocotools(shared_dir):
+    root = shared_dir / "data" / "coco_cc"
+    for split, images, objects in (("train2017", 56, 565), ("val2017", 49, 495)):
+        dataset = COCODataset(root, split, masks=True)
+        truth = dataset.ground_truth()
+        assert (len(dataset), len(truth["annotations"])) == (images, objects)
+        oracle = COCO(str(root / "annotations" / f"instances_{split}.json"))
+        names = {c["id"]: c["name"] for c in oracle.loadCats(oracle.getCatIds())}
+        assert dict(zip(dataset.category_ids, dataset.class_names, strict=True)) == names
+        assert len(names) == 80
+        for i, image_id in enumerate(dataset.image_ids):
+            _, target = dataset[i]
+            rows = oracle.loadAnns(oracle.getAnnIds([image_id], iscrowd=False))
+            masks = [oracle.annToMask(a) for a in rows]
+            assert [dataset.category_ids[label - 1] for label in target["labels"]] == [a["category_id"] for a in rows]
+            assert len(target["masks"]) == len(masks)
+            assert all(np.array_equal(*pair) for pair in zip(target["masks"].numpy(), masks, strict=True))
+            for box, a in zip(target["boxes"].tolist(), rows, strict=True):
+                x, y, w, h = a["bbox"]
+                assert box == pytest.approx([x, y, x + w, y + h], abs=0.02)
+        published = {(a["image_id"], tuple(a["bbox"]), a["iscrowd"], a["area"]) for a in oracle.anns.values()}
+        assert {(a["image_id"], tuple(a["bbox"]), a["iscrowd"], a["area"]) for a in truth["annotations"]} == published
+
+
+def test_ground_truth_scores_itself_perfectly(shared_dir, tmp_path):
+    truth = COCODataset(shared_dir / "data" / "coco_cc", "val2017").ground_truth()
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    oracle = COCO(str(path))
+    rows = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1.0}
+        for a in truth["annotations"]
+        if not a["iscrowd"]
+    ]
+    evaluation = COCOeval(oracle, oracle.loadRes(rows), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1.0)
+
+
+def test_real_nuclei(shared_dir):
+    dataset = COCODataset(
+        shared_dir / "data" / "nuclei", "val", masks=True, transform=detection_transform(min_size=128)
+    )
+    assert len(dataset) == 60
+    assert len(dataset.ground_truth()["annotations"]) == 1992
+    for i in range(0, 60, 6):
+        image, target = dataset[i]
+        assert image.shape == (3, 128, 128)
+        for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].tolist(), strict=True):
+            ys, xs = mask.nonzero(as_tuple=True)
+            if len(xs):
+                assert (xs.min() + 1.01 >= x1, ys.min() + 1.01 >= y1) == (True, True)
+                assert (xs.max() <= x2 + 0.01, ys.max() <= y2 + 0.01) == (True, True)

@@ -1,0 +1,217 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import OmegaConf
+
+from detpool.data.datamodule import DetectionDataModule
+from detpool.data.shapes import ShapesDataset, shapes_datamodule
+from detpool.data.transforms import detection_transform
+from detpool.errors import DataError
+
+IMAGES = 10
+
+
+def small_data(**options):
+    transform = detection_transform(hflip=0.5, photometric=True)
+    defaults = {"train_images": IMAGES, "val_images": 5, "size": 32, "object_size": (0.3, 0.8)}
+    defaults |= {"batch_size": 3, "num_workers": 0, "train_transform": transform}
+    return shapes_datamodule(**defaults | options)
+
+
+def fingerprint(batch):
+    """Which images a batch holds, and what the transforms made of them."""
+    images, targets = batch
+    return [
+        (t["image_id"], int(image.long().sum()), t["boxes"].tolist()) for image, t in zip(images, targets, strict=True)
+    ]
+
+
+class Recorder(LightningModule):
+    """Trains one weight with noise from the global generator, and remembers what it was fed."""
+
+    def __init__(self, stop_at=None, save_to=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.train_seen, self.val_seen = [], []
+        self.stop_at, self.save_to = stop_at, save_to
+
+    def training_step(self, batch, batch_idx):
+        self.train_seen.append((self.current_epoch, batch_idx, fingerprint(batch)))
+        if (self.current_epoch, batch_idx) == self.stop_at:
+            raise KeyboardInterrupt
+        return self.weight * batch[0][0].float().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.val_seen.append((self.current_epoch, batch_idx, fingerprint(batch)))
+
+    def on_train_end(self):
+        if self.save_to:
+            ids = [[image[0] for _, _, batch in seen for image in batch] for seen in (self.train_seen, self.val_seen)]
+            torch.save(tuple(ids), self.save_to / f"{self.global_rank}.pt")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def run(folder, data, epochs, model=None, ckpt_path=None, callbacks=(), **options):
+    model = model or Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2 if "strategy" in options else 1,
+        max_epochs=epochs,
+        default_root_dir=folder,
+        logger=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=bool(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **({"num_sanity_val_steps": 0 if "strategy" in options else 1, "use_distributed_sampler": False} | options),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not resumable.*")
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return model
+
+
+def test_batches():
+    data = small_data(masks=True)
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert [len(images) for images, _ in batches] == [3, 3, 3, 1]
+    assert sorted(t["image_id"] for _, targets in batches for t in targets) == list(range(1, IMAGES + 1))
+    images, targets = batches[0]
+    assert isinstance(images, list)
+    assert isinstance(targets, list)
+    for value in [*images, targets[0]["boxes"], targets[0]["labels"], targets[0]["masks"]]:
+        assert type(value) is torch.Tensor
+    assert targets[0]["orig_size"] == (32, 32)
+    val_ids = [t["image_id"] for _, targets in data.val_dataloader() for t in targets]
+    assert val_ids == [1, 2, 3, 4, 5]
+    assert data.test_dataset is data.val_dataset
+
+
+def test_classes_are_known_before_setup_and_without_the_training_set():
+    def fail():
+        raise AssertionError("built")
+
+    data = DetectionDataModule(train=fail, val=lambda: ShapesDataset("val", 2, classes=["ring"]))
+    assert (data.class_names, data.category_ids) == (["ring"], [1])
+    data.setup("validate")
+    data.setup("test")
+
+
+def test_splits_must_have_the_same_classes():
+    data = DetectionDataModule(
+        train=lambda: ShapesDataset("train", 2, classes=["ring", "star"]),
+        val=lambda: ShapesDataset("val", 2, classes=["star", "ring"]),
+    )
+    with pytest.raises(DataError, match="training set and the validation set name different classes"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"eval_batch_size": 0}, {"num_workers": -1}])
+def test_bad_arguments_are_named(argument):
+    with pytest.raises(ValueError, match=f"{next(iter(argument))}: got"):
+        small_data(**argument)
+
+
+def test_workers_and_loading_leave_the_global_generator_alone():
+    for num_workers in (0, 1):
+        torch.manual_seed(3)
+        expected = torch.rand(4)
+        torch.manual_seed(3)
+        data = small_data(num_workers=num_workers)
+        list(data.train_dataloader())
+        list(data.val_dataloader())
+        assert torch.equal(torch.rand(4), expected)
+
+
+def test_samples_do_not_depend_on_the_number_of_workers():
+    def epochs(num_workers):
+        loader = small_data(num_workers=num_workers).train_dataloader()
+        seen = []
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            seen.append([fingerprint(batch) for batch in loader])
+        return seen
+
+    first, second = epochs(0)
+    assert first != second
+    for num_workers in (1, 2):
+        assert epochs(num_workers) == [first, second]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path, num_workers):
+    whole = run(tmp_path, small_data(num_workers=num_workers), epochs=3)
+    assert len(whole.train_seen) == 12
+    assert len({str(entry[2]) for entry in whole.train_seen}) == 12
+
+    for moment in ("on_train_epoch_end", "on_validation_end"):
+        checkpoint = ModelCheckpoint(
+            tmp_path / moment, save_last=True, save_on_train_epoch_end=moment == "on_train_epoch_end"
+        )
+        run(tmp_path, small_data(num_workers=num_workers), epochs=1, callbacks=[checkpoint])
+        rest = run(tmp_path, small_data(num_workers=num_workers), epochs=3, ckpt_path=checkpoint.last_model_path)
+        assert rest.train_seen == whole.train_seen[4:]
+        assert rest.weight == whole.weight
+        # Validation sees the same images in every epoch and run.
+        assert all(seen[2] == whole.val_seen[0][2] for seen in rest.val_seen if seen[1] == 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_run_stopped_within_an_epoch_goes_on_there(tmp_path, num_workers):
+    whole = run(tmp_path, small_data(num_workers=num_workers), epochs=3)
+    # Stopped in the third step of the second epoch, as by Ctrl-C, ...
+    checkpoint = ModelCheckpoint(tmp_path, filename="stopped", save_on_exception=True)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path, small_data(num_workers=num_workers), 3, Recorder(stop_at=(1, 2)), callbacks=[checkpoint])
+    (path,) = tmp_path.glob("*.ckpt")
+    rest = run(tmp_path, small_data(num_workers=num_workers), 3, ckpt_path=path)
+    assert rest.train_seen == whole.train_seen[6:]
+    assert rest.weight == whole.weight
+    # ... and between two steps.
+    checkpoint = ModelCheckpoint(tmp_path / "steps", every_n_train_steps=6, save_top_k=-1, filename="{step}")
+    run(tmp_path, small_data(num_workers=num_workers), 2, callbacks=[checkpoint])
+    rest = run(tmp_path, small_data(num_workers=num_workers), 3, ckpt_path=tmp_path / "steps" / "step=6.ckpt")
+    assert rest.train_seen == whole.train_seen[6:]
+    assert rest.weight == whole.weight
+
+
+def test_loader_can_be_read_outside_of_training(tmp_path):
+    data = small_data()
+    run(tmp_path, data, epochs=1)
+    assert len(list(data.train_dataloader())) == 4
+
+
+@pytest.mark.parametrize("use_distributed_sampler", [False, True])
+def test_processes_share_the_data_out(tmp_path, use_distributed_sampler):
+    # True must change nothing: the samplers are sharded already.
+    model = Recorder(save_to=tmp_path)
+    run(tmp_path, small_data(), 1, model, strategy="ddp_fork", use_distributed_sampler=use_distributed_sampler)
+    (train_0, val_0), (train_1, val_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert len(train_0) == len(train_1) == IMAGES / 2
+    assert sorted(train_0 + train_1) == list(range(1, IMAGES + 1))
+    assert (val_0, val_1) == ([1, 3, 5], [2, 4])
+
+
+def test_more_processes_than_images(tmp_path):
+    model = Recorder(save_to=tmp_path)
+    run(tmp_path, small_data(train_images=1, val_images=1), 1, model, strategy="ddp_fork")
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [([1], [1]), ([1], [])]
+
+
+def test_shapes_config_builds():
+    config = OmegaConf.load(Path(__file__).parents[2] / "configs/data/shapes.yaml")
+    config.size = [64, 96]
+    data = instantiate(OmegaConf.create({"seed": 5, "data": config})).data
+    assert data.class_names == ["circle", "ring", "square", "triangle", "star", "cross"]
+    assert len(data.train_dataset) == config.train_images
+    assert data.train_dataset[0][0].shape == (3, 64, 96)
+    assert data.seed == 5

@@ -1,0 +1,129 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detpool.data.images import image_size, read_image
+from detpool.errors import DataError
+
+
+def save(folder, image, name="image.png", **options):
+    path = folder / name
+    image.save(path, **options)
+    return path
+
+
+def assert_shows(image, expected, tolerance=0):
+    assert image.dtype == torch.uint8
+    assert image.is_contiguous()
+    expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
+    assert image.shape == expected.shape
+    assert (image.int() - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["image.png", "image.bmp", "image.tif", "image.webp"])
+def test_rgb_formats(tmp_path, picture, name):
+    path = save(tmp_path, Image.fromarray(picture), name, **({"lossless": True} if name.endswith("webp") else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_shows(read_image(path, (40, 60)), picture)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
+def test_colour_models(tmp_path, picture, mode):
+    image = Image.fromarray(picture)
+    name = {"CMYK": "image.tif", "YCbCr": "image.tif"}.get(mode, "image.png")
+    path = save(tmp_path, image.convert(mode), name)
+    expected = image.convert(mode).convert("RGB")
+    assert_shows(read_image(path, (40, 60)), expected)
+    if mode not in ("1", "L", "LA"):  # the colours themselves are kept, as far as the model can
+        assert_shows(read_image(path, (40, 60)), picture, tolerance=2 if mode != "P" else 60)
+
+
+def test_grey_and_cmyk_jpeg(tmp_path, picture):
+    grey = Image.fromarray(picture).convert("L")
+    path = save(tmp_path, grey, "grey.jpg", quality=95)
+    assert_shows(read_image(path, (40, 60)), grey.convert("RGB"), tolerance=12)
+    path = save(tmp_path, Image.fromarray(picture).convert("CMYK"), "cmyk.jpg", quality=100, subsampling=0)
+    assert_shows(read_image(path, (40, 60)), picture, tolerance=12)
+
+
+def test_transparency_is_ignored_without_a_warning(tmp_path, picture):
+    alpha = np.full((40, 60, 1), 0, np.uint8)
+    path = save(tmp_path, Image.fromarray(np.concatenate([picture, alpha], 2)))
+    assert_shows(read_image(path, (40, 60)), picture)
+    palette = Image.fromarray(picture).quantize(8)
+    path = save(tmp_path, palette, transparency=bytes([0, 128, 255]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_shows(read_image(path, (40, 60)), palette.convert("RGB"))
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+def test_16_bit_grey_keeps_the_upper_bits(tmp_path, name):
+    deep = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27
+    path = save(tmp_path, Image.fromarray(deep), name)
+    assert_shows(read_image(path, (40, 60)), np.repeat((deep // 256).astype(np.uint8)[..., None], 3, 2))
+
+
+def test_first_frame_of_an_animation(tmp_path, picture):
+    frames = [Image.fromarray(picture), Image.new("RGB", (60, 40))]
+    path = save(tmp_path, frames[0], "image.tif", save_all=True, append_images=frames[1:])
+    assert_shows(read_image(path, (40, 60)), picture)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_only_what_the_annotations_turned(tmp_path, picture, orientation):
+    image = Image.fromarray(picture)
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path = save(tmp_path, image, exif=exif)
+    # Annotated as stored: not turned, whatever the note says.
+    assert image_size(path) == (40, 60)
+    assert_shows(read_image(path, (40, 60)), picture)
+    # Annotated as displayed. Expected: the turns of the EXIF standard, by hand.
+    turned = {
+        5: picture.transpose(1, 0, 2),
+        6: np.rot90(picture, -1),
+        7: picture[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(picture, 1),
+    }
+    if orientation in turned:
+        assert_shows(read_image(path, (60, 40)), turned[orientation])
+    else:
+        with pytest.raises(DataError, match=r"is 40 x 60 .* say 60 x 40"):
+            read_image(path, (60, 40))
+
+
+def test_wrong_size(tmp_path, picture):
+    path = save(tmp_path, Image.fromarray(picture))
+    with pytest.raises(DataError, match=rf"^{path}: is 40 x 60 \(height x width\), but its annotations say 40 x 61$"):
+        read_image(path, (40, 61))
+
+
+def test_missing_truncated_and_other_files(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    with pytest.raises(DataError, match=r"absent.jpg: the image does not exist"):
+        read_image(tmp_path / "absent.jpg", (40, 60))
+    for name in ("image.jpg", "image.png"):
+        path = save(tmp_path, Image.fromarray(noise), name)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(DataError, match=rf"{path}: the image cannot be decoded, it may be truncated"):
+            read_image(path, (40, 60))
+        path.write_bytes(b"")
+        with pytest.raises(DataError, match=rf"{path}: not a readable image"):
+            read_image(path, (40, 60))
+        path.write_bytes(b"<html>404</html>")
+        with pytest.raises(DataError, match=rf"{path}: not a readable image"):
+            image_size(path)
+    with pytest.raises(DataError, match="not a readable image"):
+        read_image(tmp_path, (40, 60))
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    path = save(tmp_path, Image.fromarray(np.ones((40, 60), np.float32)), "float.tif")
+    with pytest.raises(DataError, match="floating-point"):
+        read_image(path, (40, 60))
