@@ -21,7 +21,18 @@ from omegaconf.errors import OmegaConfBaseException
 from detpool.errors import ConfigError, did_you_mean
 
 # Hydra's own options on the command line take one argument each; the rest are flags.
-_OPTIONS_WITH_VALUE = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p")
+_OPTIONS_WITH_VALUE = (
+    "--config-name",
+    "-cn",
+    "--config-path",
+    "-cp",
+    "--config-dir",
+    "-cd",
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+)
 
 
 def overrides_of(argv: Sequence[str]) -> list[str]:
@@ -98,7 +109,7 @@ def check_config(config: DictConfig, known_keys: Sequence[str]) -> None:
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(key + '=...' for key in missing)}")
-    for path, node in _targets(config, ""):
+    for path, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
         _check_arguments(path, node)
 
 
@@ -126,29 +137,28 @@ def _check_choices(config_dir: Path, group: str, choices: list[str | None]) -> N
 
 
 def _check_key(config: DictConfig, key: str, groups: list[str]) -> None:
-    node: Any = config
+    node: Any = OmegaConf.to_container(config, resolve=False)
     walked: list[str] = []
     for part in key.split("."):
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, dict):
             raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
         if part not in node:
             choices = {str(name) for name in node} - {"hydra"}
             where = f"{'.'.join(walked)} has no key {part!r}" if walked else f"there is no key or group {part!r}"
             raise ConfigError(f"{where}{did_you_mean(part, choices if walked else choices | set(groups))}")
         walked.append(part)
-        node = None if OmegaConf.is_missing(node, part) else node._get_node(part)
+        node = node[part]
 
 
-def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
-    if isinstance(node, DictConfig):
+def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
-        for key in node:
-            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
-                yield from _targets(node._get_node(key), f"{path}.{key}" if path else str(key))
+        for key, value in node.items():
+            yield from _targets(value, f"{path}.{key}" if path else str(key))
 
 
-def _check_arguments(path: str, node: DictConfig) -> None:
+def _check_arguments(path: str, node: dict[str, Any]) -> None:
     target = str(node["_target_"])
     module_name, _, name = target.rpartition(".")
     try:

@@ -103,8 +103,8 @@ class DetectionDataModule(LightningDataModule):
         sampler = TrainSampler(self.train_dataset, self.seed, *_rank_and_world_size())
         loader = _TrainLoader(self.train_dataset, sampler=sampler, **self._loader_options(self.batch_size))
         if self.trainer is not None:
-            epoch_loop = self.trainer.fit_loop.epoch_loop
-            loader.batches_done = lambda: epoch_loop.batch_idx + 1
+            trainer = self.trainer
+            loader.batches_done = lambda: trainer.fit_loop.epoch_loop.batch_idx + 1 if trainer.training else 0
         return loader
 
     def val_dataloader(self) -> "DataLoader[Sample]":
@@ -150,22 +150,22 @@ class _TrainLoader(DataLoader[Sample]):
     Lightning starts the first loader of a run before it tells the sampler the epoch that the run resumes at, and
     loaders with workers fetch ahead: those batches would be epoch 0's.
 
-    Having `state_dict` and `load_state_dict`, it can go on within an epoch: Lightning calls the latter only in a run
-    that resumes, and counts the batches that the stopped run finished.
+    A run that resumes within an epoch goes on where it stopped: at the first batch Lightning's counter stands at the
+    batches that were finished (in every other epoch at 0). `state_dict` and `load_state_dict` tell Lightning so; there
+    is nothing to keep in them, and Lightning does not restore them when a schedule has asked it for the number of
+    steps before.
     """
 
     batches_done: Callable[[], int] | None = None
-    _resumed = False
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         # A generator: nothing below runs before the first batch is asked for.
-        if self._resumed and self.batches_done and self.batch_size and isinstance(self.sampler, TrainSampler):
+        if self.batches_done and self.batch_size and isinstance(self.sampler, TrainSampler):
             self.sampler.skip = self.batches_done() * self.batch_size
-        self._resumed = False
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._resumed = True
+        pass

@@ -2,19 +2,49 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 
 def say(text: str) -> None:
     """Prints once, however many processes there are."""
     if rank_zero_only.rank == 0:
         print(text, flush=True)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint callback, which a resumed run takes along into its own directory.
+
+    Lightning forgets the best score when the directory changes: the resumed run's first epoch, however bad, would
+    become its best. Here the best checkpoint so far is copied, and has to be beaten.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = Path(state_dict["best_model_path"])
+        if self.monitor is None or state_dict["dirpath"] == self.dirpath or not best.is_file():
+            return super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        assert self.dirpath is not None
+        copy = Path(self.dirpath) / best.name
+        if rank_zero_only.rank == 0:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(best, copy)
+        super().load_state_dict(
+            {
+                **state_dict,
+                "dirpath": self.dirpath,
+                "best_model_path": str(copy),
+                "kth_best_model_path": str(copy),
+                "best_k_models": {str(copy): state_dict["best_model_score"]},
+            }
+        )
 
 
 class SaveOnInterrupt(Callback):
@@ -32,7 +62,8 @@ class SaveOnInterrupt(Callback):
         self._signal: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not earlier: Lightning, which would end the program at SIGTERM without saving, sets its own handlers.
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
 
@@ -45,6 +76,12 @@ class SaveOnInterrupt(Callback):
         self._stop_if_asked(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -59,7 +96,7 @@ class SaveOnInterrupt(Callback):
         # One process may have been signalled before the others: they stop at the same step.
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         say(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
@@ -67,7 +104,7 @@ class SaveOnInterrupt(Callback):
 class EpochLines(Callback):
     """Prints one line an epoch: what a log file wants in place of a progress bar."""
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,5 +112,6 @@ class EpochLines(Callback):
             return
         metrics = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/AP", "val/AP50")}
         numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if value is not None)
-        seconds = time.monotonic() - self._start
+        now = time.monotonic()
+        seconds, self._start = now - self._start, now
         print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  {seconds:.1f} s", flush=True)

@@ -10,11 +10,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import check_config
@@ -23,6 +22,7 @@ from detpool.detection.backbones.weights import load_state_dict, read_weights_fi
 from detpool.errors import ConfigError, WeightsError
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
+from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
 from detpool.training.callbacks import EpochLines, say
 from detpool.training.module import DetectionModule
@@ -98,6 +98,8 @@ def evaluate(
     rows = module.evaluator.results()
     if rank_zero_only.rank == 0:
         write_results(run_dir / "predictions.json", rows)
+        if config.evaluation.pictures > 0:
+            write_pictures(run_dir / "pictures", loader.dataset, rows, limit=config.evaluation.pictures)
         write_metrics(run_dir / "metrics.json", module.metrics, seconds=time.monotonic() - start)
         print_metrics(module.metrics, title=f"{split} split, {len(loader.dataset)} images")
     say(f"metrics, predictions and pictures: {run_dir}")

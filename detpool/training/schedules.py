@@ -45,9 +45,7 @@ def multistep(
     )
 
 
-def cosine(
-    optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0
-) -> LambdaLR:
+def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> LambdaLR:
     """Linear warm-up, then half a cosine (Loshchilov & Hutter, ICLR 2017) from the rate to `final_fraction` of it.
 
     Args:

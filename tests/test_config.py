@@ -1,0 +1,116 @@
+"""Checking a command line: every config composes, every typo is caught and named."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from detpool.config import apply_overrides, check_config, check_overrides, known_keys, overrides_of
+from detpool.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+# What a user must give for a choice that has no default for it.
+NEEDED = {
+    "data=coco": ["data.root=somewhere"],
+    "data=voc": ["data.root=somewhere"],
+    "backbone=timm": ["backbone.name=resnet18"],
+}
+CHOICES = sorted(f"{path.parent.relative_to(CONFIGS)}={path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith("hydra=")])
+def test_every_config_composes_and_has_only_known_arguments(choice):
+    overrides = [choice, *NEEDED.get(choice, [])]
+    check_overrides(CONFIGS, "train", overrides)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=[*overrides, "run_dir=run"])
+    if choice == "experiment=bccd":
+        assert OmegaConf.missing_keys(config) == set()
+    check_config(config, known_keys(CONFIGS, "train"))
+
+
+@pytest.mark.parametrize("experiment", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
+def test_experiments_begin_with_their_command(experiment):
+    lines = experiment.read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert f"python train.py experiment={experiment.stem}" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pooler=roi_algn"], "pooler=roi_algn does not exist; did you mean 'roi_align'"),
+        (["poolr=roi_pool"], "no key or group 'poolr'; did you mean 'pooler'"),
+        (["trainer.max_epoch=3"], "trainer has no key 'max_epoch'; did you mean 'max_epochs'"),
+        (["optim=adamw", "optim.schedule.milestons=[0.5]"], "optim.schedule has no key 'milestons'"),
+        (["pooler=roi_pool,pr_roi"], "pooler=pr_roi does not exist; did you mean 'pr_roi_pool'"),
+        (["seed.x=1"], "seed is a value and has no 'x'"),
+        (["seed"], "cannot read the argument 'seed': expected key=value"),
+        (["data=vocc"], "did you mean 'voc'"),
+        (["experiment=zzzz"], "experiment=zzzz does not exist; choose from"),
+    ],
+)
+def test_typos_are_named(arguments, message):
+    with pytest.raises(ConfigError) as error:
+        check_overrides(CONFIGS, "train", arguments)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["pooler=roi_pool,pr_roi_pool", "seed=1,2"],
+        ["optim=adamw", "optim.schedule.final_fraction=0.1"],  # a key that only the chosen member has
+        ["+model.box_fg_iou_thresh=0.6", "~callbacks", "experiment=demo"],
+        ["hydra.run.dir=somewhere", "trainer.devices=2"],
+    ],
+)
+def test_valid_command_lines_pass(arguments):
+    check_overrides(CONFIGS, "train", arguments)
+
+
+def test_hydras_own_options_are_left_to_hydra():
+    assert overrides_of(["-m", "a=1", "--cfg", "job", "b=2", "--help"]) == ["a=1", "b=2"]
+
+
+def test_config_check_catches_what_experiments_and_plus_slip_in():
+    config = OmegaConf.create({"seed": 0, "tainer": {}})
+    with pytest.raises(ConfigError, match="unknown key 'tainer'; did you mean 'trainer'"):
+        check_config(config, ["seed", "trainer"])
+    config = OmegaConf.create({"data": {"root": "???"}})
+    with pytest.raises(ConfigError, match=r"no value given for data.root: pass data.root=\.\.\."):
+        check_config(config, ["data"])
+    config = OmegaConf.create({"pooler": {"operator": {"_target_": "detpool.ops.roi_align", "sampling_ration": 2}}})
+    with pytest.raises(ConfigError, match="no argument 'sampling_ration'; did you mean 'sampling_ratio'"):
+        check_config(config, ["pooler"])
+    config = OmegaConf.create({"pooler": {"_target_": "detpool.ops.roi_algn"}})
+    with pytest.raises(ConfigError, match="roi_algn cannot be imported"):
+        check_config(config, ["pooler"])
+
+
+def test_overrides_of_a_finished_run_must_exist_in_it():
+    config = OmegaConf.create({"data": {"root": "a"}})
+    apply_overrides(config, ["data.root=b"])
+    assert config.data.root == "b"
+    with pytest.raises(ConfigError, match="data has no key 'rot'; did you mean 'root'"):
+        apply_overrides(config, ["data.rot=b"])
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py"])
+def test_a_typo_ends_the_program_before_torch_is_imported(program, tmp_path):
+    """Importing torch is what takes seconds; a message without it comes at once."""
+    script = (
+        f"import sys, runpy; sys.argv = ['{program}', 'poolr=1'];"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"try:\n    runpy.run_path({str(ROOT / program)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n    print('status', end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "status 2 False", done.stdout + done.stderr
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,100 @@
+"""The pooler against torchvision's MultiScaleRoIAlign, and its own promises."""
+
+import functools
+
+import pytest
+import torch
+from torchvision.ops import MultiScaleRoIAlign
+
+from detpool import ops
+from detpool.poolers import RoIPooler, assign_levels
+
+NAMES = ["0", "1", "2", "3"]
+STRIDES = [4, 8, 16, 32]
+
+
+def pyramid(batch: int = 2, channels: int = 3, height: int = 256, width: int = 320) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    maps = {
+        name: torch.randn(batch, channels, height // stride, width // stride, generator=generator)
+        for name, stride in zip(NAMES, STRIDES, strict=True)
+    }
+    return {**maps, "pool": torch.randn(batch, channels, height // 64, width // 64, generator=generator)}
+
+
+def random_boxes(number: int, seed: int, height: int = 256, width: int = 320) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    side = torch.exp(torch.rand(number, 2, generator=generator) * 5) + 1  # 2 to 149 pixels
+    start = torch.rand(number, 2, generator=generator) * torch.tensor([width, height])
+    return torch.cat([start, torch.minimum(start + side, torch.tensor([width, height]) + 20.0)], 1)
+
+
+def test_roi_align_pooler_equals_torchvision():
+    boxes = [random_boxes(40, 1), random_boxes(60, 2)]
+    sizes = [(256, 320), (200, 300)]
+    theirs = MultiScaleRoIAlign(NAMES, 7, 2, canonical_scale=56)(pyramid(), boxes, sizes)
+    operator = functools.partial(ops.roi_align, sampling_ratio=2)
+    for strides in (None, STRIDES):
+        ours = RoIPooler(NAMES, 7, operator, strides=strides, canonical_scale=56)
+        # float32 sums of at most 16 products in another order
+        torch.testing.assert_close(ours(pyramid(), boxes, sizes), theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_is_a_box_roi_pool_for_torchvision():
+    pooler = RoIPooler(NAMES, (5, 3), ops.roi_align)
+    assert isinstance(pooler, MultiScaleRoIAlign)
+    assert pooler.output_size == (5, 3)
+
+
+def test_levels_follow_equation_1():
+    # sides around the canonical 224 px at level 4 (stride 16), with maps at levels 2..5
+    sides = torch.tensor([0.0, 1, 56, 111.9, 112, 223.9, 224, 447.9, 448, 5000])
+    boxes = torch.stack([torch.zeros(10), torch.zeros(10), sides, sides], 1)
+    assert assign_levels(boxes, num_levels=4, min_level=2).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("operator", [ops.roi_pool, ops.roi_align, ops.pr_roi_pool])
+def test_order_of_boxes_is_kept(operator):
+    pooler = RoIPooler(NAMES, 2, operator, canonical_scale=56)
+    boxes = random_boxes(30, 3)
+    features = pyramid(batch=1)
+    whole = pooler(features, [boxes], [(256, 320)])
+    single = torch.cat([pooler(features, [box[None]], [(256, 320)]) for box in boxes])
+    # The taps of a batch of boxes are summed in another order than those of one box.
+    torch.testing.assert_close(whole, single, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("names", [NAMES, ["1"]])
+def test_images_without_boxes_keep_every_map_in_the_graph(names):
+    features = {name: value.requires_grad_() for name, value in pyramid().items()}
+    pooler = RoIPooler(names, 7, ops.roi_align)
+    out = pooler(features, [torch.zeros(0, 4), torch.zeros(0, 4)], [(256, 320)] * 2)
+    assert out.shape == (0, 3, 7, 7)
+    out.sum().backward()
+    for name in names:
+        assert torch.equal(features[name].grad, torch.zeros_like(features[name]))
+
+
+def test_arbitrary_strides():
+    strides = [6, 12]
+    features = {"a": torch.rand(1, 1, 30, 30), "b": torch.rand(1, 1, 15, 15)}
+    pooler = RoIPooler(["a", "b"], 2, ops.roi_align, strides=strides, canonical_scale=96, canonical_level=4)
+    small, large = torch.tensor([[3.0, 3, 20, 20]]), torch.tensor([[3.0, 3, 150, 150]])
+    out = pooler(features, [torch.cat([large, small])], [(180, 180)])
+    torch.testing.assert_close(out[:1], ops.roi_align(features["b"], [large], 2, 1 / 12))
+    torch.testing.assert_close(out[1:], ops.roi_align(features["a"], [small], 2, 1 / 6))
+
+
+def test_errors_name_what_is_wrong():
+    with pytest.raises(ValueError, match="featmap_names is empty"):
+        RoIPooler([], 7, ops.roi_align)
+    with pytest.raises(ValueError, match=r"strides must hold one positive stride .* got \[4\]"):
+        RoIPooler(["0", "1"], 7, ops.roi_align, strides=[4])
+    with pytest.raises(ValueError, match="canonical_scale must be a positive number of pixels, got 0"):
+        RoIPooler(["0"], 7, ops.roi_align, canonical_scale=0)
+    pooler = RoIPooler(["0", "9"], 7, ops.roi_align)
+    with pytest.raises(KeyError, match=r"\['9'\] are not in the input, which has"):
+        pooler(pyramid(), [torch.zeros(0, 4)] * 2, [(256, 320)] * 2)
+    pooler = RoIPooler(NAMES, 7, ops.roi_align)
+    with pytest.raises(ValueError, match="got 1 for 2 images"):
+        pooler(pyramid(), [torch.zeros(0, 4)], [(256, 320)] * 2)

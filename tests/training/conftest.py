@@ -1,0 +1,40 @@
+"""A config small enough to train in a second or two."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+TINY = [
+    "data.train_images=8",
+    "data.val_images=5",
+    "data.size=64",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "backbone.widths=[8,8,8,8]",
+    "model.fpn_channels=8",
+    "model.head_channels=16",
+    "model.anchor_sizes=[[8],[16],[32],[48],[64]]",
+    "model.rpn_post_nms_top_n_train=20",
+    "model.rpn_post_nms_top_n_test=10",
+    "model.box_batch_size_per_image=16",
+    "pooler.canonical_scale=32",
+    "optim.schedule.warmup_steps=2",
+    "trainer.max_epochs=2",
+    "evaluation.pictures=2",
+]
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path) -> Callable[..., DictConfig]:
+    """`tiny_config("pooler=roi_pool", name="a")`: a composed config whose run directory is `tmp_path / name`."""
+
+    def build(*overrides: str, name: str = "run") -> DictConfig:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose("train", overrides=[*TINY, f"run_dir={tmp_path / name}", *overrides])
+
+    return build

@@ -1,0 +1,214 @@
+"""Whole runs, small: every pooler, resume bit for bit, evaluation from the run directory alone."""
+
+import json
+import math
+import os
+import signal
+
+import pytest
+import torch
+from lightning import Callback
+from omegaconf import OmegaConf
+
+from detpool.errors import ConfigError, WeightsError
+from detpool.training import runs
+from detpool.training.callbacks import SaveOnInterrupt
+
+POOLERS = sorted(path.stem for path in (runs.Path(__file__).parents[2] / "configs" / "pooler").glob("*.yaml"))
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, f"{len(different)} of {len(one)} differ: {different[:3]}"
+
+
+@pytest.mark.parametrize("pooler", POOLERS)
+def test_every_pooler_trains_two_steps_and_evaluates(tiny_config, tmp_path, pooler, capsys):
+    config = tiny_config(f"pooler={pooler}", "trainer.max_epochs=1", "trainer.limit_train_batches=2")
+    metrics = runs.train(config)
+    assert 0 <= metrics["AP"] <= 1
+    before = runs.build_module(config).state_dict()
+    after = weights(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    # Gradients went through the pooler to the backbone, and reached both heads.
+    for name in ("backbone.body.stages.stem.0.0.weight", "roi_heads.box_head.fc6.weight", "rpn.head.conv.0.0.weight"):
+        assert torch.isfinite(after[f"model.{name}"]).all()
+        assert not torch.equal(after[f"model.{name}"], before[f"model.{name}"]), name
+    printed = capsys.readouterr().out
+    assert str(tmp_path / "run") in printed
+    assert "AP50" in printed
+
+
+def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
+    metrics = runs.train(tiny_config("trainer.max_epochs=1"))
+    folder = (tmp_path / "run").rename(tmp_path / "moved")
+    record = json.loads((folder / "metrics.json").read_text())
+    assert record["metrics"]["AP"] == metrics["AP"]
+    assert {"git", "versions", "hardware", "seconds", "command"} <= record.keys()
+    assert isinstance(json.loads((folder / "predictions.json").read_text()), list)
+    assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
+
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    config = runs.load_config(checkpoint)
+    config.run_dir = str(tmp_path / "again")
+    again = runs.restore_and_evaluate(config, checkpoint, start=0)
+    assert again.keys() == metrics.keys()
+    for name, value in metrics.items():
+        assert again[name] == value or (math.isnan(again[name]) and math.isnan(value)), name
+
+
+class StopAfter(Callback):
+    """Sends this process a signal at one point of the run, as a user or a scheduler would."""
+
+    def __init__(self, hook: str, epoch: int, batch: int, number: int) -> None:
+        def stop(trainer, module, *args):
+            if trainer.current_epoch == epoch and args[-1] == batch:
+                os.kill(os.getpid(), number)
+
+        setattr(self, hook, stop)
+
+
+@pytest.mark.parametrize(
+    ("hook", "epoch", "batch"),
+    [
+        ("on_train_batch_start", 0, 1),
+        ("on_train_batch_start", 1, 2),
+        ("on_train_batch_start", 0, 3),  # the last step of an epoch
+        ("on_validation_batch_start_", 0, 1),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_interrupted_and_resumed_equals_uninterrupted(
+    tiny_config, tmp_path, monkeypatch, hook, epoch, batch, number, num_workers
+):
+    if num_workers == 2 and number == signal.SIGTERM:
+        pytest.skip("workers and the kind of signal are independent; one combination of the two is enough")
+    workers = f"data.num_workers={num_workers}"
+    runs.train(tiny_config(workers, name="whole"))
+
+    build = runs.instantiate_all
+    stop = StopAfter(hook.rstrip("_"), epoch, batch - (hook[-1] == "_"), number)
+    monkeypatch.setattr(
+        runs, "instantiate_all", lambda group: [*build(group), stop] if "last" in group else build(group)
+    )
+    with pytest.raises(SystemExit) as end:
+        runs.train(tiny_config(workers, name="part"))
+    assert end.value.code == 128 + number
+    monkeypatch.undo()
+
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    runs.train(tiny_config(workers, f"ckpt_path={last}", name="rest"))
+    assert_same_weights(
+        weights(tmp_path / "rest" / "checkpoints" / "last.ckpt"),
+        weights(tmp_path / "whole" / "checkpoints" / "last.ckpt"),
+    )
+
+
+def test_stopped_after_an_epoch_and_resumed_equals_uninterrupted(tiny_config, tmp_path, monkeypatch):
+    runs.train(tiny_config(name="whole"))
+
+    class Crash(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise OSError("power cut")
+
+    build = runs.instantiate_all
+    monkeypatch.setattr(
+        runs, "instantiate_all", lambda group: [*build(group), Crash()] if "last" in group else build(group)
+    )
+    with pytest.raises(OSError, match="power cut"):
+        runs.train(tiny_config(name="part"))
+    monkeypatch.undo()
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+    runs.train(tiny_config(f"ckpt_path={last}", name="rest"))
+    assert_same_weights(
+        weights(tmp_path / "rest" / "checkpoints" / "last.ckpt"),
+        weights(tmp_path / "whole" / "checkpoints" / "last.ckpt"),
+    )
+
+
+def test_signal_handlers_are_restored(tiny_config):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    runs.train(tiny_config("trainer.max_epochs=1", "trainer.limit_train_batches=1"))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert SaveOnInterrupt("x")._previous == {}
+
+
+def test_feature_maps_reach_the_pooler_in_channels_last(tiny_config):
+    for channels_last in (True, False):
+        config = tiny_config(f"channels_last={channels_last}")
+        config.class_names = ["a", "b"]
+        module = runs.build_module(config)
+        seen = []
+        module.model.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, args: seen.extend(args[0].values()))
+        module.eval()
+        module.model([torch.rand(3, 64, 96)])
+        assert all(value.is_contiguous(memory_format=torch.channels_last) for value in seen) == channels_last
+
+
+def test_mixed_precision_trains(tiny_config):
+    metrics = runs.train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"))
+    assert 0 <= metrics["AP"] <= 1
+
+
+def test_loss_that_is_not_finite_is_named(tiny_config):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at epoch \d+, step \d+ \(loss_classifier"):
+        runs.train(
+            tiny_config("optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null")
+        )
+
+
+def test_errors_of_checkpoints(tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        runs.train(tiny_config(f"ckpt_path={tmp_path / 'nothing.ckpt'}"))
+    runs.train(tiny_config("trainer.max_epochs=1", "trainer.limit_train_batches=1"))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(ConfigError, match=r"nothing.ckpt does not exist .* there are .*best.ckpt, .*last.ckpt"):
+        runs.load_config(last.with_name("nothing.ckpt"))
+    with pytest.raises(WeightsError, match="cannot be resumed with this config: its pooler differ"):
+        runs.train(tiny_config(f"ckpt_path={last}", "pooler=roi_pool", name="other"))
+    config = runs.load_config(last)
+    config.class_names = ["cat", "dog"]
+    with pytest.raises(ConfigError, match=r"the data has the classes .* trained for \['cat', 'dog'\]"):
+        runs.restore_and_evaluate(config, last, 0)
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match="cannot be read as a state dict"):
+        runs.restore_and_evaluate(runs.load_config(last), last, 0)
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=r"no config.yaml beside"):
+        runs.load_config(last)
+
+
+def test_saved_config_is_whole_and_resolved(tiny_config, tmp_path):
+    config = tiny_config()
+    config.class_names = ["a"]
+    runs.save_config(config, tmp_path / "run")
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "${" not in text
+    assert OmegaConf.create(text).data.seed == config.seed
+
+
+def test_resumed_run_keeps_the_best_checkpoint_so_far(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.DetectionEvaluator, "compute", lambda self, partial=False: {"AP": 0.5})
+    runs.train(tiny_config("trainer.max_epochs=1", name="first"))
+    monkeypatch.setattr(runs.DetectionEvaluator, "compute", lambda self, partial=False: {"AP": 0.25})
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    runs.train(tiny_config(f"ckpt_path={last}", name="second"))
+    assert_same_weights(
+        weights(tmp_path / "second" / "checkpoints" / "best.ckpt"),
+        weights(tmp_path / "first" / "checkpoints" / "best.ckpt"),
+    )
+
+
+def test_signal_handlers_are_restored_after_an_error(tiny_config):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(FloatingPointError):
+        runs.train(
+            tiny_config("optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null")
+        )
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
