@@ -169,7 +169,7 @@ def _integers(x: Tensor, least: int, most: int) -> Tensor:
 
 
 def _bound(count: Tensor, limit: int) -> int:
-    """Taps to lay out: the largest ``count``; ``limit``, which is never less, where a traced graph cannot look."""
-    if torch.compiler.is_compiling():
+    """Taps to lay out, at least 1: the largest ``count``, or ``limit``, its bound, where a traced graph cannot look."""
+    if torch.compiler.is_compiling() or count.numel() == 0:
         return limit
-    return min(limit, int(count.max())) if count.numel() else 0
+    return max(1, min(limit, int(count.max())))

@@ -75,8 +75,6 @@ def _maximum(
     y_taps = axes.Taps(y.index.reshape(k, height * rows, 1, 2), y.weight.reshape(k, height * rows, 1, 2))
     x_taps = axes.Taps(x.index.reshape(k, 1, width * columns, 2), x.weight.reshape(k, 1, width * columns, 2))
     values = separable_sum(input, batch, y_taps, x_taps, backend=backend)
-    if values.shape[0] == 0 or rows == 0 or columns == 0:
-        return values.new_zeros((k, input.shape[1], height, width)) + 0 * values.sum()
     values = values.unflatten(3, (width, columns)).unflatten(2, (height, rows))
     exists = y.exists.view(k, 1, height, rows, 1, 1) & x.exists.view(k, 1, 1, 1, width, columns)
     values = values.masked_fill(~exists, -torch.inf).transpose(3, 4).flatten(4)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .axes import Taps
 from .backends import check_name, choose
+from .layout import is_channels_last, memory_format
 
 
 def separable_sum(
@@ -41,15 +42,6 @@ def separable_sum(
         to features and weights, to any order.
     """
     return _sum(features, batch, y.index, y.weight, x.index, x.weight, *groups, check_name(backend))
-
-
-def is_channels_last(features: Tensor) -> bool:
-    """Whether results should be laid out as channels_last: only if ``features`` are and the layout is not ambiguous."""
-    return features.is_contiguous(memory_format=torch.channels_last) and not features.is_contiguous()
-
-
-def memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def check_groups(channels: int, bins: tuple[int, int], groups: tuple[int, int]) -> None:
@@ -130,7 +122,7 @@ def _transpose(
     tensors = {"grad": grad, "batch": batch, "iy": iy, "wy": wy, "ix": ix, "wx": wx}
     implementation = choose(backend, "separable_transpose", tensors)
     output = implementation.separable_transpose(
-        grad, batch, iy, wy, ix, wx, (images, channels, height, width), (group_rows, group_columns)
+        grad, batch, iy, wy, ix, wx, (images, channels, height, width), (group_rows, group_columns), channels_last
     )
     return output.contiguous(memory_format=memory_format(channels_last))
 

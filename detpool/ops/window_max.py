@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .backends import check_name, choose
-from .separable import check_groups, check_indices, is_channels_last, memory_format
+from .layout import is_channels_last, memory_format
+from .separable import check_groups, check_indices
 
 
 def window_max(
@@ -90,7 +91,7 @@ def _scatter(
     check_indices(batch, images, (argmax, height * width))
     implementation = choose(backend, "window_scatter", {"grad": grad, "argmax": argmax, "batch": batch})
     output = implementation.window_scatter(
-        grad, argmax, batch, (images, channels, height, width), (group_rows, group_columns)
+        grad, argmax, batch, (images, channels, height, width), (group_rows, group_columns), channels_last
     )
     return output.contiguous(memory_format=memory_format(channels_last))
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-ORDER = ("reference",)
+ORDER = ("cpu", "reference")
 
 
 class BackendError(RuntimeError):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..layout import memory_format
+
 Shape = tuple[int, int, int, int]
 Groups = tuple[int, int]
 
@@ -26,7 +28,7 @@ def separable_sum(
     """See :func:`detpool.ops.separable.separable_sum`."""
     channels = features.shape[1] // (groups[0] * groups[1])
     output = wy.new_zeros((batch.shape[0], channels, iy.shape[1], ix.shape[2]))
-    for rows, columns, source in _blocks(features.to(wy.dtype), output, groups):
+    for rows, columns, source in bin_blocks(features.to(wy.dtype), output, groups):
         block = _Block(source, batch, iy, wy, ix, wx, rows, columns)
         part = block.bins_to_rois(output[:, :, rows, columns]).clone()
         for image, k in block.chunks():
@@ -36,16 +38,24 @@ def separable_sum(
 
 
 def separable_transpose(
-    grad: Tensor, batch: Tensor, iy: Tensor, wy: Tensor, ix: Tensor, wx: Tensor, shape: Shape, groups: Groups
+    grad: Tensor,
+    batch: Tensor,
+    iy: Tensor,
+    wy: Tensor,
+    ix: Tensor,
+    wx: Tensor,
+    shape: Shape,
+    groups: Groups,
+    channels_last: bool,
 ) -> Tensor:
     """See :func:`detpool.ops.separable.separable_transpose`."""
     output = wy.new_zeros(shape)
-    for rows, columns, target in _blocks(output, grad, groups):
+    for rows, columns, target in bin_blocks(output, grad, groups):
         block = _Block(target, batch, iy, wy, ix, wx, rows, columns)
         part = block.bins_to_rois(grad[:, :, rows, columns].to(wy.dtype))
         for image, k in block.chunks():
             target[image] += torch.einsum("ncij,nih,njw->chw", part[k], block.y[k], block.x[k])
-    return output.to(grad.dtype)
+    return output.to(grad.dtype).contiguous(memory_format=memory_format(channels_last))
 
 
 def separable_weight_grads(
@@ -53,7 +63,7 @@ def separable_weight_grads(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`detpool.ops.separable.separable_weight_grads`."""
     grad_wy, grad_wx = torch.zeros_like(wy), torch.zeros_like(wx)
-    for rows, columns, source in _blocks(features.to(wy.dtype), grad, groups):
+    for rows, columns, source in bin_blocks(features.to(wy.dtype), grad, groups):
         block = _Block(source, batch, iy, wy, ix, wx, rows, columns)
         part = block.bins_to_rois(grad[:, :, rows, columns].to(wy.dtype))
         grad_y, grad_x = torch.zeros_like(block.y), torch.zeros_like(block.x)
@@ -82,7 +92,7 @@ def window_max(
     cell, inside = cell.flatten(3), inside.flatten(3)
     if cell.shape[3] == 0:
         return output, argmax
-    for rows, columns, planes in _blocks(features, output, groups):
+    for rows, columns, planes in bin_blocks(features, output, groups):
         source = planes.flatten(2)
         size = max(1, CHUNK_ELEMENTS // (channels * cell[0, rows, columns].numel()))
         for k in torch.arange(batch.shape[0], device=features.device).split(size):
@@ -99,13 +109,16 @@ def window_max(
     return output, argmax
 
 
-def window_scatter(grad: Tensor, argmax: Tensor, batch: Tensor, shape: Shape, groups: Groups) -> Tensor:
+def window_scatter(
+    grad: Tensor, argmax: Tensor, batch: Tensor, shape: Shape, groups: Groups, channels_last: bool
+) -> Tensor:
     """See :func:`detpool.ops.window_max.window_scatter`."""
     dtype = torch.promote_types(grad.dtype, torch.float32)
     output = torch.zeros(shape, dtype=dtype, device=grad.device)
     index = _plane_index(argmax, batch, shape, groups).flatten()
     values = grad.to(dtype).where(argmax >= 0, 0.0).flatten()
-    return output.view(-1).index_add_(0, index, values).view(shape).to(grad.dtype)
+    output.view(-1).index_add_(0, index, values)
+    return output.to(grad.dtype).contiguous(memory_format=memory_format(channels_last))
 
 
 def window_gather(features: Tensor, argmax: Tensor, batch: Tensor, groups: Groups) -> Tensor:
@@ -115,7 +128,7 @@ def window_gather(features: Tensor, argmax: Tensor, batch: Tensor, groups: Group
     return features.reshape(-1)[index].where(argmax >= 0, 0.0)
 
 
-def _blocks(features: Tensor, output: Tensor, groups: Groups) -> Iterator[tuple[slice, slice, Tensor]]:
+def bin_blocks(features: Tensor, output: Tensor, groups: Groups) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows and columns of output bins that read the same channels, with a view of those channels."""
     height, width = output.shape[2] // groups[0], output.shape[3] // groups[1]
     for i in range(groups[0]):
