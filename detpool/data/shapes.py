@@ -18,7 +18,8 @@ Array = NDArray[np.float32]
 SPLITS = ("train", "val")
 
 # Pictures are made of uniform draws from PCG64, +, -, *, /, square roots and comparisons, all of which IEEE 754
-# rounds exactly, and of no function of the C library: a seed gives the same data on every platform.
+# rounds exactly, and of no function of the C library: a seed gives the same data on every platform. For the same
+# reason scalars are float or np.float32 on purpose: numpy 1 and 2 mix the two differently.
 
 
 class _Placed(NamedTuple):
@@ -78,8 +79,8 @@ class ShapesDataset(DetectionDataset):
             raise ValueError(f"num_images: got {num_images}, need at least 1")
         if min(height, width) < 32:
             raise ValueError(f"size: got {size}, need at least 32 pixels")
-        if not 1 <= num_objects[0] <= num_objects[1]:
-            raise ValueError(f"num_objects: got {num_objects}, need [fewest, most] with 1 <= fewest <= most")
+        if not 1 <= num_objects[0] <= num_objects[1] <= 255:
+            raise ValueError(f"num_objects: got {num_objects}, need [fewest, most] with 1 <= fewest <= most <= 255")
         if not 8 / min(height, width) <= object_size[0] <= object_size[1] <= 1:
             raise ValueError(
                 f"object_size: got {object_size} for pictures of {height} x {width}, need [smallest, largest] "
@@ -87,6 +88,8 @@ class ShapesDataset(DetectionDataset):
             )
         if not 0 <= min_visible <= 1:
             raise ValueError(f"min_visible: got {min_visible}, need a fraction, 0 to 1")
+        if seed < 0:
+            raise ValueError(f"seed: got {seed}, need at least 0")
         if not names or any(name not in _DISTANCES for name in names) or len(set(names)) < len(names):
             raise ValueError(f"classes: got {names}, need some, each once, of {', '.join(_DISTANCES)}")
         self.split, self.num_images, self.size = split, num_images, (height, width)
@@ -146,7 +149,7 @@ class ShapesDataset(DetectionDataset):
     def _rng(self, index: int, purpose: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(self.split), index, purpose]))
 
-    def _arrange(self, index: int) -> tuple[list[_Placed], NDArray[np.int32]]:
+    def _arrange(self, index: int) -> tuple[list[_Placed], NDArray[np.uint8]]:
         """Place the shapes; also the map (height, width) of the shape seen at each pixel: 1, 2, ..., or 0."""
         rng = self._rng(index, purpose=0)
         fewest, most = self.num_objects
@@ -154,35 +157,35 @@ class ShapesDataset(DetectionDataset):
         wanted = fewest + int(rng.random() * (most - fewest + 1))
         radii = np.sort(smallest + (largest - smallest) * rng.random(wanted) ** 2)[::-1].astype(np.float32)
 
-        owner = np.zeros(self.size, np.int32)
+        owner = np.zeros(self.size, np.uint8)
         shapes: list[_Placed] = []
-        pixels = [0]  # of each shape before any later one hid some
+        visible = np.zeros(len(radii) + 1, np.int64)  # pixels of each shape, and how few they may become
+        needed = np.zeros(len(radii) + 1)
         for radius in radii:
             label = 1 + int(rng.random() * len(self.class_names))
             for _ in range(10):
                 shape = self._place(label, radius, rng)
                 inside = shape.distance < 0
-                trial = owner[shape.window].copy()
-                trial[inside] = len(shapes) + 1
-                hidden = np.bincount(owner[shape.window][inside], minlength=len(pixels))
-                left = np.bincount(owner.ravel(), minlength=len(pixels)) - hidden
-                if (left >= np.multiply(pixels, self.min_visible))[1:].all():
-                    owner[shape.window] = trial
+                below = owner[shape.window]
+                left = visible - np.bincount(below[inside], minlength=len(visible))
+                if (left >= needed)[1:].all():
                     shapes.append(shape)
-                    pixels.append(int(inside.sum()))
+                    below[inside] = number = len(shapes)
+                    visible = left
+                    visible[number] = inside.sum()
+                    needed[number] = visible[number] * self.min_visible
                     break
         return shapes, owner
 
     def _place(self, label: int, radius: np.float32, rng: np.random.Generator) -> _Placed:
         height, width = self.size
-        margin = 0.6 * radius
+        margin, reach = 0.6 * float(radius), 1.2 * float(radius) + 1
         turn_x, turn_y = _direction(rng)
         draw_x, draw_y = rng.random(2)
         centre_x = np.float32(margin + (width - 2 * margin) * draw_x)
         centre_y = np.float32(margin + (height - 2 * margin) * draw_y)
-        reach = 1.2 * radius + 1
-        x1, x2 = max(0, int(centre_x - reach)), min(width, int(centre_x + reach) + 1)
-        y1, y2 = max(0, int(centre_y - reach)), min(height, int(centre_y + reach) + 1)
+        x1, x2 = max(0, int(float(centre_x) - reach)), min(width, int(float(centre_x) + reach) + 1)
+        y1, y2 = max(0, int(float(centre_y) - reach)), min(height, int(float(centre_y) + reach) + 1)
         x = (np.arange(x1, x2, dtype=np.float32) + np.float32(0.5) - centre_x) / radius
         y = (np.arange(y1, y2, dtype=np.float32) + np.float32(0.5) - centre_y)[:, None] / radius
         u, v = turn_x * x - turn_y * y, turn_y * x + turn_x * y
@@ -195,10 +198,11 @@ class ShapesDataset(DetectionDataset):
         for shape in shapes:
             _cast_shadow(picture, shape)
             colour = _surface(rng, shape)
-            cover = np.clip(np.float32(0.5) - shape.distance, 0, 1)[..., None]
+            cover = _unit(np.float32(0.5) - shape.distance)[..., None]
             view = picture[shape.window]
             view += (colour - view) * cover
-        return np.clip(picture + np.float32(0.5), 0, 255).astype(np.uint8)
+        picture += np.float32(0.5)
+        return np.minimum(np.maximum(picture, 0), 255).astype(np.uint8)
 
 
 def shapes_datamodule(
@@ -239,9 +243,9 @@ def shapes_datamodule(
     )
 
 
-def _visible_masks(owner: NDArray[np.int32], count: int) -> NDArray[np.uint8]:
-    numbers = np.arange(1, count + 1)[:, None, None]
-    return np.equal(owner, numbers).astype(np.uint8)
+def _visible_masks(owner: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    numbers = np.arange(1, count + 1, dtype=np.uint8)[:, None, None]
+    return np.equal(owner, numbers).view(np.uint8)
 
 
 def _tight_boxes(masks: NDArray[np.uint8]) -> Array:
@@ -321,11 +325,23 @@ def _direction(rng: np.random.Generator) -> tuple[np.float32, np.float32]:
             return np.float32(x / length), np.float32(y / length)
 
 
+def _unit(values: Array) -> Array:
+    """Clamp to 0 .. 1; `np.clip` takes longer than the two of these on small arrays."""
+    return np.minimum(np.maximum(values, np.float32(0)), np.float32(1))
+
+
+_HUES = np.array([0, 4, 2], np.float32)
+
+
 def _vivid(rng: np.random.Generator) -> Array:
     """A colour of any hue, fairly saturated, neither black nor white."""
-    hue, saturation, value = rng.random(3) * (6, 0.35, 0.45) + (0, 0.65, 0.55)
-    pure = np.clip(abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    return (255 * value * (1 - saturation * (1 - pure))).astype(np.float32)
+    hue, saturation, value = rng.random(3, np.float32)
+    turn = np.float32(6) * hue + _HUES
+    turn -= np.float32(6) * (turn >= 6)
+    grey = np.float32(1) - _unit(abs(turn - np.float32(3)) - np.float32(1))
+    saturation = np.float32(0.65) + np.float32(0.35) * saturation
+    value = np.float32(140) + np.float32(115) * value
+    return value * (np.float32(1) - saturation * grey)
 
 
 def _noise(rng: np.random.Generator, height: int, width: int, channels: int) -> NDArray[np.uint8]:
@@ -350,17 +366,23 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> Array:
 
 def _cast_shadow(picture: Array, shape: _Placed) -> None:
     """Darken what lies right and below of the shape, softly."""
-    shift = max(1, int(0.12 * shape.radius))
-    soft = np.clip(np.float32(0.5) - shape.distance / (np.float32(0.25) * shape.radius), 0, 1)
+    shift = max(1, int(0.12 * float(shape.radius)))
+    distance = shape.distance[:-shift, :-shift, None]
+    soft = _unit(np.float32(0.5) - distance / (np.float32(0.25) * shape.radius))
     view = picture[shape.window][shift:, shift:]
-    view *= np.float32(1) - np.float32(0.4) * soft[:-shift, :-shift, None]
+    view *= np.float32(1) - np.float32(0.4) * soft
+
+
+def _wave(x: Array) -> Array:
+    """Triangle wave of period 1 between -0.25 and 0.25."""
+    return abs(x - np.floor(x) - np.float32(0.5)) - np.float32(0.25)
 
 
 # Of two waves across each other, each between -0.25 and 0.25; positive where the second colour is.
 _PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
     lambda a, b: np.full_like(a, -1),  # plain
     lambda a, b: a,  # stripes
-    lambda a, b: 8 * a * b,  # checks
+    lambda a, b: np.float32(8) * a * b,  # checks
     lambda a, b: np.maximum(a, b),  # dots
     lambda a, b: a + b,  # diamonds
 )
@@ -372,10 +394,10 @@ def _surface(rng: np.random.Generator, shape: _Placed) -> Array:
     second = first + (second - first) * np.float32(0.7)
     # Turns of the pattern per radius: one turn, light and dark together, takes at least 6 pixels.
     waves = np.float32(1) / np.maximum(np.float32(0.45), np.float32(6) / shape.radius)
-    a = abs((shape.u * waves + np.float32(rng.random())) % 1 - np.float32(0.5)) - np.float32(0.25)
-    b = abs((shape.v * waves + np.float32(rng.random())) % 1 - np.float32(0.5)) - np.float32(0.25)
+    phase_u, phase_v = rng.random(2, np.float32)
+    a, b = _wave(shape.u * waves + phase_u), _wave(shape.v * waves + phase_v)
     pattern = _PATTERNS[int(rng.random() * len(_PATTERNS))](a, b)
-    mix = np.clip(np.float32(0.5) + pattern * (shape.radius / waves), 0, 1)
+    mix = _unit(np.float32(0.5) + pattern * (shape.radius / waves))
     light_x, light_y = _direction(rng)
     light = np.float32(1) + np.float32(0.25) * (light_x * shape.u + light_y * shape.v)
     rim = np.maximum(np.float32(1.2), np.float32(0.08) * shape.radius)

@@ -8,6 +8,9 @@ from torchvision import tv_tensors
 
 from detpool.data.shapes import ShapesDataset
 
+# pycocotools, of numpy 2; shown in tests only.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def test_sample_keeps_the_contract():
     dataset = ShapesDataset("train", 20, size=(96, 160), masks=True)
@@ -80,7 +83,7 @@ def test_splits_and_seeds_differ_and_length_does_not_matter():
 
 
 def test_pictures_are_the_same_everywhere():
-    # Recorded on Linux x86-64; a change of the drawing changes every published number, and this line with it.
+    # The same under numpy 1.26 and 2.4, with and without AVX on x86-64; a change of the drawing changes every published number, and this line with it.
     dataset = ShapesDataset("val", 8, size=(64, 80), masks=True)
     digest = hashlib.sha256()
     for i in range(8):
@@ -88,7 +91,7 @@ def test_pictures_are_the_same_everywhere():
         digest.update(image.numpy().tobytes())
         digest.update(target["masks"].numpy().tobytes())
         digest.update(target["labels"].numpy().tobytes())
-    assert digest.hexdigest()[:16] == "57b478f1c97b6c72"
+    assert digest.hexdigest()[:16] == "c5122442517bc374"
 
 
 def test_ground_truth_is_what_samples_show():
@@ -122,8 +125,10 @@ def test_bigger_pictures_show_the_same_scene():
         ("num_images", 0),
         ("size", 8),
         ("num_objects", (3, 2)),
+        ("num_objects", (1, 256)),
         ("object_size", (0.01, 0.5)),
         ("min_visible", 2),
+        ("seed", -1),
         ("classes", ["circle", "hexagon"]),
         ("classes", ["circle", "circle"]),
     ],
