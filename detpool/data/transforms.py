@@ -38,7 +38,7 @@ def detection_transform(
         ValueError: an argument is out of range, or goes with another that is absent or excluded.
     """
     if min_size is not None and size is not None:
-        raise ValueError(f"min_size and size: got {min_size} and {size}, give one of them")
+        raise ValueError(f"min_size and size: got {min_size} and {size}, give one and set the other to null")
     if max_size is not None and min_size is None:
         raise ValueError(f"max_size: got {max_size} without min_size, the shorter side it limits")
     if size is not None and (len(size) != 2 or min(size) < 1):

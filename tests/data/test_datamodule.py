@@ -7,6 +7,7 @@ from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.shapes import ShapesDataset, shapes_datamodule
@@ -184,6 +185,12 @@ def test_run_stopped_within_an_epoch_goes_on_there(tmp_path, num_workers):
     assert rest.weight == whole.weight
 
 
+def test_lightning_may_replace_the_sampler(tmp_path):
+    # `overfit_batches` trains on the same first batches again and again, unshuffled.
+    model = run(tmp_path, small_data(), epochs=2, overfit_batches=1)
+    assert [[image[0] for image in seen[2]] for seen in model.train_seen] == [[1, 2, 3]] * 2
+
+
 def test_loader_can_be_read_outside_of_training(tmp_path):
     data = small_data()
     run(tmp_path, data, epochs=1)
@@ -207,11 +214,42 @@ def test_more_processes_than_images(tmp_path):
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [([1], [1]), ([1], [])]
 
 
-def test_shapes_config_builds():
-    config = OmegaConf.load(Path(__file__).parents[2] / "configs/data/shapes.yaml")
-    config.size = [64, 96]
-    data = instantiate(OmegaConf.create({"seed": 5, "data": config})).data
+def from_config(name, **changes):
+    config = OmegaConf.load(Path(__file__).parents[2] / "configs" / "data" / f"{name}.yaml")
+    return instantiate(OmegaConf.create({"seed": 5, "data": OmegaConf.merge(config, changes)})).data
+
+
+def test_shapes_config():
+    data = from_config("shapes", size=[64, 96], train_images=9)
     assert data.class_names == ["circle", "ring", "square", "triangle", "star", "cross"]
-    assert len(data.train_dataset) == config.train_images
+    assert len(data.train_dataset) == 9
     assert data.train_dataset[0][0].shape == (3, 64, 96)
     assert data.seed == 5
+
+
+def test_voc_config(voc):
+    for image_set in ("train", "val"):
+        root = voc(image_set, [("cat", (1, 1, 20, 20), "")], "VOC2007", image_set)
+    data = from_config("voc", root=str(root), year=[2007], num_workers=0, eval_transform={"min_size": 80})
+    assert len(data.class_names) == 20
+    assert 480 <= data.train_dataset[0][0].shape[1] <= 800
+    images, targets = next(iter(data.test_dataloader()))
+    assert images[0].shape == (3, 80, 120)
+    assert targets[0]["boxes"].tolist() == [[0, 0, 40, 40]]
+    assert from_config("voc", root=str(root), year=2007, class_names=["cow", "cat"]).val_dataset[0][1]["labels"] == 2
+
+
+def test_coco_config(coco):
+    root = coco([{"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 20]}])
+    fixed = {"min_size": None, "max_size": None, "size": [50, 50], "scale_range": [0.5, 2.0], "photometric": True}
+    data = from_config("coco", root=str(root), train_split="train", val_split="train", train_transform=fixed)
+    assert data.class_names == ["cat", "dog"]
+    assert len(data.train_dataset) == 1
+    assert len(data.val_dataset) == 2
+    assert data.train_dataset[0][0].shape == (3, 50, 50)
+
+
+@pytest.mark.parametrize("name", ["voc", "coco"])
+def test_root_must_be_given(name):
+    with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
+        from_config(name)

@@ -83,7 +83,8 @@ def test_splits_and_seeds_differ_and_length_does_not_matter():
 
 
 def test_pictures_are_the_same_everywhere():
-    # The same under numpy 1.26 and 2.4, with and without AVX on x86-64; a change of the drawing changes every published number, and this line with it.
+    # Recorded on x86-64, the same under numpy 1.26 and 2.4, with and without AVX. A change of the drawing changes every
+    # published number, and this one with them.
     dataset = ShapesDataset("val", 8, size=(64, 80), masks=True)
     digest = hashlib.sha256()
     for i in range(8):

@@ -78,11 +78,11 @@ def growth(dataset, touch, context):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_annotations_are_not_copied_into_workers(coco, context):
-    # A worker that has just started copies some pages of the interpreter's; those do not grow with the data set.
-    start = growth(crowded(coco, images=5), touch_annotations, context)
-    dataset = crowded(coco, images=150)
-    size = sum(len(text) for text in map(dataset._segmentations.__getitem__, range(150 * OBJECTS)))
-    assert size > 5e6
+    # A forked worker copies some pages of the interpreter's; those do not grow with the data set.
+    start = growth(crowded(coco, images=5), touch_annotations, context) if context == "fork" else 0
+    dataset = crowded(coco, images=100)
+    size = sum(len(text) for text in map(dataset._segmentations.__getitem__, range(100 * OBJECTS)))
+    assert size > 4e6
     assert growth(dataset, touch_annotations, context) - start < 0.1 * size
     if context == "fork":
         # The same annotations as objects of Python are copied as they are read: the measurement can fail.
@@ -106,7 +106,7 @@ def test_image_ids_are_not_kept_as_objects(coco):
 def test_workers_give_what_the_process_itself_gives(coco, context):
     dataset = crowded(coco, images=4)
     dataset.transform = detection_transform(min_size=20)
-    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=context)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=context)
     for (image, target), expected in zip(loader, map(dataset.__getitem__, range(4)), strict=True):
         assert torch.equal(image, expected[0])
         for key in ("boxes", "labels", "masks"):
@@ -114,13 +114,12 @@ def test_workers_give_what_the_process_itself_gives(coco, context):
         assert target["image_id"] == expected[1]["image_id"]
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
-def test_errors_cross_from_workers_as_themselves(voc, context):
+def test_errors_cross_from_workers_as_themselves(voc):
     root = voc("a", [("cat", (1, 1, 20, 20), "")])
     path = root / "JPEGImages/a.jpg"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
-    loader = DataLoader(VOCDataset(root), batch_size=None, num_workers=1, multiprocessing_context=context)
+    loader = DataLoader(VOCDataset(root), batch_size=None, num_workers=1)
     with pytest.raises(DataError, match=f"{path}: the image cannot be decoded, it may be truncated"):
         next(iter(loader))
 
