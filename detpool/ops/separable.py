@@ -14,6 +14,7 @@ from torch import Tensor
 from .axes import Taps
 from .backends import check_name, choose
 from .layout import is_channels_last, memory_format
+from .registration import differentiable, fake, operator
 
 
 def separable_sum(
@@ -41,7 +42,7 @@ def separable_sum(
         (K, C / (GH GW), PH, PW), dtype of ``features``, channels_last if ``features`` are. Differentiable with respect
         to features and weights, to any order.
     """
-    return _sum(features, batch, y.index, y.weight, x.index, x.weight, *groups, check_name(backend))
+    return _separable_sum(features, batch, y.index, y.weight, x.index, x.weight, *groups, check_name(backend))
 
 
 def check_groups(channels: int, bins: tuple[int, int], groups: tuple[int, int]) -> None:
@@ -66,8 +67,8 @@ def check_indices(batch: Tensor, images: int, *limits: tuple[Tensor, int]) -> No
                 raise IndexError(f"an index must be from {least} to {limit - 1}, got {int(low)} to {int(high)}")
 
 
-@torch.library.custom_op("detpool::separable_sum", mutates_args=())
-def _sum(
+@operator
+def _separable_sum(
     features: Tensor,
     batch: Tensor,
     iy: Tensor,
@@ -87,7 +88,7 @@ def _sum(
     return output.contiguous(memory_format=memory_format(is_channels_last(features)))
 
 
-@_sum.register_fake
+@fake(_separable_sum)
 def _(
     features: Tensor,
     batch: Tensor,
@@ -103,8 +104,8 @@ def _(
     return features.new_empty(shape).contiguous(memory_format=memory_format(is_channels_last(features)))
 
 
-@torch.library.custom_op("detpool::separable_transpose", mutates_args=())
-def _transpose(
+@operator
+def _separable_transpose(
     grad: Tensor,
     batch: Tensor,
     iy: Tensor,
@@ -127,7 +128,7 @@ def _transpose(
     return output.contiguous(memory_format=memory_format(channels_last))
 
 
-@_transpose.register_fake
+@fake(_separable_transpose)
 def _(
     grad: Tensor,
     batch: Tensor,
@@ -144,8 +145,8 @@ def _(
     return grad.new_empty(shape).contiguous(memory_format=memory_format(channels_last))
 
 
-@torch.library.custom_op("detpool::separable_weight_grads", mutates_args=())
-def _weight_grads(
+@operator
+def _separable_weight_grads(
     grad: Tensor,
     features: Tensor,
     batch: Tensor,
@@ -166,7 +167,7 @@ def _weight_grads(
     return grad_wy.contiguous(), grad_wx.contiguous()
 
 
-@_weight_grads.register_fake
+@fake(_separable_weight_grads)
 def _(
     grad: Tensor,
     features: Tensor,
@@ -197,9 +198,11 @@ def _sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     grad_features = grad_wy = grad_wx = None
     if needs[0]:
-        grad_features = _transpose(grad, *taps, features.shape, *ctx.rest[:2], is_channels_last(features), ctx.rest[2])
+        grad_features = _separable_transpose(
+            grad, *taps, features.shape, *ctx.rest[:2], is_channels_last(features), ctx.rest[2]
+        )
     if needs[3] or needs[5]:
-        grad_wy, grad_wx = _weight_grads(grad, features, *taps, *ctx.rest)
+        grad_wy, grad_wx = _separable_weight_grads(grad, features, *taps, *ctx.rest)
     return grad_features, None, None, grad_wy, None, grad_wx, None, None, None
 
 
@@ -213,9 +216,9 @@ def _transpose_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, .
     needs = ctx.needs_input_grad
     grad_grad = grad_wy = grad_wx = None
     if needs[0]:
-        grad_grad = _sum(grad_output, *taps, *ctx.rest)
+        grad_grad = _separable_sum(grad_output, *taps, *ctx.rest)
     if needs[3] or needs[5]:
-        grad_wy, grad_wx = _weight_grads(grad, grad_output, *taps, *ctx.rest)
+        grad_wy, grad_wx = _separable_weight_grads(grad, grad_output, *taps, *ctx.rest)
     return grad_grad, None, None, grad_wy, None, grad_wx, None, None, None, None, None
 
 
@@ -232,17 +235,17 @@ def _weight_grads_backward(ctx: Any, along_wy: Tensor, along_wx: Tensor) -> tupl
     terms = ((batch, iy, along_wy, ix, wx), (batch, iy, wy, ix, along_wx))
     grad_grad = grad_features = grad_wy = grad_wx = None
     if needs[0]:
-        grad_grad = _sum(features, *terms[0], *rest) + _sum(features, *terms[1], *rest)
+        grad_grad = _separable_sum(features, *terms[0], *rest) + _separable_sum(features, *terms[1], *rest)
     if needs[1]:
         layout = (features.shape, *rest[:2], is_channels_last(features), rest[2])
-        grad_features = _transpose(grad, *terms[0], *layout) + _transpose(grad, *terms[1], *layout)
+        grad_features = _separable_transpose(grad, *terms[0], *layout) + _separable_transpose(grad, *terms[1], *layout)
     if needs[4]:
-        grad_wy = _weight_grads(grad, features, *terms[1], *rest)[0]
+        grad_wy = _separable_weight_grads(grad, features, *terms[1], *rest)[0]
     if needs[6]:
-        grad_wx = _weight_grads(grad, features, *terms[0], *rest)[1]
+        grad_wx = _separable_weight_grads(grad, features, *terms[0], *rest)[1]
     return grad_grad, grad_features, None, None, grad_wy, None, grad_wx, None, None, None
 
 
-_sum.register_autograd(_sum_backward, setup_context=_save_sum)
-_transpose.register_autograd(_transpose_backward, setup_context=_save_transpose)
-_weight_grads.register_autograd(_weight_grads_backward, setup_context=_save_weight_grads)
+differentiable(_separable_sum, _sum_backward, _save_sum)
+differentiable(_separable_transpose, _transpose_backward, _save_transpose)
+differentiable(_separable_weight_grads, _weight_grads_backward, _save_weight_grads)

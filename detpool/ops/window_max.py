@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .backends import check_name, choose
 from .layout import is_channels_last, memory_format
+from .registration import differentiable, fake, operator
 from .separable import check_groups, check_indices
 
 
@@ -37,11 +38,11 @@ def window_max(
         (K, C / (GH GW), PH, PW), dtype of ``features``, channels_last if ``features`` are; 0 for a bin without cells,
         NaN for one that holds NaN. Differentiable with respect to features.
     """
-    return _max(features, batch, y_windows, x_windows, *groups, check_name(backend))[0]
+    return _window_max(features, batch, y_windows, x_windows, *groups, check_name(backend))[0]
 
 
-@torch.library.custom_op("detpool::window_max", mutates_args=())
-def _max(
+@operator
+def _window_max(
     features: Tensor,
     batch: Tensor,
     y_windows: Tensor,
@@ -60,7 +61,7 @@ def _max(
     return output.contiguous(memory_format=layout), argmax.contiguous(memory_format=layout)
 
 
-@_max.register_fake
+@fake(_window_max)
 def _(
     features: Tensor,
     batch: Tensor,
@@ -76,8 +77,8 @@ def _(
     return output, torch.empty_like(output, dtype=torch.int32)
 
 
-@torch.library.custom_op("detpool::window_scatter", mutates_args=())
-def _scatter(
+@operator
+def _window_scatter(
     grad: Tensor,
     argmax: Tensor,
     batch: Tensor,
@@ -88,7 +89,7 @@ def _scatter(
     backend: str,
 ) -> Tensor:
     images, channels, height, width = shape
-    check_indices(batch, images, (argmax, height * width))
+    check_indices(batch, images)
     implementation = choose(backend, "window_scatter", {"grad": grad, "argmax": argmax, "batch": batch})
     output = implementation.window_scatter(
         grad, argmax, batch, (images, channels, height, width), (group_rows, group_columns), channels_last
@@ -96,7 +97,7 @@ def _scatter(
     return output.contiguous(memory_format=memory_format(channels_last))
 
 
-@_scatter.register_fake
+@fake(_window_scatter)
 def _(
     grad: Tensor,
     argmax: Tensor,
@@ -110,17 +111,17 @@ def _(
     return grad.new_empty(shape).contiguous(memory_format=memory_format(channels_last))
 
 
-@torch.library.custom_op("detpool::window_gather", mutates_args=())
-def _gather(
+@operator
+def _window_gather(
     features: Tensor, argmax: Tensor, batch: Tensor, group_rows: int, group_columns: int, backend: str
 ) -> Tensor:
-    check_indices(batch, features.shape[0], (argmax, features.shape[2] * features.shape[3]))
+    check_indices(batch, features.shape[0])
     implementation = choose(backend, "window_gather", {"features": features, "argmax": argmax, "batch": batch})
     output = implementation.window_gather(features, argmax, batch, (group_rows, group_columns))
     return output.contiguous(memory_format=memory_format(is_channels_last(features)))
 
 
-@_gather.register_fake
+@fake(_window_gather)
 def _(features: Tensor, argmax: Tensor, batch: Tensor, group_rows: int, group_columns: int, backend: str) -> Tensor:
     return features.new_empty(argmax.shape).contiguous(memory_format=memory_format(is_channels_last(features)))
 
@@ -133,7 +134,7 @@ def _save_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 
 
 def _max_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return _scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None
+    return _window_scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None
 
 
 def _save_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -142,7 +143,7 @@ def _save_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _gather(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None, None
+    return _window_gather(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None, None
 
 
 def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -151,9 +152,9 @@ def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None
+    return _window_scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None
 
 
-_max.register_autograd(_max_backward, setup_context=_save_max)
-_scatter.register_autograd(_scatter_backward, setup_context=_save_scatter)
-_gather.register_autograd(_gather_backward, setup_context=_save_gather)
+differentiable(_window_max, _max_backward, _save_max)
+differentiable(_window_scatter, _scatter_backward, _save_scatter)
+differentiable(_window_gather, _gather_backward, _save_gather)

@@ -30,8 +30,8 @@ __all__ = [
 Shape = tuple[int, int, int, int]
 Groups = tuple[int, int]
 
-CHANNEL_BLOCK = 32
-"""Channels that one task accumulates at a time: a block of a c4 map, 50 x 76 cells, fits the second-level cache."""
+CHANNEL_BLOCK = 64
+"""Channels that one task accumulates at a time: enough for long inner loops, few enough to occupy every core."""
 ROI_BLOCK = 16
 """RoIs of one task."""
 
@@ -100,10 +100,15 @@ def separable_sum(
     channels = features.shape[1] // (groups[0] * groups[1])
     shape = (batch.shape[0], channels, *b.bins)
     if groups != (1, 1):
-        out = torch.empty(shape, dtype=b.dtype)
-        source, target = _planes(features, b.dtype), out.numpy()
-        _over(channels, 1, lambda c0, c1: kernels.plane_sum(source, b.batch, *b.arguments, groups, c0, c1, target))
-        return out.to(features.dtype)
+        by_bin = torch.empty((b.bins[0] * b.bins[1], batch.shape[0], channels), dtype=b.dtype)
+        source, target = _grouped(features.to(b.dtype), groups), by_bin.numpy()
+
+        def group_task(image: int, rois: Any, group: int) -> None:
+            kernels.group_sum(source, rois, image, group, *b.arguments, groups, features.shape[3], target)
+
+        _over_images(b.batch, features.shape[0], groups[0] * groups[1], group_task)
+        out = by_bin.permute(1, 2, 0).unflatten(2, b.bins)
+        return out.to(features.dtype).contiguous(memory_format=memory_format(is_channels_last(features)))
     last = is_channels_last(features)
     out = _empty(shape, b.dtype, last)
     source, target = _pixels(features, b.dtype), _flat(out, last)
@@ -131,23 +136,26 @@ def separable_transpose(
     b = _Bins(batch, iy, wy, ix, wx)
     images, channels, height, width = shape
     if groups != (1, 1):
-        out = torch.zeros(shape, dtype=b.dtype)
-        source, target = _planes(grad, b.dtype), out.numpy()
-        _over(
-            grad.shape[1],
-            1,
-            lambda c0, c1: kernels.plane_transpose(source, b.batch, *b.arguments, groups, c0, c1, target),
-        )
-        return out.to(grad.dtype)
-    out = _empty(shape, b.dtype, channels_last)
+        by_bin = grad.detach().to(b.dtype).flatten(2).permute(2, 0, 1).contiguous()
+        out = torch.empty(shape, dtype=b.dtype)
+        source, target = by_bin.numpy(), _grouped(out, groups)
+
+        def group_task(image: int, rois: Any, group: int) -> None:
+            kernels.group_transpose(source, rois, image, group, *b.arguments, groups, width, target)
+
+        _over_images(b.batch, images, groups[0] * groups[1], group_task)
+        return out.to(grad.dtype).contiguous(memory_format=memory_format(channels_last))
+    out = _sums(shape, b.dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(b.dtype), grad_last), _flat(out, channels_last)
 
-    def task(image: int, rois: Any, c0: int, count: int) -> None:
+    def task(image: int, rois: Any, block: int) -> None:
+        c0 = block * CHANNEL_BLOCK
+        count = min(CHANNEL_BLOCK, channels - c0)
         layout = (grad_last, channels_last, height * width)
         kernels.vector_transpose(source, rois, image, *b.arguments, width, c0, count, *layout, target)
 
-    _over_blocks(b.batch, images, channels, task)
+    _over_images(b.batch, images, -(-channels // CHANNEL_BLOCK), task)
     return out.to(grad.dtype)
 
 
@@ -159,10 +167,10 @@ def separable_weight_grads(
     grads = np.zeros_like(b.y.weight), np.zeros_like(b.x.weight)
     task: Callable[[int, int], None]
     if groups != (1, 1):
-        planes = _planes(grad, b.dtype), _planes(features, b.dtype)
+        planes = _planes(grad.to(b.dtype)).numpy(), _planes(features.to(b.dtype)).numpy()
 
         def task(k0: int, k1: int) -> None:
-            kernels.plane_weight_grads(*planes, b.batch, *b.arguments, groups, k0, k1, *grads)
+            kernels.group_weight_grads(*planes, b.batch, *b.arguments, groups, k0, k1, *grads)
     else:
         last = is_channels_last(grad)
         vectors = _flat(grad.to(b.dtype), last), _pixels(features, b.dtype)
@@ -215,18 +223,20 @@ def window_scatter(
         return out
     dtype = _computed(grad.dtype)
     images, channels, height, width = shape
-    out = _empty(shape, dtype, channels_last)
+    out = _sums(shape, dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(dtype), grad_last), _flat(out, channels_last)
     where = _flat(argmax, grad_last)
     bins = grad.shape[2] * grad.shape[3]
 
-    def task(image: int, rois: Any, c0: int, count: int) -> None:
+    def task(image: int, rois: Any, block: int) -> None:
+        c0 = block * CHANNEL_BLOCK
+        count = min(CHANNEL_BLOCK, channels - c0)
         kernels.vector_scatter(
             source, where, rois, image, c0, count, bins, grad_last, channels_last, height * width, target
         )
 
-    _over_blocks(batch.contiguous().numpy(), images, channels, task)
+    _over_images(batch.contiguous().numpy(), images, -(-channels // CHANNEL_BLOCK), task)
     return out.to(grad.dtype)
 
 
@@ -243,6 +253,12 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> T
     return torch.empty(shape, dtype=dtype, memory_format=memory_format(channels_last))
 
 
+def _sums(shape: Shape, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """A tensor to add into: zeros for channels_last; blocks of a contiguous one are added up elsewhere, then copied."""
+    out = _empty(shape, dtype, channels_last)
+    return out.zero_() if channels_last else out
+
+
 def _flat(tensor: Tensor, channels_last: bool) -> Any:
     """The array (N, H * W, C) or (N, C, H * W); of ``tensor`` itself if it has that layout, else of a copy."""
     tensor = tensor.detach().contiguous(memory_format=memory_format(channels_last))
@@ -255,8 +271,26 @@ def _pixels(features: Tensor, dtype: torch.dtype) -> Any:
     return _flat(features.to(dtype), True)
 
 
-def _planes(tensor: Tensor, dtype: torch.dtype) -> Any:
-    return tensor.detach().to(dtype).contiguous().numpy()
+def _grouped(tensor: Tensor, groups: Groups) -> Any:
+    """The array (N, C', GH * GW, H * W); of ``tensor`` itself if it is contiguous."""
+    return _planes(tensor).flatten(2).unflatten(1, (-1, groups[0] * groups[1])).numpy()
+
+
+def _planes(tensor: Tensor) -> Tensor:
+    """``tensor`` if it is contiguous, else a copy that is; several times faster than PyTorch's from channels_last."""
+    tensor = tensor.detach()
+    if not is_channels_last(tensor) or tensor.dtype not in (torch.float32, torch.float64):
+        return tensor.contiguous()
+    out = torch.empty(tensor.shape, dtype=tensor.dtype)
+    source, target = _flat(tensor, True), _flat(out, False)
+    blocks = -(-tensor.shape[1] // CHANNEL_BLOCK)
+
+    def task(number: int) -> None:
+        image, block = divmod(number, blocks)
+        kernels.vectors_to_planes(source, image, block * CHANNEL_BLOCK, CHANNEL_BLOCK, target)
+
+    run(tensor.shape[0] * blocks, task)
+    return out
 
 
 def _over(count: int, block: int, task: Callable[[int, int], None]) -> None:
@@ -264,15 +298,13 @@ def _over(count: int, block: int, task: Callable[[int, int], None]) -> None:
     run(-(-count // block), lambda number: task(number * block, min(number * block + block, count)))
 
 
-def _over_blocks(batch: Any, images: int, channels: int, task: Callable[[int, Any, int, int], None]) -> None:
-    """Call ``task(image, its RoIs, first channel, channels)`` for every block of channels of every image."""
+def _over_images(batch: Any, images: int, parts: int, task: Callable[[int, Any, int], None]) -> None:
+    """Call ``task(image, its RoIs in order, part)`` for every part of every image."""
     order = np.argsort(batch, kind="stable")
     rois = np.split(order, np.searchsorted(batch[order], np.arange(1, images)))
-    blocks = -(-channels // CHANNEL_BLOCK)
 
     def numbered(number: int) -> None:
-        image, block = divmod(number, blocks)
-        first = block * CHANNEL_BLOCK
-        task(image, rois[image], first, min(CHANNEL_BLOCK, channels - first))
+        image, part = divmod(number, parts)
+        task(image, rois[image], part)
 
-    run(images * blocks, numbered)
+    run(images * parts, numbered)

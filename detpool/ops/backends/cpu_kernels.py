@@ -1,7 +1,7 @@
 """Serial numba kernels over a range of work; ``cpu`` splits the work and lays out the tensors.
 
-"Vector" kernels serve bins that read all channels: features (N, H * W, C), inner loops over channels. "Plane" kernels
-serve position-sensitive bins: features (N, C, H, W), one plane at a time, which then stays in the first-level cache.
+"Vector" kernels serve bins that read all channels: features (N, H * W, C), inner loops over channels. "Group" kernels
+serve position-sensitive bins: one group of channels at a time.
 
 Taps come compacted, a row for each bin of an axis: cells ``index[row, :count[row]]`` and their weights. Row of bin (i,
 j) of RoI
@@ -85,6 +85,12 @@ def _transpose(source, target):
 
 
 @_compiled
+def vectors_to_planes(source, image, c0, channels, target):
+    """Channels c0 .. of one image from (N, H * W, C) to (N, C, H * W)."""
+    _transpose(source[image, :, c0 : c0 + channels], target[image, c0 : c0 + channels])
+
+
+@_compiled
 def _add_scaled_rows(source, cells, weights, n, out):
     """out[c] = sum over taps of weight * source[cell, c], four taps at a time to save passes over ``out``."""
     channels = out.shape[0]
@@ -106,6 +112,16 @@ def _add_scaled_rows(source, cells, weights, n, out):
         f0, w0 = source[cells[t]], weights[t]
         for c in range(channels):
             out[c] += w0 * f0[c]
+
+
+@_compiled
+def _add_to_rows(target, c0, cells, weights, n, values):
+    """target[cell, c0 + c] += weight * values[c] for every tap."""
+    channels = values.shape[0]
+    for t in range(n):
+        row, w = target[cells[t], c0 : c0 + channels], weights[t]
+        for c in range(channels):
+            row[c] += w * values[c]
 
 
 @_compiled
@@ -135,9 +151,10 @@ def _load_grad(grad, k, channels_last, c0, tile):
     bins, channels = tile.shape
     if channels_last:
         for p in range(bins):
-            row = grad[k, p]
+            # a slice rather than row[c0 + c], whose sum might be negative for all that the compiler knows
+            row, target = grad[k, p, c0 : c0 + channels], tile[p]
             for c in range(channels):
-                tile[p, c] = row[c0 + c]
+                target[c] = row[c]
     else:
         for c in range(channels):
             row = grad[k, c0 + c]
@@ -146,34 +163,21 @@ def _load_grad(grad, k, channels_last, c0, tile):
 
 
 @_compiled
-def _store_plane(plane, image, c0, channels_last, out):
-    """Write an accumulated block of channels, (H * W, block), to out (N, H * W, C) or (N, C, H * W)."""
-    cells, channels = plane.shape
-    if channels_last:
-        for p in range(cells):
-            row = out[image, p]
-            for c in range(channels):
-                row[c0 + c] = plane[p, c]
-    else:
-        for p0 in range(0, cells, 16):
-            for c in range(channels):
-                row = out[image, c0 + c]
-                for p in range(p0, min(p0 + 16, cells)):
-                    row[p] = plane[p, c]
-
-
-@_compiled
 def vector_transpose(
     grad, rois, image, taps_y, taps_x, joint, bins, width, c0, channels, grad_last, out_last, cells_in_plane, out
 ):
-    """The transposed sum into channels c0 .. c0 + channels - 1 of one image, over its ``rois`` in their order."""
+    """The transposed sum into channels c0 .. c0 + channels - 1 of one image, over its ``rois`` in their order.
+
+    out is (N, H * W, C), of zeros, or (N, C, H * W), of anything.
+    """
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
     rows, columns = bins
     cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
     weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
     tile = np.empty((rows * columns, channels), wy.dtype)
-    plane = np.zeros((cells_in_plane, channels), wy.dtype)
+    base = c0 if out_last else 0
+    plane = out[image] if out_last else np.zeros((cells_in_plane, channels), wy.dtype)
     for k in rois:
         _load_grad(grad, k, grad_last, c0, tile)
         for i in range(rows):
@@ -181,12 +185,9 @@ def vector_transpose(
                 y = (k * rows + i) * columns + j if joint else k * rows + i
                 x = (k * rows + i) * columns + j if joint else k * columns + j
                 n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
-                g = tile[i * columns + j]
-                for t in range(n):
-                    target, w = plane[cells[t]], weights[t]
-                    for c in range(channels):
-                        target[c] += w * g[c]
-    _store_plane(plane, image, c0, out_last, out)
+                _add_to_rows(plane, base, cells, weights, n, tile[i * columns + j])
+    if not out_last:
+        _transpose(plane, out[image, c0 : c0 + channels])
 
 
 @_compiled
@@ -221,10 +222,41 @@ def vector_weight_grads(
 
 
 @_compiled
+def _first_maximum(source, cells, n, best, where):
+    """best[c] = the maximum of source[cell, c] over n cells, a multiple of four; where[c] = the first cell that holds
+    it.
+
+    Four cells at a time: with one, the compiler turns each selection into a masked store, which is many times slower.
+    """
+    for q in range(0, n, 4):
+        p0, p1, p2, p3 = cells[q], cells[q + 1], cells[q + 2], cells[q + 3]
+        f0, f1, f2, f3 = source[p0], source[p1], source[p2], source[p3]
+        if q == 0:
+            for c in range(best.shape[0]):
+                best[c] = f0[c]
+                where[c] = p0
+        for c in range(best.shape[0]):
+            b, w = best[c], where[c]
+            # r wins if it is larger, or if it is the first NaN
+            r = f0[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            b, w = r if wins else b, p0 if wins else w
+            r = f1[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            b, w = r if wins else b, p1 if wins else w
+            r = f2[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            b, w = r if wins else b, p2 if wins else w
+            r = f3[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            best[c], where[c] = r if wins else b, p3 if wins else w
+
+
+@_compiled
 def vector_max(features, batch, y_windows, x_windows, width, first, last, channels_last, out, argmax, tile, where_tile):
     """The window maximum for RoIs first .. last - 1; layouts as in :func:`vector_sum`."""
     rows, columns = y_windows.shape[1], x_windows.shape[1]
-    channels = features.shape[2]
+    cells = np.empty(0, np.int32)
     for k in range(first, last):
         source = features[batch[k]]
         values = out[k] if channels_last else tile
@@ -235,24 +267,21 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
                 y0, y1 = y_windows[k, i, 0], y_windows[k, i, 1]
                 x0, x1 = x_windows[k, j, 0], x_windows[k, j, 1]
                 if y0 >= y1 or x0 >= x1:
-                    for c in range(channels):
+                    for c in range(best.shape[0]):
                         best[c] = 0
                         where[c] = -1
                     continue
-                row = source[y0 * width + x0]
-                start = np.int32(y0 * width + x0)
-                for c in range(channels):
-                    best[c] = row[c]
-                    where[c] = start
+                if (y1 - y0) * (x1 - x0) + 3 > cells.shape[0]:
+                    cells = np.empty(2 * (y1 - y0) * (x1 - x0) + 3, np.int32)
+                n = 0
                 for y in range(y0, y1):
                     for x in range(x0, x1):
-                        cell = np.int32(y * width + x)
-                        row = source[cell]
-                        for c in range(channels):
-                            # the first NaN wins over every number
-                            wins = (row[c] > best[c]) | ((row[c] != row[c]) & (best[c] == best[c]))
-                            where[c] = cell if wins else where[c]
-                            best[c] = row[c] if wins else best[c]
+                        cells[n] = y * width + x
+                        n += 1
+                while n % 4:  # a repeated cell changes nothing
+                    cells[n] = cells[n - 1]
+                    n += 1
+                _first_maximum(source, cells, n, best, where)
         if not channels_last:
             _transpose(tile, out[k])
             _transpose(where_tile, argmax[k])
@@ -260,84 +289,81 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
 
 @_compiled
 def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out_last, cells_in_plane, out):
-    """The gradient of the window maximum for channels c0 .. c0 + channels - 1 of one image."""
+    """The gradient of the window maximum for channels c0 .. c0 + channels - 1 of one image; layouts as above."""
     tile = np.empty((bins, channels), out.dtype)
     where = np.empty((bins, channels), np.int32)
-    plane = np.zeros((cells_in_plane, channels), out.dtype)
+    base = c0 if out_last else 0
+    plane = out[image] if out_last else np.zeros((cells_in_plane, channels), out.dtype)
     for k in rois:
         _load_grad(grad, k, grad_last, c0, tile)
         _load_grad(argmax, k, grad_last, c0, where)
         for p in range(bins):
             for c in range(channels):
                 cell = where[p, c]
-                if cell >= 0:
-                    plane[cell, c] += tile[p, c]
-    _store_plane(plane, image, c0, out_last, out)
+                if 0 <= cell < cells_in_plane:
+                    plane[cell, base + c] += tile[p, c]
+    if not out_last:
+        _transpose(plane, out[image, c0 : c0 + channels])
 
 
 @_compiled
-def _block(position, bins, groups):
-    """First and last + 1 bin, along one axis, of a group."""
-    size = bins // groups
-    return position * size, position * size + size
+def group_sum(features, rois, image, group, taps_y, taps_x, joint, bins, groups, width, out):
+    """The separable sum for the bins of one group and the RoIs of one image.
 
-
-@_compiled
-def plane_sum(features, batch, taps_y, taps_x, joint, bins, groups, first, last, out):
-    """The separable sum for output channels first .. last - 1; features (N, C, H, W), out (K, C', PH, PW)."""
+    features (N, C', GH * GW, H * W): the planes of a group become rows of channels once, in a tile that stays in cache.
+    out (PH * PW, K, C'): no two groups write to one cache line.
+    """
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
     rows, columns = bins
-    for c in range(first, last):
-        for u in range(groups[0]):
-            i0, i1 = _block(u, rows, groups[0])
-            for v in range(groups[1]):
-                j0, j1 = _block(v, columns, groups[1])
-                channel = (c * groups[0] + u) * groups[1] + v
-                for k in range(batch.shape[0]):
-                    plane = features[batch[k], channel]
-                    for i in range(i0, i1):
-                        for j in range(j0, j1):
-                            y = (k * rows + i) * columns + j if joint else k * rows + i
-                            x = (k * rows + i) * columns + j if joint else k * columns + j
-                            total = wy.dtype.type(0)
-                            for a in range(ny[y]):
-                                row = plane[iy[y, a]]
-                                along = wy.dtype.type(0)
-                                for b in range(nx[x]):
-                                    along += wx[x, b] * row[ix[x, b]]
-                                total += wy[y, a] * along
-                            out[k, c, i, j] = total
+    channels, plane_cells = features.shape[1], features.shape[3]
+    cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
+    weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
+    tile = np.empty((plane_cells, channels), wy.dtype)
+    for p0 in range(0, plane_cells, 16):
+        for c in range(channels):
+            plane = features[image, c, group]
+            for p in range(p0, min(p0 + 16, plane_cells)):
+                tile[p, c] = plane[p]
+    height, breadth = rows // groups[0], columns // groups[1]
+    i0, j0 = group // groups[1] * height, group % groups[1] * breadth
+    for k in rois:
+        for i in range(i0, i0 + height):
+            for j in range(j0, j0 + breadth):
+                y = (k * rows + i) * columns + j if joint else k * rows + i
+                x = (k * rows + i) * columns + j if joint else k * columns + j
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                _add_scaled_rows(tile, cells, weights, n, out[i * columns + j, k])
 
 
 @_compiled
-def plane_transpose(grad, batch, taps_y, taps_x, joint, bins, groups, first, last, out):
-    """The transposed sum from output channels first .. last - 1; grad (K, C', PH, PW), out (N, C, H, W) of zeros."""
+def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, groups, width, out):
+    """The transposed sum into the channels of one group of one image; layouts as in :func:`group_sum`."""
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
     rows, columns = bins
-    for c in range(first, last):
-        for u in range(groups[0]):
-            i0, i1 = _block(u, rows, groups[0])
-            for v in range(groups[1]):
-                j0, j1 = _block(v, columns, groups[1])
-                channel = (c * groups[0] + u) * groups[1] + v
-                for k in range(batch.shape[0]):
-                    plane = out[batch[k], channel]
-                    for i in range(i0, i1):
-                        for j in range(j0, j1):
-                            y = (k * rows + i) * columns + j if joint else k * rows + i
-                            x = (k * rows + i) * columns + j if joint else k * columns + j
-                            g = grad[k, c, i, j]
-                            for a in range(ny[y]):
-                                row = plane[iy[y, a]]
-                                w = g * wy[y, a]
-                                for b in range(nx[x]):
-                                    row[ix[x, b]] += w * wx[x, b]
+    channels, plane_cells = out.shape[1], out.shape[3]
+    cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
+    weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
+    tile = np.zeros((plane_cells, channels), wy.dtype)
+    height, breadth = rows // groups[0], columns // groups[1]
+    i0, j0 = group // groups[1] * height, group % groups[1] * breadth
+    for k in rois:
+        for i in range(i0, i0 + height):
+            for j in range(j0, j0 + breadth):
+                y = (k * rows + i) * columns + j if joint else k * rows + i
+                x = (k * rows + i) * columns + j if joint else k * columns + j
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                _add_to_rows(tile, 0, cells, weights, n, grad[i * columns + j, k])
+    for p0 in range(0, plane_cells, 16):
+        for c in range(channels):
+            plane = out[image, c, group]
+            for p in range(p0, min(p0 + 16, plane_cells)):
+                plane[p] = tile[p, c]
 
 
 @_compiled
-def plane_weight_grads(grad, features, batch, taps_y, taps_x, joint, bins, groups, first, last, grad_wy, grad_wx):
+def group_weight_grads(grad, features, batch, taps_y, taps_x, joint, bins, groups, first, last, grad_wy, grad_wx):
     """Gradients of the compacted weights of RoIs first .. last - 1."""
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
