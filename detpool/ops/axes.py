@@ -56,9 +56,24 @@ class Points:
 
 
 def round_half_away(x: Tensor) -> Tensor:
-    """C's ``round``: halves go away from zero (``torch.round`` takes them to the even neighbour)."""
-    whole = x.trunc()
+    """C's ``round``: halves go away from zero (``torch.round`` takes them to the even neighbour). No gradient."""
+    x = x.detach()
+    whole = x.div(1, rounding_mode="trunc")
     return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
+
+
+def floor(x: Tensor) -> Tensor:
+    """The largest integers not above ``x``. No gradient.
+
+    Not ``torch.floor``: like ``ceil`` and ``trunc`` it wakes PyTorch's thread pool for a few thousand numbers, and the
+    pool's threads then spin for milliseconds on the cores that the kernels need.
+    """
+    return x.detach().div(1, rounding_mode="floor")
+
+
+def ceil(x: Tensor) -> Tensor:
+    """The smallest integers not below ``x``. No gradient."""
+    return -floor(-x)
 
 
 def continuous_bins(start: Tensor, size: Tensor, count: int) -> Bins:
@@ -78,8 +93,8 @@ def rounded_bins(start: Tensor, size: Tensor, count: int) -> Bins:
 
 def cell_windows(bins: Bins, length: int) -> Tensor:
     """The integer cells that each bin touches, clipped to ``0 .. length``: (K, P, J, 2) int32, first and last + 1."""
-    first = (bins.origin + bins.lower.floor()).clamp(0, length)
-    last = (bins.origin + bins.upper.ceil()).clamp(0, length)
+    first = (bins.origin + floor(bins.lower)).clamp(0, length)
+    last = (bins.origin + ceil(bins.upper)).clamp(0, length)
     return _integers(torch.stack([first, torch.maximum(first, last)], dim=-1), 0, length)
 
 
@@ -100,8 +115,8 @@ def integral_taps(bins: Bins, length: int) -> Taps:
     a)``; a bin of no extent has zero weights.
     """
     lower, upper = bins.origin + bins.lower, bins.origin + bins.upper
-    first = _integers(lower.detach().floor().clamp(0, length), 0, length)
-    last = _integers(upper.detach().ceil().clamp(-1, length - 1), -1, length - 1) + 1
+    first = _integers(floor(lower).clamp(0, length), 0, length)
+    last = _integers(ceil(upper).clamp(-1, length - 1), -1, length - 1) + 1
     count = (last - first)[..., None]
     number = torch.arange(_bound(count, length), dtype=torch.int32, device=first.device)
     index = first[..., None] + number
@@ -127,21 +142,21 @@ def points(bins: Bins, length: int, ratio: int) -> Points:
         number = torch.arange(ratio, dtype=dtype, device=device)
         exists = torch.ones((*lower.shape[:-1], ratio), dtype=torch.bool, device=device)
     else:
-        count = size.detach().ceil()
+        count = ceil(size)
         # Neighbouring points are at least half a cell apart, so no bin has more than 2 (length + 1) + 1 points that
         # read anything. Starting at the first of those bounds the memory, however far a box extends.
         limit = 2 * length + 6
         spacing = size.detach() / count.clamp(min=1)
         skipped = (-1 - lower.detach()) / torch.where(spacing > 0, spacing, 1.0) - 2
         many = count > limit
-        offset = torch.where(many, skipped.floor().clamp(min=0), 0.0)
+        offset = torch.where(many, floor(skipped).clamp(min=0), 0.0)
         number = offset + torch.arange(_bound(count, limit), dtype=dtype, device=device)
         exists = number < count
         count = count.clamp(min=1)
     y = lower + (number + 0.5) * size / count
     inside = exists & (y >= -1) & (y <= length)
     y = y.clamp(0, length - 1)
-    low = y.detach().floor()
+    low = floor(y)
     high_weight = y - low
     low_index = _integers(low, 0, length - 1)
     index = torch.stack([low_index, torch.where(low_index + 1 < length, low_index + 1, -1)], dim=-1)

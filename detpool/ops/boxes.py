@@ -113,7 +113,7 @@ def _checks_values(features: Tensor) -> bool:
 
 
 def _check_batch(batch: Tensor, images: int) -> None:
-    wrong = ~((batch >= 0) & (batch < images) & (batch == batch.floor() if batch.is_floating_point() else True))
+    wrong = ~((batch >= 0) & (batch < images) & (batch == batch.to(torch.int64)))
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(

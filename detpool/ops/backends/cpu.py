@@ -34,6 +34,8 @@ CHANNEL_BLOCK = 64
 """Channels that one task accumulates at a time: enough for long inner loops, few enough to occupy every core."""
 ROI_BLOCK = 16
 """RoIs of one task."""
+CELL_BLOCK = 512
+"""Cells of one task that changes the layout of features."""
 
 
 def reasons_against(primitive: str, tensors: dict[str, Tensor]) -> list[str]:
@@ -136,16 +138,16 @@ def separable_transpose(
     b = _Bins(batch, iy, wy, ix, wx)
     images, channels, height, width = shape
     if groups != (1, 1):
-        by_bin = grad.detach().to(b.dtype).flatten(2).permute(2, 0, 1).contiguous()
+        grad_last = is_channels_last(grad)
         out = torch.empty(shape, dtype=b.dtype)
-        source, target = by_bin.numpy(), _grouped(out, groups)
+        source, target = _flat(grad.to(b.dtype), grad_last), _grouped(out, groups)
 
         def group_task(image: int, rois: Any, group: int) -> None:
-            kernels.group_transpose(source, rois, image, group, *b.arguments, groups, width, target)
+            kernels.group_transpose(source, rois, image, group, *b.arguments, groups, width, grad_last, target)
 
         _over_images(b.batch, images, groups[0] * groups[1], group_task)
         return out.to(grad.dtype).contiguous(memory_format=memory_format(channels_last))
-    out = _sums(shape, b.dtype, channels_last)
+    out = _empty(shape, b.dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(b.dtype), grad_last), _flat(out, channels_last)
 
@@ -223,7 +225,7 @@ def window_scatter(
         return out
     dtype = _computed(grad.dtype)
     images, channels, height, width = shape
-    out = _sums(shape, dtype, channels_last)
+    out = _empty(shape, dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(dtype), grad_last), _flat(out, channels_last)
     where = _flat(argmax, grad_last)
@@ -253,12 +255,6 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> T
     return torch.empty(shape, dtype=dtype, memory_format=memory_format(channels_last))
 
 
-def _sums(shape: Shape, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """A tensor to add into: zeros for channels_last; blocks of a contiguous one are added up elsewhere, then copied."""
-    out = _empty(shape, dtype, channels_last)
-    return out.zero_() if channels_last else out
-
-
 def _flat(tensor: Tensor, channels_last: bool) -> Any:
     """The array (N, H * W, C) or (N, C, H * W); of ``tensor`` itself if it has that layout, else of a copy."""
     tensor = tensor.detach().contiguous(memory_format=memory_format(channels_last))
@@ -268,7 +264,23 @@ def _flat(tensor: Tensor, channels_last: bool) -> Any:
 
 
 def _pixels(features: Tensor, dtype: torch.dtype) -> Any:
-    return _flat(features.to(dtype), True)
+    """The array (N, H * W, C); of ``features`` itself if they are channels_last in that dtype."""
+    features = features.to(dtype)
+    if not features.is_contiguous() or features.shape[1] == 1:
+        return _flat(features, True)
+    # PyTorch's own copy would wake its thread pool, whose threads then spin on the cores that the kernels need.
+    images, channels, height, width = features.shape
+    out = _empty((images, channels, height, width), dtype, True)
+    source, target = _flat(features, False), _flat(out, True)
+    blocks = -(-height * width // CELL_BLOCK)
+
+    def task(number: int) -> None:
+        image, block = divmod(number, blocks)
+        first = block * CELL_BLOCK
+        kernels.planes_to_vectors(source, image, first, min(first + CELL_BLOCK, height * width), target)
+
+    run(images * blocks, task)
+    return target
 
 
 def _grouped(tensor: Tensor, groups: Groups) -> Any:

@@ -91,6 +91,17 @@ def vectors_to_planes(source, image, c0, channels, target):
 
 
 @_compiled
+def planes_to_vectors(source, image, first, last, target):
+    """Cells first .. last - 1 of one image from (N, C, H * W) to (N, H * W, C)."""
+    channels = source.shape[1]
+    for p0 in range(first, last, 16):
+        for c in range(channels):
+            plane = source[image, c, p0 : min(p0 + 16, last)]
+            for p in range(plane.shape[0]):
+                target[image, p0 + p, c] = plane[p]
+
+
+@_compiled
 def _add_scaled_rows(source, cells, weights, n, out):
     """out[c] = sum over taps of weight * source[cell, c], four taps at a time to save passes over ``out``."""
     channels = out.shape[0]
@@ -168,7 +179,7 @@ def vector_transpose(
 ):
     """The transposed sum into channels c0 .. c0 + channels - 1 of one image, over its ``rois`` in their order.
 
-    out is (N, H * W, C), of zeros, or (N, C, H * W), of anything.
+    out is (N, H * W, C) or (N, C, H * W); it need not be zero.
     """
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
@@ -177,7 +188,8 @@ def vector_transpose(
     weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
     tile = np.empty((rows * columns, channels), wy.dtype)
     base = c0 if out_last else 0
-    plane = out[image] if out_last else np.zeros((cells_in_plane, channels), wy.dtype)
+    plane = out[image] if out_last else np.empty((cells_in_plane, channels), wy.dtype)
+    plane[:, base : base + channels] = 0
     for k in rois:
         _load_grad(grad, k, grad_last, c0, tile)
         for i in range(rows):
@@ -293,7 +305,8 @@ def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out
     tile = np.empty((bins, channels), out.dtype)
     where = np.empty((bins, channels), np.int32)
     base = c0 if out_last else 0
-    plane = out[image] if out_last else np.zeros((cells_in_plane, channels), out.dtype)
+    plane = out[image] if out_last else np.empty((cells_in_plane, channels), out.dtype)
+    plane[:, base : base + channels] = 0
     for k in rois:
         _load_grad(grad, k, grad_last, c0, tile)
         _load_grad(argmax, k, grad_last, c0, where)
@@ -337,8 +350,8 @@ def group_sum(features, rois, image, group, taps_y, taps_x, joint, bins, groups,
 
 
 @_compiled
-def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, groups, width, out):
-    """The transposed sum into the channels of one group of one image; layouts as in :func:`group_sum`."""
+def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, groups, width, grad_last, out):
+    """The transposed sum into the channels of one group of one image; grad as in :func:`_load_grad`."""
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
     rows, columns = bins
@@ -346,6 +359,7 @@ def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, group
     cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
     weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
     tile = np.zeros((plane_cells, channels), wy.dtype)
+    values = np.empty(channels, wy.dtype)
     height, breadth = rows // groups[0], columns // groups[1]
     i0, j0 = group // groups[1] * height, group % groups[1] * breadth
     for k in rois:
@@ -354,7 +368,10 @@ def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, group
                 y = (k * rows + i) * columns + j if joint else k * rows + i
                 x = (k * rows + i) * columns + j if joint else k * columns + j
                 n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
-                _add_to_rows(tile, 0, cells, weights, n, grad[i * columns + j, k])
+                p = i * columns + j
+                for c in range(channels):
+                    values[c] = grad[k, p, c] if grad_last else grad[k, c, p]
+                _add_to_rows(tile, 0, cells, weights, n, values)
     for p0 in range(0, plane_cells, 16):
         for c in range(channels):
             plane = out[image, c, group]
