@@ -46,5 +46,7 @@ def exit_with_message() -> Iterator[None]:
         cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
         if not isinstance(cause, ConfigError | WeightsError | DataError | FloatingPointError):
             raise
-        print(f"error: {cause}", file=sys.stderr)
+        # A DataLoader worker's error arrives with the worker's traceback in its message.
+        message = str(cause).rpartition(f"{type(cause).__name__}: ")[2].strip()
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -83,7 +83,7 @@ class RoIPooler(MultiScaleRoIAlign):
             raise ValueError(f"canonical_scale must be a positive number of pixels, got {canonical_scale}")
         size = output_size if isinstance(output_size, int) else tuple(output_size)
         # The base class insists on a sampling_ratio; the operator has its own, so this one is never read.
-        super().__init__(names, size, -1, canonical_scale=canonical_scale, canonical_level=canonical_level)  # type: ignore[arg-type]
+        super().__init__(names, size, -1, canonical_scale=canonical_scale, canonical_level=canonical_level)
         self.operator = operator
         self.strides = None if strides is None else [float(stride) for stride in strides]
 

@@ -11,6 +11,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
 from detpool.detection.backbones import Body, FPNBackbone
+from detpool.detection.transform import NormalizeAndBatch
 from detpool.errors import ConfigError, did_you_mean
 from detpool.poolers import RoIPooler
 
@@ -52,7 +53,7 @@ def faster_rcnn_fpn(
             f"more from pooling the last), got {len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
         )
     pooler = box_pooler(featmap_names=backbone.level_names, strides=body.strides)
-    return FasterRCNN(
+    model = FasterRCNN(
         backbone,
         rpn_anchor_generator=AnchorGenerator(
             tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(anchor_aspect_ratios),) * levels
@@ -60,12 +61,10 @@ def faster_rcnn_fpn(
         box_roi_pool=pooler,
         box_head=TwoMLPHead(fpn_channels * pooler.output_size[0] * pooler.output_size[1], head_channels),
         box_predictor=FastRCNNPredictor(head_channels, num_classes + 1),
-        image_mean=list(body.image_mean),
-        image_std=list(body.image_std),
-        size_divisible=max(body.strides),
-        _skip_resize=True,
         **faster_rcnn,
     )
+    model.transform = NormalizeAndBatch(body.image_mean, body.image_std, max(body.strides))
+    return model
 
 
 def _check_arguments(arguments: dict[str, Any]) -> None:

@@ -14,9 +14,14 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes files; known before Lightning has started the others."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def say(text: str) -> None:
     """Prints once, however many processes there are."""
-    if rank_zero_only.rank == 0:
+    if is_main_process():
         print(text, flush=True)
 
 
@@ -33,7 +38,7 @@ class RunCheckpoint(ModelCheckpoint):
             return super().load_state_dict({**state_dict, "dirpath": self.dirpath})
         assert self.dirpath is not None
         copy = Path(self.dirpath) / best.name
-        if rank_zero_only.rank == 0:
+        if is_main_process():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, copy)
         super().load_state_dict(
@@ -50,8 +55,9 @@ class RunCheckpoint(ModelCheckpoint):
 class SaveOnInterrupt(Callback):
     """On Ctrl-C or SIGTERM finishes the step at hand, saves a checkpoint to resume from, and ends the program.
 
-    A resumed run continues with the next training step; a validation that was cut short is not repeated. A second
-    Ctrl-C ends the program at once, without a checkpoint. The exit status is 128 + the signal's number, as usual.
+    A resumed run continues with the next training step; a validation that was cut short is not repeated (several
+    processes first bring it to its end). A second Ctrl-C ends the program at once, without a checkpoint. The exit
+    status is 128 + the signal's number, as usual.
 
     Args:
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
@@ -73,7 +79,13 @@ class SaveOnInterrupt(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        self._stop_if_asked(trainer)
+        # Several processes need not have the same number of batches to agree at; they agree at the end.
+        if trainer.world_size == 1:
+            self._stop_if_asked(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()

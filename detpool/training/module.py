@@ -87,14 +87,14 @@ class DetectionModule(LightningModule):
             self.evaluated, self.evaluator = loader.dataset, self.make_evaluator(loader.dataset)
         self.evaluator.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
         predictions = self.model(to_unit_range(images))
         assert self.evaluator is not None
         self.evaluator.update(predictions, targets, [(image.shape[-2], image.shape[-1]) for image in images])
-        return predictions
 
-    test_step = validation_step
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

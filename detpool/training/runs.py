@@ -12,7 +12,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,7 +23,7 @@ from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
-from detpool.training.callbacks import EpochLines, say
+from detpool.training.callbacks import EpochLines, is_main_process, say
 from detpool.training.module import DetectionModule
 
 
@@ -91,17 +90,17 @@ def evaluate(
     split = config.evaluation.split
     if split not in ("val", "test"):
         raise ConfigError(f"evaluation.split must be val or test, got {split!r}")
-    data.setup("test")
-    loader = data.test_dataloader() if split == "test" else data.val_dataloader()
-    trainer.test(module, dataloaders=loader, verbose=False)
+    # Through the datamodule: how it shares the images out is known only once the processes have met.
+    run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
+    run(module, datamodule=data, verbose=False)
     assert module.evaluator is not None
     rows = module.evaluator.results()
-    if rank_zero_only.rank == 0:
+    if is_main_process():
         write_results(run_dir / "predictions.json", rows)
         if config.evaluation.pictures > 0:
-            write_pictures(run_dir / "pictures", loader.dataset, rows, limit=config.evaluation.pictures)
+            write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures)
         write_metrics(run_dir / "metrics.json", module.metrics, seconds=time.monotonic() - start)
-        print_metrics(module.metrics, title=f"{split} split, {len(loader.dataset)} images")
+        print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
     say(f"metrics, predictions and pictures: {run_dir}")
     return module.metrics
 
@@ -167,7 +166,7 @@ def instantiate_all(group: DictConfig | None) -> list[Any]:
 
 def save_config(config: DictConfig, run_dir: Path) -> None:
     """Writes `config.yaml`: all of the config, interpolations resolved."""
-    if rank_zero_only.rank == 0:
+    if is_main_process():
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
 

@@ -12,6 +12,7 @@ from detpool.errors import ConfigError, WeightsError
 BODIES = {
     "small": lambda: SmallCNN((8, 8, 16, 16)),
     "small with three stages": lambda: SmallCNN((8, 16, 24), depth=2),
+    "small from stride 8": lambda: SmallCNN((8, 8, 16, 16), min_stride=8),
     "resnet18": lambda: resnet("resnet18", weights=None),
     "resnet50": lambda: resnet("resnet50", weights=None),
     "timm": lambda: timm_body("mobilenetv3_small_050", weights=None, strides=(8, 16, 32)),
@@ -81,11 +82,10 @@ def test_lite0_package_holds_imagenet_weights():
         "blocks.1.0.conv_pwl.weight": "_blocks.1._project_conv.weight",
         "blocks.1.1.bn2.running_var": "_blocks.2._bn1.running_var",
         "blocks.6.0.conv_pw.weight": "_blocks.15._expand_conv.weight",
-        "classifier.bias": "_fc.bias",
     }.items():
         assert torch.equal(renamed[ours], published[theirs]), ours
     network = timm.create_model("tf_efficientnet_lite0")
-    network.load_state_dict(renamed)
+    assert network.load_state_dict(renamed, strict=False).unexpected_keys == []
     body = lite0().eval()
     assert body.image_mean == body.image_std == (0.5, 0.5, 0.5)
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -121,6 +121,8 @@ def test_names_that_do_not_exist_are_answered_with_the_nearest():
         timm_body("convnext_tinny")
     with pytest.raises(ConfigError, match=r"has maps at strides \[2, 4, 8, 16, 32\], not at \[64\]"):
         timm_body("resnet18", weights=None, strides=(32, 64))
+    with pytest.raises(ConfigError, match=r"min_stride must be one of \[4, 8\], .* got 16"):
+        SmallCNN((8, 8), min_stride=16)
     with pytest.raises(ConfigError, match="trainable_stages must be 0 to 5, got 6"):
         resnet("resnet18", weights=None, trainable_stages=6)
 

@@ -32,11 +32,13 @@ def test_equals_torchvisions_detector_with_the_same_weights():
         rpn_anchor_generator=AnchorGenerator(tuple(map(tuple, ANCHORS)), ((0.5, 1.0, 2.0),) * 5),
         box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
         box_score_thresh=0.0,
-        _skip_resize=True,
+        # Images whose shorter side it has already are not resized by torchvision either.
+        min_size=128,
+        max_size=160,
     ).eval()
     theirs.load_state_dict(ours.state_dict())
     generator = torch.Generator().manual_seed(1)
-    images = [torch.rand(3, 128, 160, generator=generator), torch.rand(3, 96, 128, generator=generator)]
+    images = [torch.rand(3, 128, 160, generator=generator), torch.rand(3, 128, 128, generator=generator)]
     with torch.no_grad():
         for mine, reference in zip(ours(images), theirs(images), strict=True):
             assert len(mine["boxes"]) == len(reference["boxes"]) > 0
@@ -61,3 +63,13 @@ def test_arguments_are_checked():
         build(rpn_nms_tresh=0.5)
     with pytest.raises(ConfigError, match=r"model\.box_head is not an argument"):
         build(box_head=None)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_images_are_padded_and_never_resized(training):
+    model = build().train(training)
+    seen = []
+    model.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape))
+    targets = [{"boxes": torch.tensor([[1.0, 1, 30, 30]]), "labels": torch.tensor([1])}] * 2
+    model([torch.rand(3, 60, 100), torch.rand(3, 90, 50)], targets if training else None)
+    assert seen == [(2, 3, 96, 128)]

@@ -30,6 +30,12 @@ TINY = [
 
 
 @pytest.fixture
+def tiny_arguments() -> list[str]:
+    """What to add to the command line of `train.py` for a run of seconds."""
+    return TINY
+
+
+@pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[..., DictConfig]:
     """`tiny_config("pooler=roi_pool", name="a")`: a composed config whose run directory is `tmp_path / name`."""
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from detpool.errors import ConfigError, WeightsError
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
 
-POOLERS = sorted(path.stem for path in (runs.Path(__file__).parents[2] / "configs" / "pooler").glob("*.yaml"))
+POOLERS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "pooler").glob("*.yaml"))
 
 
 def weights(path):
@@ -144,8 +145,10 @@ def test_feature_maps_reach_the_pooler_in_channels_last(tiny_config):
         config = tiny_config(f"channels_last={channels_last}")
         config.class_names = ["a", "b"]
         module = runs.build_module(config)
-        seen = []
-        module.model.roi_heads.box_roi_pool.register_forward_pre_hook(lambda _, args: seen.extend(args[0].values()))
+        seen: list[torch.Tensor] = []
+        module.model.roi_heads.box_roi_pool.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.extend(args[0].values())
+        )
         module.eval()
         module.model([torch.rand(3, 64, 96)])
         assert all(value.is_contiguous(memory_format=torch.channels_last) for value in seen) == channels_last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model_weights
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
@@ -20,7 +20,7 @@ class _Stages(nn.Module):
         super().__init__()
         self.body = IntermediateLayerGetter(network, {name: name for name in _STAGES})
 
-    def forward(self, images):  # type: ignore[no-untyped-def]
+    def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.body(images).values())
 
 
@@ -65,7 +65,7 @@ def resnet(
     return Body(_Stages(network), [width // 8, width // 4, width // 2, width], [4, 8, 16, 32])
 
 
-def _state_dict(name: str, weights: str):  # type: ignore[no-untyped-def]
+def _state_dict(name: str, weights: str) -> dict[str, Tensor]:
     if weights.endswith((".pth", ".pt", ".ckpt", ".safetensors")):
         return read_weights_file(weights)
     choices = [*get_model_weights(name).__members__, "DEFAULT"]

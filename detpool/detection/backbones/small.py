@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detpool.detection.backbones.body import Body
+from detpool.errors import ConfigError
 
 
 def _conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
@@ -32,8 +33,9 @@ class _Residual(nn.Module):
 
 
 class _Stages(nn.Module):
-    def __init__(self, widths: Sequence[int], depth: int) -> None:
+    def __init__(self, widths: Sequence[int], depth: int, first: int) -> None:
         super().__init__()
+        self.first = first
         self.stem = nn.Sequential(_conv_bn(3, widths[0], 2), nn.ReLU(), _conv_bn(widths[0], widths[0], 2), nn.ReLU())
         stages = []
         for level, width in enumerate(widths):
@@ -48,17 +50,27 @@ class _Stages(nn.Module):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return maps
+        return maps[self.first :]
 
 
 class SmallCNN(Body):
-    """A ResNet with a thin two-convolution stem: maps at strides 4, 8, 16, ..., one per entry of `widths`.
+    """A ResNet with a thin two-convolution stem; its stages have strides 4, 8, 16, ...
 
     Args:
         widths: channels of each stage (default four stages, strides 4 to 32).
         depth: residual blocks per stage.
+        min_stride: stride in pixels of the finest map returned; 8 leaves out the first stage's, and with it most of
+            the cost of a pyramid on top.
+
+    Raises:
+        ConfigError: if no stage has the stride `min_stride`.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 64, 96, 128), depth: int = 1) -> None:
-        widths = list(widths)
-        super().__init__(_Stages(widths, depth), widths, [4 * 2**level for level in range(len(widths))])
+    def __init__(self, widths: Sequence[int] = (32, 64, 96, 128), depth: int = 1, min_stride: int = 4) -> None:
+        strides = [4 * 2**level for level in range(len(widths))]
+        if min_stride not in strides:
+            raise ConfigError(
+                f"backbone.min_stride must be one of {strides}, the strides of the stages, got {min_stride}"
+            )
+        first = strides.index(min_stride)
+        super().__init__(_Stages(widths, depth, first), list(widths[first:]), strides[first:])

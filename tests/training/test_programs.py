@@ -1,0 +1,124 @@
+"""`train.py` and `eval.py` as a user starts them: processes, signals, DDP, sweeps."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(program, tmp_path, *arguments):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / program), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process, timeout=240):
+    output, _ = process.communicate(timeout=timeout)
+    return output
+
+
+def only(folder, pattern):
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_train_then_evaluate(tmp_path, tiny_arguments):
+    process = start("train.py", tmp_path, *tiny_arguments, "trainer.max_epochs=1")
+    output = finish(process)
+    assert process.returncode == 0, output
+    run = only(tmp_path, "logs/train/runs/*")
+    assert f"run directory: {run}" in output
+    assert "epoch 1/1  train/loss" in output
+    assert "Warning" not in output, output
+    trained = json.loads((run / "metrics.json").read_text())
+
+    process = start("eval.py", tmp_path, f"ckpt_path={run}/checkpoints/best.ckpt", "evaluation.pictures=0")
+    output = finish(process)
+    assert process.returncode == 0, output
+    evaluated = json.loads(only(tmp_path, "logs/eval/runs/*/metrics.json").read_text())
+    assert evaluated["metrics"] == trained["metrics"]
+    assert not only(tmp_path, "logs/eval/runs/*").joinpath("pictures").exists()
+
+    process = start("eval.py", tmp_path, f"ckpt_path={run}/checkpoints/bst.ckpt")
+    output = finish(process)
+    assert process.returncode == 2
+    assert "bst.ckpt does not exist" in output
+    assert "best.ckpt" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_loadable_checkpoint(tmp_path, tiny_arguments, number):
+    process = start("train.py", tmp_path, *tiny_arguments, "trainer.max_epochs=1000")
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("epoch 2/"):
+            break
+    process.send_signal(number)
+    lines.append(finish(process))
+    output = "".join(lines)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    checkpoint = only(tmp_path, "logs/train/runs/*/checkpoints/last.ckpt")
+    assert f"ckpt_path={checkpoint}" in output
+    assert torch.load(checkpoint, weights_only=True)["global_step"] >= 8
+
+
+def test_two_processes_see_every_image_once_and_agree_with_one(tmp_path, tiny_arguments):
+    """The weights of a one-process run, evaluated by two gloo processes: an odd number of images, no padding."""
+    process = start("train.py", tmp_path, *tiny_arguments, "trainer.max_epochs=1")
+    output = finish(process)
+    assert process.returncode == 0, output
+    run = only(tmp_path, "logs/train/runs/*")
+    one = json.loads((run / "metrics.json").read_text())["metrics"]
+    arguments = ["trainer.strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", f"run_dir={tmp_path / 'two'}"]
+    process = start("eval.py", tmp_path, f"ckpt_path={run}/checkpoints/best.ckpt", *arguments)
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"] == one
+    assert json.loads((tmp_path / "two" / "predictions.json").read_text()) == json.loads(
+        (run / "predictions.json").read_text()
+    )
+
+
+def test_two_processes_train(tmp_path, tiny_arguments):
+    arguments = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1"]
+    process = start("train.py", tmp_path, *tiny_arguments, *arguments)
+    output = finish(process)
+    assert process.returncode == 0, output
+    run = only(tmp_path, "logs/train/runs/*")
+    assert output.count("run directory") == 1
+    # Eight images in batches of two for each of two processes.
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert json.loads((run / "metrics.json").read_text())["metrics"].keys() >= {"AP", "AP50"}
+
+
+def test_sweep_over_poolers(tmp_path, tiny_arguments):
+    choices = ["pooler=roi_pool,pr_roi_pool", "trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+    process = start("train.py", tmp_path, "-m", *tiny_arguments, *choices)
+    output = finish(process)
+    assert process.returncode == 0, output
+    configs = [path.read_text() for path in sorted(tmp_path.glob("logs/train/multiruns/*/*/config.yaml"))]
+    assert ["detpool.ops.pr_roi_pool" in text for text in configs] == [False, True]
+    # The pooler's operator is all that differs.
+    assert len(list(tmp_path.glob("logs/train/multiruns/*/*/metrics.json"))) == 2
+
+
+def test_broken_data_is_a_message(tmp_path, tiny_arguments):
+    process = start("train.py", tmp_path, "data=coco", f"data.root={tmp_path / 'nowhere'}")
+    output = finish(process)
+    assert process.returncode == 2
+    assert "nowhere" in output
+    assert "Traceback" not in output
