@@ -34,6 +34,8 @@ CHANNEL_BLOCK = 64
 """Channels that one task accumulates at a time: enough for long inner loops, few enough to occupy every core."""
 ROI_BLOCK = 16
 """RoIs of one task."""
+ZERO_BLOCK = 1 << 18
+"""Elements that one task sets to zero."""
 CELL_BLOCK = 512
 """Cells of one task that changes the layout of features."""
 
@@ -147,7 +149,7 @@ def separable_transpose(
 
         _over_images(b.batch, images, groups[0] * groups[1], group_task)
         return out.to(grad.dtype).contiguous(memory_format=memory_format(channels_last))
-    out = _empty(shape, b.dtype, channels_last)
+    out = _sums(shape, b.dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(b.dtype), grad_last), _flat(out, channels_last)
 
@@ -225,7 +227,7 @@ def window_scatter(
         return out
     dtype = _computed(grad.dtype)
     images, channels, height, width = shape
-    out = _empty(shape, dtype, channels_last)
+    out = _sums(shape, dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(dtype), grad_last), _flat(out, channels_last)
     where = _flat(argmax, grad_last)
@@ -253,6 +255,15 @@ def _shape(tensor: Tensor) -> Shape:
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
     return torch.empty(shape, dtype=dtype, memory_format=memory_format(channels_last))
+
+
+def _sums(shape: Shape, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """A tensor to add into: zeros for channels_last; blocks of a contiguous one are added up elsewhere, then copied."""
+    out = _empty(shape, dtype, channels_last)
+    if channels_last:
+        target = out.permute(0, 2, 3, 1).view(-1).numpy()
+        _over(target.size, ZERO_BLOCK, lambda first, last: target[first:last].fill(0))
+    return out
 
 
 def _flat(tensor: Tensor, channels_last: bool) -> Any:

@@ -179,7 +179,7 @@ def vector_transpose(
 ):
     """The transposed sum into channels c0 .. c0 + channels - 1 of one image, over its ``rois`` in their order.
 
-    out is (N, H * W, C) or (N, C, H * W); it need not be zero.
+    out is (N, H * W, C), of zeros, or (N, C, H * W), of anything.
     """
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
@@ -188,8 +188,7 @@ def vector_transpose(
     weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
     tile = np.empty((rows * columns, channels), wy.dtype)
     base = c0 if out_last else 0
-    plane = out[image] if out_last else np.empty((cells_in_plane, channels), wy.dtype)
-    plane[:, base : base + channels] = 0
+    plane = out[image] if out_last else np.zeros((cells_in_plane, channels), wy.dtype)
     for k in rois:
         _load_grad(grad, k, grad_last, c0, tile)
         for i in range(rows):
@@ -305,8 +304,7 @@ def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out
     tile = np.empty((bins, channels), out.dtype)
     where = np.empty((bins, channels), np.int32)
     base = c0 if out_last else 0
-    plane = out[image] if out_last else np.empty((cells_in_plane, channels), out.dtype)
-    plane[:, base : base + channels] = 0
+    plane = out[image] if out_last else np.zeros((cells_in_plane, channels), out.dtype)
     for k in rois:
         _load_grad(grad, k, grad_last, c0, tile)
         _load_grad(argmax, k, grad_last, c0, where)
