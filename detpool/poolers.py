@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign, box_area
+
+from detpool.ops import roi_align
 
 Operator = Callable[..., Tensor]
 
@@ -147,3 +150,26 @@ class RoIPooler(MultiScaleRoIAlign):
             f"{type(self).__name__}({name}{arguments}, featmap_names={self.featmap_names}, "
             f"output_size={self.output_size})"
         )
+
+
+def multi_scale_roi_align(
+    featmap_names: Sequence[str],
+    output_size: int | Sequence[int],
+    sampling_ratio: int,
+    *,
+    canonical_scale: int = 224,
+    canonical_level: int = 4,
+) -> RoIPooler:
+    """A `RoIPooler` from the arguments of `torchvision.ops.MultiScaleRoIAlign`, which it replaces.
+
+    Args:
+        featmap_names: names of the feature maps to pool from, finest first.
+        output_size: pooled size, an int or `(height, width)`, in bins.
+        sampling_ratio: points per bin and axis; zero or less: as many as the bin has cells.
+        canonical_scale: side in image pixels of a box that belongs to `canonical_level`.
+        canonical_level: level, `log2(stride)`, of a box of that size.
+    """
+    operator = functools.partial(roi_align, sampling_ratio=sampling_ratio)
+    return RoIPooler(
+        featmap_names, output_size, operator, canonical_scale=canonical_scale, canonical_level=canonical_level
+    )

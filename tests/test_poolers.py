@@ -4,10 +4,11 @@ import functools
 
 import pytest
 import torch
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.ops import MultiScaleRoIAlign
 
 from detpool import ops
-from detpool.poolers import RoIPooler, assign_levels
+from detpool.poolers import RoIPooler, assign_levels, multi_scale_roi_align
 
 NAMES = ["0", "1", "2", "3"]
 STRIDES = [4, 8, 16, 32]
@@ -40,10 +41,22 @@ def test_roi_align_pooler_equals_torchvision():
         torch.testing.assert_close(ours(pyramid(), boxes, sizes), theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_is_a_box_roi_pool_for_torchvision():
-    pooler = RoIPooler(NAMES, (5, 3), ops.roi_align)
-    assert isinstance(pooler, MultiScaleRoIAlign)
-    assert pooler.output_size == (5, 3)
+def test_torchvisions_detector_runs_on_it_unchanged():
+    def build(box_roi_pool):
+        torch.manual_seed(0)
+        return fasterrcnn_mobilenet_v3_large_320_fpn(
+            weights=None, weights_backbone=None, num_classes=3, box_roi_pool=box_roi_pool, box_score_thresh=0.0
+        ).eval()
+
+    arguments = (["0", "1"], 7, 2)
+    images = [torch.rand(3, 100, 120, generator=torch.Generator().manual_seed(0))]
+    with torch.no_grad():
+        theirs = build(MultiScaleRoIAlign(*arguments))(images)[0]
+        ours = build(multi_scale_roi_align(*arguments))(images)[0]
+    assert len(ours["boxes"]) > 0
+    for key in ("boxes", "scores"):
+        torch.testing.assert_close(ours[key], theirs[key], atol=1e-3, rtol=1e-4)
+    assert RoIPooler(NAMES, (5, 3), ops.roi_align).output_size == (5, 3)
 
 
 def test_levels_follow_equation_1():

@@ -1,0 +1,43 @@
+"""Trainings that must reach a number: minutes each, run by `make test-slow`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+def train(tmp_path, *arguments):
+    command = [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={tmp_path / 'run'}", *arguments]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    return json.loads((tmp_path / "run" / "metrics.json").read_text())["metrics"]
+
+
+def test_demo(tmp_path):
+    assert train(tmp_path, "experiment=demo")["AP50"] >= 0.80
+
+
+def test_bccd(tmp_path, shared_dir):
+    metrics = train(tmp_path, "experiment=bccd", f"data.root={shared_dir / 'data' / 'bccd'}")
+    assert metrics["AP"] >= 0.57
+    assert metrics["AP50"] >= 0.90
+
+
+def test_coco_trains_one_epoch(tmp_path, shared_dir):
+    """Every image and annotation of a real slice of COCO: crowds, sparse category ids, all sizes."""
+    metrics = train(
+        tmp_path,
+        "data=coco",
+        f"data.root={shared_dir / 'data' / 'coco_cc'}",
+        "data.train_transform.min_size=256",
+        "data.train_transform.max_size=384",
+        "data.eval_transform.min_size=256",
+        "data.eval_transform.max_size=384",
+        "trainer.max_epochs=1",
+    )
+    assert len([name for name in metrics if name.startswith("AP/")]) == 80
