@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,18 +37,28 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Ends the program with status 2 and the message alone for an error that the user can mend."""
+    """Ends the program with status 2 and the message alone for an error that the user can mend.
+
+    Those are this module's, a loss that is not finite, and whatever the construction of a configured object raises (with
+    the environment variable HYDRA_FULL_ERROR=1 the latter keep their traceback).
+    """
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        # Hydra wraps what an object's construction raised.
-        cause = error.__cause__ if type(error).__name__ == "InstantiationException" else error
-        if not isinstance(cause, ConfigError | WeightsError | DataError | FloatingPointError):
+        mendable = isinstance(error, ConfigError | WeightsError | DataError | FloatingPointError)
+        where = ""
+        # Hydra wraps what an object's construction raised. Importing its class here would cost what it saves.
+        if type(error).__name__ == "InstantiationException" and not os.environ.get("HYDRA_FULL_ERROR"):
+            mendable = True
+            key = re.search(r"full_key: (\S+)", str(error))
+            where = f" (while building {key[1]})" if key else ""
+            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+        if not mendable:
             raise
         # A DataLoader worker's error arrives with the worker's traceback in its message.
-        message = str(cause).rpartition(f"{type(cause).__name__}: ")[2].strip()
-        print(f"error: {message}", file=sys.stderr)
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        print(f"error: {message}{where}", file=sys.stderr)
         sys.exit(2)

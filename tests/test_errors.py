@@ -34,6 +34,13 @@ def test_mendable_errors_are_one_message(action, message, capsys):
     assert capsys.readouterr().err == message + "\n"
 
 
+def test_what_a_configured_object_refuses_is_one_message(capsys):
+    with pytest.raises(SystemExit) as end, exit_with_message():
+        instantiate({"trainer": {"_target_": "builtins.int", "_args_": ["x"]}})
+    assert end.value.code == 2
+    assert capsys.readouterr().err == ("error: invalid literal for int() with base 10: 'x' (while building trainer)\n")
+
+
 def test_other_errors_keep_their_traceback():
     with pytest.raises(ZeroDivisionError), exit_with_message():
         _ = 1 / 0

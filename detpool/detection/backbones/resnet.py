@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
@@ -75,4 +76,5 @@ def _state_dict(name: str, weights: str) -> dict[str, Tensor]:
             f"torchvision has for {name}{did_you_mean(weights, choices)}"
         )
     entry = get_model_weights(name)[weights]
-    return download(entry.url, lambda: entry.get_state_dict(progress=False, check_hash=True))
+    cache = f"{torch.hub.get_dir()}/checkpoints"
+    return download(entry.url, lambda: entry.get_state_dict(progress=False, check_hash=True), cache)

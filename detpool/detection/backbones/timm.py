@@ -65,7 +65,7 @@ def timm_body(
         )
 
     if pretrained and state_dict is None:
-        network = download(f"timm's weights of {name}", create)
+        network = download(f"timm's weights of {name}", create, cache="the Hugging Face cache")
     else:
         try:
             network = create()

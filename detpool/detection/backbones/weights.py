@@ -76,17 +76,16 @@ def load_state_dict(
     module.load_state_dict({name: value for name, value in given.items() if name in needed}, strict=False)
 
 
-def download(url: str, fetch: Callable[[], Any]) -> Any:
-    """Runs `fetch`, which downloads `url` into torch's cache unless it is there.
+def download(name: str, fetch: Callable[[], Any], cache: str) -> Any:
+    """Runs `fetch`, which downloads the weights called `name` into `cache` unless they are there.
 
     Raises:
-        WeightsError: if the download fails, saying where to put the file by hand.
+        WeightsError: if the download fails, saying what to do.
     """
     try:
         return fetch()
     except (URLError, OSError, RuntimeError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
-            f"could not download {url} ({error}). Without a network, put that file into {cache}, or pass "
-            f"backbone.weights=<path of the file>, or train from random weights with backbone.weights=null"
+            f"could not download {name} ({error}). Without a network, copy them from a machine that has them in {cache}, "
+            f"or pass backbone.weights=<path of a file>, or train from random weights with backbone.weights=null"
         ) from error
