@@ -154,15 +154,23 @@ def points(bins: Bins, length: int, ratio: int) -> Points:
         exists = number < count
         count = count.clamp(min=1)
     y = lower + (number + 0.5) * size / count
-    inside = exists & (y >= -1) & (y <= length)
+    taps = bilinear_taps(y, exists & (y >= -1) & (y <= length), length)
+    return Points(taps.index, taps.weight, exists, count)
+
+
+def bilinear_taps(y: Tensor, reads: Tensor, length: int) -> Taps:
+    """The two cells around each position, clamped to the image, and their weights: (*positions, 2).
+
+    Positions where ``reads`` is false have no taps.
+    """
     y = y.clamp(0, length - 1)
     low = floor(y)
     high_weight = y - low
     low_index = _integers(low, 0, length - 1)
     index = torch.stack([low_index, torch.where(low_index + 1 < length, low_index + 1, -1)], dim=-1)
     weight = torch.stack([1 - high_weight, high_weight], dim=-1)
-    reads = inside[..., None]
-    return Points(torch.where(reads, index, -1), torch.where(reads & (index >= 0), weight, 0.0), exists, count)
+    reads = reads[..., None]
+    return Taps(torch.where(reads, index, -1), torch.where(reads & (index >= 0), weight, 0.0))
 
 
 def point_taps(bins: Bins, length: int, ratio: int) -> Taps:
@@ -170,6 +178,25 @@ def point_taps(bins: Bins, length: int, ratio: int) -> Taps:
     sampled = points(bins, length, ratio)
     weight = sampled.weight / sampled.count[..., None]
     return Taps(sampled.index.flatten(-2), weight.flatten(-2))
+
+
+def counted_point_taps(bins: Bins, length: int, count: int) -> Taps:
+    """Mean over bilinear points at ``lower + t / count * size`` that lie in ``-0.5 .. length - 0.5``: Deformable
+    ConvNets.
+
+    Other points are not counted; a bin without points has no taps.
+    """
+    number = torch.arange(count, dtype=bins.lower.dtype, device=bins.lower.device)
+    y = (bins.origin + bins.lower)[..., None] + number * (bins.size[..., None] / count)
+    inside = (y >= -0.5) & (y <= length - 0.5)
+    taps = bilinear_taps(y, inside, length)
+    counted = inside.sum(dim=-1)[..., None, None].clamp(min=1)
+    return Taps(taps.index.flatten(-2), (taps.weight / counted).flatten(-2))
+
+
+def part_of_bins(bins: int, parts: int, device: torch.device) -> Tensor:
+    """(bins,) int64: the part that each bin lies in, if ``parts`` divide the axis as the bins do."""
+    return torch.arange(bins, device=device) * parts // bins
 
 
 def _hat_integral(t: Tensor) -> Tensor:

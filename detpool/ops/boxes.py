@@ -94,6 +94,16 @@ def to_rois(boxes: Boxes, features: Tensor, coordinates: int = 4) -> tuple[Tenso
     return batch, coords
 
 
+def prepare(
+    input: Tensor, boxes: Boxes, output_size: int | Sequence[int], spatial_scale: float
+) -> tuple[Tensor, Tensor, tuple[int, int], float]:
+    """What every operator on upright boxes begins with: ``(batch, coords, (height, width), scale)``, all checked."""
+    check_features(input)
+    size = pair(output_size, "output_size")
+    scale = check_scale(spatial_scale)
+    return *to_rois(boxes, input), size, scale
+
+
 def _check_tensor(boxes: Tensor, name: str, columns: int, device: torch.device) -> None:
     if not isinstance(boxes, Tensor):
         raise TypeError(f"{name} must be a tensor of shape (number of boxes, {columns}), got {type(boxes).__name__}")

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import axes
+from . import bins
 from . import boxes as box_formats
-from .separable import check_groups, separable_sum
+from .sampled import Sampled
+from .sampling import INTEGRAL
+from .separable import check_groups
 
 
 def pr_roi_pool(
@@ -45,16 +46,8 @@ def pr_roi_pool(
         TypeError, ValueError: an argument of the wrong type, shape, device or value; the message names it.
         BackendError: ``backend`` cannot serve the call.
     """
-    box_formats.check_features(input)
-    height, width = box_formats.pair(output_size, "output_size")
-    groups = (height, width) if position_sensitive else (1, 1)
-    check_groups(input.shape[1], (height, width), groups)
-    scale = box_formats.check_scale(spatial_scale)
-    batch, coords = box_formats.to_rois(boxes, input)
-    # The weights are differences of numbers that grow with the coordinates: float64 keeps them exact for tiny boxes.
-    edges = coords.to(torch.float64) * scale - (0.5 if aligned else 0.0)
-    size = edges[:, 2:] - edges[:, :2]
-    y = axes.integral_taps(axes.continuous_bins(edges[:, 1], size[:, 1], height), input.shape[2])
-    x = axes.integral_taps(axes.continuous_bins(edges[:, 0], size[:, 0], width), input.shape[3]).transposed()
-    y, x = (axes.Taps(taps.index, taps.weight.to(coords.dtype)) for taps in (y, x))
-    return separable_sum(input, batch, y, x, groups=groups, backend=backend)
+    batch, coords, size, scale = box_formats.prepare(input, boxes, output_size, spatial_scale)
+    groups = size if position_sensitive else (1, 1)
+    check_groups(input.shape[1], size, groups)
+    y, x = (bins.aligned if aligned else bins.continuous)(coords.to(INTEGRAL.dtype), scale, size)
+    return Sampled(input, batch, y, x, INTEGRAL, groups=groups, backend=backend).mean()

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import axes
+from . import axes, bins
 from . import boxes as box_formats
+from .sampled import Sampled
+from .sampling import CELLS
 from .separable import check_groups, separable_sum
 
 CONVENTIONS = ("torchvision", "rfcn")
@@ -48,26 +50,14 @@ def ps_roi_pool(
         TypeError, ValueError: an argument of the wrong type, shape, device or value; the message names it.
         BackendError: ``backend`` cannot serve the call.
     """
-    box_formats.check_features(input)
-    height, width = box_formats.pair(output_size, "output_size")
-    check_groups(input.shape[1], (height, width), (height, width))
-    scale = box_formats.check_scale(spatial_scale)
     if convention not in CONVENTIONS:
         raise ValueError(f"convention must be one of {', '.join(map(repr, CONVENTIONS))}, got {convention!r}")
-    batch, coords = box_formats.to_rois(boxes, input)
-    coords = coords.detach()
-    rows, columns = input.shape[2:]
+    batch, coords, size, scale = box_formats.prepare(input, boxes, output_size, spatial_scale)
+    check_groups(input.shape[1], size, size)
     if convention == "rfcn":
-        rounded = axes.round_half_away(coords)
-        start = rounded[:, :2] * scale
-        size = ((rounded[:, 2:] + 1) * scale - start).clamp(min=0.1)
-        bins = axes.continuous_bins
-    else:
-        rounded = axes.round_half_away(coords * scale)
-        start = rounded[:, :2]
-        size = (rounded[:, 2:] - start).clamp(min=1)
-        bins = axes.rounded_bins
-        rows, columns = rows - 1, columns - 1
-    y = axes.cell_taps(bins(start[:, 1], size[:, 1], height), rows)
-    x = axes.cell_taps(bins(start[:, 0], size[:, 0], width), columns).transposed()
-    return separable_sum(input, batch, y, x, groups=(height, width), backend=backend)
+        return Sampled(input, batch, *bins.rfcn(coords, scale, size), CELLS, groups=size, backend=backend).mean()
+    edges = axes.round_half_away(coords * scale)
+    extent = (edges[:, 2:] - edges[:, :2]).clamp(min=1)
+    y = axes.cell_taps(axes.rounded_bins(edges[:, 1], extent[:, 1], size[0]), input.shape[2] - 1)
+    x = axes.cell_taps(axes.rounded_bins(edges[:, 0], extent[:, 0], size[1]), input.shape[3] - 1)
+    return separable_sum(input, batch, y, x.transposed(), groups=size, backend=backend)

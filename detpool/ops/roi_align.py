@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import axes
+from . import bins
 from . import boxes as box_formats
-from .separable import separable_sum
+from .reductions import maximum, mean
+from .sampled import Sampled
+from .sampling import POINTS
 
 
 def roi_align(
@@ -45,38 +46,9 @@ def roi_align(
         TypeError, ValueError: an argument of the wrong type, shape, device or value; the message names it.
         BackendError: ``backend`` cannot serve the call.
     """
-    box_formats.check_features(input)
-    height, width = box_formats.pair(output_size, "output_size")
-    scale = box_formats.check_scale(spatial_scale)
     if reduction not in ("mean", "max"):
         raise ValueError(f"reduction must be 'mean' or 'max', got {reduction!r}")
-    batch, coords = box_formats.to_rois(boxes, input)
-    edges = coords * scale - (0.5 if aligned else 0.0)
-    size = edges[:, 2:] - edges[:, :2]
-    if not aligned:
-        size = size.clamp(min=1)
-    x_bins = axes.continuous_bins(edges[:, 0], size[:, 0], width)
-    y_bins = axes.continuous_bins(edges[:, 1], size[:, 1], height)
-    if reduction == "mean":
-        y = axes.point_taps(y_bins, input.shape[2], sampling_ratio)
-        x = axes.point_taps(x_bins, input.shape[3], sampling_ratio).transposed()
-        return separable_sum(input, batch, y, x, backend=backend)
-    return _maximum(input, batch, y_bins, x_bins, sampling_ratio, backend)
-
-
-def _maximum(
-    input: Tensor, batch: Tensor, y_bins: axes.Bins, x_bins: axes.Bins, sampling_ratio: int, backend: str | None
-) -> Tensor:
-    """Primitive 1 with one bin a point, then an ordinary maximum over the points of each bin."""
-    y = axes.points(y_bins, input.shape[2], sampling_ratio)
-    x = axes.points(x_bins, input.shape[3], sampling_ratio)
-    k, height, _, rows = y.exists.shape
-    width, columns = x.exists.shape[1], x.exists.shape[3]
-    y_taps = axes.Taps(y.index.reshape(k, height * rows, 1, 2), y.weight.reshape(k, height * rows, 1, 2))
-    x_taps = axes.Taps(x.index.reshape(k, 1, width * columns, 2), x.weight.reshape(k, 1, width * columns, 2))
-    values = separable_sum(input, batch, y_taps, x_taps, backend=backend)
-    values = values.unflatten(3, (width, columns)).unflatten(2, (height, rows))
-    exists = y.exists.view(k, 1, height, rows, 1, 1) & x.exists.view(k, 1, 1, 1, width, columns)
-    values = values.masked_fill(~exists, -torch.inf).transpose(3, 4).flatten(4)
-    some = exists.transpose(3, 4).flatten(4).any(dim=4)
-    return values.max(dim=4).values.where(some, 0.0)
+    batch, coords, size, scale = box_formats.prepare(input, boxes, output_size, spatial_scale)
+    y, x = (bins.aligned if aligned else bins.at_least_one)(coords, scale, size)
+    samples = Sampled(input, batch, y, x, POINTS, ratio=sampling_ratio, backend=backend)
+    return mean(samples) if reduction == "mean" else maximum(samples)

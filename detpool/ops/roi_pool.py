@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import axes
+from . import bins
 from . import boxes as box_formats
-from .window_max import window_max
+from .reductions import maximum
+from .sampled import Sampled
+from .sampling import CELLS
 
 
 def roi_pool(
@@ -39,14 +41,5 @@ def roi_pool(
         TypeError, ValueError: an argument of the wrong type, shape, device or value; the message names it.
         BackendError: ``backend`` cannot serve the call.
     """
-    box_formats.check_features(input)
-    height, width = box_formats.pair(output_size, "output_size")
-    scale = box_formats.check_scale(spatial_scale)
-    batch, coords = box_formats.to_rois(boxes, input)
-    edges = axes.round_half_away(coords.detach() * scale)
-    size = (edges[:, 2:] - edges[:, :2] + 1).clamp(min=1)
-    x_bins = axes.rounded_bins(edges[:, 0], size[:, 0], width)
-    y_bins = axes.rounded_bins(edges[:, 1], size[:, 1], height)
-    y_windows = axes.cell_windows(y_bins, input.shape[2])[:, :, 0]
-    x_windows = axes.cell_windows(x_bins, input.shape[3])[:, :, 0]
-    return window_max(input, batch, y_windows, x_windows, backend=backend)
+    batch, coords, size, scale = box_formats.prepare(input, boxes, output_size, spatial_scale)
+    return maximum(Sampled(input, batch, *bins.rounded(coords, scale, size), CELLS, backend=backend))

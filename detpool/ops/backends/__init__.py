@@ -25,6 +25,14 @@ def check_name(backend: str | None) -> str:
     return backend
 
 
+def _ask(name: str, primitive: str, tensors: dict[str, Tensor]) -> tuple[ModuleType | None, list[str]]:
+    try:
+        module = import_module(f"{__name__}.{name}")
+    except ImportError as error:
+        return None, [f"it cannot be imported: {error}"]
+    return module, module.reasons_against(primitive, tensors)
+
+
 def choose(backend: str, primitive: str, tensors: dict[str, Tensor]) -> ModuleType:
     """The module that will compute ``primitive`` on these tensors.
 
@@ -32,15 +40,13 @@ def choose(backend: str, primitive: str, tensors: dict[str, Tensor]) -> ModuleTy
         BackendError: the backend asked for, or every backend, has reasons against the call.
     """
     reasons: dict[str, list[str]] = {}
-    for name in ORDER:
-        if backend in ("", name):
-            module = import_module(f"{__name__}.{name}")
-            reasons[name] = module.reasons_against(primitive, tensors)
-            if not reasons[name]:
-                return module
+    for name in (backend,) if backend else ORDER:
+        module, reasons[name] = _ask(name, primitive, tensors)
+        if module is not None and not reasons[name]:
+            return module
     for name in ORDER:
         if name not in reasons:
-            reasons[name] = import_module(f"{__name__}.{name}").reasons_against(primitive, tensors)
+            reasons[name] = _ask(name, primitive, tensors)[1]
     got = "\n".join(f"  {k}: {tuple(t.shape)} {t.dtype} on {t.device}" for k, t in tensors.items())
     why = "\n".join(f"  {name}: {'; '.join(r) or 'could serve this call'}" for name, r in reasons.items())
     who = f"backend {backend!r} cannot" if backend else "no backend can"

@@ -1,0 +1,106 @@
+"""RoIs with bins and a sampling rule, ready to be reduced."""
+
+import torch
+from torch import Tensor
+
+from .axes import Bins, Taps
+from .sampling import Sampling
+from .separable import separable_sum
+from .window_max import window_max
+
+
+class Sampled:
+    """The samples of every bin of every RoI; a reduction turns them into one number for each bin and channel."""
+
+    def __init__(
+        self,
+        features: Tensor,
+        batch: Tensor,
+        y: Bins,
+        x: Bins,
+        sampling: Sampling,
+        *,
+        ratio: int = -1,
+        groups: tuple[int, int] = (1, 1),
+        backend: str | None = None,
+    ) -> None:
+        self.features = features
+        self._batch, self._y, self._x = batch, y, x
+        self._sampling, self._ratio, self._groups, self._backend = sampling, ratio, groups, backend
+        self._means: tuple[Taps, Taps] | None = None
+
+    def mean(self, features: Tensor | None = None) -> Tensor:
+        """The mean over each bin, of ``features`` of the same shape in place of the operator's own if given."""
+        features = self.features if features is None else features
+        if self._means is None:
+            self._means = self._taps(self._y, features.shape[2]), self._taps(self._x, features.shape[3]).transposed()
+        y, x = self._means
+        return separable_sum(features, self._batch, y, x, groups=self._groups, backend=self._backend)
+
+    def measure(self) -> Tensor:
+        """(K, 1, PH, PW): what the mean is over: numbers of samples, or the area of the bin for an integral.
+
+        Raises:
+            ValueError: the sampling rule does not say.
+        """
+        if self._sampling.measure is None:
+            raise ValueError("this reduction needs a sampling rule that counts its samples (`measure`)")
+        y = self._sampling.measure(self._y, self.features.shape[2], self._ratio)
+        x = self._sampling.measure(self._x, self.features.shape[3], self._ratio).transpose(1, 2)
+        bins = (self._y.lower.shape[1], self._x.lower.shape[1])
+        return (y * x).to(self._dtype()).expand(-1, *bins)[:, None]
+
+    def max(self, features: Tensor | None = None) -> Tensor:
+        """The maximum over each bin, 0 for one without samples; of ``features`` if given."""
+        features = self.features if features is None else features
+        if self._sampling.windows is not None:
+            return window_max(features, self._batch, *self._windows(), groups=self._groups, backend=self._backend)
+        values, exists = self.points(features)
+        maximum = values.masked_fill(~exists, -torch.inf).max(dim=4).values
+        return maximum.where(exists.any(dim=4), 0.0)
+
+    def points(self, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Every value of every bin: (K, C, PH, PW, G), and which of them exist, (K, 1, PH, PW, G).
+
+        Raises:
+            ValueError: the sampling rule has no single values.
+        """
+        features = self.features if features is None else features
+        if self._sampling.points is None:
+            raise ValueError(
+                "this reduction needs the single values of a bin (sampling 'points'; the maximum also takes 'cells'), "
+                "and this sampling rule yields only their mean"
+            )
+        y = self._sampling.points(self._y, features.shape[2], self._ratio)
+        x = self._sampling.points(self._x, features.shape[3], self._ratio)
+        _, height, across, rows = y.exists.shape
+        _, width, _, columns = x.exists.shape
+        # One bin for each point: those of (i, s) and (j, t) at row i * rows + s and column j * columns + t.
+        y_taps = Taps(*(_by_point(t, across, columns) for t in (y.index, y.weight)))
+        x_taps = Taps(*(_by_point(t, across, rows).transpose(1, 2) for t in (x.index, x.weight)))
+        values = separable_sum(features, self._batch, y_taps, x_taps, groups=self._groups, backend=self._backend)
+        values = values.unflatten(3, (width, columns)).unflatten(2, (height, rows)).transpose(3, 4).flatten(4)
+        exists_y = y.exists.expand(-1, -1, width, -1)[:, :, :, :, None]
+        exists_x = x.exists.expand(-1, -1, height, -1).transpose(1, 2)[:, :, :, None]
+        return values, (exists_y & exists_x).flatten(3)[:, None]
+
+    def _windows(self) -> tuple[Tensor, Tensor]:
+        assert self._sampling.windows is not None
+        y = self._sampling.windows(self._y, self.features.shape[2], self._ratio)
+        x = self._sampling.windows(self._x, self.features.shape[3], self._ratio)
+        if y.shape[2] > 1 or x.shape[2] > 1:
+            raise ValueError("the maximum over cells does not take deformable bins: sample points instead")
+        return y[:, :, 0], x[:, :, 0]
+
+    def _taps(self, bins: Bins, length: int) -> Taps:
+        taps = self._sampling.taps(bins, length, self._ratio)
+        return Taps(taps.index, taps.weight.to(self._dtype()))
+
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.features.dtype == torch.float64 else torch.float32
+
+
+def _by_point(taps: Tensor, across: int, points_across: int) -> Tensor:
+    """(K, P, J, G, 2) as (K, P * G, J', 2), J' being the points of the other axis if there are J > 1 bins of it."""
+    taps = taps.transpose(2, 3).flatten(1, 2)
+    return taps.repeat_interleave(points_across, dim=2) if across > 1 else taps
