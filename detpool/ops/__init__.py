@@ -3,8 +3,8 @@
 from . import reductions
 from .backends import BackendError
 from .deform_roi_pool import deform_ps_roi_pool, deform_roi_pool
+from .general import pool, register_reduction, register_sampling
 from .modules import PrRoIPool, PSRoIAlign, PSRoIPool, RoIAlign, RoIPool
-from .pool import pool, register_reduction, register_sampling
 from .pr_roi_pool import pr_roi_pool
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +35,16 @@ def test_equals_reference_vectors(shared_dir, name: str, ratio: int, aligned: bo
     torch.testing.assert_close(got, vectors[f"{name}__output"], atol=1e-5, rtol=1e-5)
     got.backward(vectors[f"{name}__grad_output"])
     torch.testing.assert_close(features.grad, vectors[f"{name}__grad_features"], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mode", "aligned"), [("output_half_pixel", False), ("half_pixel", True)])
+def test_equals_the_published_examples_of_onnx(mode: str, aligned: bool) -> None:
+    examples = json.loads((Path(__file__).parent / "onnx_roi_align.json").read_text())
+    got = ops.roi_align(
+        torch.tensor(examples["features"])[None, None], [torch.tensor(examples["boxes"])], 5, 1.0, 2, aligned
+    )
+    # features and outputs are both published with four digits
+    torch.testing.assert_close(got[:, 0], torch.tensor(examples[mode]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("sampling_ratio", [2, 0])

@@ -1,0 +1,76 @@
+"""The examples of docs/operators.md do what the page says."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from ops_cases import random_boxes
+
+from detpool import ops
+from detpool.ops import general as registers
+
+PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text()
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The names that the page's code defines, its registrations undone afterwards."""
+    monkeypatch.setattr(registers, "SAMPLING", dict(registers.SAMPLING))
+    monkeypatch.setattr(registers, "REDUCTIONS", dict(registers.REDUCTIONS))
+    names: dict = {}
+    torch.manual_seed(0)
+    for block in re.findall(r"```python[^\n]*\n(.*?)```", PAGE, flags=re.DOTALL):
+        exec(block, names)
+    return names
+
+
+def test_the_gaussian_rule(page: dict) -> None:
+    """Oracle: the weighted mean of the whole map, bin by bin."""
+    features = torch.randn(2, 3, 9, 11)
+    boxes = random_boxes(20, (72, 88), 2, seed=0)
+    got = ops.pool(features, boxes, (2, 3), 1 / 8, sampling="gaussian")
+    rows, columns = torch.arange(9.0), torch.arange(11.0)
+    for box, bins in zip(boxes, got, strict=True):
+        x1, y1, x2, y2 = (box[1:] / 8 - 0.5).tolist()
+        for i in range(2):
+            sigma = 0.5 * max((y2 - y1) / 2, 1)
+            y = (-0.5 * ((rows - y1 - (i + 0.5) * (y2 - y1) / 2) / sigma) ** 2).softmax(0)
+            for j in range(3):
+                x = (-0.5 * ((columns - x1 - (j + 0.5) * (x2 - x1) / 3) / (0.5 * max((x2 - x1) / 3, 1))) ** 2).softmax(
+                    0
+                )
+                expected = (features[int(box[0])] * y[:, None] * x).sum((1, 2))
+                torch.testing.assert_close(bins[:, i, j], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_gaussian_rule_has_gradients_and_every_backend(page: dict) -> None:
+    features = torch.randn(1, 4, 6, 7, dtype=torch.float64, requires_grad=True)
+    coords = torch.tensor([[5.3, 4.1, 37.7, 29.2]], dtype=torch.float64, requires_grad=True)
+    for backend in ("cpu", "reference"):
+        for channels in ("shared", "position_sensitive"):
+
+            def function(features, coords, backend=backend, channels=channels):
+                return ops.pool(features, [coords], 2, 1 / 8, sampling="gaussian", channels=channels, backend=backend)
+
+            assert torch.autograd.gradcheck(function, (features, coords), fast_mode=True)
+
+
+def test_the_gaussian_rule_says_what_it_cannot_do(page: dict) -> None:
+    for reduction, message in (("max", "no finite set of values"), ("sum", "counts its samples")):
+        with pytest.raises(ValueError, match=message):
+            ops.pool(torch.randn(1, 1, 6, 6), torch.zeros(1, 5), 2, sampling="gaussian", reduction=reduction)
+
+
+def test_the_deviation(page: dict) -> None:
+    features = torch.randn(1, 3, 8, 8)
+    got = ops.pool(
+        features, torch.tensor([[0.0, 1, 2, 5, 6]]), 1, bins="rounded", sampling="cells", reduction="deviation"
+    )
+    expected = features[0, :, 2:7, 1:6].flatten(1).std(dim=1, correction=0)
+    torch.testing.assert_close(got.flatten(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_page_names_every_operator() -> None:
+    operators = [name for name in ops.__all__ if name.islower() and name not in ("pool", "reductions")]
+    assert [name for name in operators if f"`{name}`" not in PAGE and f"{name}(" not in PAGE] == []
