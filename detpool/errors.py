@@ -39,8 +39,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def exit_with_message() -> Iterator[None]:
     """Ends the program with status 2 and the message alone for an error that the user can mend.
 
-    Those are this module's, a loss that is not finite, and whatever the construction of a configured object raises (with
-    the environment variable HYDRA_FULL_ERROR=1 the latter keep their traceback).
+    Those are this module's, a loss that is not finite, and whatever the construction of a configured object raises
+    (with the environment variable HYDRA_FULL_ERROR=1 the latter keep their traceback).
     """
     try:
         yield

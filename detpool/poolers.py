@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign, box_area
 
 from detpool.ops import roi_align
@@ -53,7 +53,7 @@ class RoIPooler(MultiScaleRoIAlign):
         output_size: pooled size, an int or `(height, width)`, in bins.
         operator: `operator(features, rois, output_size=..., spatial_scale=...)`, with `features` (N, C, H, W) and
             `rois` (K, 5) `(batch, x1, y1, x2, y2)` in image pixels, returning (K, C', PH, PW): a function of
-            `detpool.ops`, a `functools.partial` of one, or a module.
+            `detpool.ops`, a `functools.partial` of one (modules among its arguments are trained), or a module.
         strides: stride in image pixels of each named map. Default: powers of two inferred from the sizes of the maps
             and of the largest image, as torchvision does.
         canonical_scale: side in image pixels of a box that belongs to `canonical_level` (default 224).
@@ -88,6 +88,10 @@ class RoIPooler(MultiScaleRoIAlign):
         # The base class insists on a sampling_ratio; the operator has its own, so this one is never read.
         super().__init__(names, size, -1, canonical_scale=canonical_scale, canonical_level=canonical_level)
         self.operator = operator
+        # A partial hides the modules among its arguments (a learned reduction) from the optimizer and state dict.
+        for name, argument in getattr(operator, "keywords", {}).items():
+            if isinstance(argument, nn.Module):
+                self.add_module(name, argument)
         self.strides = None if strides is None else [float(stride) for stride in strides]
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:

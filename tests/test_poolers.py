@@ -111,3 +111,12 @@ def test_errors_name_what_is_wrong():
     pooler = RoIPooler(NAMES, 7, ops.roi_align)
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         pooler(pyramid(), [torch.zeros(0, 4)], [(256, 320)] * 2)
+
+
+def test_learned_reductions_are_trained_and_saved():
+    reduction = ops.reductions.Lp(p=3.0, learnable=True)
+    pooler = RoIPooler(NAMES, 2, functools.partial(ops.pool, reduction=reduction, sampling_ratio=2), canonical_scale=56)
+    assert list(dict(pooler.named_parameters())) == ["reduction.p"]
+    assert list(pooler.state_dict()) == ["reduction.p"]
+    pooler(pyramid(), [random_boxes(5, 1), random_boxes(5, 2)], [(256, 320)] * 2).sum().backward()
+    assert reduction.p.grad != 0
