@@ -129,11 +129,14 @@ def _(features: Tensor, argmax: Tensor, batch: Tensor, group_rows: int, group_co
 def _save_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     features, batch = inputs[:2]
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or the positions would get a gradient of zeros, as large as the output
     ctx.save_for_backward(output[1], batch)
     ctx.rest = (features.shape, *inputs[4:6], is_channels_last(features), inputs[6])
 
 
-def _max_backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _max_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
     return _window_scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None
 
 
