@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,8 @@ def write_metrics(
         "seconds": round(float(seconds), 3),
         "command": shlex.join(sys.argv if command is None else command),
         "git": git_state(Path(detpool.__file__).parents[1]),
-        "versions": _versions(),
-        "hardware": _hardware(),
+        "versions": versions(_PACKAGES),
+        "hardware": hardware(),
     }
     write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
@@ -107,17 +107,19 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in _PACKAGES:
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Versions of Python and of installed packages, None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found
 
 
-def _hardware() -> dict[str, Any]:
+def hardware() -> dict[str, Any]:
+    """The platform, the processor's model, the cores this process may use, and the models of the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"platform": platform.platform(), "cpu": _cpu_model(), "cores": _cores(), "gpus": gpus}
 
