@@ -1,0 +1,359 @@
+"""The microbenchmark: what it finds, checks, counts and writes. No test depends on a time."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bench_ops
+import pytest
+import torch
+from bench import run
+from bench.agreement import compare
+from bench.contenders import BACKWARD, BOX_BACKWARD, FORWARD, Absent, Case, Contender, expected_results
+from bench.operators import discover, examine, functions_of
+from bench.peers import PEERS, Peer, openvino_peer, torchvision_peer
+from bench.run import Row, Settings, run_case
+from bench.timing import LEAST_ROUNDS, interleave, summarise
+from bench.traffic import bytes_moved
+from bench.workloads import WORKLOADS, Workload, build
+
+from detpool import ops
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def quick_case(name: str = "roi_align", direction: str = FORWARD, workload: str = "c4") -> Case:
+    operator = examine(name, functions_of())
+    return Case(WORKLOADS[workload](True), operator, direction, torch.float32, threads=1, sampling_ratio=2)
+
+
+def quick_settings(peers: Mapping[str, Peer], yardsticks: dict[bool, Any] | None = None) -> Settings:
+    return Settings(["reference"], ["contiguous"], peers, yardsticks or {}, rounds=2, budget=60)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_quick_run_writes_valid_files(tmp_path: Path) -> None:
+    script = Path(bench_ops.__file__)
+    options = "--quick --threads 1 --rounds 2 --workloads c4 fpn --operators roi_align pr_roi_pool --box-gradients"
+    command = [sys.executable, str(script), *options.split(), "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not timed: torchvision: has no pr_roi_pool" in done.stdout
+
+    rows = rows_of(tmp_path / "bench.csv")
+    assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
+    for row in rows:
+        if row["status"] == "timed":
+            assert float(row["p20_ms"]) <= float(row["median_ms"]) <= float(row["p80_ms"])
+            assert float(row["error"]) <= float(row["tolerance"])
+            assert int(row["rounds"]) == 2
+    ours = [row for row in rows if row["implementation"] == "detpool cpu"]
+    assert len(ours) == 2 * 2 * 3 * 2  # workloads, operators, directions, layouts
+    assert {row["status"] for row in ours} == {"timed"}
+    assert {row["baseline"] for row in ours if row["operator"] == "roi_align"} == {"torchvision"}
+    assert {row["baseline"] for row in ours if row["operator"] == "pr_roi_pool"} == {"detpool cpu roi_align"}
+    torchvision = [row for row in rows if row["implementation"] == "torchvision" and row["operator"] == "roi_align"]
+    assert {row["status"] for row in torchvision} == {"timed"}
+    assert {float(row["speedup"]) for row in torchvision} == {1.0}
+
+    record = json.loads((tmp_path / "bench.json").read_text())
+    assert record["command"] == f"python tools/bench_ops.py {options} --output {tmp_path}"
+    assert record["settings"]["sampling_ratio"] == 2
+    assert record["versions"]["torch"] == metadata.version("torch")
+    assert record["hardware"]["cores"] >= 1
+    assert set(record["git"]) == {"revision", "dirty"}
+    assert (tmp_path / "bench.png").read_bytes().startswith(PNG)
+
+
+def test_scaling_writes_valid_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--scaling --quick --threads 1 --rounds 1 --operators roi_pool --directions forward"
+    assert bench_ops.main([*options.split(), "--output", str(tmp_path)]) == 0
+    assert "ms by cells per bin" in capsys.readouterr().out
+    rows = rows_of(tmp_path / "scaling.csv")
+    values = {(row["workload"], float(row["value"])) for row in rows}
+    assert {("RoIs", 4), ("channels", 16), ("bins", 49), ("cells per bin", 0.25)} <= values
+    assert {row["implementation"] for row in rows} == {"detpool cpu", "torchvision"}
+    assert (tmp_path / "scaling_forward.png").read_bytes().startswith(PNG)
+    assert json.loads((tmp_path / "scaling.json").read_text())["settings"]["scaling"] is True
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BACKWARD])
+def test_a_peer_that_disagrees_is_reported_and_not_timed(direction: str) -> None:
+    case = quick_case(direction=direction)
+    calls = []
+
+    def wrong_peer(case: Case) -> Contender:
+        right = torchvision_peer(case)
+
+        def check() -> dict[str, list[torch.Tensor]]:
+            calls.append("check")
+            results = right.check()
+            name = "output" if direction == FORWARD else "feature gradient"
+            results[name][0][1, 0, 0, 0] += 1e-3
+            return results
+
+        return Contender(lambda: calls.append("run") or right.run(), check)
+
+    ours, wrong = run_case(case, quick_settings({"torchvision": wrong_peer}))
+    assert wrong.status == "disagrees"
+    assert "1 of" in wrong.note
+    assert wrong.error is not None
+    assert wrong.error > wrong.tolerance
+    assert wrong.median_ms is None
+    assert calls == ["check"]
+    assert ours.status == "timed"
+    assert ours.speedup is None
+
+
+def test_ours_that_disagrees_fails_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*arguments: Any) -> Contender:
+        def call() -> dict[str, list[torch.Tensor]]:
+            return {"output": [torch.zeros(16, 8, 7, 7)]}
+
+        return Contender(call, call)
+
+    monkeypatch.setattr(run, "detpool_contender", wrong)
+    options = "--quick --threads 1 --rounds 1 --workloads c4 --operators roi_pool --directions forward --peers"
+    assert bench_ops.main([*options.split(), "--output", str(tmp_path)]) == 1
+    assert {row["status"] for row in rows_of(tmp_path / "bench.csv")} == {"disagrees"}
+    assert not (tmp_path / "bench.png").exists()
+
+
+def test_peers_that_are_absent_or_break_leave_the_others_alone() -> None:
+    def absent(case: Case) -> Contender:
+        raise Absent("not today")
+
+    def broken(case: Case) -> Contender:
+        raise RuntimeError("out of order")
+
+    peers = {"absent": absent, "broken": broken, "torchvision": torchvision_peer}
+    rows = {row.implementation: row for row in run_case(quick_case("roi_pool"), quick_settings(peers))}
+    assert (rows["absent"].status, rows["absent"].note) == ("absent", "not today")
+    assert (rows["broken"].status, rows["broken"].note) == ("failed", "RuntimeError: out of order")
+    assert rows["torchvision"].status == "timed"
+    assert rows["detpool reference"].baseline == "torchvision"
+
+
+def test_a_peer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(Absent, match="not installed"):
+        openvino_peer(quick_case())
+
+
+@pytest.mark.parametrize(
+    ("operator", "workload", "peer"),
+    [
+        ("roi_align", "c4", "openvino"),
+        ("roi_pool", "mask", "openvino"),
+        ("ps_roi_pool:convention=rfcn", "rfcn", "openvino"),
+        ("roi_align", "mask", "onnxruntime"),
+        ("roi_pool", "c4", "onnxruntime"),
+    ],
+)
+def test_models_of_peers_agree(operator: str, workload: str, peer: str) -> None:
+    pytest.importorskip(peer)
+    rows = run_case(quick_case(operator, workload=workload), quick_settings({peer: PEERS[peer]}))
+    assert {row.status for row in rows} == {"timed"}
+
+
+@pytest.mark.parametrize("operator", ["roi_align", "roi_pool", "ps_roi_pool"])
+def test_torchvision_agrees_forward_and_backward(operator: str) -> None:
+    workload = "rfcn" if operator.startswith("ps") else "c4"
+    case = quick_case(operator, BACKWARD, workload)
+    rows = run_case(case, quick_settings({"torchvision": torchvision_peer}))
+    assert {row.status for row in rows} == {"timed"}
+
+
+def test_operators_that_torchvision_lacks_are_compared_with_ours() -> None:
+    settings = quick_settings({"torchvision": torchvision_peer}, {False: examine("roi_align", functions_of())})
+    ours, torchvision = run_case(quick_case("pr_roi_pool", BOX_BACKWARD), settings)
+    assert ours.baseline == "detpool reference roi_align"
+    assert ours.speedup is not None
+    assert torchvision.status == "absent"
+
+
+def test_summary() -> None:
+    summary = summarise([5.0, 1.0, 3.0, 2.0, 4.0, 6.0])
+    assert (summary.p20, summary.median, summary.p80, summary.rounds) == (2.0, 3.5, 5.0, 6)
+    assert summarise([7.0]).median == 7.0
+
+
+def test_calls_take_turns() -> None:
+    log: list[str] = []
+    times = interleave({name: lambda name=name: log.append(name) for name in "abc"}, rounds=4, budget=60)
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 4, "b": 4, "c": 4}
+    assert len(log) == 3 * 5  # one round more, which is not counted
+    assert all(set(log[i : i + 3]) == set("abc") for i in range(0, len(log), 3))
+
+
+def test_the_budget_ends_the_rounds_but_for_the_first_few() -> None:
+    assert len(interleave({"a": lambda: None}, rounds=50, budget=0)["a"]) == LEAST_ROUNDS
+
+
+def test_agreement() -> None:
+    truth = {"output": [torch.tensor([[1.0, 200.0]])]}
+    agreement = compare({"output": [torch.tensor([[1.001, 200.0]])]}, truth, torch.float32)
+    assert agreement.holds  # 1e-3 of 200
+    agreement = compare({"output": [torch.tensor([[1.1, 200.0]])]}, truth, torch.float32)
+    assert not agreement.holds
+    assert agreement.error == pytest.approx(0.1 / 200, rel=1e-4)
+    assert agreement.worst.startswith("output: 1 of 2")
+    for wrong in (torch.tensor([[1.0, math.nan]]), torch.tensor([1.0, 200.0])):
+        assert compare({"output": [wrong]}, truth, torch.float32).error == math.inf
+
+
+def test_operators_are_found_by_looking() -> None:
+    found, refused = discover(functions_of())
+    assert {"roi_align", "roi_pool", "ps_roi_pool", "pr_roi_pool"} <= found.keys()
+    assert found["ps_roi_pool"].position_sensitive
+    assert found["pr_roi_pool:position_sensitive=True"].position_sensitive
+    assert not found["pr_roi_pool"].position_sensitive
+    assert found["pr_roi_pool"].box_gradients
+    assert not found["roi_pool"].box_gradients
+    assert found.keys() | refused.keys() >= functions_of().keys()
+
+
+def test_operators_of_others_are_measured_or_refused_with_a_reason() -> None:
+    def doubled(input: torch.Tensor, boxes: torch.Tensor, output_size: Any, spatial_scale: float) -> torch.Tensor:
+        return 2 * ops.roi_align(input, boxes, output_size, spatial_scale)
+
+    def needy(input: torch.Tensor, boxes: torch.Tensor, output_size: Any, spatial_scale: float, wish: int) -> None: ...
+
+    def helper(features: torch.Tensor) -> None: ...
+
+    namespace = SimpleNamespace(doubled=doubled, needy=needy, helper=helper, __all__=["doubled", "needy", "helper"])
+    found, refused = discover(functions_of(namespace))
+    assert list(found) == ["doubled"]
+    assert list(refused) == ["needy"]
+    assert "wish" in refused["needy"]
+
+
+@pytest.mark.parametrize("direction", [FORWARD, BOX_BACKWARD])
+@pytest.mark.parametrize("workload", ["c4", "fpn"])
+def test_expected_results_are_those_of_the_checked_channels(direction: str, workload: str) -> None:
+    case = quick_case("pr_roi_pool", direction, workload)
+    rows = run_case(case, quick_settings({}))
+    assert rows[0].status == "timed"
+    assert case.checked_channels.tolist() == [0, 7]
+    expected = expected_results(case)
+    rois = sum(len(boxes) for boxes in case.workload.boxes)
+    assert expected["output"][0].shape == (rois, 2, 7, 7)
+    if direction == BOX_BACKWARD:
+        assert len(expected["box gradient"]) == (2 if workload == "fpn" else 1)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workloads_are_the_same_every_time(name: str) -> None:
+    first, second = (WORKLOADS[name](True) for _ in range(2))
+    for a, b in zip((*first.features, *first.boxes), (*second.features, *second.boxes), strict=True):
+        assert torch.equal(a, b)
+    x1, y1, x2, y2 = first.rois[:, 1:].unbind(1)
+    height, width = first.image_size
+    assert (x1 >= 0).all()
+    assert (y1 >= 0).all()
+    assert (x2 <= width).all()
+    assert (y2 <= height).all()
+
+
+def test_sizes_of_workloads() -> None:
+    c4 = WORKLOADS["c4"](False)
+    assert c4.features[0].shape == (2, 256, 50, 76)
+    assert c4.rois.shape == (512, 5)
+    sides = c4.rois[:, 3:] - c4.rois[:, 1:3]
+    assert sides.min() >= 31.99
+    assert sides.max() <= 500.01
+    rfcn = WORKLOADS["rfcn"](False)
+    assert rfcn.features[0].shape == (2, 21 * 49, 50, 76)
+    assert rfcn.output_channels == 21
+    mask = WORKLOADS["mask"](False)
+    assert mask.rois.shape == (256, 5)
+    assert mask.output_size == (14, 14)
+
+
+def cells_under(workload: Workload) -> set[tuple[int, int, int, int]]:
+    """Image, row, column and group of channels of each cell that lies under a bin of that group, one by one."""
+    rows, columns = workload.output_size if workload.position_sensitive else (1, 1)
+    stride = workload.strides[0]
+    _, _, height, width = workload.features[0].shape
+    cells = set()
+    for image, x1, y1, x2, y2 in workload.rois.tolist():
+        for i in range(rows):
+            for j in range(columns):
+                top, bottom = y1 + i * (y2 - y1) / rows, y1 + (i + 1) * (y2 - y1) / rows
+                left, right = x1 + j * (x2 - x1) / columns, x1 + (j + 1) * (x2 - x1) / columns
+                for y in range(max(math.floor(top / stride), 0), min(math.ceil(bottom / stride), height)):
+                    for x in range(max(math.floor(left / stride), 0), min(math.ceil(right / stride), width)):
+                        cells.add((int(image), y, x, i * columns + j))
+    return cells
+
+
+@pytest.mark.parametrize("position_sensitive", [False, True])
+def test_bytes(position_sensitive: bool) -> None:
+    workload = build(
+        "w", channels=3, rois=5, sides=(20, 60), image_size=(96, 128), output_size=(2, 3),
+        position_sensitive=position_sensitive,
+    )  # fmt: skip
+    touched = 3 * len(cells_under(workload))
+    output = 5 * 3 * 6
+    features = workload.features[0].numel()
+    count = lambda **options: bytes_moved(workload, torch.float32, **options)  # noqa: E731
+    assert count(backward=False, box_gradients=False) == 4 * (touched + output)
+    assert count(backward=True, box_gradients=False) == 4 * (touched + 2 * output + features)
+    assert count(backward=True, box_gradients=True) == 4 * (2 * touched + 2 * output + features)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--workloads c5", "unknown workload 'c5'; did you mean 'c4'?"),
+        ("--operators roi_aling", "unknown operator 'roi_aling'; did you mean 'roi_align'?"),
+        ("--operators roi_align:reductoin=max", "roi_align has no argument 'reductoin'; did you mean 'reduction'?"),
+        ("--operators roi_align:max", "arguments of roi_align are written key=value, got 'max'"),
+        ("--operators roi_align:reduction=median", "reduction must be 'mean' or 'max', got 'median'"),
+        ("--directions forwards", "did you mean 'forward'?"),
+        ("--layouts channel_last", "did you mean 'channels_last'?"),
+        ("--dtypes float", "did you mean 'float"),
+        ("--backend cpus", "unknown backend 'cpus'; did you mean 'cpu'?"),
+        ("--peers openvio", "did you mean 'openvino'?"),
+        ("--operator roi_align", "unknown argument '--operator'; did you mean '--operators'?"),
+        ("--import no_such_module", "No module named 'no_such_module'"),
+        ("--threads 0", "--threads: must be a positive whole number, got '0'"),
+        ("--rounds many", "--rounds: must be a positive whole number, got 'many'"),
+        ("--budget -1", "must be a positive number"),
+        ("--sampling-ratio x", "must be 0 or a positive whole number, got 'x'"),
+        ("--scaling --workloads c4", "--scaling has workloads of its own"),
+        ("--scaling --threads 1 2", "--threads: --scaling takes one"),
+    ],
+)
+def test_wrong_arguments(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        bench_ops.main(options.split())
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_operator_without_a_workload_is_mentioned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--quick --workloads c4 --operators ps_roi_pool"
+    assert bench_ops.main([*options.split(), "--output", str(tmp_path)]) == 0
+    assert "ps_roi_pool: no workload of c4 has position-sensitive channels" in capsys.readouterr().out

@@ -1,0 +1,164 @@
+"""Pooling calls that can be timed against each other, and what they should return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detpool.poolers import RoIPooler
+
+from .operators import Operator
+from .workloads import Workload
+
+FORWARD = "forward"
+BACKWARD = "forward+backward"
+BOX_BACKWARD = "forward+backward+boxes"
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+CHECKED_EVERY = 16
+"""Output channels from one that is compared with the reference to the next; all would take minutes a case."""
+
+Results = dict[str, list[Tensor]]
+Pool = Callable[[Sequence[Tensor], Any], Tensor]
+
+
+class Absent(Exception):
+    """An implementation cannot take part; the message says why."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question: who computes this fastest?"""
+
+    workload: Workload
+    operator: Operator
+    direction: str
+    dtype: torch.dtype
+    threads: int
+    sampling_ratio: int
+    """points a bin along each axis of the operators that sample points; 0 for as many as the bin has cells"""
+
+    @property
+    def backward(self) -> bool:
+        return self.direction != FORWARD
+
+    @property
+    def box_gradients(self) -> bool:
+        return self.direction == BOX_BACKWARD
+
+    @property
+    def checked_channels(self) -> Tensor:
+        """Output channels that are compared with the reference."""
+        channels = self.workload.output_channels
+        return torch.tensor(sorted({*range(0, channels, CHECKED_EVERY), channels - 1}))
+
+    @cached_property
+    def grad_output(self) -> Tensor:
+        """(K, C, PH, PW) float32 contiguous, normally distributed."""
+        rois = sum(len(boxes) for boxes in self.workload.boxes)
+        shape = (rois, self.workload.output_channels, *self.workload.output_size)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An implementation with its inputs prepared."""
+
+    run: Callable[[], Results]
+    """the call that is timed: returns `output` and, if the case asks for them and it has them, gradients"""
+    check: Callable[[], Results]
+    """the same call; the gradient of the output is zero but for the checked channels, since those of boxes sum over all
+    channels"""
+    note: str = ""
+    keep: object = None
+    """what the calls read but do not own: it lives as long as the contender"""
+
+
+def detpool_contender(case: Case, backend: str | None, layout: str) -> Contender:
+    """Ours, as users call it: the operator on one map, `RoIPooler` on a pyramid."""
+    pool = detpool_pool(case.workload, case.operator.bind(case.sampling_ratio, backend))
+    return autograd_contender(case, pool, LAYOUTS[layout], case.box_gradients)
+
+
+def detpool_pool(workload: Workload, operator: Callable[..., Tensor]) -> Pool:
+    """`pool(features, boxes)` of a workload with an operator of ours."""
+    if not workload.is_pyramid:
+        scale = 1 / workload.strides[0]
+        return lambda features, rois: operator(features[0], rois, output_size=workload.output_size, spatial_scale=scale)
+    names = [str(level) for level in range(len(workload.strides))]
+    pooler = RoIPooler(names, workload.output_size, operator)
+    image_shapes = [workload.image_size] * len(workload.boxes)
+    return lambda features, boxes: pooler(dict(zip(names, features, strict=True)), boxes, image_shapes)
+
+
+def autograd_contender(
+    case: Case,
+    pool: Pool,
+    layout: torch.memory_format,
+    box_gradients: bool,
+    *,
+    note: str = "",
+    channels: Tensor | None = None,
+) -> Contender:
+    """The call of anything that PyTorch differentiates.
+
+    Args:
+        case: says whether to run backward, and the dtype of features and of the gradient of the output.
+        pool: `pool(features, boxes)`; boxes are (K, 5) for one map, a list of (L, 4) for a pyramid.
+        layout: of features and of the gradient of the output.
+        box_gradients: also differentiate with respect to boxes.
+        note: what readers of the result should know.
+        channels: output channels to compute, None for all.
+    """
+    workload = case.workload
+    outputs = torch.arange(workload.output_channels) if channels is None else channels
+    read = workload.input_channels(outputs)
+    features = [f[:, read].to(case.dtype).contiguous(memory_format=layout) for f in workload.features]
+    boxes = [b.clone() for b in workload.boxes] if workload.is_pyramid else [workload.rois]
+    argument = boxes if workload.is_pyramid else boxes[0]
+
+    if not case.backward:
+
+        def forward() -> Results:
+            with torch.no_grad():
+                return {"output": [pool(features, argument)]}
+
+        return Contender(forward, forward, note)
+
+    leaves = [f.detach().requires_grad_() for f in features]
+    inputs = [*leaves, *(b.requires_grad_() for b in boxes)] if box_gradients else leaves
+
+    def forward_and_backward(grad_output: Tensor) -> Results:
+        output = pool(leaves, argument)
+        grads = torch.autograd.grad(output, inputs, grad_output)
+        results = {"output": [output.detach()], "feature gradient": list(grads[: len(leaves)])}
+        if box_gradients:
+            results["box gradient"] = list(grads[len(leaves) :])
+        return results
+
+    def check() -> Results:
+        masked = torch.zeros_like(full)
+        masked[:, case.checked_channels] = full[:, case.checked_channels]
+        return forward_and_backward(masked)
+
+    full = case.grad_output[:, outputs].to(case.dtype).contiguous(memory_format=layout)
+    return Contender(lambda: forward_and_backward(full), check, note)
+
+
+def expected_results(case: Case) -> Results:
+    """What the reference backend returns for the checked channels."""
+    pool = detpool_pool(case.workload, case.operator.bind(case.sampling_ratio, "reference"))
+    channels = case.checked_channels
+    return autograd_contender(case, pool, torch.contiguous_format, case.box_gradients, channels=channels).run()
+
+
+def checked_part(case: Case, results: Results) -> Results:
+    """The channels of `results` that `expected_results` holds."""
+    outputs = case.checked_channels
+    inputs = case.workload.input_channels(outputs)
+    index = {"output": outputs, "feature gradient": inputs}
+    return {name: [t[:, index[name]] if name in index else t for t in tensors] for name, tensors in results.items()}

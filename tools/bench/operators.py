@@ -1,0 +1,131 @@
+"""The operators that `detpool.ops` has, found by looking, and variants of them by their arguments."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detpool import ops
+from detpool.errors import did_you_mean
+
+Function = Callable[..., Tensor]
+
+VARIANTS = ("roi_align:reduction=max", "ps_roi_pool:convention=rfcn", "pr_roi_pool:position_sensitive=True")
+"""Operators by other names in the literature, which get rows of their own by default."""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A pooling operator with its fixed arguments."""
+
+    name: str
+    function: Function
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    position_sensitive: bool = False
+    box_gradients: bool = False
+    """whether boxes get a gradient"""
+
+    def bind(self, sampling_ratio: int, backend: str | None) -> Function:
+        """The operator as `op(features, boxes, output_size=, spatial_scale=)`."""
+        keywords = {"sampling_ratio": sampling_ratio, "backend": backend, **self.keywords}
+        parameters = inspect.signature(self.function).parameters
+        keywords = {name: value for name, value in keywords.items() if name in parameters}
+        offsets = "offsets" in parameters and "offsets" not in self.keywords
+        rotated = self.function.__name__.endswith("_rotated")
+
+        def bound(features: Tensor, boxes: Tensor, output_size: tuple[int, int], spatial_scale: float) -> Tensor:
+            extra = {"offsets": _offsets(len(boxes), *output_size)} if offsets else {}
+            boxes = _rotated(boxes) if rotated else boxes
+            return self.function(
+                features, boxes, output_size=output_size, spatial_scale=spatial_scale, **extra, **keywords
+            )
+
+        return bound
+
+
+def functions_of(namespace: Any = ops) -> dict[str, Function]:
+    """The public functions of a module whose first arguments are `input` and `boxes`."""
+    public = {name: getattr(namespace, name) for name in namespace.__all__}
+    return {
+        name: function
+        for name, function in public.items()
+        if inspect.isfunction(function) and list(inspect.signature(function).parameters)[:2] == ["input", "boxes"]
+    }
+
+
+def discover(functions: Mapping[str, Function]) -> tuple[dict[str, Operator], dict[str, str]]:
+    """Every function, and the variants of those that are there.
+
+    Returns:
+        The operators by name, and for each that cannot be measured the reason.
+    """
+    found: dict[str, Operator] = {}
+    refused: dict[str, str] = {}
+    for name in (*functions, *(variant for variant in VARIANTS if variant.partition(":")[0] in functions)):
+        try:
+            found[name] = examine(name, functions)
+        except ValueError as error:
+            refused[name] = str(error)
+    return found, refused
+
+
+def examine(name: str, functions: Mapping[str, Function]) -> Operator:
+    """An operator by its name, such as `roi_pool` or `pool:sampling=integral,reduction=max`.
+
+    One small call tells what kind it is: 4 channels and 2 x 2 bins make 4 output channels, or 1 if each bin has
+    channels of its own.
+
+    Raises:
+        ValueError: there is no such function or argument, or it cannot be called like a pooling operator.
+    """
+    base, _, rest = name.partition(":")
+    if base not in functions:
+        raise ValueError(f"unknown operator {base!r}{did_you_mean(base, functions)}")
+    keywords = dict(_keyword(base, text, inspect.signature(functions[base]).parameters) for text in _split(rest))
+    operator = Operator(name, functions[base], keywords)
+    features = torch.ones(1, 4, 6, 6).requires_grad_()
+    boxes = torch.tensor([[0.0, 1.2, 1.1, 4.7, 4.9]]).requires_grad_()
+    try:
+        output = operator.bind(2, "reference")(features, boxes, output_size=(2, 2), spatial_scale=0.9)
+        grads = torch.autograd.grad(output.sum(), (features, boxes), allow_unused=True)
+    except Exception as error:  # whatever a registered rule raises
+        raise ValueError(f"cannot be called with (input, boxes, output_size, spatial_scale): {error}") from error
+    if tuple(output.shape) not in ((1, 4, 2, 2), (1, 1, 2, 2)):
+        raise ValueError(f"makes {tuple(output.shape)} of one RoI with 2 x 2 bins and 4 channels")
+    return Operator(name, functions[base], keywords, output.shape[1] == 1, grads[1] is not None)
+
+
+def _split(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def _keyword(function: str, text: str, known: Iterable[str]) -> tuple[str, Any]:
+    """`key=value` as a pair; the value a Python literal, or else a string."""
+    key, _, value = text.partition("=")
+    if not value:
+        raise ValueError(f"arguments of {function} are written key=value, got {text!r}")
+    if key not in known:
+        raise ValueError(f"{function} has no argument {key!r}{did_you_mean(key, known)}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+@cache
+def _offsets(rois: int, height: int, width: int) -> Tensor:
+    """Offsets of deformable bins: (rois, 2, height, width), normally distributed, in units of `trans_std` RoIs."""
+    return torch.randn(rois, 2, height, width, generator=torch.Generator().manual_seed(2))
+
+
+def _rotated(boxes: Tensor) -> Tensor:
+    """(K, 5) boxes turned by 30 degrees about their centres: (K, 6)."""
+    centre, size = (boxes[:, 1:3] + boxes[:, 3:]) / 2, boxes[:, 3:] - boxes[:, 1:3]
+    return torch.cat([boxes[:, :1], centre, size, torch.full_like(boxes[:, :1], 30.0)], dim=1)

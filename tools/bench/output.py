@@ -1,0 +1,161 @@
+"""Results as a table on the terminal, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import detpool
+from detpool.evaluation.files import write_text_atomically
+from detpool.evaluation.metrics_file import git_state, hardware, versions
+
+from .run import Row
+
+PACKAGES = ("detpool", "torch", "torchvision", "numpy", "numba", "openvino", "onnx", "onnxruntime")
+PIPED_WIDTH = 170
+
+
+def console() -> Console:
+    """As wide as the terminal; wide enough for the table where there is none."""
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if terminal else PIPED_WIDTH, highlight=False)
+
+
+def print_rows(rows: Sequence[Row], out: Console) -> None:
+    """One table a workload, number of threads and dtype; who was not timed, and why, below."""
+    for title, group in _grouped(rows).items():
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for column in ("operator", "direction", "implementation", "layout"):
+            table.add_column(column)
+        for column in ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("speed-up against, remarks")
+        shown = [row for row in group if row.status == "timed"]
+        previous = None
+        for row in shown:
+            same = previous is not None and (row.operator, row.direction) == (previous.operator, previous.direction)
+            if not same and previous is not None:
+                table.add_section()
+            style = "bold" if row.implementation.startswith("detpool") else ""
+            table.add_row(*(("", "") if same else (row.operator, row.direction)), *_cells(row), style=style)
+            previous = row
+        out.print(table)
+        for line in _left_out(group):
+            out.print(line)
+
+
+def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
+        groups.setdefault(f"{row.workload}, {row.dtype}, {threads}", []).append(row)
+    return groups
+
+
+def _cells(row: Row) -> list[str]:
+    assert row.gb_per_s is not None
+    assert row.copy_gb_per_s is not None
+    return [
+        row.implementation,
+        row.layout,
+        f"{row.median_ms:.2f}",
+        f"{row.p20_ms:.2f} - {row.p80_ms:.2f}",
+        "-" if row.speedup is None else f"{row.speedup:.2f}x",
+        f"{row.gb_per_s:.2f}",
+        f"{100 * row.gb_per_s / row.copy_gb_per_s:.0f}%",
+        "0" if row.error == 0 else f"{row.error:.0e}",
+        "; ".join(filter(None, [row.baseline, row.note])),
+    ]
+
+
+def _left_out(rows: Iterable[Row]) -> list[Text]:
+    """A line for each implementation and reason: wrong results, failures, and what it does not compute at all."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.status == "timed":
+            continue
+        reason = row.note if row.status == "absent" else f"{row.status}: {_first_line(row.note)}"
+        if row.status == "disagrees":
+            reason += f" the tolerance of {row.tolerance:g}, by {row.error:.2g} at most"
+        known = cases.setdefault((f"not timed: {row.implementation}", reason), [])
+        if row.operator not in known:
+            known.append(row.operator)
+    # An operator's name that the reason holds already need not be listed.
+    return [
+        Text(f"  {name}: {reason}" + ("" if names[0] in reason else f" ({', '.join(names)})"), style="dim")
+        for (name, reason), names in cases.items()
+    ]
+
+
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "")
+
+
+def print_scaling(rows: Sequence[Row], values: Sequence[float], out: Console) -> None:
+    """A table for each quantity that was varied, with its values as columns; who was not timed, and why, below."""
+    for quantity in dict.fromkeys(row.workload for row in rows):
+        lines: dict[tuple[str, str, str, str], dict[float, str]] = {}
+        for row, value in zip(rows, values, strict=True):
+            if row.workload == quantity and row.status in ("timed", "disagrees"):
+                line = lines.setdefault((row.operator, row.direction, row.implementation, row.layout), {})
+                line[value] = "wrong" if row.median_ms is None else f"{row.median_ms:.2f}"
+        columns = sorted({value for line in lines.values() for value in line})
+        title = f"ms by {quantity}"
+        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for column in ("operator", "direction", "implementation", "layout"):
+            table.add_column(column, no_wrap=True)
+        for value in columns:
+            table.add_column(f"{value:g}", justify="right", no_wrap=True)
+        for names, line in lines.items():
+            table.add_row(*names, *(line.get(value, "-") for value in columns))
+        out.print(table)
+    for line_out in _left_out(rows):
+        out.print(line_out)
+
+
+def write_csv(path: Path, rows: Sequence[Row], values: Sequence[float] | None = None) -> None:
+    """One line a row, every field of `Row` a column; `values` of what was varied, if given, in one more."""
+    records = [dataclasses.asdict(row) for row in rows]
+    if values is not None:
+        records = [{"value": value, **record} for value, record in zip(values, records, strict=True)]
+    text = io.StringIO()
+    names = [*(["value"] if values is not None else []), *(field.name for field in dataclasses.fields(Row))]
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
+    write_text_atomically(path, text.getvalue())
+
+
+def write_json(path: Path, settings: Mapping[str, Any], seconds: float, load: Mapping[str, Any]) -> None:
+    """What is needed to judge the numbers, and to get them again.
+
+    Args:
+        path: the file.
+        settings: the arguments of the run, defaults included.
+        seconds: wall-clock time of the run.
+        load: the machine's load average before and after.
+    """
+    record = {
+        "command": shlex.join(["python", "tools/bench_ops.py", *sys.argv[1:]]),
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
+        "seconds": round(seconds, 1),
+        "load_average": dict(load),
+        "git": git_state(Path(detpool.__file__).parents[1]),
+        "versions": versions(PACKAGES),
+        "hardware": hardware(),
+    }
+    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")

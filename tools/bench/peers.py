@@ -1,0 +1,183 @@
+"""Other implementations of the operators, each with the layout, types and threads that suit it.
+
+A peer is a function of a case that returns its contender, or raises `Absent` with the reason. Models of OpenVINO and
+ONNX Runtime hold one operator and are built in memory; they infer only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender
+
+ROI_ALIGN_MAX, PS_ROI_POOL_RFCN = "roi_align:reduction=max", "ps_roi_pool:convention=rfcn"
+
+Peer = Callable[[Case], Contender]
+Run = Callable[[Sequence[Any]], Any]
+
+
+def torchvision_peer(case: Case) -> Contender:
+    """torchvision's CPU operators on contiguous features, and its `MultiScaleRoIAlign` on a pyramid.
+
+    They want boxes of the dtype of the features; the cast of so few numbers costs nothing.
+
+    In float16 and bfloat16 it computes in float32 and casts back, as its autocast rule does: its kernels would round
+    the boxes as well.
+    """
+    reduced = case.dtype in (torch.float16, torch.bfloat16)
+    pool = _torchvision_pool(case)
+
+    def cast_pool(features: Sequence[Tensor], boxes: Any) -> Tensor:
+        return pool([f.float() for f in features], boxes).to(case.dtype)
+
+    notes = []
+    if case.box_gradients:
+        notes.append("gradients of features only")
+    if reduced:
+        notes.append("computes in float32")
+    chosen = cast_pool if reduced else pool
+    return autograd_contender(case, chosen, torch.contiguous_format, box_gradients=False, note="; ".join(notes))
+
+
+def _torchvision_pool(case: Case) -> Pool:
+    workload, name = case.workload, case.operator.name
+    if workload.is_pyramid:
+        if name != "roi_align":
+            raise Absent(f"pools a pyramid with roi_align only, not with {name}")
+        names = [str(level) for level in range(len(workload.strides))]
+        pooler = torchvision.ops.MultiScaleRoIAlign(names, workload.output_size, case.sampling_ratio)
+        image_shapes = [workload.image_size] * len(workload.boxes)
+
+        def pool_pyramid(features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+            boxes = [b.to(features[0].dtype) for b in boxes]
+            return pooler(dict(zip(names, features, strict=True)), boxes, image_shapes)
+
+        return pool_pyramid
+    if name not in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
+        raise Absent(f"has no {name}")
+    operator = getattr(torchvision.ops, name)
+    extra = {"sampling_ratio": case.sampling_ratio} if name.endswith("align") else {}
+    size, scale = workload.output_size, 1 / workload.strides[0]
+
+    def pool(features: Sequence[Tensor], rois: Tensor) -> Tensor:
+        return operator(features[0], rois.to(features[0].dtype), size, scale, **extra)
+
+    return pool
+
+
+def openvino_peer(case: Case) -> Contender:
+    """OpenVINO's CPU plugin; where it converts features to its blocked layout, that is part of its call."""
+    _check_inference(case)
+    try:
+        import openvino
+        from openvino import opset13 as opset
+    except ImportError:
+        raise Absent("not installed (the extra `bench` holds it)") from None
+    workload, name = case.workload, case.operator.name
+    (height, width), scale = workload.output_size, 1 / workload.strides[0]
+    features, rois = workload.features[0].numpy(), workload.rois.numpy()
+    if name in ("roi_align", ROI_ALIGN_MAX):
+        feeds = [features, np.ascontiguousarray(rois[:, 1:]), rois[:, 0].astype(np.int32)]
+        inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
+        mode = "max" if name == ROI_ALIGN_MAX else "avg"
+        node = opset.roi_align(*inputs, height, width, case.sampling_ratio, scale, mode, "asymmetric")
+    elif name == "roi_pool":
+        feeds = [features, rois]
+        inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
+        node = opset.roi_pooling(*inputs, [height, width], scale, "max")
+    elif name == PS_ROI_POOL_RFCN and height == width:
+        feeds = [features, rois]
+        inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
+        node = opset.psroi_pooling(*inputs, workload.output_channels, height, scale, 1, 1, "average")
+    else:
+        raise Absent(f"has no {name}")
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": case.threads,
+        "INFERENCE_PRECISION_HINT": "f32",
+        # The calling thread would keep the core it was pinned to, and with it the calls of everybody else.
+        "ENABLE_CPU_PINNING": False,
+    }
+    request = openvino.Core().compile_model(openvino.Model([node], inputs), "CPU", options).create_infer_request()
+    for number, feed in enumerate(feeds):
+        request.set_input_tensor(number, openvino.Tensor(feed, shared_memory=True))
+    output = request.get_output_tensor(0)
+
+    def run() -> Results:
+        request.infer()
+        return {"output": [torch.from_numpy(output.data)]}
+
+    return Contender(run, check=run, keep=feeds)
+
+
+def onnxruntime_peer(case: Case) -> Contender:
+    """ONNX Runtime's CPU provider, operator set 16."""
+    _check_inference(case)
+    try:
+        import onnxruntime
+        from onnx import TensorProto, helper
+    except ImportError:
+        raise Absent("not installed (the extra `bench` holds it)") from None
+    workload, name = case.workload, case.operator.name
+    (height, width), scale = workload.output_size, 1 / workload.strides[0]
+    features, rois = workload.features[0].numpy(), workload.rois.numpy()
+    if name in ("roi_align", ROI_ALIGN_MAX):
+        feeds = {"features": features, "rois": rois[:, 1:].copy(), "batch": rois[:, 0].astype(np.int64)}
+        node = helper.make_node(
+            "RoiAlign",
+            list(feeds),
+            ["output"],
+            mode="max" if name == ROI_ALIGN_MAX else "avg",
+            output_height=height,
+            output_width=width,
+            sampling_ratio=case.sampling_ratio,
+            spatial_scale=scale,
+            coordinate_transformation_mode="output_half_pixel",
+        )
+    elif name == "roi_pool":
+        feeds = {"features": features, "rois": rois}
+        node = helper.make_node(
+            "MaxRoiPool", list(feeds), ["output"], pooled_shape=[height, width], spatial_scale=scale
+        )
+    else:
+        raise Absent(f"has no {name}")
+    inputs = [
+        helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(feed.dtype), feed.shape)
+        for key, feed in feeds.items()
+    ]
+    outputs = [helper.make_tensor_value_info("output", TensorProto.FLOAT, None)]
+    # The format's version belongs to the operator set: by default it is the newest, which older runtimes refuse.
+    model = helper.make_model(
+        helper.make_graph([node], name, inputs, outputs), opset_imports=[helper.make_opsetid("", 16)], ir_version=8
+    )
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = case.threads
+    options.inter_op_num_threads = 1
+    # Idle workers would keep spinning through the calls of everybody else.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def run() -> Results:
+        return {"output": [torch.from_numpy(session.run(None, feeds)[0])]}
+
+    return Contender(run, check=run)
+
+
+def _check_inference(case: Case) -> None:
+    if case.backward:
+        raise Absent("has no backward pass")
+    if case.workload.is_pyramid:
+        raise Absent("pools from one map a call")
+    if case.dtype != torch.float32:
+        raise Absent("compared in float32 only")
+
+
+PEERS: dict[str, Peer] = {"torchvision": torchvision_peer, "openvino": openvino_peer, "onnxruntime": onnxruntime_peer}

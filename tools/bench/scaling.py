@@ -1,0 +1,39 @@
+"""How time grows with the number of RoIs, of channels and of bins, and with the area of a bin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from .workloads import Workload, build
+
+ROIS, CHANNELS, BINS, BIN_AREA = "RoIs", "channels", "bins", "cells per bin"
+
+
+class Point(NamedTuple):
+    """A workload, named for the quantity that is varied, and that quantity's value."""
+
+    value: float
+    workload: Workload
+
+
+def points(quick: bool = False) -> Iterator[Point]:
+    """The map of `c4` with 512 RoIs, 256 channels and 7 x 7 bins, one of them varied at a time.
+
+    RoIs have sides of 32 to 500 px, except where the area of a bin is varied: there all have the same side.
+    """
+    stride, size, side = 16, ((160, 256) if quick else (800, 1216)), ((32, 150) if quick else (32, 500))
+    rois, channels, bins = (8, 8, 7) if quick else (512, 256, 7)
+
+    for count in (4, 8, 16) if quick else (32, 128, 512, 1024):
+        yield Point(count, build(ROIS, channels=channels, rois=count, sides=side, image_size=size))
+    for count in (4, 8, 16) if quick else (16, 64, 256, 1024):
+        yield Point(count, build(CHANNELS, channels=count, rois=rois, sides=side, image_size=size))
+    for edge in (2, 7) if quick else (1, 3, 7, 14):
+        shape = (edge, edge)
+        workload = build(BINS, channels=channels, rois=rois, sides=side, image_size=size, output_size=shape)
+        yield Point(edge * edge, workload)
+    for cells in (0.5, 1) if quick else (0.25, 0.5, 1, 2, 4, 6):
+        width = cells * bins * stride
+        workload = build(BIN_AREA, channels=channels, rois=rois, sides=(width, width), image_size=size)
+        yield Point(cells * cells, workload)

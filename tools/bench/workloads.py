@@ -1,0 +1,137 @@
+"""The inputs that operators are timed on: one setup function a workload, the same numbers on every call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IMAGE_SIZE = (800, 1216)
+"""Height and width in pixels of an image of COCO as detectors resize and pad it."""
+IMAGES = 2
+CLASSES = 21
+"""Output channels of a position-sensitive head: VOC's 20 classes and background."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Features and boxes of one pooling call."""
+
+    name: str
+    features: tuple[Tensor, ...]
+    """(N, C, H_l, W_l) float32 contiguous, finest level first"""
+    strides: tuple[int, ...]
+    """image pixels per feature cell of each level"""
+    boxes: tuple[Tensor, ...]
+    """for each image (L, 4) float32, x1, y1, x2, y2 in image pixels"""
+    image_size: tuple[int, int]
+    """height and width in pixels"""
+    output_size: tuple[int, int]
+    """bins"""
+    position_sensitive: bool = False
+    """whether C is the number of output channels times the number of bins"""
+
+    @property
+    def rois(self) -> Tensor:
+        """(K, 5): image index, x1, y1, x2, y2."""
+        index = [boxes.new_full((len(boxes), 1), i) for i, boxes in enumerate(self.boxes)]
+        return torch.cat([torch.cat(index), torch.cat(self.boxes)], dim=1)
+
+    @property
+    def output_channels(self) -> int:
+        bins = self.output_size[0] * self.output_size[1]
+        return self.features[0].shape[1] // (bins if self.position_sensitive else 1)
+
+    @property
+    def is_pyramid(self) -> bool:
+        return len(self.features) > 1
+
+    def input_channels(self, output_channels: Tensor) -> Tensor:
+        """The channels of the features that these output channels read."""
+        if not self.position_sensitive:
+            return output_channels
+        bins = self.output_size[0] * self.output_size[1]
+        return (output_channels[:, None] * bins + torch.arange(bins)).flatten()
+
+
+def build(
+    name: str,
+    *,
+    channels: int,
+    rois: int,
+    sides: tuple[float, float],
+    strides: tuple[int, ...] = (16,),
+    image_size: tuple[int, int] = IMAGE_SIZE,
+    output_size: tuple[int, int] = (7, 7),
+    position_sensitive: bool = False,
+    margin: int = 0,
+) -> Workload:
+    """Normally distributed features, and boxes inside the images.
+
+    Args:
+        name: of the workload.
+        channels: output channels.
+        rois: number of boxes, spread evenly over the images.
+        sides: least and greatest width and height of a box in pixels; their logarithms are uniform and independent.
+        strides: image pixels per cell of each level, finest first.
+        image_size: height and width in pixels, divisible by the strides.
+        output_size: bins.
+        position_sensitive: every bin has input channels of its own.
+        margin: pixels between boxes and the border of the image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = image_size
+    channels *= output_size[0] * output_size[1] if position_sensitive else 1
+    features = tuple(
+        torch.randn(IMAGES, channels, height // stride, width // stride, generator=generator) for stride in strides
+    )
+    room = torch.tensor([width, height], dtype=torch.float32) - 2 * margin
+    low, high = (math.log(side) for side in sides)
+    boxes = []
+    for image in range(IMAGES):
+        count = rois // IMAGES + (image < rois % IMAGES)
+        size = (low + (high - low) * torch.rand(count, 2, generator=generator)).exp().minimum(room)
+        corner = margin + torch.rand(count, 2, generator=generator) * (room - size)
+        boxes.append(torch.cat([corner, corner + size], dim=1))
+    return Workload(name, features, strides, tuple(boxes), image_size, output_size, position_sensitive)
+
+
+def c4(quick: bool = False) -> Workload:
+    """A C4 detector's map: 2 x 256 x 50 x 76, stride 16, 512 RoIs with sides of 32 to 500 px, 7 x 7 bins."""
+    if quick:
+        return build("c4", channels=8, rois=16, sides=(32, 150), image_size=(160, 256))
+    return build("c4", channels=256, rois=512, sides=(32, 500))
+
+
+def fpn(quick: bool = False) -> Workload:
+    """A feature pyramid: strides 4 to 32, 256 channels, 1024 RoIs with sides of 16 to 700 px, 7 x 7 bins."""
+    strides = (4, 8, 16, 32)
+    if quick:
+        return build("fpn", channels=8, rois=32, sides=(16, 160), strides=strides, image_size=(160, 256))
+    return build("fpn", channels=256, rois=1024, sides=(16, 700), strides=strides)
+
+
+def rfcn(quick: bool = False) -> Workload:
+    """R-FCN's score maps: 2 x (21 * 49) x 50 x 76, stride 16, 512 RoIs with sides of 32 to 500 px, 7 x 7 bins.
+
+    Boxes keep two cells away from the border: beyond that the backward of torchvision's `ps_roi_pool` is not the
+    derivative of its forward, and could not be compared.
+    """
+    if quick:
+        return build(
+            "rfcn", channels=3, rois=16, sides=(32, 100), image_size=(160, 256), position_sensitive=True, margin=32
+        )
+    return build("rfcn", channels=CLASSES, rois=512, sides=(32, 500), position_sensitive=True, margin=32)
+
+
+def mask(quick: bool = False) -> Workload:
+    """A mask head's RoIs: the map of `c4`, 256 RoIs with sides of 32 to 500 px, 14 x 14 bins."""
+    if quick:
+        return build("mask", channels=8, rois=8, sides=(32, 150), image_size=(160, 256), output_size=(14, 14))
+    return build("mask", channels=256, rois=256, sides=(32, 500), output_size=(14, 14))
+
+
+WORKLOADS: dict[str, Callable[[bool], Workload]] = {"c4": c4, "fpn": fpn, "rfcn": rfcn, "mask": mask}
