@@ -301,18 +301,22 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
 @_compiled
 def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out_last, cells_in_plane, out):
     """The gradient of the window maximum for channels c0 .. c0 + channels - 1 of one image; layouts as above."""
-    tile = np.empty((bins, channels), out.dtype)
-    where = np.empty((bins, channels), np.int32)
-    base = c0 if out_last else 0
+    grad_tile = np.empty((0 if grad_last else bins, channels), out.dtype)
+    where_tile = np.empty((0 if grad_last else bins, channels), np.int32)
+    base = np.uint64(c0 if out_last else 0)
     plane = out[image] if out_last else np.zeros((cells_in_plane, channels), out.dtype)
     for k in rois:
-        _load_grad(grad, k, grad_last, c0, tile)
-        _load_grad(argmax, k, grad_last, c0, where)
+        if not grad_last:
+            _load_grad(grad, k, grad_last, c0, grad_tile)
+            _load_grad(argmax, k, grad_last, c0, where_tile)
         for p in range(bins):
+            values = grad[k, p, c0 : c0 + channels] if grad_last else grad_tile[p]
+            where = argmax[k, p, c0 : c0 + channels] if grad_last else where_tile[p]
             for c in range(channels):
-                cell = where[p, c]
-                if 0 <= cell < cells_in_plane:
-                    plane[cell, base + c] += tile[p, c]
+                # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
+                cell = np.uint32(where[c])
+                if cell < cells_in_plane:
+                    plane[cell, base + np.uint64(c)] += values[c]
     if not out_last:
         _transpose(plane, out[image, c0 : c0 + channels])
 
