@@ -214,4 +214,5 @@ def _bound(count: Tensor, limit: int) -> int:
     """Taps to lay out, at least 1: the largest ``count``, or ``limit``, its bound, where a traced graph cannot look."""
     if torch.compiler.is_compiling() or count.numel() == 0:
         return limit
-    return max(1, min(limit, int(count.max())))
+    # NaN gets this far only where values are not inspected
+    return max(1, int(count.clamp(max=limit).nan_to_num(0).max()))

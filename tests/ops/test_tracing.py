@@ -87,3 +87,16 @@ def test_exports(name: str) -> None:
     program = torch.export.export(Module(), (features, boxes), dynamic_shapes=({}, {0: rois}))
     more = random_boxes(33, (32, 40), 2, seed=1)
     torch.testing.assert_close(program.module()(features, more), operator(features, more))
+
+
+def test_a_compiled_call_stays_inside_its_tensors() -> None:
+    """A traced graph cannot look at values: boxes are not refused, and nothing foreign is read."""
+    torch._dynamo.reset()
+    features = torch.ones(1, 9, 8, 10)
+    for name in ("roi_pool", "roi_align", "roi_align adaptive", "pr_roi_pool"):
+        compiled = torch.compile(OPERATORS[name], fullgraph=True, backend="aot_eager")
+        for wrong in (torch.nan, torch.inf, -torch.inf, 1e30):
+            assert compiled(features, torch.tensor([[0.0, 1, 1, 5, 5], [0.0, 1, wrong, wrong, 5]])).shape[0] == 2
+        for image in (-1.0, 1.0, 1e9):
+            with pytest.raises(IndexError, match="an index must be from 0 to 0"):
+                compiled(features, torch.tensor([[0.0, 1, 1, 5, 5], [image, 1, 1, 5, 5]]))

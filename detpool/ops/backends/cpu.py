@@ -59,7 +59,6 @@ class _Axis:
     def __init__(self, index: Tensor, weight: Tensor) -> None:
         taps = index.shape[-1]
         self.shape = weight.shape
-        self.dtype = weight.dtype
         rows = index.numel() // max(taps, 1)
         raw_index = index.reshape(rows, taps).to(torch.int32).contiguous().numpy()
         raw_weight = weight.detach().reshape(rows, taps).contiguous().numpy()
