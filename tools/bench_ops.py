@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = (_scaling if options.scaling else _workloads)(options, operators.values(), out)
     load["after"] = os.getloadavg()
     name = "scaling" if options.scaling else "bench"
-    output.write_json(options.output / f"{name}.json", vars(options), time.perf_counter() - begin, load)
+    command = ["python", "tools/bench_ops.py", *(sys.argv[1:] if argv is None else argv)]
+    output.write_json(options.output / f"{name}.json", command, vars(options), time.perf_counter() - begin, load)
     out.print(f"results in {options.output}")
 
     wrong = [row for row in rows if row.status in ("disagrees", "failed") and row.implementation.startswith("detpool")]

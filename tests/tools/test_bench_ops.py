@@ -59,7 +59,7 @@ def test_quick_run_writes_valid_files(tmp_path: Path) -> None:
     command = [sys.executable, str(script), *options.split(), "--output", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "not timed: torchvision: has no pr_roi_pool" in done.stdout
+    assert "not timed: torchvision: has no such operator (pr_roi_pool)" in done.stdout
 
     rows = rows_of(tmp_path / "bench.csv")
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
@@ -232,6 +232,13 @@ def test_operators_are_found_by_looking() -> None:
     assert found["pr_roi_pool"].box_gradients
     assert not found["roi_pool"].box_gradients
     assert found.keys() | refused.keys() >= functions_of().keys()
+
+
+def test_arguments_make_an_operator_another_one() -> None:
+    operator = examine("pool:channels=position_sensitive,sampling=integral,reduction=sum", functions_of())
+    assert operator.position_sensitive
+    assert operator.keywords == {"channels": "position_sensitive", "sampling": "integral", "reduction": "sum"}
+    assert examine("roi_align:aligned=True", functions_of()).keywords == {"aligned": True}
 
 
 def test_operators_of_others_are_measured_or_refused_with_a_reason() -> None:

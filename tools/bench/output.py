@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -39,10 +40,10 @@ def print_rows(rows: Sequence[Row], out: Console) -> None:
     for title, group in _grouped(rows).items():
         table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         for column in ("operator", "direction", "implementation", "layout"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for column in ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error"):
             table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("speed-up against, remarks")
+        table.add_column("against; remarks")
         shown = [row for row in group if row.status == "timed"]
         previous = None
         for row in shown:
@@ -77,7 +78,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.gb_per_s:.2f}",
         f"{100 * row.gb_per_s / row.copy_gb_per_s:.0f}%",
         "0" if row.error == 0 else f"{row.error:.0e}",
-        "; ".join(filter(None, [row.baseline, row.note])),
+        "; ".join(filter(None, [re.sub(r"^detpool \w+", "our", row.baseline), row.note])),
     ]
 
 
@@ -93,11 +94,7 @@ def _left_out(rows: Iterable[Row]) -> list[Text]:
         known = cases.setdefault((f"not timed: {row.implementation}", reason), [])
         if row.operator not in known:
             known.append(row.operator)
-    # An operator's name that the reason holds already need not be listed.
-    return [
-        Text(f"  {name}: {reason}" + ("" if names[0] in reason else f" ({', '.join(names)})"), style="dim")
-        for (name, reason), names in cases.items()
-    ]
+    return [Text(f"  {name}: {reason} ({', '.join(names)})", style="dim") for (name, reason), names in cases.items()]
 
 
 def _first_line(text: str) -> str:
@@ -140,17 +137,20 @@ def write_csv(path: Path, rows: Sequence[Row], values: Sequence[float] | None = 
     write_text_atomically(path, text.getvalue())
 
 
-def write_json(path: Path, settings: Mapping[str, Any], seconds: float, load: Mapping[str, Any]) -> None:
+def write_json(
+    path: Path, command: Sequence[str], settings: Mapping[str, Any], seconds: float, load: Mapping[str, Any]
+) -> None:
     """What is needed to judge the numbers, and to get them again.
 
     Args:
         path: the file.
+        command: the words of the command line.
         settings: the arguments of the run, defaults included.
         seconds: wall-clock time of the run.
         load: the machine's load average before and after.
     """
     record = {
-        "command": shlex.join(["python", "tools/bench_ops.py", *sys.argv[1:]]),
+        "command": shlex.join(command),
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
         "seconds": round(seconds, 1),
         "load_average": dict(load),
