@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from detpool.config import check_config, check_overrides, known_keys, overrides_of
+from detpool.config import check_config, check_keys, check_overrides, overrides_of
 from detpool.errors import exit_with_message
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -16,7 +16,8 @@ CONFIGS = Path(__file__).parent / "configs"
 def run(config: DictConfig) -> float:
     """One run; returns its AP, which Hydra's sweepers may optimise."""
     with exit_with_message():
-        check_config(config, known_keys(CONFIGS, "train"))
+        check_keys(config, CONFIGS, "train")
+        check_config(config)
         from detpool.training.runs import train  # takes seconds: not before the config has been checked
 
         return train(config).get("AP", float("nan"))

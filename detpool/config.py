@@ -55,7 +55,9 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
         ConfigError: for an argument that is not `key=value`, an unknown group or key, or a choice that a group does not
             have; the message names the nearest valid one.
     """
+    # Hydra checks what concerns itself (launchers, sweepers) when it starts.
     overrides = [_parse(argument) for argument in arguments]
+    overrides = [o for o in overrides if o.key_or_group.replace("/", ".").split(".")[0] != "hydra"]
     is_group = [(config_dir / override.key_or_group.split("@")[0]).is_dir() for override in overrides]
     chosen: list[str] = []
     for override, group in zip(overrides, is_group, strict=True):
@@ -81,31 +83,46 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: for an argument that is not `key=value`, or a key that the config does not have.
     """
-    for override in map(_parse, arguments):
-        _check_key(config, override.key_or_group, [])
-        OmegaConf.update(config, override.key_or_group, override.value())
+    for argument, override in zip(arguments, map(_parse, arguments), strict=True):
+        key = override.key_or_group
+        if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+            raise ConfigError(f"cannot apply {argument!r}: only plain key=value changes the config of a finished run")
+        _check_key(config, key, [])
+        value, before = override.value(), OmegaConf.select(config, key)
+        if isinstance(before, DictConfig) and not isinstance(value, dict):
+            raise ConfigError(
+                f"{key} holds the settings {', '.join(map(str, before))} of the run: change one of them with "
+                f"{key}.<name>=..., got {argument!r}"
+            )
+        OmegaConf.update(config, key, value)
 
 
-def known_keys(config_dir: Path, config_name: str) -> list[str]:
-    """The top-level keys of a primary config: its own and its groups."""
-    own = OmegaConf.load(config_dir / f"{config_name}.yaml")
-    groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
-    return sorted({str(key) for key in own} - {"defaults"} | set(groups))
+def check_keys(config: DictConfig, config_dir: Path, config_name: str) -> None:
+    """Checks the keys that no signature speaks for, at the top level and in the primary config's own sections.
+
+    An experiment file can bring in any key; one that nothing reads would pass silently.
+
+    Raises:
+        ConfigError: naming the key and the nearest valid one.
+    """
+    primary = OmegaConf.to_container(OmegaConf.load(config_dir / f"{config_name}.yaml"), resolve=False)
+    assert isinstance(primary, dict)
+    groups = {folder.name for folder in config_dir.iterdir() if folder.is_dir()}
+    allowed = {"": {str(key) for key in primary} - {"defaults"} | groups}
+    allowed |= {str(name): set(section) for name, section in primary.items() if isinstance(section, dict)}
+    for section, keys in allowed.items():
+        for key in config if section == "" else config.get(section, {}):
+            if key not in keys:
+                where = f"{section} has" if section else "the config has"
+                raise ConfigError(f"{where} an unknown key {key!r}{did_you_mean(str(key), keys)}")
 
 
-def check_config(config: DictConfig, known_keys: Sequence[str]) -> None:
-    """Checks a composed config: top-level keys, mandatory values, and the arguments of every `_target_`.
-
-    Args:
-        config: the composed config.
-        known_keys: the top-level keys that the program reads.
+def check_config(config: DictConfig) -> None:
+    """Checks the mandatory values of a composed config, and the arguments of every `_target_`.
 
     Raises:
         ConfigError: naming the key and, where there is one, the nearest valid one.
     """
-    for key in config:
-        if key not in known_keys:
-            raise ConfigError(f"the config has an unknown key {key!r}{did_you_mean(str(key), known_keys)}")
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(key + '=...' for key in missing)}")

@@ -39,7 +39,8 @@ def assign_levels(
     """
     side = box_area(boxes.float()).clamp(min=0).sqrt()
     level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6 - min_level)
-    return level.clamp(min=0, max=num_levels - 1).to(torch.int64)
+    # A box that is not finite goes to the finest map too, where the operator refuses it.
+    return level.nan_to_num(nan=0.0).clamp(min=0, max=num_levels - 1).to(torch.int64)
 
 
 class RoIPooler(MultiScaleRoIAlign):

@@ -109,6 +109,8 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(KeyError, match=r"\['9'\] are not in the input, which has"):
         pooler(pyramid(), [torch.zeros(0, 4)] * 2, [(256, 320)] * 2)
     pooler = RoIPooler(NAMES, 7, ops.roi_align)
+    with pytest.raises(ValueError, match="(?i)nan|finite"):
+        pooler(pyramid(), [torch.tensor([[0.0, 0, 9, 9], [float("nan"), 0, 9, 9]])] * 2, [(256, 320)] * 2)
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         pooler(pyramid(), [torch.zeros(0, 4)], [(256, 320)] * 2)
 

@@ -1,5 +1,6 @@
 """The Lightning datamodule: data sets, samplers and loaders of a run."""
 
+import signal
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from detpool.data.dataset import DetectionDataset, Sample, Target
 from detpool.data.sampling import EvalSampler, TrainSampler
+from detpool.distributed import rank_and_world_size
 from detpool.errors import DataError
 
 Batch = tuple[list[Tensor], list[Target]]
@@ -100,7 +102,7 @@ class DetectionDataModule(LightningDataModule):
             _ = self.test_dataset
 
     def train_dataloader(self) -> "DataLoader[Sample]":
-        sampler = TrainSampler(self.train_dataset, self.seed, *_rank_and_world_size())
+        sampler = TrainSampler(self.train_dataset, self.seed, *rank_and_world_size())
         loader = _TrainLoader(self.train_dataset, sampler=sampler, **self._loader_options(self.batch_size))
         if self.trainer is not None:
             trainer = self.trainer
@@ -114,7 +116,7 @@ class DetectionDataModule(LightningDataModule):
         return self._eval_loader(self.test_dataset)
 
     def _eval_loader(self, dataset: DetectionDataset) -> "DataLoader[Sample]":
-        sampler = EvalSampler(dataset, self.seed, *_rank_and_world_size())
+        sampler = EvalSampler(dataset, self.seed, *rank_and_world_size())
         return DataLoader(dataset, sampler=sampler, **self._loader_options(self.eval_batch_size))
 
     def _loader_options(self, batch_size: int) -> dict[str, Any]:
@@ -124,6 +126,7 @@ class DetectionDataModule(LightningDataModule):
             "pin_memory": self.pin_memory,
             "persistent_workers": self.num_workers > 0,
             "collate_fn": collate,
+            "worker_init_fn": _ignore_interrupts,
             # A loader draws a seed for its workers at each start. Drawn from the global generator it would change
             # what the model draws next, and a resumed run starts its loaders at other times.
             "generator": torch.Generator().manual_seed(self.seed),
@@ -138,10 +141,13 @@ class DetectionDataModule(LightningDataModule):
         return dataset
 
 
-def _rank_and_world_size() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+def _ignore_interrupts(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM, which a terminal or scheduler sends to all processes, to the one that trains.
+
+    A worker that died of them would take the batch with it that the training process needs to come to a step's end.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _TrainLoader(DataLoader[Sample]):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision import tv_tensors
 
@@ -17,6 +16,7 @@ from detpool.data.dataset import DetectionDataset, Sample, Transform
 from detpool.data.images import read_image
 from detpool.data.packed import PackedStrings
 from detpool.errors import DataError
+from detpool.masks import decode_segmentation
 
 
 @dataclass
@@ -178,14 +178,8 @@ def _clamped_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
 
 
 def _decode_mask(segmentation: Any, size: tuple[int, int], path: Path) -> np.ndarray:
-    """Polygons or run-length encoding, checked by the reader, to uint8 (height, width)."""
+    """A segmentation, checked by the reader, as uint8 (height, width)."""
     try:
-        if isinstance(segmentation, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-        elif isinstance(segmentation["counts"], list):
-            rle = coco_mask.frPyObjects(segmentation, *size)
-        else:
-            rle = segmentation
-        return coco_mask.decode(rle)
+        return decode_segmentation(segmentation, size)
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: a mask of this image cannot be decoded: {error}") from error

@@ -8,8 +8,8 @@ from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
+from detpool.distributed import gather_lists
 from detpool.evaluation.coco import Backend, CocoEvaluator, IouType
-from detpool.evaluation.distributed import gather_lists
 from detpool.evaluation.results import Row, shorten, to_rows
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
 

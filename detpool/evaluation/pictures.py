@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib import get_data_path
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pycocotools import mask as rle
 from torch import Tensor
 
 from detpool.evaluation.results import Row
+from detpool.masks import decode_segmentation
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the panel
@@ -229,18 +228,9 @@ def _object(
         words.append("(crowd)" if crowd else "(ignored)")
     mask = None
     if masks and annotation.get("segmentation"):
-        pixels = _decode(annotation["segmentation"], orig_size) * np.uint8(255)
+        pixels = decode_segmentation(annotation["segmentation"], orig_size) * np.uint8(255)
         mask = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).point(lambda v: 255 * (v > 127))
     return _Object(box, colors[annotation["category_id"]], " ".join(words), crowd or ignored, mask)
-
-
-def _decode(segmentation: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Polygons, uncompressed or compressed RLE as a (height, width) array of 0 and 1."""
-    if isinstance(segmentation, list):
-        segmentation = rle.merge(rle.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = rle.frPyObjects(segmentation, *size)
-    return rle.decode(segmentation)
 
 
 def _draw(photo: Image.Image, objects: Sequence[_Object], font: ImageFont.FreeTypeFont) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -10,35 +11,30 @@ from types import FrameType
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-
-def is_main_process() -> bool:
-    """Whether this is the process that prints and writes files; known before Lightning has started the others."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def say(text: str) -> None:
-    """Prints once, however many processes there are."""
-    if is_main_process():
-        print(text, flush=True)
+from detpool.distributed import is_main_process, say
 
 
 class RunCheckpoint(ModelCheckpoint):
     """Lightning's checkpoint callback, which a resumed run takes along into its own directory.
 
     Lightning forgets the best score when the directory changes: the resumed run's first epoch, however bad, would
-    become its best. Here the best checkpoint so far is copied, and has to be beaten.
+    become its best. Here the best checkpoint so far is copied, and has to be beaten. It is looked for beside the
+    checkpoint that is resumed, since a run directory may have been moved.
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._resumed_from = trainer.ckpt_path
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        best = Path(state_dict["best_model_path"])
-        if self.monitor is None or state_dict["dirpath"] == self.dirpath or not best.is_file():
-            return super().load_state_dict({**state_dict, "dirpath": self.dirpath})
         assert self.dirpath is not None
+        best = Path(str(self._resumed_from)).parent / Path(state_dict["best_model_path"]).name
+        if self.monitor is None or not best.is_file():
+            return
         copy = Path(self.dirpath) / best.name
-        if is_main_process():
+        if is_main_process() and copy != best:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, copy)
         super().load_state_dict(
@@ -55,9 +51,10 @@ class RunCheckpoint(ModelCheckpoint):
 class SaveOnInterrupt(Callback):
     """On Ctrl-C or SIGTERM finishes the step at hand, saves a checkpoint to resume from, and ends the program.
 
-    A resumed run continues with the next training step; a validation that was cut short is not repeated (several
-    processes first bring it to its end). A second Ctrl-C ends the program at once, without a checkpoint. The exit
-    status is 128 + the signal's number, as usual.
+    A resumed run continues with the next training step; a validation that was cut short is not repeated. Several
+    processes, which need not have the same number of validation batches to agree at, stop after the next training step.
+    A second Ctrl-C ends the program at once, without a checkpoint. The exit status is 128 + the signal's number, as
+    usual.
 
     Args:
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
@@ -73,18 +70,17 @@ class SaveOnInterrupt(Callback):
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        self._stop_if_asked(trainer)
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Gradients that are being accumulated are in no checkpoint.
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._stop_if_asked(trainer)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        # Several processes need not have the same number of batches to agree at; they agree at the end.
         if trainer.world_size == 1:
-            self._stop_if_asked(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -102,7 +98,8 @@ class SaveOnInterrupt(Callback):
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
-        say(f"\n{self._signal.name}: saving a checkpoint after this step (Ctrl-C again to stop at once)")
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
 
     def _stop_if_asked(self, trainer: Trainer) -> None:
         # One process may have been signalled before the others: they stop at the same step.
@@ -117,13 +114,18 @@ class EpochLines(Callback):
     """Prints one line an epoch: what a log file wants in place of a progress bar."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = time.monotonic()
+        self._start, self._validated = time.monotonic(), False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = {name: trainer.callback_metrics.get(name) for name in ("train/loss", "val/AP", "val/AP50")}
-        numbers = "  ".join(f"{name} {float(value):.4f}" for name, value in metrics.items() if value is not None)
+        # Lightning keeps the metrics of the last validation, which need not have been in this epoch.
+        names = ("train/loss", "val/AP", "val/AP50") if self._validated else ("train/loss",)
+        self._validated = False
+        numbers = "  ".join(
+            f"{n} {float(trainer.callback_metrics[n]):.4f}" for n in names if n in trainer.callback_metrics
+        )
         now = time.monotonic()
         seconds, self._start = now - self._start, now
-        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  {seconds:.1f} s", flush=True)
+        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  {seconds:.1f} s")

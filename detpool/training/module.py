@@ -10,10 +10,11 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
+from detpool.data.datamodule import Batch, DetectionDataModule
+from detpool.data.dataset import DetectionDataset
 from detpool.data.sampling import derive_seed
+from detpool.errors import ConfigError
 from detpool.evaluation import DetectionEvaluator
-
-Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
 
 class DetectionModule(LightningModule):
@@ -23,7 +24,7 @@ class DetectionModule(LightningModule):
         model: `model(images, targets)` returns a dict of losses in training; `model(images)` returns predictions.
             Images are (3, H, W) RGB in [0, 1], boxes in pixels of the image.
         optimizer: called with the trainable parameters.
-        schedule: called with the optimizer and `total_steps`; stepped after each optimizer step.
+        schedule: called with the optimizer and `total_steps`; stepped after each optimizer step. None: a constant rate.
         evaluator: called with a data set, returns its evaluator.
         seed: with epoch, step and process it seeds what a training step draws (which anchors and proposals are
             sampled), so that a resumed run draws what an uninterrupted one would have drawn.
@@ -33,7 +34,7 @@ class DetectionModule(LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[..., torch.optim.Optimizer] | None,
+        optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any] | None,
         evaluator: Callable[..., DetectionEvaluator],
         seed: int = 0,
@@ -46,12 +47,14 @@ class DetectionModule(LightningModule):
         self.make_evaluator = evaluator
         self.seed = seed
         self.evaluator: DetectionEvaluator | None = None
-        self.evaluated: Any = None  # the data set that `evaluator` has the ground truth of
+        self.evaluated: DetectionDataset | None = None  # the data set that `evaluator` has the ground truth of
         self.metrics: dict[str, float] = {}  # of the last validation or test
 
     def configure_optimizers(self) -> Any:
-        assert self.optimizer is not None, "this module was built for evaluation"
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        try:
+            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optim.optimizer: {error}") from error
         if self.schedule is None:
             return optimizer
         schedule = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
@@ -72,20 +75,35 @@ class DetectionModule(LightningModule):
                 f"{image_ids}): lower optim.optimizer.lr, lengthen optim.schedule.warmup_steps, or clip gradients with "
                 f"trainer.gradient_clip_val"
             )
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(images))
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._start_evaluation(self.trainer.val_dataloaders)
+        self.prepare_evaluation(self._data.val_dataset)
 
     def on_test_epoch_start(self) -> None:
-        self._start_evaluation(self.trainer.test_dataloaders)
+        self.prepare_evaluation(self._data.test_dataset)
 
-    def _start_evaluation(self, loader: Any) -> None:
-        if self.evaluator is None or self.evaluated is not loader.dataset:
-            self.evaluated, self.evaluator = loader.dataset, self.make_evaluator(loader.dataset)
+    @property
+    def _data(self) -> DetectionDataModule:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def prepare_evaluation(self, dataset: DetectionDataset) -> DetectionEvaluator:
+        """Builds the evaluator of a data set, or empties the one that is there.
+
+        Raises:
+            ConfigError: the evaluator refuses its settings.
+        """
+        if self.evaluator is None or self.evaluated is not dataset:
+            try:
+                self.evaluator = self.make_evaluator(dataset)
+            except (ImportError, TypeError, ValueError) as error:
+                raise ConfigError(f"evaluation: {error}") from error
+            self.evaluated = dataset
         self.evaluator.reset()
+        return self.evaluator
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
@@ -104,9 +122,11 @@ class DetectionModule(LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         assert self.evaluator is not None
-        # A limit on the number of batches (a smoke test) leaves images unseen; otherwise each must have been seen.
+        # A limit on the number of batches (a smoke test) leaves images unseen; otherwise each must have been seen. The
+        # float 1.0 is all batches, the integer 1 is one.
         limit = self.trainer.limit_val_batches if stage == "val" else self.trainer.limit_test_batches
-        metrics = self.metrics = self.evaluator.compute(partial=limit != 1.0)
+        everything = isinstance(limit, float) and limit == 1.0 and not self.trainer.sanity_checking
+        metrics = self.metrics = self.evaluator.compute(partial=not everything)
         # Every process has the whole result, so nothing needs reducing.
         self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
 

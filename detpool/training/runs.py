@@ -18,12 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from detpool.config import check_config
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
+from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
-from detpool.training.callbacks import EpochLines, is_main_process, say
+from detpool.training.callbacks import EpochLines
 from detpool.training.module import DetectionModule
 
 
@@ -37,13 +38,14 @@ def train(config: DictConfig) -> dict[str, float]:
         the metrics of the best checkpoint (of the last, if no validation was run) on `evaluation.split`.
     """
     start = time.monotonic()
-    seed_everything(config.seed, workers=True, verbose=False)
+    seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
-    data = instantiate(config.data)
+    data = build_data(config)
     config.class_names = list(data.class_names)
-    module = build_module(config)
     _check_resume(config)
-    trainer = build_trainer(config, instantiate_all(config.callbacks), instantiate_all(config.logger))
+    module = build_module(config, pretrained=config.ckpt_path is None)
+    module.prepare_evaluation(data.val_dataset)
+    trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
     save_config(config, run_dir)
     say(f"run directory: {run_dir}")
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -64,8 +66,8 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
     Raises:
         ConfigError: if the data has other classes than the model was trained for.
     """
-    check_config(config, list(map(str, config)))
-    data = instantiate(config.data)
+    check_config(config)
+    data = build_data(config)
     if list(data.class_names) != list(config.class_names):
         raise ConfigError(
             f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
@@ -88,8 +90,6 @@ def evaluate(
     """
     run_dir = Path(config.run_dir)
     split = config.evaluation.split
-    if split not in ("val", "test"):
-        raise ConfigError(f"evaluation.split must be val or test, got {split!r}")
     # Through the datamodule: how it shares the images out is known only once the processes have met.
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
@@ -105,6 +105,23 @@ def evaluate(
     return module.metrics
 
 
+def build_data(config: DictConfig) -> DetectionDataModule:
+    """The datamodule of a config, with its validation set read.
+
+    Raises:
+        ConfigError: if a data set refuses its settings, or `evaluation.split` is not one.
+        DataError: if files are missing or broken.
+    """
+    if config.evaluation.split not in ("val", "test"):
+        raise ConfigError(f"evaluation.split must be val or test, got {config.evaluation.split!r}")
+    data = instantiate(config.data)
+    try:
+        data.setup("validate")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data: {error}") from error
+    return data
+
+
 def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule:
     """The detector of a config in its Lightning module.
 
@@ -112,18 +129,16 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         config: a composed config whose `class_names` is filled in.
         pretrained: whether to load the backbone's weights; a checkpoint to be restored replaces them anyway.
     """
-    backbone = config.backbone.copy()
-    if not pretrained and "weights" in backbone:
-        backbone.weights = None
+    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
     model = instantiate(
         config.model,
         num_classes=len(config.class_names),
-        body=instantiate(backbone),
+        body=instantiate(config.backbone, **loading),
         box_pooler=instantiate(config.pooler),
     )
     evaluator = functools.partial(
         DetectionEvaluator,
-        metrics=tuple(config.evaluation.metrics),
+        metrics=("coco", "voc") if config.evaluation.voc else ("coco",),
         backend=config.evaluation.backend,
         max_dets=tuple(config.evaluation.max_dets),
     )
@@ -144,6 +159,8 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*treespec.*", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # Every process computes the metrics of the whole, so there is nothing to synchronise.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     if config.progress and sys.stdout.isatty():
         callbacks = [*callbacks, RichProgressBar()]
     else:
@@ -183,9 +200,7 @@ def load_config(checkpoint: Path) -> DictConfig:
         raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()}){hint}")
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / "config.yaml").is_file():
-            config = OmegaConf.load(folder / "config.yaml")
-            assert isinstance(config, DictConfig)
-            return config
+            return OmegaConf.create(OmegaConf.load(folder / "config.yaml"))  # type: ignore[return-value]
     raise ConfigError(f"no config.yaml beside {checkpoint} or one folder up: it says which model to restore")
 
 
@@ -204,13 +219,16 @@ def _check_resume(config: DictConfig) -> None:
         return
     checkpoint = Path(config.ckpt_path)
     before = load_config(checkpoint)
-    differing = [
-        key
-        for key in ("model", "backbone", "pooler", "class_names")
-        if OmegaConf.to_container(before[key], resolve=True) != OmegaConf.to_container(config[key], resolve=True)
-    ]
+    config_now = OmegaConf.to_container(config, resolve=True)
+    config_then = OmegaConf.to_container(before, resolve=True)
+    assert isinstance(config_now, dict)
+    assert isinstance(config_then, dict)
+    differing = [key for key in ("model", "backbone", "pooler", "class_names") if config_now[key] != config_then[key]]
+    if config_now["optim"]["optimizer"]["_target_"] != config_then["optim"]["optimizer"]["_target_"]:
+        differing.append("optim.optimizer")
     if differing:
         raise WeightsError(
-            f"{checkpoint} cannot be resumed with this config: its {', '.join(differing)} differ from those in "
-            f"{checkpoint.parent.parent / 'config.yaml'}"
+            f"{checkpoint} cannot be resumed with this config: the run it comes from has another {', '.join(differing)}"
         )
+    if others := [key for key in ("seed", "data", "optim", "channels_last") if config_now[key] != config_then[key]]:
+        say(f"note: {', '.join(others)} changed since {checkpoint}: the result is not that of an uninterrupted run")

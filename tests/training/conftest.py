@@ -1,6 +1,6 @@
 """A config small enough to train in a second or two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,10 +37,14 @@ def tiny_arguments() -> list[str]:
 
 @pytest.fixture
 def tiny_config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """`tiny_config("pooler=roi_pool", name="a")`: a composed config whose run directory is `tmp_path / name`."""
+    """`tiny_config("pooler=roi_pool", name="a")`: a composed config whose run directory is `tmp_path / name`.
 
-    def build(*overrides: str, name: str = "run") -> DictConfig:
+    `without` names groups whose tiny settings are left out, for a choice that does not have them.
+    """
+
+    def build(*overrides: str, name: str = "run", without: Sequence[str] = ()) -> DictConfig:
+        tiny = [override for override in TINY if override.split(".")[0] not in without]
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("train", overrides=[*TINY, f"run_dir={tmp_path / name}", *overrides])
+            return compose("train", overrides=[*tiny, f"run_dir={tmp_path / name}", *overrides])
 
     return build

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from lightning import Callback
 from omegaconf import OmegaConf
 
@@ -67,7 +68,8 @@ class StopAfter(Callback):
 
     def __init__(self, hook: str, epoch: int, batch: int, number: int) -> None:
         def stop(trainer, module, *args):
-            if trainer.current_epoch == epoch and args[-1] == batch:
+            # Validation hooks end with the number of the loader.
+            if trainer.current_epoch == epoch and args[1] == batch:
                 os.kill(os.getpid(), number)
 
         setattr(self, hook, stop)
@@ -79,31 +81,35 @@ class StopAfter(Callback):
         ("on_train_batch_start", 0, 1),
         ("on_train_batch_start", 1, 2),
         ("on_train_batch_start", 0, 3),  # the last step of an epoch
-        ("on_validation_batch_start_", 0, 1),
+        ("on_validation_batch_start", 0, 1),
     ],
 )
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (signal.SIGINT, ["data.num_workers=0"]),
+        (signal.SIGTERM, ["data.num_workers=2"]),
+        (signal.SIGINT, ["data.num_workers=0", "trainer.accumulate_grad_batches=2"]),
+    ],
+    ids=["SIGINT", "SIGTERM with workers", "SIGINT with accumulation"],
+)
 def test_interrupted_and_resumed_equals_uninterrupted(
-    tiny_config, tmp_path, monkeypatch, hook, epoch, batch, number, num_workers
+    tiny_config, tmp_path, monkeypatch, hook, epoch, batch, number, options
 ):
-    if num_workers == 2 and number == signal.SIGTERM:
-        pytest.skip("workers and the kind of signal are independent; one combination of the two is enough")
-    workers = f"data.num_workers={num_workers}"
-    runs.train(tiny_config(workers, name="whole"))
+    runs.train(tiny_config(*options, name="whole"))
 
     build = runs.instantiate_all
-    stop = StopAfter(hook.rstrip("_"), epoch, batch - (hook[-1] == "_"), number)
+    stop = StopAfter(hook, epoch, batch, number)
     monkeypatch.setattr(
         runs, "instantiate_all", lambda group: [*build(group), stop] if "last" in group else build(group)
     )
     with pytest.raises(SystemExit) as end:
-        runs.train(tiny_config(workers, name="part"))
+        runs.train(tiny_config(*options, name="part"))
     assert end.value.code == 128 + number
     monkeypatch.undo()
 
     last = tmp_path / "part" / "checkpoints" / "last.ckpt"
-    runs.train(tiny_config(workers, f"ckpt_path={last}", name="rest"))
+    runs.train(tiny_config(*options, f"ckpt_path={last}", name="rest"))
     assert_same_weights(
         weights(tmp_path / "rest" / "checkpoints" / "last.ckpt"),
         weights(tmp_path / "whole" / "checkpoints" / "last.ckpt"),
@@ -154,6 +160,42 @@ def test_feature_maps_reach_the_pooler_in_channels_last(tiny_config):
         assert all(value.is_contiguous(memory_format=torch.channels_last) for value in seen) == channels_last
 
 
+def test_limits_and_sanity_checks_evaluate_a_part(tiny_config):
+    for options in (["trainer.limit_val_batches=1"], ["trainer.num_sanity_val_steps=1"]):
+        metrics = runs.train(tiny_config("trainer.max_epochs=1", *options))
+        assert 0 <= metrics["AP"] <= 1
+
+
+def test_settings_of_evaluation_and_data_are_checked_before_training(tiny_config, monkeypatch):
+    monkeypatch.setattr(runs.Trainer, "fit", lambda *args, **kwargs: pytest.fail("training has begun"))
+    for option, message in {
+        "evaluation.split=tst": "evaluation.split must be val or test, got 'tst'",
+        "evaluation.backend=pycoco": "evaluation: .*pycoco",
+        "evaluation.max_dets=[100,10]": "evaluation: .*max_dets",
+        "data.size=16": "data: .*size",
+        "data.classes=[sqare]": "data: .*sqare",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            runs.train(tiny_config(option))
+
+
+def test_callbacks_and_loggers_can_be_left_out(tiny_config):
+    assert 0 <= runs.train(tiny_config("~callbacks", "~logger", "trainer.max_epochs=1"))["AP"] <= 1
+
+
+def test_restored_network_is_the_trained_one(tiny_config, tmp_path):
+    """Norms that are frozen because there were weights stay so, though nothing is loaded from the weights' file."""
+    network = torchvision.models.resnet18(weights=None)
+    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    config = tiny_config("backbone=resnet18", f"backbone.weights={tmp_path / 'resnet18.pth'}", without=["backbone"])
+    config.class_names = ["a"]
+    loaded = runs.build_module(config)
+    (tmp_path / "resnet18.pth").unlink()
+    restored = runs.build_module(config, pretrained=False)
+    assert [type(m) for m in restored.modules()] == [type(m) for m in loaded.modules()]
+    assert [p.requires_grad for p in restored.parameters()] == [p.requires_grad for p in loaded.parameters()]
+
+
 def test_mixed_precision_trains(tiny_config):
     metrics = runs.train(tiny_config("trainer.precision=bf16-mixed", "trainer.max_epochs=1"))
     assert 0 <= metrics["AP"] <= 1
@@ -198,7 +240,8 @@ def test_saved_config_is_whole_and_resolved(tiny_config, tmp_path):
 
 def test_resumed_run_keeps_the_best_checkpoint_so_far(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(runs.DetectionEvaluator, "compute", lambda self, partial=False: {"AP": 0.5})
-    runs.train(tiny_config("trainer.max_epochs=1", name="first"))
+    runs.train(tiny_config("trainer.max_epochs=1", name="before"))
+    (tmp_path / "before").rename(tmp_path / "first")
     monkeypatch.setattr(runs.DetectionEvaluator, "compute", lambda self, partial=False: {"AP": 0.25})
     last = tmp_path / "first" / "checkpoints" / "last.ckpt"
     runs.train(tiny_config(f"ckpt_path={last}", name="second"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -48,17 +47,14 @@ class FPNBackbone(nn.Module):
     Args:
         body: the feature maps to build on.
         out_channels: channels of every pyramid level.
-        norm_layer: normalisation after each convolution of the pyramid, or None.
 
     The result is a dict: "0" (finest) to "L-1", then "pool" (twice the coarsest stride), which only the RPN reads.
     """
 
-    def __init__(self, body: Body, out_channels: int, norm_layer: Callable[..., nn.Module] | None = None) -> None:
+    def __init__(self, body: Body, out_channels: int) -> None:
         super().__init__()
         self.body = body
-        self.fpn = FeaturePyramidNetwork(
-            body.channels, out_channels, extra_blocks=LastLevelMaxPool(), norm_layer=norm_layer
-        )
+        self.fpn = FeaturePyramidNetwork(body.channels, out_channels, extra_blocks=LastLevelMaxPool())
         self.out_channels = out_channels
         self.level_names = [str(i) for i in range(len(body.channels))]
 

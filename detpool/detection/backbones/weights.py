@@ -86,6 +86,6 @@ def download(name: str, fetch: Callable[[], Any], cache: str) -> Any:
         return fetch()
     except (URLError, OSError, RuntimeError) as error:
         raise WeightsError(
-            f"could not download {name} ({error}). Without a network, copy them from a machine that has them in {cache}, "
-            f"or pass backbone.weights=<path of a file>, or train from random weights with backbone.weights=null"
+            f"could not download {name} ({error}). Without a network, copy them from a machine that has them in "
+            f"{cache}, or pass backbone.weights=<path of a file>, or start from random weights: backbone.weights=null"
         ) from error
