@@ -335,10 +335,10 @@ def group_sum(features, rois, image, group, taps_y, taps_x, joint, bins, groups,
     cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
     weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
     tile = np.empty((plane_cells, channels), wy.dtype)
-    for p0 in range(0, plane_cells, 16):
+    for p0 in range(0, plane_cells, 64):
         for c in range(channels):
             plane = features[image, c, group]
-            for p in range(p0, min(p0 + 16, plane_cells)):
+            for p in range(p0, min(p0 + 64, plane_cells)):
                 tile[p, c] = plane[p]
     height, breadth = rows // groups[0], columns // groups[1]
     i0, j0 = group // groups[1] * height, group % groups[1] * breadth
@@ -374,10 +374,10 @@ def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, group
                 for c in range(channels):
                     values[c] = grad[k, p, c] if grad_last else grad[k, c, p]
                 _add_to_rows(tile, 0, cells, weights, n, values)
-    for p0 in range(0, plane_cells, 16):
+    for p0 in range(0, plane_cells, 64):
         for c in range(channels):
             plane = out[image, c, group]
-            for p in range(p0, min(p0 + 16, plane_cells)):
+            for p in range(p0, min(p0 + 64, plane_cells)):
                 plane[p] = tile[p, c]
 
 
