@@ -26,11 +26,11 @@ class RunCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._resumed_from = trainer.ckpt_path
+        self._trainer = trainer
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.dirpath is not None
-        best = Path(str(self._resumed_from)).parent / Path(state_dict["best_model_path"]).name
+        best = Path(str(self._trainer.ckpt_path)).parent / Path(state_dict["best_model_path"]).name
         if self.monitor is None or not best.is_file():
             return
         copy = Path(self.dirpath) / best.name

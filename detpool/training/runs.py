@@ -50,10 +50,11 @@ def train(config: DictConfig) -> dict[str, float]:
     say(f"run directory: {run_dir}")
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
 
-    best = run_dir / "checkpoints" / "best.ckpt"
-    checkpoint = best if best.exists() else run_dir / "checkpoints" / "last.ckpt"
-    if checkpoint.exists():
-        load_checkpoint(module, checkpoint)
+    best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+    if not last.exists():
+        # Resumed with nothing left to train, or without callbacks.
+        trainer.save_checkpoint(last, weights_only=False)
+    load_checkpoint(module, best if best.exists() else last)
     return evaluate(config, trainer, module, data, start)
 
 

@@ -79,8 +79,9 @@ class StopAfter(Callback):
     ("hook", "epoch", "batch"),
     [
         ("on_train_batch_start", 0, 1),
-        ("on_train_batch_start", 1, 2),
-        ("on_train_batch_start", 0, 3),  # the last step of an epoch
+        ("on_train_batch_start", 1, 1),
+        ("on_train_batch_start", 1, 3),  # the last of all
+        ("on_train_batch_start", 0, 3),  # the last step of an epoch, whose validation is cut short
         ("on_validation_batch_start", 0, 1),
     ],
 )
