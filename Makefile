@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/python train.py experiment=demo
 
+# Two processes of one thread each: two of two threads, on two cores, would wait for each other most of the time.
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout=3600

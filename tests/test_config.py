@@ -1,5 +1,6 @@
 """Checking a command line: every config composes, every typo is caught and named."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +126,11 @@ def test_a_typo_ends_the_program_before_torch_is_imported(program, tmp_path):
     assert done.stdout.strip() == "status 2 False", done.stdout + done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_readme_has_no_dead_links_or_placeholders():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text()
+        for link in re.findall(r"\]\(([^)#]+)", text):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+        assert not re.search(r"TODO|FIXME|XXX|_TABLE\b", text), page.name
