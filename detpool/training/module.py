@@ -90,7 +90,7 @@ class DetectionModule(LightningModule):
     def _data(self) -> DetectionDataModule:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
-    def prepare_evaluation(self, dataset: DetectionDataset) -> DetectionEvaluator:
+    def prepare_evaluation(self, dataset: DetectionDataset) -> None:
         """Builds the evaluator of a data set, or empties the one that is there.
 
         Raises:
@@ -103,7 +103,6 @@ class DetectionModule(LightningModule):
                 raise ConfigError(f"evaluation: {error}") from error
             self.evaluated = dataset
         self.evaluator.reset()
-        return self.evaluator
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
