@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,32 @@ def assign_levels(
     level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6 - min_level)
     # A box that is not finite goes to the finest map too, where the operator refuses it.
     return level.nan_to_num(nan=0.0).clamp(min=0, max=num_levels - 1).to(torch.int64)
+
+
+class _Reunite(torch.autograd.Function):
+    """The rows of all levels in the order of the boxes: `_Reunite.apply(rows of each level, *pooled)`.
+
+    One pass over the pooled features each way. Indexing a concatenation takes two, and its gradient, an addition that
+    must be ready for repeated rows, longer than pooling itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: list[Tensor], *pooled: Tensor) -> Tensor:
+        ctx.rows = rows
+        channels_last = all(part.is_contiguous(memory_format=torch.channels_last) for part in pooled)
+        out = torch.empty(
+            (sum(len(part) for part in pooled), *pooled[0].shape[1:]),
+            dtype=pooled[0].dtype,
+            device=pooled[0].device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
+        for row, part in zip(rows, pooled, strict=True):
+            out.index_copy_(0, row, part)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(grad.index_select(0, row) for row in ctx.rows)
 
 
 class RoIPooler(MultiScaleRoIAlign):
@@ -133,7 +160,7 @@ class RoIPooler(MultiScaleRoIAlign):
             self._pool(feature, rois[rows], scale)
             for feature, rows, scale in zip(features, picked, scales, strict=True)
         ]
-        return torch.cat(pooled)[torch.argsort(torch.cat(picked))]
+        return _Reunite.apply(picked, *pooled)
 
     def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
         return self.operator(feature, rois, output_size=self.output_size, spatial_scale=scale)
