@@ -102,23 +102,29 @@ def separable_sum(
     b = _Bins(batch, iy, wy, ix, wx)
     channels = features.shape[1] // (groups[0] * groups[1])
     shape = (batch.shape[0], channels, *b.bins)
-    if groups != (1, 1):
+    last = is_channels_last(features)
+    if groups != (1, 1) and not last:
         by_bin = torch.empty((b.bins[0] * b.bins[1], batch.shape[0], channels), dtype=b.dtype)
-        source, target = _grouped(features.to(b.dtype), groups), by_bin.numpy()
+        planes = _flat(features.to(b.dtype), False)
+        source = planes.reshape(len(planes), channels, groups[0] * groups[1], planes.shape[2])
+        target = by_bin.numpy()
 
         def group_task(image: int, rois: Any, group: int) -> None:
             kernels.group_sum(source, rois, image, group, *b.arguments, groups, features.shape[3], target)
 
         _over_images(b.batch, features.shape[0], groups[0] * groups[1], group_task)
-        out = by_bin.permute(1, 2, 0).unflatten(2, b.bins)
-        return out.to(features.dtype).contiguous(memory_format=memory_format(is_channels_last(features)))
-    last = is_channels_last(features)
+        return by_bin.permute(1, 2, 0).unflatten(2, b.bins).to(features.dtype).contiguous()
     out = _empty(shape, b.dtype, last)
     source, target = _pixels(features, b.dtype), _flat(out, last)
+    if groups != (1, 1):
+        # the channels of a group become neighbours
+        count = groups[0] * groups[1]
+        grouped = _each_transposed(source, channels, np.empty_like(source))
+        source = grouped.reshape(len(source), source.shape[1] * count, channels)
 
     def task(k0: int, k1: int) -> None:
         tile = np.empty((0 if last else b.bins[0] * b.bins[1], channels), target.dtype)
-        kernels.vector_sum(source, b.batch, *b.arguments, features.shape[3], k0, k1, last, target, tile)
+        kernels.vector_sum(source, b.batch, *b.arguments, groups, features.shape[3], k0, k1, last, target, tile)
 
     _over(shape[0], ROI_BLOCK, task)
     return out.to(features.dtype)
@@ -138,19 +144,25 @@ def separable_transpose(
     """See :func:`detpool.ops.separable.separable_transpose`."""
     b = _Bins(batch, iy, wy, ix, wx)
     images, channels, height, width = shape
-    if groups != (1, 1):
-        grad_last = is_channels_last(grad)
-        out = torch.empty(shape, dtype=b.dtype)
-        source, target = _flat(grad.to(b.dtype), grad_last), _grouped(out, groups)
-
-        def group_task(image: int, rois: Any, group: int) -> None:
-            kernels.group_transpose(source, rois, image, group, *b.arguments, groups, width, grad_last, target)
-
-        _over_images(b.batch, images, groups[0] * groups[1], group_task)
-        return out.to(grad.dtype).contiguous(memory_format=memory_format(channels_last))
     out = _sums(shape, b.dtype, channels_last)
     grad_last = is_channels_last(grad)
     source, target = _flat(grad.to(b.dtype), grad_last), _flat(out, channels_last)
+    if groups != (1, 1):
+        count = groups[0] * groups[1]
+        each = channels // count
+        kernel: Any
+        if channels_last:
+            kernel, grouped = kernels.group_vector_transpose, target.reshape(images, height * width * count, each)
+        else:
+            kernel, grouped = kernels.group_transpose, target.reshape(images, each, count, height * width)
+
+        def group_task(image: int, rois: Any, group: int) -> None:
+            kernel(source, rois, image, group, *b.arguments, groups, width, grad_last, grouped)
+
+        _over_images(b.batch, images, count, group_task)
+        if channels_last:
+            _each_transposed(target, count, target)
+        return out.to(grad.dtype)
 
     def task(image: int, rois: Any, block: int) -> None:
         c0 = block * CHANNEL_BLOCK
@@ -293,9 +305,12 @@ def _pixels(features: Tensor, dtype: torch.dtype) -> Any:
     return target
 
 
-def _grouped(tensor: Tensor, groups: Groups) -> Any:
-    """The array (N, C', GH * GW, H * W); of ``tensor`` itself if it is contiguous."""
-    return _planes(tensor).flatten(2).unflatten(1, (-1, groups[0] * groups[1])).numpy()
+def _each_transposed(source: Any, rows: int, target: Any) -> Any:
+    """Vectors (N, H * W, C), each of them as a matrix of so many rows that is transposed; target may be source."""
+    flat, result = source.reshape(-1, source.shape[2]), target.reshape(-1, source.shape[2])
+    columns = source.shape[2] // rows
+    _over(len(flat), CELL_BLOCK, lambda p0, p1: kernels.transpose_each(flat, p0, p1, rows, columns, result))
+    return target
 
 
 def _planes(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Serial numba kernels over a range of work; ``cpu`` splits the work and lays out the tensors.
 
-"Vector" kernels serve bins that read all channels: features (N, H * W, C), inner loops over channels. "Group" kernels
-serve position-sensitive bins: one group of channels at a time.
+"Vector" kernels serve features (N, H * W, C), inner loops over channels. "Group" kernels serve position-sensitive bins:
+one group of channels at a time, of features (N, C', GH * GW, H * W) unless they say otherwise.
 
 Taps come compacted, a row for each bin of an axis: cells ``index[row, :count[row]]`` and their weights. Row of bin (i,
 j) of RoI
@@ -61,13 +61,13 @@ def expand(compacted, slot, out):
 
 
 @_compiled
-def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights):
-    """All taps of one bin as positions in the image plane; returns their number."""
+def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, groups, group, cells, weights):
+    """All taps of one bin as positions among the vectors of an image, of ``groups`` a cell; returns their number."""
     n = 0
     for a in range(ny[y]):
         first = iy[y, a] * width
         for b in range(nx[x]):
-            cells[n] = first + ix[x, b]
+            cells[n] = (first + ix[x, b]) * groups + group
             weights[n] = wy[y, a] * wx[x, b]
             n += 1
     return n
@@ -136,11 +136,15 @@ def _add_to_rows(target, c0, cells, weights, n, values):
 
 
 @_compiled
-def vector_sum(features, batch, taps_y, taps_x, joint, bins, width, first, last, channels_last, out, tile):
-    """The separable sum for RoIs first .. last - 1; out is (K, PH * PW, C), or (K, C, PH * PW) by way of ``tile``."""
+def vector_sum(features, batch, taps_y, taps_x, joint, bins, groups, width, first, last, channels_last, out, tile):
+    """The separable sum for RoIs first .. last - 1; out is (K, PH * PW, C), or (K, C, PH * PW) by way of ``tile``.
+
+    With groups, features are (N, H * W * GH * GW, C).
+    """
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
     rows, columns = bins
+    count = groups[0] * groups[1]
     cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
     weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
     for k in range(first, last):
@@ -150,7 +154,8 @@ def vector_sum(features, batch, taps_y, taps_x, joint, bins, width, first, last,
             for j in range(columns):
                 y = (k * rows + i) * columns + j if joint else k * rows + i
                 x = (k * rows + i) * columns + j if joint else k * columns + j
-                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                group = i * groups[0] // rows * groups[1] + j * groups[1] // columns
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, count, group, cells, weights)
                 _add_scaled_rows(source, cells, weights, n, target[i * columns + j])
         if not channels_last:
             _transpose(tile, out[k])
@@ -195,7 +200,7 @@ def vector_transpose(
             for j in range(columns):
                 y = (k * rows + i) * columns + j if joint else k * rows + i
                 x = (k * rows + i) * columns + j if joint else k * columns + j
-                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, 1, 0, cells, weights)
                 _add_to_rows(plane, base, cells, weights, n, tile[i * columns + j])
     if not out_last:
         _transpose(plane, out[image, c0 : c0 + channels])
@@ -347,7 +352,7 @@ def group_sum(features, rois, image, group, taps_y, taps_x, joint, bins, groups,
             for j in range(j0, j0 + breadth):
                 y = (k * rows + i) * columns + j if joint else k * rows + i
                 x = (k * rows + i) * columns + j if joint else k * columns + j
-                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, 1, 0, cells, weights)
                 _add_scaled_rows(tile, cells, weights, n, out[i * columns + j, k])
 
 
@@ -369,7 +374,7 @@ def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, group
             for j in range(j0, j0 + breadth):
                 y = (k * rows + i) * columns + j if joint else k * rows + i
                 x = (k * rows + i) * columns + j if joint else k * columns + j
-                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, 1, 0, cells, weights)
                 p = i * columns + j
                 for c in range(channels):
                     values[c] = grad[k, p, c] if grad_last else grad[k, c, p]
@@ -379,6 +384,41 @@ def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, group
             plane = out[image, c, group]
             for p in range(p0, min(p0 + 64, plane_cells)):
                 plane[p] = tile[p, c]
+
+
+@_compiled
+def group_vector_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, groups, width, grad_last, out):
+    """As :func:`group_transpose`, with out (N, H * W * GH * GW, C'), of zeros."""
+    iy, wy, ny = taps_y
+    ix, wx, nx = taps_x
+    rows, columns = bins
+    cells = np.empty(iy.shape[1] * ix.shape[1], np.int64)
+    weights = np.empty(iy.shape[1] * ix.shape[1], wy.dtype)
+    values = np.empty(out.shape[2], wy.dtype)
+    height, breadth = rows // groups[0], columns // groups[1]
+    i0, j0 = group // groups[1] * height, group % groups[1] * breadth
+    for k in rois:
+        for i in range(i0, i0 + height):
+            for j in range(j0, j0 + breadth):
+                y = (k * rows + i) * columns + j if joint else k * rows + i
+                x = (k * rows + i) * columns + j if joint else k * columns + j
+                count = groups[0] * groups[1]
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, count, group, cells, weights)
+                p = i * columns + j
+                for c in range(values.shape[0]):
+                    values[c] = grad[k, p, c] if grad_last else grad[k, c, p]
+                _add_to_rows(out[image], 0, cells, weights, n, values)
+
+
+@_compiled
+def transpose_each(source, first, last, rows, columns, target):
+    """Rows first .. last - 1, each of them as a matrix (rows, columns) that is transposed; also in place."""
+    matrix = np.empty(rows * columns, source.dtype)
+    for p in range(first, last):
+        matrix[:] = source[p]
+        for j in range(columns):
+            for i in range(rows):
+                target[p, j * rows + i] = matrix[i * columns + j]
 
 
 @_compiled
