@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .backends import check_name, choose
-from .layout import is_channels_last, memory_format
+from .layout import cell_dtype, is_channels_last, memory_format
 from .registration import differentiable, fake, operator
 from .separable import check_groups, check_indices
 
@@ -74,7 +74,7 @@ def _(
     channels = features.shape[1] // (group_rows * group_columns)
     output = features.new_empty((batch.shape[0], channels, y_windows.shape[1], x_windows.shape[1]))
     output = output.contiguous(memory_format=memory_format(is_channels_last(features)))
-    return output, torch.empty_like(output, dtype=torch.int32)
+    return output, torch.empty_like(output, dtype=cell_dtype(features))
 
 
 @operator

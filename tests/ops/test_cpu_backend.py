@@ -1,15 +1,18 @@
 """The compiled kernels against the reference, and how they live with threads, processes and folders."""
 
+import itertools
 import os
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from ops_cases import random_boxes
+from torch.profiler import ProfilerActivity, profile
 
 from detpool import ops
 from detpool.ops.axes import Taps
@@ -122,6 +125,31 @@ def test_more_than_2_to_the_31_elements() -> None:
     expected = torch.arange(channels, dtype=torch.float32).view(1, -1, 1, 1).expand(1, -1, 2, 2)
     torch.testing.assert_close(ops.roi_align(features, box, 2, 1.0, 2, backend="cpu"), expected)
     torch.testing.assert_close(ops.roi_pool(features, box, 2, backend="cpu"), expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("operator", [ops.roi_pool, ops.roi_align, ops.pr_roi_pool, ops.ps_roi_pool])
+def test_peak_memory_of_forward_and_backward(operator, layout: torch.memory_format) -> None:
+    """At most twice the output and one copy of the features, beyond what the caller holds."""
+    torch.manual_seed(0)
+    channels = 21 * 49 if operator is ops.ps_roi_pool else 256
+    features = torch.randn(2, channels, 50, 76).contiguous(memory_format=layout).requires_grad_()
+    sides = 32 * (500 / 32) ** torch.rand(512, 2)  # pixels, of an image of 800 x 1216
+    corner = torch.rand(512, 2) * (torch.tensor([1216, 800]) - sides)
+    boxes = torch.cat([torch.randint(0, 2, (512, 1)), corner, corner + sides], dim=1)
+    arguments = (2,) if operator is ops.roi_align else ()
+    grad = torch.randn_like(operator(features, boxes, 7, 1 / 16, *arguments).detach())
+    # PyTorch tells the profiler what it allocates, NumPy tracemalloc; their peaks need not come together
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        tracemalloc.start()
+        output = operator(features, boxes, 7, 1 / 16, *arguments)
+        output.backward(grad)
+        numpy_peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    events = sorted(record.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    assert peak >= output.nbytes + features.nbytes  # output and gradient, or the record is not complete
+    assert peak + numpy_peak <= 2 * output.nbytes + features.nbytes
 
 
 def run_python(code: str, **environment: str) -> str:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 import torchvision
 from ops_cases import random_boxes
@@ -6,10 +7,12 @@ from ops_cases import random_boxes
 from detpool import ops
 
 
-def test_equals_torchvision_exactly() -> None:
+# a plane of more than 2^15 cells has wider positions
+@pytest.mark.parametrize(("count", "height", "width"), [(10_000, 23, 31), (300, 190, 174)])
+def test_equals_torchvision_exactly(count: int, height: int, width: int) -> None:
     torch.manual_seed(0)
-    features = torch.randn(3, 6, 23, 31, requires_grad=True)
-    boxes = random_boxes(10_000, (184, 248), 3, seed=1)
+    features = torch.randn(3, 6, height, width, requires_grad=True)
+    boxes = random_boxes(count, (8 * height, 8 * width), 3, seed=1)
     expected = torchvision.ops.roi_pool(features, boxes, (7, 5), 1 / 8)
     got = ops.roi_pool(features, boxes, (7, 5), 1 / 8)
     assert torch.equal(got, expected)

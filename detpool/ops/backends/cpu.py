@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..layout import is_channels_last, memory_format
+from ..layout import cell_dtype, is_channels_last, memory_format
 from . import cpu_kernels as kernels
 from .reference import bin_blocks, window_gather
 from .threads import run
@@ -31,7 +31,7 @@ Shape = tuple[int, int, int, int]
 Groups = tuple[int, int]
 
 CHANNEL_BLOCK = 64
-"""Channels that one task accumulates at a time: enough for long inner loops, few enough to occupy every core."""
+"""Channels of contiguous features in one task: enough for long inner loops, few enough to occupy every core."""
 ROI_BLOCK = 16
 """RoIs of one task."""
 ZERO_BLOCK = 1 << 18
@@ -119,7 +119,7 @@ def separable_sum(
     if groups != (1, 1):
         # the channels of a group become neighbours
         count = groups[0] * groups[1]
-        grouped = _each_transposed(source, channels, np.empty_like(source))
+        grouped = _each_transposed(source, channels, torch.empty(source.shape, dtype=b.dtype).numpy())
         source = grouped.reshape(len(source), source.shape[1] * count, channels)
 
     def task(k0: int, k1: int) -> None:
@@ -164,13 +164,15 @@ def separable_transpose(
             _each_transposed(target, count, target)
         return out.to(grad.dtype)
 
+    size = _channel_block(images, channels, channels_last)
+
     def task(image: int, rois: Any, block: int) -> None:
-        c0 = block * CHANNEL_BLOCK
-        count = min(CHANNEL_BLOCK, channels - c0)
+        c0 = block * size
+        count = min(size, channels - c0)
         layout = (grad_last, channels_last, height * width)
         kernels.vector_transpose(source, rois, image, *b.arguments, width, c0, count, *layout, target)
 
-    _over_images(b.batch, images, -(-channels // CHANNEL_BLOCK), task)
+    _over_images(b.batch, images, -(-channels // size), task)
     return out.to(grad.dtype)
 
 
@@ -203,7 +205,7 @@ def window_max(
     """See :func:`detpool.ops.window_max.window_max`."""
     if groups != (1, 1):
         size = (batch.shape[0], features.shape[1] // (groups[0] * groups[1]), y_windows.shape[1], x_windows.shape[1])
-        out, argmax = features.new_empty(size), torch.empty(size, dtype=torch.int32)
+        out, argmax = features.new_empty(size), torch.empty(size, dtype=cell_dtype(features))
         for rows, columns, block in bin_blocks(features, out, groups):
             part = window_max(block, batch, y_windows[:, rows], x_windows[:, columns], (1, 1))
             out[:, :, rows, columns], argmax[:, :, rows, columns] = part
@@ -212,14 +214,14 @@ def window_max(
     last = is_channels_last(features)
     channels = features.shape[1]
     shape = (batch.shape[0], channels, y_windows.shape[1], x_windows.shape[1])
-    out, argmax = _empty(shape, dtype, last), _empty(shape, torch.int32, last)
+    out, argmax = _empty(shape, dtype, last), _empty(shape, cell_dtype(features), last)
     source, target, where = _pixels(features, dtype), _flat(out, last), _flat(argmax, last)
     windows = y_windows.contiguous().numpy(), x_windows.contiguous().numpy()
     rois = batch.contiguous().numpy()
 
     def task(k0: int, k1: int) -> None:
-        size = (0 if last else shape[2] * shape[3], channels)
-        tiles = np.empty(size, target.dtype), np.empty(size, np.int32)
+        bins = shape[2] * shape[3]
+        tiles = np.empty((0 if last else bins, channels), target.dtype), np.empty((bins, channels), np.int32)
         kernels.vector_max(source, rois, *windows, features.shape[3], k0, k1, last, target, where, *tiles)
 
     _over(shape[0], ROI_BLOCK, task)
@@ -244,15 +246,29 @@ def window_scatter(
     where = _flat(argmax, grad_last)
     bins = grad.shape[2] * grad.shape[3]
 
+    size = _channel_block(images, channels, channels_last)
+
     def task(image: int, rois: Any, block: int) -> None:
-        c0 = block * CHANNEL_BLOCK
-        count = min(CHANNEL_BLOCK, channels - c0)
+        c0 = block * size
+        count = min(size, channels - c0)
         kernels.vector_scatter(
             source, where, rois, image, c0, count, bins, grad_last, channels_last, height * width, target
         )
 
-    _over_images(batch.contiguous().numpy(), images, -(-channels // CHANNEL_BLOCK), task)
+    _over_images(batch.contiguous().numpy(), images, -(-channels // size), task)
     return out.to(grad.dtype)
+
+
+def _channel_block(images: int, channels: int, channels_last: bool) -> int:
+    """Channels of one task that adds to the features of one image.
+
+    In channels_last features a block of channels is a comb, which uses only its share of the sets of a cache: no more
+    blocks than occupy every thread. Elsewhere a task adds up a plane of its own, which should stay in cache.
+    """
+    if not channels_last:
+        return CHANNEL_BLOCK
+    blocks = -(-torch.get_num_threads() // max(images, 1))
+    return max(16, -(-channels // blocks))
 
 
 def _computed(dtype: torch.dtype) -> torch.dtype:

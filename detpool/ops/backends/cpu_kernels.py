@@ -276,16 +276,18 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
     for k in range(first, last):
         source = features[batch[k]]
         values = out[k] if channels_last else tile
-        places = argmax[k] if channels_last else where_tile
         for i in range(rows):
             for j in range(columns):
-                best, where = values[i * columns + j], places[i * columns + j]
+                p = i * columns + j
+                best, where = values[p], where_tile[0 if channels_last else p]
                 y0, y1 = y_windows[k, i, 0], y_windows[k, i, 1]
                 x0, x1 = x_windows[k, j, 0], x_windows[k, j, 1]
                 if y0 >= y1 or x0 >= x1:
-                    for c in range(best.shape[0]):
-                        best[c] = 0
-                        where[c] = -1
+                    best[:] = 0
+                    if channels_last:
+                        argmax[k, p] = -1
+                    else:
+                        where[:] = -1
                     continue
                 if (y1 - y0) * (x1 - x0) + 3 > cells.shape[0]:
                     cells = np.empty(2 * (y1 - y0) * (x1 - x0) + 3, np.int32)
@@ -298,6 +300,8 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
                     cells[n] = cells[n - 1]
                     n += 1
                 _first_maximum(source, cells, n, best, where)
+                if channels_last:
+                    argmax[k, p] = where
         if not channels_last:
             _transpose(tile, out[k])
             _transpose(where_tile, argmax[k])
@@ -307,7 +311,7 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
 def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out_last, cells_in_plane, out):
     """The gradient of the window maximum for channels c0 .. c0 + channels - 1 of one image; layouts as above."""
     grad_tile = np.empty((0 if grad_last else bins, channels), out.dtype)
-    where_tile = np.empty((0 if grad_last else bins, channels), np.int32)
+    where_tile = np.empty((0 if grad_last else bins, channels), argmax.dtype)
     base = np.uint64(c0 if out_last else 0)
     plane = out[image] if out_last else np.zeros((cells_in_plane, channels), out.dtype)
     for k in rois:
@@ -319,7 +323,7 @@ def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out
             where = argmax[k, p, c0 : c0 + channels] if grad_last else where_tile[p]
             for c in range(channels):
                 # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
-                cell = np.uint32(where[c])
+                cell = np.uint32(np.int32(where[c]))
                 if cell < cells_in_plane:
                     plane[cell, base + np.uint64(c)] += values[c]
     if not out_last:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..layout import memory_format
+from ..layout import cell_dtype, memory_format
 
 Shape = tuple[int, int, int, int]
 Groups = tuple[int, int]
@@ -83,7 +83,7 @@ def window_max(
     channels = features.shape[1] // (groups[0] * groups[1])
     shape = (batch.shape[0], channels, y_windows.shape[1], x_windows.shape[1])
     output = features.new_zeros(shape)
-    argmax = torch.full(shape, -1, dtype=torch.int32, device=features.device)
+    argmax = torch.full(shape, -1, dtype=cell_dtype(features), device=features.device)
     y, y_inside = _window_cells(y_windows)
     x, x_inside = _window_cells(x_windows)
     # (K, PH, PW, TH, TW), row-major within a window so that ties go to the first cell
@@ -104,7 +104,7 @@ def window_max(
             first = (((values == maximum) | values.isnan()) & valid[..., None]).to(torch.uint8).argmax(dim=3)
             some = valid.any(dim=3)[..., None]
             output[k, :, rows, columns] = maximum[:, :, :, 0].where(some, 0.0).movedim(3, 1)
-            where = index.gather(3, first).to(torch.int32).where(some, -1)
+            where = index.gather(3, first).to(argmax.dtype).where(some, -1)
             argmax[k, :, rows, columns] = where.movedim(3, 1)
     return output, argmax
 
