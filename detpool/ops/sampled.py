@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from .axes import Bins, Taps
 from .sampling import Sampling
@@ -55,9 +56,10 @@ class Sampled:
         features = self.features if features is None else features
         if self._sampling.windows is not None:
             return window_max(features, self._batch, *self._windows(), groups=self._groups, backend=self._backend)
-        values, exists = self.points(features)
-        maximum = values.masked_fill(~exists, -torch.inf).max(dim=4).values
-        return maximum.where(exists.any(dim=4), 0.0)
+        values, exists, size = self._grid(features)
+        maximum = max_pool2d(values.masked_fill(~exists, -torch.inf), size)
+        some = max_pool2d(exists.to(torch.float32), size) > 0
+        return maximum.where(some, 0.0)
 
     def points(self, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Every value of every bin: (K, C, PH, PW, G), and which of them exist, (K, 1, PH, PW, G).
@@ -65,7 +67,19 @@ class Sampled:
         Raises:
             ValueError: the sampling rule has no single values.
         """
-        features = self.features if features is None else features
+        values, exists, (rows, columns) = self._grid(self.features if features is None else features)
+        bins = (self._y.lower.shape[1], self._x.lower.shape[1])
+
+        def by_bin(grid: Tensor) -> Tensor:
+            return grid.unflatten(3, (bins[1], columns)).unflatten(2, (bins[0], rows)).transpose(3, 4).flatten(4)
+
+        return by_bin(values), by_bin(exists)
+
+    def _grid(self, features: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """The points of all bins as one image a RoI.
+
+        (K, C, PH GY, PW GX), the values; (K, 1, PH GY, PW GX), whether they exist; and (GY, GX), the points of a bin.
+        """
         if self._sampling.points is None:
             raise ValueError(
                 "this reduction needs the single values of a bin (sampling 'points'; the maximum also takes 'cells'), "
@@ -79,10 +93,9 @@ class Sampled:
         y_taps = Taps(*(_by_point(t, across, columns) for t in (y.index, y.weight)))
         x_taps = Taps(*(_by_point(t, across, rows).transpose(1, 2) for t in (x.index, x.weight)))
         values = separable_sum(features, self._batch, y_taps, x_taps, groups=self._groups, backend=self._backend)
-        values = values.unflatten(3, (width, columns)).unflatten(2, (height, rows)).transpose(3, 4).flatten(4)
-        exists_y = y.exists.expand(-1, -1, width, -1)[:, :, :, :, None]
-        exists_x = x.exists.expand(-1, -1, height, -1).transpose(1, 2)[:, :, :, None]
-        return values, (exists_y & exists_x).flatten(3)[:, None]
+        exists_y = _by_point(y.exists[..., None], across, columns)[..., 0]
+        exists_x = _by_point(x.exists[..., None], across, rows)[..., 0].transpose(1, 2)
+        return values, (exists_y & exists_x)[:, None], (rows, columns)
 
     def _windows(self) -> tuple[Tensor, Tensor]:
         assert self._sampling.windows is not None
@@ -101,6 +114,6 @@ class Sampled:
 
 
 def _by_point(taps: Tensor, across: int, points_across: int) -> Tensor:
-    """(K, P, J, G, 2) as (K, P * G, J', 2), J' being the points of the other axis if there are J > 1 bins of it."""
+    """(K, P, J, G, ...) as (K, P * G, J', ...), J' being the points of the other axis if there are J > 1 bins of it."""
     taps = taps.transpose(2, 3).flatten(1, 2)
     return taps.repeat_interleave(points_across, dim=2) if across > 1 else taps
