@@ -87,8 +87,8 @@ class Sampled:
             )
         y = self._sampling.points(self._y, features.shape[2], self._ratio)
         x = self._sampling.points(self._x, features.shape[3], self._ratio)
-        _, height, across, rows = y.exists.shape
-        _, width, _, columns = x.exists.shape
+        _, _, across, rows = y.exists.shape
+        columns = x.exists.shape[3]
         # One bin for each point: those of (i, s) and (j, t) at row i * rows + s and column j * columns + t.
         y_taps = Taps(*(_by_point(t, across, columns) for t in (y.index, y.weight)))
         x_taps = Taps(*(_by_point(t, across, rows).transpose(1, 2) for t in (x.index, x.weight)))
