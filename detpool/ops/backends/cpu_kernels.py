@@ -74,6 +74,13 @@ def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, groups, group, cells, weights
 
 
 @_compiled
+def _copy(source, target):
+    """target[c] = source[c]. Not ``target[:] = source``, whose error message takes numba two seconds to compile."""
+    for c in range(target.shape[0]):
+        target[c] = source[c]
+
+
+@_compiled
 def _transpose(source, target):
     """target[j, i] = source[i, j], in tiles that fit the first-level cache."""
     rows, columns = source.shape
@@ -283,11 +290,11 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
                 y0, y1 = y_windows[k, i, 0], y_windows[k, i, 1]
                 x0, x1 = x_windows[k, j, 0], x_windows[k, j, 1]
                 if y0 >= y1 or x0 >= x1:
-                    best[:] = 0
+                    for c in range(best.shape[0]):
+                        best[c] = 0
+                        where[c] = -1
                     if channels_last:
-                        argmax[k, p] = -1
-                    else:
-                        where[:] = -1
+                        _copy(where, argmax[k, p])
                     continue
                 if (y1 - y0) * (x1 - x0) + 3 > cells.shape[0]:
                     cells = np.empty(2 * (y1 - y0) * (x1 - x0) + 3, np.int32)
@@ -301,7 +308,7 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
                     n += 1
                 _first_maximum(source, cells, n, best, where)
                 if channels_last:
-                    argmax[k, p] = where
+                    _copy(where, argmax[k, p])
         if not channels_last:
             _transpose(tile, out[k])
             _transpose(where_tile, argmax[k])
@@ -419,7 +426,7 @@ def transpose_each(source, first, last, rows, columns, target):
     """Rows first .. last - 1, each of them as a matrix (rows, columns) that is transposed; also in place."""
     matrix = np.empty(rows * columns, source.dtype)
     for p in range(first, last):
-        matrix[:] = source[p]
+        _copy(source[p], matrix)
         for j in range(columns):
             for i in range(rows):
                 target[p, j * rows + i] = matrix[i * columns + j]
