@@ -11,6 +11,7 @@ demo: $(VENV)/installed
 # Two processes of one thread each: two of two threads, on two cores, would wait for each other most of the time.
 test: $(VENV)/installed-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops/triton -n 2
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout=3600

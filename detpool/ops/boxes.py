@@ -57,7 +57,8 @@ def to_rois(boxes: Boxes, features: Tensor, coordinates: int = 4) -> tuple[Tenso
 
     Returns:
         ``(batch, coords)``: int64 (K,) and (K, coordinates), the latter float64 for float64 features and float32
-        otherwise, whatever the dtype of the boxes, and differentiable with respect to them.
+        otherwise, whatever the dtype of the boxes, and differentiable with respect to them. On devices
+        where values are not inspected, the image of a RoI that is not valid is -1.
 
     Raises:
         TypeError, ValueError: naming what was received and what is accepted.
@@ -91,6 +92,9 @@ def to_rois(boxes: Boxes, features: Tensor, coordinates: int = 4) -> tuple[Tenso
         )
     if _checks_values(features):
         _check_coordinates(coords.detach(), coordinates)
+    elif features.device.type != "cpu":
+        exists = (batch >= 0) & (batch < features.shape[0])
+        batch = torch.where(exists & _finite(coords.detach()) & _ordered(coords.detach(), coordinates), batch, -1)
     return batch, coords
 
 
@@ -133,14 +137,21 @@ def _check_batch(batch: Tensor, images: int) -> None:
 
 
 def _check_coordinates(coords: Tensor, coordinates: int) -> None:
-    finite = coords.isfinite().all(dim=1)
+    finite = _finite(coords)
     if not finite.all():
         row = int((~finite).nonzero()[0])
         raise ValueError(f"boxes must be finite, got {coords[row].tolist()} at row {row}")
-    if coordinates == 4:
-        ordered, rule = (coords[:, 2:] >= coords[:, :2]).all(dim=1), "x1 <= x2 and y1 <= y2"
-    else:
-        ordered, rule = (coords[:, 2:4] >= 0).all(dim=1), "width >= 0 and height >= 0"
+    ordered = _ordered(coords, coordinates)
     if not ordered.all():
         row = int((~ordered).nonzero()[0])
+        rule = "x1 <= x2 and y1 <= y2" if coordinates == 4 else "width >= 0 and height >= 0"
         raise ValueError(f"boxes must have {rule}, got {coords[row].tolist()} at row {row}")
+
+
+def _finite(coords: Tensor) -> Tensor:
+    return coords.isfinite().all(dim=1)
+
+
+def _ordered(coords: Tensor, coordinates: int) -> Tensor:
+    lengths = coords[:, 2:] - coords[:, :2] if coordinates == 4 else coords[:, 2:4]
+    return (lengths >= 0).all(dim=1)

@@ -7,7 +7,7 @@ from torch import Tensor
 from . import axes, bins
 from . import boxes as box_formats
 from .sampled import Sampled
-from .sampling import POINTS, Sampling
+from .sampling import COUNTED_POINTS, POINTS
 from .separable import check_groups
 
 
@@ -51,9 +51,6 @@ def deform_roi_pool(
     extent = (coords[:, 2:] - coords[:, :2]) * scale
     y, x = bins.shift_by(y, x, offsets * trans_std, extent)
     return Sampled(input, batch, y, x, POINTS, ratio=sampling_ratio, backend=backend).mean()
-
-
-_COUNTED = Sampling(taps=axes.counted_point_taps)
 
 
 def deform_ps_roi_pool(
@@ -108,7 +105,7 @@ def deform_ps_roi_pool(
             for bins_of_axis, parts in zip(size, offsets.shape[2:], strict=True)
         )
         y, x = bins.shift_by(y, x, offsets[:, :, rows][:, :, :, columns] * trans_std, extent)
-    samples = Sampled(input, batch, y, x, _COUNTED, ratio=sample_per_part, groups=size, backend=backend)
+    samples = Sampled(input, batch, y, x, COUNTED_POINTS, ratio=sample_per_part, groups=size, backend=backend)
     return samples.mean()
 
 

@@ -8,7 +8,7 @@ from . import axes, bins
 from . import boxes as box_formats
 from .sampled import Sampled
 from .sampling import CELLS
-from .separable import check_groups, separable_sum
+from .separable import check_groups
 
 CONVENTIONS = ("torchvision", "rfcn")
 
@@ -58,6 +58,7 @@ def ps_roi_pool(
         return Sampled(input, batch, *bins.rfcn(coords, scale, size), CELLS, groups=size, backend=backend).mean()
     edges = axes.round_half_away(coords * scale)
     extent = (edges[:, 2:] - edges[:, :2]).clamp(min=1)
-    y = axes.cell_taps(axes.rounded_bins(edges[:, 1], extent[:, 1], size[0]), input.shape[2] - 1)
-    x = axes.cell_taps(axes.rounded_bins(edges[:, 0], extent[:, 0], size[1]), input.shape[3] - 1)
-    return separable_sum(input, batch, y, x.transposed(), groups=size, backend=backend)
+    y = axes.rounded_bins(edges[:, 1], extent[:, 1], size[0])
+    x = axes.rounded_bins(edges[:, 0], extent[:, 0], size[1])
+    lengths = (input.shape[2] - 1, input.shape[3] - 1)
+    return Sampled(input, batch, y, x, CELLS, groups=size, lengths=lengths, backend=backend).mean()

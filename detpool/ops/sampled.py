@@ -5,6 +5,8 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from .axes import Bins, Taps
+from .backends import triton
+from .bin_sum import bin_sum
 from .sampling import Sampling
 from .separable import separable_sum
 from .window_max import window_max
@@ -23,9 +25,12 @@ class Sampled:
         *,
         ratio: int = -1,
         groups: tuple[int, int] = (1, 1),
+        lengths: tuple[int, int] | None = None,
         backend: str | None = None,
     ) -> None:
+        """Rows and columns beyond ``lengths`` are not read; default: all are."""
         self.features = features
+        self._lengths = (features.shape[2], features.shape[3]) if lengths is None else lengths
         self._batch, self._y, self._x = batch, y, x
         self._sampling, self._ratio, self._groups, self._backend = sampling, ratio, groups, backend
         self._means: tuple[Taps, Taps] | None = None
@@ -33,8 +38,21 @@ class Sampled:
     def mean(self, features: Tensor | None = None) -> Tensor:
         """The mean over each bin, of ``features`` of the same shape in place of the operator's own if given."""
         features = self.features if features is None else features
+        if self._sampling.triton is not None and self._backend in (None, "triton"):
+            tensors = {"features": features, "batch": self._batch}
+            if not triton.reasons_against("bin_sum", tensors):
+                return bin_sum(
+                    features,
+                    self._batch,
+                    self._y,
+                    self._x,
+                    lengths=self._lengths,
+                    rule=self._sampling.triton,
+                    ratio=self._ratio,
+                    groups=self._groups,
+                )
         if self._means is None:
-            self._means = self._taps(self._y, features.shape[2]), self._taps(self._x, features.shape[3]).transposed()
+            self._means = self._taps(self._y, self._lengths[0]), self._taps(self._x, self._lengths[1]).transposed()
         y, x = self._means
         return separable_sum(features, self._batch, y, x, groups=self._groups, backend=self._backend)
 
@@ -46,8 +64,8 @@ class Sampled:
         """
         if self._sampling.measure is None:
             raise ValueError("this reduction needs a sampling rule that counts its samples (`measure`)")
-        y = self._sampling.measure(self._y, self.features.shape[2], self._ratio)
-        x = self._sampling.measure(self._x, self.features.shape[3], self._ratio).transpose(1, 2)
+        y = self._sampling.measure(self._y, self._lengths[0], self._ratio)
+        x = self._sampling.measure(self._x, self._lengths[1], self._ratio).transpose(1, 2)
         bins = (self._y.lower.shape[1], self._x.lower.shape[1])
         return (y * x).to(self._dtype()).expand(-1, *bins)[:, None]
 
@@ -85,8 +103,8 @@ class Sampled:
                 "this reduction needs the single values of a bin (sampling 'points'; the maximum also takes 'cells'), "
                 "and this sampling rule yields only their mean"
             )
-        y = self._sampling.points(self._y, features.shape[2], self._ratio)
-        x = self._sampling.points(self._x, features.shape[3], self._ratio)
+        y = self._sampling.points(self._y, self._lengths[0], self._ratio)
+        x = self._sampling.points(self._x, self._lengths[1], self._ratio)
         _, _, across, rows = y.exists.shape
         columns = x.exists.shape[3]
         # One bin for each point: those of (i, s) and (j, t) at row i * rows + s and column j * columns + t.
@@ -99,8 +117,8 @@ class Sampled:
 
     def _windows(self) -> tuple[Tensor, Tensor]:
         assert self._sampling.windows is not None
-        y = self._sampling.windows(self._y, self.features.shape[2], self._ratio)
-        x = self._sampling.windows(self._x, self.features.shape[3], self._ratio)
+        y = self._sampling.windows(self._y, self._lengths[0], self._ratio)
+        x = self._sampling.windows(self._x, self._lengths[1], self._ratio)
         if y.shape[2] > 1 or x.shape[2] > 1:
             raise ValueError("the maximum over cells does not take deformable bins: sample points instead")
         return y[:, :, 0], x[:, :, 0]

@@ -27,6 +27,18 @@ class Sampling:
     """The integer cells of each bin, (K, P, J, 2), for the same."""
     dtype: torch.dtype | None = None
     """In which to compute the bins, if not in the features' own or float32."""
+    triton: str | None = None
+    """The same taps as a Triton function, as ``module:function`` (see ``backends/triton/rules.py``), for GPUs."""
+
+    def __post_init__(self) -> None:
+        if self.triton is not None:
+            BY_TRITON_NAME[self.triton] = self
+
+
+BY_TRITON_NAME: dict[str, Sampling] = {}
+"""The rules that have a Triton form: a PyTorch operator takes names where it cannot take objects."""
+
+_RULES = f"{__package__}.backends.triton.rules"
 
 
 def _integral_taps(bins: Bins, length: int, ratio: int) -> Taps:
@@ -42,11 +54,19 @@ CELLS = Sampling(
     taps=lambda bins, length, ratio: axes.cell_taps(bins, length),
     measure=_cell_count,
     windows=lambda bins, length, ratio: axes.cell_windows(bins, length),
+    triton=f"{_RULES}:cells",
 )
 POINTS = Sampling(
     taps=axes.point_taps,
     measure=lambda bins, length, ratio: axes.points(bins, length, ratio).count[..., 0],
     points=axes.points,
+    triton=f"{_RULES}:points",
 )
+COUNTED_POINTS = Sampling(taps=axes.counted_point_taps, triton=f"{_RULES}:counted_points")
 # The weights are differences of numbers that grow with the coordinates: float64 keeps them exact for tiny boxes.
-INTEGRAL = Sampling(taps=_integral_taps, measure=lambda bins, length, ratio: bins.size, dtype=torch.float64)
+INTEGRAL = Sampling(
+    taps=_integral_taps,
+    measure=lambda bins, length, ratio: bins.size,
+    dtype=torch.float64,
+    triton=f"{_RULES}:integral",
+)

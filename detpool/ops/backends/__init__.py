@@ -1,7 +1,8 @@
 """Implementations of the two primitives, and the choice between them.
 
-A backend is a module of this package with the six functions of ``reference`` and ``reasons_against``, which lists why
-it cannot serve a call. The first backend of ``ORDER`` without a reason runs; modules are imported when first asked.
+A backend is a module of this package with ``reasons_against``, which lists why it cannot serve a call, and functions
+for the calls that it can serve: those of ``reference``, or of ``triton``, which begins with bins where the others take
+taps. The first backend of ``ORDER`` without a reason runs; modules are imported when first asked.
 """
 
 from importlib import import_module
@@ -9,7 +10,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-ORDER = ("cpu", "reference")
+ORDER = ("triton", "cpu", "reference")
 
 
 class BackendError(RuntimeError):

@@ -1,0 +1,442 @@
+"""Primitive 1 on a GPU: the separable weighted sum, with taps that a sampling rule computes inside the kernel.
+
+    out[k,c,i,j] = sum_a sum_b wy[k,i,j,a] wx[k,i,j,b] F[batch[k], channel(c,i,j), iy[k,i,j,a], ix[k,i,j,b]]
+
+Shapes: ``features`` (N, C GH GW, H, W), ``batch`` (K,) int64, ``out`` and ``grad`` (K, C, PH, PW), any strides. The
+bins of an axis are packed, (K, P, J, 4) contiguous: origin, lower, upper and size of bin p; J is the number of bins of
+the other axis if the bins depend on it, else 1. ``channel(c,i,j) = (c GH + i GH / PH) GW + j GW / PW``, integer
+divisions.
+
+A RoI whose image index is out of range, or with a bin that is not finite, reads nothing: its output is NaN, and it has
+no part in any gradient.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def forward(
+    # pointers
+    features,
+    batch,
+    y_bins,
+    x_bins,
+    out,
+    # sizes
+    images,
+    channels,
+    height,
+    width,
+    # strides
+    features_n,
+    features_c,
+    features_h,
+    features_w,
+    out_k,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    Y_JOINT: tl.constexpr,
+    X_JOINT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The sum itself.
+
+    One program computes a block of channels of one bin of one RoI: it visits the taps of the bin once, each visit a
+    load of neighbouring channels, and stores its result once. Programs share nothing. Channels are the fastest axis of
+    channels_last features, where loads and stores are as wide as the hardware has them.
+    """
+    k, i, j = _bin(PH, PW)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
+        batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    )
+    plane = features + image * features_n + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+    y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
+    total = tl.zeros((BLOCK_C,), SUM)
+    for a in range(y_taps):
+        _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
+        for b in range(x_taps):
+            _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
+            cell = _aligned(iy.to(tl.int64) * features_h + ix.to(tl.int64) * features_w, ALIGNED)
+            value = tl.load(plane + cell, mask=_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED), other=0)
+            total += (wy * wx).to(total.dtype) * value.to(total.dtype)
+    total = tl.where(valid, total, float("nan"))
+    at = out + _aligned(k * out_k + i * out_h + j * out_w, ALIGNED) + _offsets(c, out_c, WIDE)
+    tl.store(at, total.to(out.dtype.element_ty), mask=_mask(c, channels, ALIGNED))
+
+
+@triton.jit
+def transpose_atomic(
+    # pointers
+    grad,
+    batch,
+    y_bins,
+    x_bins,
+    out,
+    # sizes
+    images,
+    channels,
+    height,
+    width,
+    # strides
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    out_n,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    Y_JOINT: tl.constexpr,
+    X_JOINT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The transposed sum, added to ``out`` (shaped as the features, of zeros, float32 or float64) in any order.
+
+    One program scatters a block of channels of one bin's gradient, which it loads once, to the taps of the bin.
+    Programs meet in the features' cells, where additions are atomic; the rounding of the result depends on their
+    order.
+    """
+    k, i, j = _bin(PH, PW)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
+        batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    )
+    at = grad + _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+    value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
+    plane = out + image * out_n + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
+    for a in range(y_taps):
+        _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
+        for b in range(x_taps):
+            _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
+            cell = _aligned(iy.to(tl.int64) * out_h + ix.to(tl.int64) * out_w, ALIGNED)
+            mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
+            tl.atomic_add(plane + cell, (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed")
+
+
+@triton.jit
+def extents(
+    # pointers
+    batch,
+    y_bins,
+    x_bins,
+    out,
+    # sizes
+    images,
+    height,
+    width,
+    # compile time
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    Y_JOINT: tl.constexpr,
+    X_JOINT: tl.constexpr,
+):
+    """``out`` (K, 4) int32: the first and last row, and the first and last column, that any tap of a RoI reads.
+
+    One program visits all bins of one RoI along each axis. The last is -1 for an axis without taps, or if the RoI is
+    not valid. Sixteen bytes a RoI are all the memory that the deterministic gradient needs.
+    """
+    k = tl.program_id(0).to(tl.int64)
+    top, bottom, left, right = height, -1, width, -1
+    for n in range(PH * PW if Y_JOINT or X_JOINT else max(PH, PW)):
+        i = n // PW if Y_JOINT or X_JOINT else min(n, PH - 1)
+        j = n % PW if Y_JOINT or X_JOINT else min(n, PW - 1)
+        _, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
+            batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+        )
+        for a in range(tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)):
+            _, iy, _, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
+            top = tl.where(iy >= 0, tl.minimum(top, iy), top)
+            bottom = tl.maximum(bottom, iy)
+        for b in range(tl.where(valid, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)):
+            _, ix, _, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
+            left = tl.where(ix >= 0, tl.minimum(left, ix), left)
+            right = tl.maximum(right, ix)
+    tl.store(out + 4 * k, top)
+    tl.store(out + 4 * k + 1, bottom)
+    tl.store(out + 4 * k + 2, left)
+    tl.store(out + 4 * k + 3, right)
+
+
+@triton.jit
+def transpose_gather(
+    # pointers
+    grad,
+    batch,
+    y_bins,
+    x_bins,
+    extent,
+    out,
+    # sizes
+    rois,
+    images,
+    channels,
+    height,
+    width,
+    y_length,
+    x_length,
+    # strides
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    out_n,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    Y_JOINT: tl.constexpr,
+    X_JOINT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The transposed sum, always in the same order, written to ``out`` (shaped as the features, of anything).
+
+    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It goes through the
+    RoIs in their order, and of those whose extent (from :func:`extents`) meets the square through the bins, adding
+    weights times gradient to sums in registers, which it stores once. No atomics, no sort, no zeros to begin with.
+    """
+    columns = tl.cdiv(width, TILE)
+    square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
+    image = (tl.program_id(0) // (columns * tl.cdiv(height, TILE))).to(tl.int64)
+    y0, x0 = square // columns * TILE, square % columns * TILE
+    y = y0 + tl.arange(0, TILE * TILE) // TILE
+    x = x0 + tl.arange(0, TILE * TILE) % TILE
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
+    total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
+    for n in range(rois):
+        k = tl.cast(n, tl.int64)
+        meets = (tl.load(extent + 4 * k) < y0 + TILE) & (tl.load(extent + 4 * k + 1) >= y0)
+        meets &= (tl.load(extent + 4 * k + 2) < x0 + TILE) & (tl.load(extent + 4 * k + 3) >= x0)
+        if meets & (tl.load(batch + k) == image):
+            for p in range(PH // GH * (PW // GW)):
+                i = u * (PH // GH) + p // (PW // GW)
+                j = v * (PW // GW) + p % (PW // GW)
+                _, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
+                    batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+                )
+                wy, some_y = _axis_weights(y, y0, TILE, RULE, yo, yl, yu, ys, y_length, RATIO)
+                if some_y & valid:
+                    wx, some_x = _axis_weights(x, x0, TILE, RULE, xo, xl, xu, xs, x_length, RATIO)
+                    if some_x:
+                        at = grad + _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+                        value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(total.dtype)
+                        weight = (wy * wx).to(total.dtype)[:, None]
+                        # not merely 0 times the gradient, which may be infinite
+                        total += tl.where(weight != 0, weight * value[None, :], 0)
+    inside = ((y < height) & (x < width))[:, None] & _mask(c, channels, ALIGNED)[None, :]
+    cell = _aligned(tl.cast(y, tl.int64) * out_h + tl.cast(x, tl.int64) * out_w, ALIGNED)
+    channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
+    at = out + image * out_n + cell[:, None] + channels_of_group[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def bin_grads(
+    # pointers
+    grad,
+    features,
+    batch,
+    y_bins,
+    x_bins,
+    out,
+    # sizes
+    images,
+    channels,
+    height,
+    width,
+    # strides
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    features_n,
+    features_c,
+    features_h,
+    features_w,
+    # compile time
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    Y_JOINT: tl.constexpr,
+    X_JOINT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Gradients of the bins: ``out`` (K, PH, PW, 6), lower, upper and size of the y bin, then of the x bin.
+
+    One program computes all six for one bin of one RoI, by the chain rule through the weights of the taps: it visits
+    the taps as the forward does, block by block of channels, with the derivatives of the weights beside the weights.
+    Sums run over its own channels and taps only, so the result is always the same.
+    """
+    k, i, j = _bin(PH, PW)
+    image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
+        batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    )
+    y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
+    zero = tl.zeros((BLOCK_C,), SUM)
+    y_lower, y_upper, y_size, x_lower, x_upper, x_size = zero, zero, zero, zero, zero, zero
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        at = grad + _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+        value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(SUM)
+        plane = features + image * features_n + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+        for a in range(y_taps):
+            _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, yo, yl, yu, ys, height, RATIO)
+            row, row_lower, row_upper, row_size = zero, zero, zero, zero
+            for b in range(x_taps):
+                _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, xo, xl, xu, xs, width, RATIO)
+                cell = _aligned(iy.to(tl.int64) * features_h + ix.to(tl.int64) * features_w, ALIGNED)
+                mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
+                product = value * tl.load(plane + cell, mask=mask, other=0).to(SUM)
+                row += wx.to(SUM) * product
+                row_lower += dx_lower.to(SUM) * product
+                row_upper += dx_upper.to(SUM) * product
+                row_size += dx_size.to(SUM) * product
+            y_lower += dy_lower.to(SUM) * row
+            y_upper += dy_upper.to(SUM) * row
+            y_size += dy_size.to(SUM) * row
+            x_lower += wy.to(SUM) * row_lower
+            x_upper += wy.to(SUM) * row_upper
+            x_size += wy.to(SUM) * row_size
+    at = out + 6 * ((k * PH + i) * PW + j)
+    tl.store(at, tl.sum(y_lower))
+    tl.store(at + 1, tl.sum(y_upper))
+    tl.store(at + 2, tl.sum(y_size))
+    tl.store(at + 3, tl.sum(x_lower))
+    tl.store(at + 4, tl.sum(x_upper))
+    tl.store(at + 5, tl.sum(x_size))
+
+
+@triton.jit
+def _bin(PH: tl.constexpr, PW: tl.constexpr):
+    """RoI, row and column of the bin that this program works on."""
+    number = tl.program_id(0)
+    return (number // (PH * PW)).to(tl.int64), number // PW % PH, number % PW
+
+
+@triton.jit
+def _load_bin(
+    batch,
+    y_bins,
+    x_bins,
+    k,
+    i,
+    j,
+    images,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    Y_JOINT: tl.constexpr,
+    X_JOINT: tl.constexpr,
+):
+    """Image and both axes of bin (i, j) of RoI k, zeros if they are not valid, and whether they are."""
+    image = tl.load(batch + k)
+    y = y_bins + 4 * ((k * PH + i) * PW + j if Y_JOINT else k * PH + i)
+    x = x_bins + 4 * ((k * PW + j) * PH + i if X_JOINT else k * PW + j)
+    yo, yl, yu, ys = tl.load(y), tl.load(y + 1), tl.load(y + 2), tl.load(y + 3)
+    xo, xl, xu, xs = tl.load(x), tl.load(x + 1), tl.load(x + 2), tl.load(x + 3)
+    # a number minus itself is 0 unless the number is infinite or NaN
+    sums = (yo - yo) + (yl - yl) + (yu - yu) + (ys - ys) + (xo - xo) + (xl - xl) + (xu - xu) + (xs - xs)
+    valid = (image >= 0) & (image < images) & (sums == 0)
+    image = tl.where(valid, image, 0)
+    yo, yl, yu, ys = tl.where(valid, yo, 0), tl.where(valid, yl, 0), tl.where(valid, yu, 0), tl.where(valid, ys, 0)
+    xo, xl, xu, xs = tl.where(valid, xo, 0), tl.where(valid, xl, 0), tl.where(valid, xu, 0), tl.where(valid, xs, 0)
+    return image, yo, yl, yu, ys, xo, xl, xu, xs, valid
+
+
+@triton.jit
+def _axis_weights(
+    positions,
+    first,
+    TILE: tl.constexpr,
+    RULE: tl.constexpr,
+    origin,
+    lower,
+    upper,
+    size,
+    length,
+    RATIO: tl.constexpr,
+):
+    """The weights of a bin at some cells of the axis; whether it has a tap from ``first`` to ``first + TILE - 1``."""
+    weights = tl.zeros(positions.shape, size.dtype)
+    some = first < 0
+    for t in range(RULE(0, origin, lower, upper, size, length, RATIO)[0]):
+        _, cell, weight, _, _, _ = RULE(t, origin, lower, upper, size, length, RATIO)
+        weights += tl.where(positions == cell, weight, 0)
+        some = some | ((cell >= first) & (cell < first + TILE))
+    return weights, some
+
+
+@triton.jit
+def _plane_offset(
+    c, i, j, stride, PH: tl.constexpr, PW: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, WIDE: tl.constexpr
+):
+    """Offsets of the input channels that bin (i, j) reads for the output channels ``c``."""
+    return _offsets(_input_channels(c, i * GH // PH, j * GW // PW, GH, GW), stride, WIDE)
+
+
+@triton.jit
+def _input_channels(c, u, v, GH: tl.constexpr, GW: tl.constexpr):
+    """The channels that group (u, v) reads for the output channels ``c``."""
+    return (c * GH + u) * GW + v if GH * GW > 1 else c
+
+
+@triton.jit
+def _offsets(c, stride, WIDE: tl.constexpr):
+    """``c * stride``, in 64 bits where the features need them."""
+    return c.to(tl.int64) * stride if WIDE else c * stride
+
+
+@triton.jit
+def _aligned(offset, ALIGNED: tl.constexpr):
+    """Tell the compiler that an offset is a multiple of ALIGNED, which it cannot see in sums of products of strides."""
+    return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
+
+
+@triton.jit
+def _mask(c, channels, ALIGNED: tl.constexpr):
+    """``c < channels``, the same for ALIGNED neighbours, or they could not be loaded together."""
+    mask = c < channels
+    return tl.max_constancy(mask, ALIGNED) if ALIGNED > 1 else mask

@@ -1,0 +1,256 @@
+"""Primitive 2 on a GPU: the maximum over each bin's cells, and its transpose.
+
+Shapes: ``features`` (N, C GH GW, H, W), ``batch`` (K,) int64, ``out``, ``argmax`` and ``grad`` (K, C, PH, PW), any
+strides (``argmax`` those of ``out``). Windows are packed, (K, P, 2) int32 contiguous: first and last + 1 cell of each
+bin. ``argmax`` holds ``y W + x`` of the first maximum in row-major order, -1 for a bin without cells. Channels of
+groups as in ``separable_kernels``.
+
+A RoI whose image index is out of range reads nothing: its output is NaN and its argmax -1.
+"""
+
+import triton
+import triton.language as tl
+
+from .separable_kernels import _aligned, _bin, _input_channels, _mask, _offsets, _plane_offset
+
+
+@triton.jit
+def forward(
+    # pointers
+    features,
+    batch,
+    y_windows,
+    x_windows,
+    out,
+    argmax,
+    # sizes
+    images,
+    channels,
+    height,
+    width,
+    # strides
+    features_n,
+    features_c,
+    features_h,
+    features_w,
+    out_k,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Maximum and argmax.
+
+    One program computes a block of channels of one bin of one RoI: it visits the cells of the bin once, each visit a
+    load of neighbouring channels, and stores both results once. Programs share nothing. A NaN wins over numbers, and
+    the first NaN over later ones.
+    """
+    k, i, j = _bin(PH, PW)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image, y0, y1, x0, x1, valid = _load_window(batch, y_windows, x_windows, k, i, j, images, height, width, PH, PW)
+    plane = features + image * features_n + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+    best = tl.full((BLOCK_C,), float("-inf"), features.dtype.element_ty)
+    where = tl.full((BLOCK_C,), -1, tl.int32)
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            cell = _aligned(tl.cast(y, tl.int64) * features_h + tl.cast(x, tl.int64) * features_w, ALIGNED)
+            value = tl.load(plane + cell, mask=_mask(c, channels, ALIGNED), other=0)
+            wins = (value > best) | (where < 0) | ((value != value) & (best == best))
+            best = tl.where(wins, value, best)
+            where = tl.where(wins, y * width + x, where)
+    best = tl.where(where >= 0, best, 0)
+    best = tl.where(valid, best, float("nan"))
+    mask = _mask(c, channels, ALIGNED)
+    at = _aligned(k * out_k + i * out_h + j * out_w, ALIGNED) + _offsets(c, out_c, WIDE)
+    tl.store(out + at, best, mask=mask)
+    tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def scatter_atomic(
+    # pointers
+    grad,
+    argmax,
+    batch,
+    out,
+    # sizes
+    images,
+    channels,
+    height,
+    width,
+    # strides
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    argmax_k,
+    argmax_c,
+    argmax_h,
+    argmax_w,
+    out_n,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The gradient of the maximum, added to ``out`` (as the features, of zeros, float32 or float64) in any order.
+
+    One program loads a block of channels of one bin's gradient and adds each number to the cell it came from.
+    Programs meet in the features' cells, where additions are atomic; the rounding of the result depends on their
+    order.
+    """
+    k, i, j = _bin(PH, PW)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = tl.load(batch + k)
+    valid = (image >= 0) & (image < images)
+    mask = _mask(c, tl.where(valid, channels, 0), ALIGNED)
+    at = _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+    value = tl.load(grad + at, mask=mask, other=0).to(out.dtype.element_ty)
+    at = _aligned(k * argmax_k + i * argmax_h + j * argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
+    cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
+    offset = (cell // width).to(tl.int64) * out_h + (cell % width).to(tl.int64) * out_w
+    plane = out + tl.where(valid, image, 0) * out_n + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    tl.atomic_add(plane + offset, value, mask=mask & (cell >= 0) & (cell < height * width), sem="relaxed")
+
+
+@triton.jit
+def extents(
+    # pointers
+    argmax,
+    out,
+    # sizes
+    channels,
+    width,
+    # strides
+    argmax_k,
+    argmax_c,
+    argmax_h,
+    argmax_w,
+    # compile time
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """``out`` (K, PH, PW, 4) int32: the first and last row, and the first and last column, of a bin's argmax.
+
+    One program looks at all channels of one bin. The last row is -1 for a bin without cells. Sixteen bytes a bin are
+    all the memory that the deterministic gradient needs.
+    """
+    k, i, j = _bin(PH, PW)
+    top = tl.full((BLOCK_C,), 2147483647, tl.int32)
+    bottom = tl.full((BLOCK_C,), -1, tl.int32)
+    left, right = top, bottom
+    for first in range(0, channels, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        at = argmax + k * argmax_k + i * argmax_h + j * argmax_w + c.to(tl.int64) * argmax_c
+        cell = tl.load(at, mask=c < channels, other=-1).to(tl.int32)
+        top = tl.where(cell >= 0, tl.minimum(top, cell // width), top)
+        bottom = tl.where(cell >= 0, tl.maximum(bottom, cell // width), bottom)
+        left = tl.where(cell >= 0, tl.minimum(left, cell % width), left)
+        right = tl.where(cell >= 0, tl.maximum(right, cell % width), right)
+    at = out + 4 * ((k * PH + i) * PW + j)
+    tl.store(at, tl.min(top))
+    tl.store(at + 1, tl.max(bottom))
+    tl.store(at + 2, tl.min(left))
+    tl.store(at + 3, tl.max(right))
+
+
+@triton.jit
+def scatter_gather(
+    # pointers
+    grad,
+    argmax,
+    batch,
+    extent,
+    out,
+    # sizes
+    rois,
+    channels,
+    height,
+    width,
+    # strides
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    argmax_k,
+    argmax_c,
+    argmax_h,
+    argmax_w,
+    out_n,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SUM: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The gradient of the maximum, always in the same order, written to ``out`` (shaped as the features, of anything).
+
+    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It goes through the
+    RoIs in their order and their bins whose extent (from :func:`extents`) meets the square, comparing argmax with each
+    of its cells, and stores its sums once. No atomics, no sort, no zeros to begin with.
+    """
+    columns = tl.cdiv(width, TILE)
+    square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
+    image = (tl.program_id(0) // (columns * tl.cdiv(height, TILE))).to(tl.int64)
+    y0, x0 = square // columns * TILE, square % columns * TILE
+    y = y0 + tl.arange(0, TILE * TILE) // TILE
+    x = x0 + tl.arange(0, TILE * TILE) % TILE
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
+    total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
+    mask = _mask(c, channels, ALIGNED)
+    for n in range(rois):
+        k = tl.cast(n, tl.int64)
+        if tl.load(batch + k) == image:
+            for p in range(PH // GH * (PW // GW)):
+                i = u * (PH // GH) + p // (PW // GW)
+                j = v * (PW // GW) + p % (PW // GW)
+                bounds = extent + 4 * ((k * PH + i) * PW + j)
+                meets = (tl.load(bounds) < y0 + TILE) & (tl.load(bounds + 1) >= y0)
+                meets &= (tl.load(bounds + 2) < x0 + TILE) & (tl.load(bounds + 3) >= x0)
+                if meets:
+                    at = _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+                    value = tl.load(grad + at, mask=mask, other=0).to(total.dtype)
+                    at = _aligned(k * argmax_k + i * argmax_h + j * argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
+                    cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
+                    total += tl.where((y * width + x)[:, None] == cell[None, :], value[None, :], 0)
+    inside = ((y < height) & (x < width))[:, None] & mask[None, :]
+    cell = _aligned(tl.cast(y, tl.int64) * out_h + tl.cast(x, tl.int64) * out_w, ALIGNED)
+    channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
+    at = out + image * out_n + cell[:, None] + channels_of_group[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_window(batch, y_windows, x_windows, k, i, j, images, height, width, PH: tl.constexpr, PW: tl.constexpr):
+    """Image and window of bin (i, j) of RoI k, kept inside the features; empty if the image index is not valid."""
+    image = tl.load(batch + k)
+    valid = (image >= 0) & (image < images)
+    y = y_windows + 2 * (k * PH + i)
+    x = x_windows + 2 * (k * PW + j)
+    y0, y1 = tl.maximum(tl.load(y), 0), tl.minimum(tl.load(y + 1), height)
+    x0, x1 = tl.maximum(tl.load(x), 0), tl.minimum(tl.load(x + 1), width)
+    return tl.where(valid, image, 0), y0, tl.where(valid, y1, y0), x0, x1, valid

@@ -1,0 +1,227 @@
+"""Every kernel under Triton's interpreter, on the CPU, against the reference.
+
+float32 and float64 only: the interpreter's float16 and bfloat16 atomics are not those of a GPU.
+"""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor
+
+from detpool import ops
+from detpool.ops import Sampling
+from detpool.ops.axes import Bins, continuous_bins
+from detpool.ops.backends import triton as backend
+from detpool.ops.bin_sum import bin_sum
+from detpool.ops.sampling import POINTS
+
+BINS = (3, 2)
+SCALE = 0.25
+HEIGHT, WIDTH = 5, 7  # more than one square of the deterministic gradients along each axis, the last one cut
+
+ORDINARY = [0.0, 3.3, 4.1, 17.7, 15.2]
+ROIS = torch.tensor(
+    [
+        ORDINARY,
+        [1.0, 9.31, 2.17, 9.52, 2.44],  # tiny
+        [1.0, 13.31, 9.17, 13.31, 14.3],  # no area
+        [0.0, -90.3, -70.7, -40.2, -30.1],  # outside
+        [1.0, -9.4, -7.9, 31.3, 10.6],  # partly outside
+        [1.0, 0.0, 0.0, 28.0, 20.0],  # the whole image
+    ]
+)
+
+OPERATORS = {
+    "roi_pool": (1, ops.roi_pool),
+    "roi_align": (1, functools.partial(ops.roi_align, sampling_ratio=2)),
+    "roi_align adaptive": (1, functools.partial(ops.roi_align, sampling_ratio=0, aligned=True)),
+    "roi_warp": (1, functools.partial(ops.roi_warp, sampling_ratio=2)),
+    "ps_roi_pool": (6, ops.ps_roi_pool),
+    "ps_roi_pool rfcn": (6, functools.partial(ops.ps_roi_pool, convention="rfcn")),
+    "ps_roi_align": (6, functools.partial(ops.ps_roi_align, sampling_ratio=1)),
+    "pr_roi_pool": (1, ops.pr_roi_pool),
+    "pr_roi_pool position-sensitive": (6, functools.partial(ops.pr_roi_pool, position_sensitive=True)),
+}
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["atomic", "deterministic"])
+def either_form(request):
+    torch.use_deterministic_algorithms(request.param == "deterministic")
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def make_features(channels: int, layout: str, dtype: torch.dtype) -> Tensor:
+    features = torch.randn(2, channels, HEIGHT, WIDTH, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    if layout == "channels_last":
+        features = features.contiguous(memory_format=torch.channels_last)
+    elif layout == "strided":
+        features = features.repeat_interleave(2, dim=3)[..., ::2]
+    return features.requires_grad_()
+
+
+def check_equal(function, inputs: list[Tensor]) -> None:
+    """``function(backend, *inputs)`` and its gradients for all inputs, of the kernels and of the reference."""
+    results = {}
+    for name in ("reference", "triton"):
+        copies = [value.detach().clone(memory_format=torch.preserve_format).requires_grad_() for value in inputs]
+        output = function(name, *copies)
+        weight = torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(1))
+        grads = torch.autograd.grad(output, copies, weight, allow_unused=True)
+        results[name] = (output, *(torch.zeros(()) if grad is None else grad for grad in grads))
+    tolerance = 1e-10 if inputs[0].dtype == torch.float64 else 2e-5  # sums of tens of products of order one
+    for got, expected in zip(results["triton"], results["reference"], strict=True):
+        torch.testing.assert_close(got.expand_as(expected), expected, atol=tolerance, rtol=tolerance)
+    assert results["triton"][0].stride() == results["reference"][0].stride()
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [("channels_last", torch.float32), ("contiguous", torch.float64), ("strided", torch.float32)],
+)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators(name: str, layout: str, dtype: torch.dtype) -> None:
+    check_operator(name, layout, dtype)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_deterministically(name: str, deterministic) -> None:
+    check_operator(name, "channels_last", torch.float32)
+
+
+def check_operator(name: str, layout: str, dtype: torch.dtype) -> None:
+    groups, operator = OPERATORS[name]
+    channels = groups * (4 if layout == "channels_last" else 3)
+
+    def pool(backend: str, features: Tensor, coords: Tensor) -> Tensor:
+        rois = torch.cat([ROIS[:, :1].to(coords), coords], dim=1)
+        return operator(features, rois, BINS, SCALE, backend=backend)
+
+    check_equal(pool, [make_features(channels, layout, dtype), ROIS[:, 1:].to(dtype)])
+
+
+@pytest.mark.parametrize("operator", [ops.deform_roi_pool, ops.deform_ps_roi_pool])
+def test_deformable_operators(operator, either_form) -> None:
+    channels = 12 if operator is ops.deform_ps_roi_pool else 2
+    rois = ROIS[[0, 4]]
+    offsets = torch.randn(2, 2, *BINS, generator=torch.Generator().manual_seed(2))
+
+    def pool(backend: str, features: Tensor, offsets: Tensor) -> Tensor:
+        return operator(features, rois, offsets, BINS, SCALE, backend=backend)
+
+    check_equal(pool, [make_features(channels, "channels_last", torch.float32), offsets])
+
+
+def test_more_channels_than_a_program_takes(either_form) -> None:
+    def pool(backend: str, features: Tensor) -> Tensor:
+        return ops.roi_align(features, ROIS[:1], BINS, SCALE, 1, backend=backend)
+
+    check_equal(pool, [make_features(300, "channels_last", torch.float32)])
+
+    def maximum(backend: str, features: Tensor) -> Tensor:
+        return ops.roi_pool(features, ROIS[:1], BINS, SCALE, backend=backend)
+
+    check_equal(maximum, [make_features(300, "contiguous", torch.float32)])
+
+
+def test_composed_reductions() -> None:
+    for reduction in (ops.reductions.Lp(2.5), ops.reductions.Softmax(0.7), "sum"):
+
+        def pool(backend: str, features: Tensor, reduction=reduction) -> Tensor:
+            return ops.pool(
+                features,
+                ROIS[:2],
+                BINS,
+                SCALE,
+                reduction=reduction,
+                sampling="integral",
+                bins="continuous",
+                backend=backend,
+            )
+
+        check_equal(pool, [make_features(3, "channels_last", torch.float64)])
+
+
+def test_second_derivatives() -> None:
+    """They go through the taps; the first derivatives they begin with are the kernels'."""
+    features = make_features(2, "contiguous", torch.float64)
+    coords = torch.tensor([ORDINARY[1:]], dtype=torch.float64, requires_grad=True)
+
+    def pool(features: Tensor, coords: Tensor) -> Tensor:
+        rois = torch.cat([torch.zeros(1, 1), coords], dim=1)
+        return ops.pr_roi_pool(features, rois, 1, SCALE, backend="triton")
+
+    assert torch.autograd.gradcheck(pool, (features, coords), fast_mode=True)
+    assert torch.autograd.gradgradcheck(pool, (features, coords), fast_mode=True)
+
+
+def bins_of(start: list[float], size: list[float], count: int) -> Bins:
+    return continuous_bins(torch.tensor(start), torch.tensor(size), count)
+
+
+@pytest.mark.parametrize("wrong", ["nan", "infinite", "batch too large", "batch negative"])
+def test_values_that_are_not_valid_give_nan_and_no_gradient(wrong: str, either_form) -> None:
+    """Below the checks of the operators, which do not look at values on a GPU."""
+    features = make_features(2, "channels_last", torch.float32)
+    batch = torch.tensor([0, {"batch too large": 2, "batch negative": -1}.get(wrong, 0)])
+    start = {"nan": float("nan"), "infinite": float("inf")}.get(wrong, 0.0)
+    y, x = bins_of([0.5, start], [2.0, 2.0], 1), bins_of([0.5, 1.0], [3.0, 2.0], 1)
+    arguments = {"lengths": (HEIGHT, WIDTH), "rule": POINTS.triton, "groups": (1, 1)}
+    for ratio in (2, 0):
+        output = bin_sum(features, batch, y, x, ratio=ratio, **arguments)
+        assert output[0].isfinite().all()
+        assert output[1].isnan().all()
+        (grad,) = torch.autograd.grad(output, features, torch.ones_like(output))
+        expected = bin_sum(
+            features, batch[:1], bins_of([0.5], [2.0], 1), bins_of([0.5], [3.0], 1), ratio=ratio, **arguments
+        )
+        (grad_expected,) = torch.autograd.grad(expected, features, torch.ones_like(expected))
+        torch.testing.assert_close(grad, grad_expected)
+
+
+def test_maximum_of_an_image_that_does_not_exist_is_nan_without_gradient(either_form) -> None:
+    features = make_features(2, "contiguous", torch.float32)
+    windows = torch.tensor([[[0, 2]], [[-5, 99]], [[0, 2]]], dtype=torch.int32)  # the second reaches outside
+    batch = torch.tensor([0, 0, 2])
+    # below the primitive, which checks the values of CPU tensors
+    output, argmax = backend.window_max(features.detach(), batch, windows, windows, (1, 1))
+    assert torch.equal(output[1], features[0].detach().amax(dim=(1, 2), keepdim=True))
+    assert output[2].isnan().all()
+    assert (argmax[2] == -1).all()
+    grad = backend.window_scatter(torch.ones_like(output), argmax, batch, (2, 2, HEIGHT, WIDTH), (1, 1), False)
+    assert grad.sum() == 4
+
+
+def test_infinite_gradients_stay_in_their_cells(either_form) -> None:
+    features = make_features(1, "contiguous", torch.float32)
+    output = ops.roi_align(features, torch.tensor([[0.0, 0, 0, 4, 4]]), 1, SCALE, 1, backend="triton")
+    (grad,) = torch.autograd.grad(output, features, torch.full_like(output, torch.inf))
+    assert grad[0, 0, :2, :2].isinf().any()
+    assert grad[0, 0, 2:].eq(0).all()
+    assert grad[1].eq(0).all()
+
+
+def test_nothing_to_pool() -> None:
+    for features, rois in (
+        (torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(0, 5)),
+        (torch.randn(0, 3, 4, 4, requires_grad=True), torch.zeros(0, 5)),
+    ):
+        for operator in (ops.roi_align, ops.roi_pool):
+            output = operator(features, rois, 2, backend="triton")
+            assert output.shape == (0, 3, 2, 2)
+            (grad,) = torch.autograd.grad(output.sum(), features)
+            assert torch.equal(grad, torch.zeros_like(features))
+
+
+def test_a_rule_without_a_triton_form_is_refused_by_name() -> None:
+    rule = Sampling(taps=POINTS.taps)
+    with pytest.raises(ops.BackendError, match="the rule has no Triton form"):
+        ops.pool(torch.randn(1, 1, 4, 4), ROIS[:1], 1, SCALE, sampling=rule, backend="triton")
