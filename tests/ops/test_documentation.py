@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setattr(registers, "REDUCTIONS", dict(registers.REDUCTIONS))
     names: dict = {}
     torch.manual_seed(0)
-    for block in re.findall(r"```python[^\n]*\n(.*?)```", PAGE, flags=re.DOTALL):
+    for block in re.findall(r"```python(?! gaussian_rule)[^\n]*\n(.*?)```", PAGE, flags=re.DOTALL):
         exec(block, names)
     return names
 
@@ -30,18 +31,19 @@ def test_the_gaussian_rule(page: dict) -> None:
     features = torch.randn(2, 3, 9, 11)
     boxes = random_boxes(20, (72, 88), 2, seed=0)
     got = ops.pool(features, boxes, (2, 3), 1 / 8, sampling="gaussian")
-    rows, columns = torch.arange(9.0), torch.arange(11.0)
     for box, bins in zip(boxes, got, strict=True):
         x1, y1, x2, y2 = (box[1:] / 8 - 0.5).tolist()
         for i in range(2):
-            sigma = 0.5 * max((y2 - y1) / 2, 1)
-            y = (-0.5 * ((rows - y1 - (i + 0.5) * (y2 - y1) / 2) / sigma) ** 2).softmax(0)
+            y = gaussian_shares(9, y1 + (i + 0.5) * (y2 - y1) / 2, 0.5 * max((y2 - y1) / 2, 1))
             for j in range(3):
-                x = (-0.5 * ((columns - x1 - (j + 0.5) * (x2 - x1) / 3) / (0.5 * max((x2 - x1) / 3, 1))) ** 2).softmax(
-                    0
-                )
+                x = gaussian_shares(11, x1 + (j + 0.5) * (x2 - x1) / 3, 0.5 * max((x2 - x1) / 3, 1))
                 expected = (features[int(box[0])] * y[:, None] * x).sum((1, 2))
                 torch.testing.assert_close(bins[:, i, j], expected, atol=1e-5, rtol=1e-4)
+
+
+def gaussian_shares(cells: int, centre: float, sigma: float) -> torch.Tensor:
+    distribution = NormalDist(centre, sigma)
+    return torch.tensor([distribution.cdf(cell + 0.5) - distribution.cdf(cell - 0.5) for cell in range(cells)])
 
 
 def test_the_gaussian_rule_has_gradients_and_every_backend(page: dict) -> None:

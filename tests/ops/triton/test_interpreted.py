@@ -4,6 +4,8 @@ float32 and float64 only: the interpreter's float16 and bfloat16 atomics are not
 """
 
 import functools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -221,7 +223,72 @@ def test_nothing_to_pool() -> None:
             assert torch.equal(grad, torch.zeros_like(features))
 
 
+def test_the_rule_of_the_documentation(tmp_path, monkeypatch) -> None:
+    """One function in a file, and no kernel."""
+    page = (Path(__file__).parents[3] / "docs/operators.md").read_text()
+    rule, taps = (
+        re.search(rf"```python {tag}\n(.*?)```", page, re.DOTALL)[1] for tag in ("gaussian_rule.py", "gaussian")
+    )
+    (tmp_path / "gaussian_rule.py").write_text(rule)
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict = {}
+    exec(taps.partition("ops.register_sampling")[0], names)
+    sampling = Sampling(taps=names["gaussian_taps"], triton="gaussian_rule:gaussian")
+
+    def pool(backend: str, features: Tensor, coords: Tensor) -> Tensor:
+        return ops.pool(features, [coords], 2, SCALE, sampling=sampling, backend=backend)
+
+    check_equal(pool, [make_features(2, "channels_last", torch.float64)[:1], ROIS[:2, 1:].double()])
+
+
 def test_a_rule_without_a_triton_form_is_refused_by_name() -> None:
     rule = Sampling(taps=POINTS.taps)
     with pytest.raises(ops.BackendError, match="the rule has no Triton form"):
         ops.pool(torch.randn(1, 1, 4, 4), ROIS[:1], 1, SCALE, sampling=rule, backend="triton")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_opcheck(groups: int) -> None:
+    features = torch.randn(2, 2 * groups * groups, 4, 5, requires_grad=True)
+    y, x = (torch.rand(2, 2, 1, 4).requires_grad_() for _ in range(2))
+    rest = (4, 5, POINTS.triton, 1, groups, groups)
+    batch = torch.tensor([1, 0])
+    torch.library.opcheck(torch.ops.detpool.bin_sum, (features, batch, y, x, *rest))
+    grad = torch.randn(2, 2, 2, 2)
+    bins = (batch, y.detach(), x.detach())
+    torch.library.opcheck(torch.ops.detpool.bin_transpose, (grad, *bins, list(features.shape), *rest, False))
+    torch.library.opcheck(torch.ops.detpool.bin_grads, (grad, features.detach(), *bins, *rest))
+
+
+@pytest.mark.parametrize("name", ["roi_pool", "roi_align adaptive", "pr_roi_pool"])
+def test_compiles_without_a_graph_break(name: str) -> None:
+    operator = functools.partial(OPERATORS[name][1], output_size=BINS, spatial_scale=SCALE)
+    features = make_features(2, "channels_last", torch.float32)
+    rois = ROIS[:2].clone().requires_grad_()
+    torch._dynamo.reset()
+    # aot_eager traces forward and backward as the default backend does; what the graph calls is interpreted
+    compiled = torch.compile(operator, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (compiled, operator):
+        output = function(features, rois)
+        results.append((output, *torch.autograd.grad(output.sum(), (features, rois), allow_unused=True)))
+    for got, expected in zip(*results, strict=True):
+        assert got is expected is None or got is not None
+        if expected is not None:
+            torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("name", ["roi_pool", "roi_align adaptive", "pr_roi_pool"])
+def test_exports_with_any_number_of_rois(name: str) -> None:
+    operator = functools.partial(OPERATORS[name][1], output_size=BINS, spatial_scale=SCALE)
+
+    class Module(torch.nn.Module):
+        def forward(self, features, rois):
+            return operator(features, rois)
+
+    features = make_features(2, "channels_last", torch.float32).detach()
+    number = torch.export.Dim("rois", min=2)
+    program = torch.export.export(Module(), (features, ROIS[:3]), dynamic_shapes=({}, {0: number}))
+    called = {str(node.target) for node in program.graph.nodes}
+    assert {"detpool.bin_sum.default", "detpool.window_max.default"} & called
+    torch.testing.assert_close(program.module()(features, ROIS), operator(features, ROIS))

@@ -52,7 +52,7 @@ def bin_sum(
     groups: Groups,
 ) -> None:
     """See :func:`separable_kernels.forward`."""
-    block = channel_block(out.shape[1], 256)
+    block = channel_block((features, out), out.shape[1])
     sizes = (features.shape[0], out.shape[1], *lengths)
     options = _options((features, out), out.shape[1], block)
     run_kernel(
@@ -75,7 +75,7 @@ def bin_transpose_atomic(
     groups: Groups,
 ) -> None:
     """See :func:`separable_kernels.transpose_atomic`."""
-    block = channel_block(grad.shape[1], 256)
+    block = channel_block((grad, out), grad.shape[1])
     sizes = (out.shape[0], grad.shape[1], *lengths)
     options = _options((grad, out), grad.shape[1], block)
     run_kernel(
@@ -111,7 +111,7 @@ def bin_transpose_gather(
             (batch, y, x, extent, images, *lengths),
             {**shared, **_rule(rule, ratio), "num_warps": 1},
         )
-    block = channel_block(channels, 64)
+    block = square_block(channels)
     squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
     options = _options((grad, out), channels, block) | {"TILE": TILE, "num_warps": 4}
     run_kernel(
@@ -135,7 +135,7 @@ def bin_grads(
     groups: Groups,
 ) -> None:
     """See :func:`separable_kernels.bin_grads`."""
-    block = channel_block(grad.shape[1], 256)
+    block = channel_block((grad, features), grad.shape[1])
     sizes = (features.shape[0], grad.shape[1], *lengths)
     options = _options((grad, features), grad.shape[1], block)
     run_kernel(
@@ -156,7 +156,7 @@ def maximum(
     groups: Groups,
 ) -> None:
     """See :func:`window_kernels.forward`; ``argmax`` has the strides of ``out``."""
-    block = channel_block(out.shape[1], 256)
+    block = channel_block((features, out), out.shape[1])
     sizes = (features.shape[0], out.shape[1], *features.shape[2:])
     options = _options((features, out), out.shape[1], block)
     run_kernel(
@@ -169,7 +169,7 @@ def maximum(
 
 def scatter_atomic(out: Tensor, grad: Tensor, argmax: Tensor, batch: Tensor, groups: Groups) -> None:
     """See :func:`window_kernels.scatter_atomic`."""
-    block = channel_block(grad.shape[1], 256)
+    block = channel_block((grad, argmax, out), grad.shape[1])
     sizes = (out.shape[0], grad.shape[1], *out.shape[2:])
     options = _options((grad, argmax, out), grad.shape[1], block)
     run_kernel(
@@ -190,9 +190,9 @@ def scatter_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax: Tensor, ba
             window.extents,
             (_bins(grad),),
             (argmax, extent, channels, width, *argmax.stride()),
-            {"PH": grad.shape[2], "PW": grad.shape[3], "BLOCK_C": channel_block(channels, 256), "num_warps": 1},
+            {"PH": grad.shape[2], "PW": grad.shape[3], "BLOCK_C": channel_block((argmax,), channels), "num_warps": 1},
         )
-    block = channel_block(channels, 64)
+    block = square_block(channels)
     squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
     options = _options((grad, argmax, out), channels, block) | {"TILE": TILE, "num_warps": 4}
     run_kernel(
@@ -203,9 +203,25 @@ def scatter_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax: Tensor, ba
     )
 
 
-def channel_block(channels: int, most: int) -> int:
-    """Channels of one program."""
-    return min(most, triton.next_power_of_2(channels))
+def lanes() -> int:
+    """Threads of a warp."""
+    return 64 if torch.version.hip else 32
+
+
+def channel_block(tensors: tuple[Tensor, ...], channels: int) -> int:
+    """Channels of one program: a few hundred.
+
+    Where neighbours are loaded together, at least so many that each lane of a warp loads 16 bytes at once.
+    """
+    block = min(256, triton.next_power_of_2(channels))
+    if alignment(tensors, channels) == 1:
+        return block
+    return max(block, lanes() * 16 // tensors[0].element_size())
+
+
+def square_block(channels: int) -> int:
+    """Channels of one program that owns a square of cells, whose sums must fit its registers."""
+    return min(64, triton.next_power_of_2(channels))
 
 
 def alignment(tensors: tuple[Tensor, ...], channels: int) -> int:
@@ -231,7 +247,7 @@ def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str
         "WIDE": reach >= 2**31,
         "BLOCK_C": block,
         # a lane loads 16 bytes at a time
-        "num_warps": min(4, max(1, block * size // (16 * 32))),
+        "num_warps": min(4, max(1, block * size // (16 * lanes()))),
     }
 
 
@@ -255,7 +271,7 @@ def _geometry(y: Tensor, x: Tensor, groups: Groups) -> dict[str, Any]:
 
 
 def _rule(rule: str, ratio: int) -> dict[str, Any]:
-    return {"RULE": resolve(rule), "RATIO": ratio}
+    return {"RULE": resolve(rule), "RATIO": max(ratio, 0)}
 
 
 def _bins(pooled: Tensor) -> int:

@@ -70,7 +70,7 @@ def forward(
         _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
         for b in range(x_taps):
             _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _aligned(iy.to(tl.int64) * features_h + ix.to(tl.int64) * features_w, ALIGNED)
+            cell = _aligned(tl.cast(iy, tl.int64) * features_h + tl.cast(ix, tl.int64) * features_w, ALIGNED)
             value = tl.load(plane + cell, mask=_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED), other=0)
             total += (wy * wx).to(total.dtype) * value.to(total.dtype)
     total = tl.where(valid, total, float("nan"))
@@ -133,7 +133,7 @@ def transpose_atomic(
         _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
         for b in range(x_taps):
             _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _aligned(iy.to(tl.int64) * out_h + ix.to(tl.int64) * out_w, ALIGNED)
+            cell = _aligned(tl.cast(iy, tl.int64) * out_h + tl.cast(ix, tl.int64) * out_w, ALIGNED)
             mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
             tl.atomic_add(plane + cell, (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed")
 
@@ -165,17 +165,17 @@ def extents(
     k = tl.program_id(0).to(tl.int64)
     top, bottom, left, right = height, -1, width, -1
     for n in range(PH * PW if Y_JOINT or X_JOINT else max(PH, PW)):
-        i = n // PW if Y_JOINT or X_JOINT else min(n, PH - 1)
-        j = n % PW if Y_JOINT or X_JOINT else min(n, PW - 1)
+        i = n // PW if Y_JOINT or X_JOINT else tl.minimum(n, PH - 1)
+        j = n % PW if Y_JOINT or X_JOINT else tl.minimum(n, PW - 1)
         _, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
             batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
         )
         for a in range(tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)):
-            _, iy, _, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
+            iy = RULE(a, yo, yl, yu, ys, height, RATIO)[1]
             top = tl.where(iy >= 0, tl.minimum(top, iy), top)
             bottom = tl.maximum(bottom, iy)
         for b in range(tl.where(valid, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)):
-            _, ix, _, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
+            ix = RULE(b, xo, xl, xu, xs, width, RATIO)[1]
             left = tl.where(ix >= 0, tl.minimum(left, ix), left)
             right = tl.maximum(right, ix)
     tl.store(out + 4 * k, top)
@@ -328,19 +328,19 @@ def bin_grads(
             row, row_lower, row_upper, row_size = zero, zero, zero, zero
             for b in range(x_taps):
                 _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, xo, xl, xu, xs, width, RATIO)
-                cell = _aligned(iy.to(tl.int64) * features_h + ix.to(tl.int64) * features_w, ALIGNED)
+                cell = _aligned(tl.cast(iy, tl.int64) * features_h + tl.cast(ix, tl.int64) * features_w, ALIGNED)
                 mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
                 product = value * tl.load(plane + cell, mask=mask, other=0).to(SUM)
-                row += wx.to(SUM) * product
-                row_lower += dx_lower.to(SUM) * product
-                row_upper += dx_upper.to(SUM) * product
-                row_size += dx_size.to(SUM) * product
-            y_lower += dy_lower.to(SUM) * row
-            y_upper += dy_upper.to(SUM) * row
-            y_size += dy_size.to(SUM) * row
-            x_lower += wy.to(SUM) * row_lower
-            x_upper += wy.to(SUM) * row_upper
-            x_size += wy.to(SUM) * row_size
+                row += tl.cast(wx, SUM) * product
+                row_lower += tl.cast(dx_lower, SUM) * product
+                row_upper += tl.cast(dx_upper, SUM) * product
+                row_size += tl.cast(dx_size, SUM) * product
+            y_lower += tl.cast(dy_lower, SUM) * row
+            y_upper += tl.cast(dy_upper, SUM) * row
+            y_size += tl.cast(dy_size, SUM) * row
+            x_lower += tl.cast(wy, SUM) * row_lower
+            x_upper += tl.cast(wy, SUM) * row_upper
+            x_size += tl.cast(wy, SUM) * row_size
     at = out + 6 * ((k * PH + i) * PW + j)
     tl.store(at, tl.sum(y_lower))
     tl.store(at + 1, tl.sum(y_upper))
@@ -402,7 +402,9 @@ def _axis_weights(
     """The weights of a bin at some cells of the axis; whether it has a tap from ``first`` to ``first + TILE - 1``."""
     weights = tl.zeros(positions.shape, size.dtype)
     some = first < 0
-    for t in range(RULE(0, origin, lower, upper, size, length, RATIO)[0]):
+    # a count that the compiler cannot know: unrolled, the loops of many taps would spill registers beside the square's
+    taps = tl.where(size == size, RULE(0, origin, lower, upper, size, length, RATIO)[0], 0)
+    for t in range(taps):
         _, cell, weight, _, _, _ = RULE(t, origin, lower, upper, size, length, RATIO)
         weights += tl.where(positions == cell, weight, 0)
         some = some | ((cell >= first) & (cell < first + TILE))

@@ -1,0 +1,94 @@
+"""The kernels compile ahead of time for every target, without spills, and load as wide as they should."""
+
+import csv
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import kernel_report
+import pytest
+from kernels.compiled import TARGETS, Facts, compile_launch
+from kernels.launches import every_launch
+
+FACTS = Facts(
+    registers=32,
+    spilled=0,
+    shared=0,
+    loop=10,
+    load_bits=128,
+    store_bits=128,
+    loads="1 at depth 2",
+    stores="1 at depth 0",
+)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[dict[str, str]]:
+    """The report of the types that the fast path is about; `make test-slow` has all of them."""
+    folder = tmp_path_factory.mktemp("report")
+    options = ["--dtypes", "float16", "float32", "--layouts", "channels_last", "--processes", "1"]
+    assert kernel_report.main([*options, "--output", str(folder)]) == 0
+    assert "not measured" in (folder / "README.md").read_text()
+    with open(folder / "kernels.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_kernel_is_compiled_for_every_target(rows) -> None:
+    kernels = {row["kernel"] for row in rows}
+    assert kernels == {
+        *(f"separable.{name}" for name in ("forward", "transpose_atomic", "transpose_gather", "extents", "bin_grads")),
+        *(f"window.{name}" for name in ("forward", "scatter_atomic", "scatter_gather", "extents")),
+    }
+    for target in TARGETS:
+        assert {row["kernel"] for row in rows if row["target"] == target} == kernels
+
+
+def test_each_tap_is_read_once_and_each_result_written_once(rows) -> None:
+    for row in rows:
+        if row["kernel"] == "separable.forward":
+            assert (row["loads"], row["stores"]) == ("1 at depth 2", "1 at depth 0"), row
+        if row["kernel"] in ("separable.transpose_gather", "window.scatter_gather"):
+            assert row["stores"] == "1 at depth 0", row
+
+
+@pytest.mark.slow
+def test_all_specialisations(tmp_path) -> None:
+    assert kernel_report.main(["--output", str(tmp_path)]) == 0
+
+
+def test_what_is_complained_about() -> None:
+    forward, *others = every_launch(32, ["float32"], ["channels_last"])
+    assert forward.kernel == "separable.forward"
+    assert kernel_report.complaints("sm_90", forward, FACTS) == []
+    (spills,) = kernel_report.complaints("sm_90", forward, dataclasses.replace(FACTS, spilled=8))
+    assert "separable.forward of roi_align, float32 channels_last, on sm_90: spills 8" in spills
+    (narrow,) = kernel_report.complaints("sm_90", forward, dataclasses.replace(FACTS, load_bits=64))
+    assert "64 bits at a time, not 128" in narrow
+    assert all(
+        kernel_report.complaints("sm_90", other, dataclasses.replace(FACTS, load_bits=64)) == []
+        for other in others
+        if not kernel_report.is_fast_forward(other)
+    )
+
+
+def test_features_that_are_not_aligned_are_not_loaded_as_if_they_were() -> None:
+    """A count of channels that is no multiple of four: the report must see the narrow loads."""
+    (forward,) = (
+        launched
+        for launched in every_launch(32, ["float32"], ["contiguous"])
+        if launched.operator == "roi_align" and launched.kernel == "separable.forward"
+    )
+    assert compile_launch(forward, "sm_90").load_bits < 128
+
+
+def test_the_rule_of_the_documentation_compiles(tmp_path, monkeypatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/operators.md").read_text()
+    (tmp_path / "gaussian_rule.py").write_text(re.search(r"```python gaussian_rule.py\n(.*?)```", page, re.DOTALL)[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    for launched in every_launch(32, ["float32"], ["channels_last"]):
+        if launched.operator == "roi_align":
+            constants = dict(launched.constants) | {"RULE": "gaussian_rule:gaussian"}
+            mine = dataclasses.replace(launched, constants=tuple(constants.items()))
+            assert compile_launch(mine, "sm_90").spilled == 0
+    sys.modules.pop("gaussian_rule")

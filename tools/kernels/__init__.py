@@ -1,0 +1,1 @@
+"""What `tools/kernel_report.py` is made of: launches, compiled code, and the model of cost."""
