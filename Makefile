@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow gpu lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py experiment=demo
@@ -15,6 +15,12 @@ test: $(VENV)/installed-dev lint
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
+
+# On a machine with a GPU: its tests, then its benchmark, whose results are named after it.
+gpu: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m gpu tests/ops/triton
+	$(BIN)/python tools/bench_ops.py --device cuda --box-gradients --dtypes float32 float16 --output \
+		"results/ops_$$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

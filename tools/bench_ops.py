@@ -1,12 +1,14 @@
-"""How fast are the operators of `detpool.ops` on a CPU, and compared with whom?
+"""How fast are the operators of `detpool.ops`, and compared with whom?
 
     python tools/bench_ops.py                                        # all operators on all workloads
     python tools/bench_ops.py --workloads c4 --operators roi_align pr_roi_pool --box-gradients
     python tools/bench_ops.py --scaling                              # time against RoIs, channels, bins and their area
+    python tools/bench_ops.py --device cuda                          # the Triton kernels
     python tools/bench_ops.py --quick                                # does it run?
 
 Whole public calls are timed, in one process, in turns with torchvision and (forward, with the extra `bench`) OpenVINO
-and ONNX Runtime, each with the layout that suits it and the same number of threads. Whoever differs from the reference
+and ONNX Runtime, each with the layout that suits it and the same number of threads; on a GPU with torchvision and our
+reference backend under torch.compile, from an idle GPU until it is idle again. Whoever differs from the reference
 backend by more than the stated tolerance is reported and not timed. Operators that torchvision lacks are compared with
 our roi_align, or our ps_roi_pool.
 """
@@ -80,7 +82,15 @@ def _unfit(options: argparse.Namespace, operators: Iterable[Operator]) -> dict[s
 def _cases(options: argparse.Namespace, operators: Iterable[Operator], workload: Workload) -> list[Case]:
     directions = [*options.directions, *([BOX_BACKWARD] if options.box_gradients else [])]
     return [
-        Case(workload, operator, direction, arguments.DTYPES[dtype], threads, options.sampling_ratio)
+        Case(
+            workload,
+            operator,
+            direction,
+            arguments.DTYPES[dtype],
+            threads,
+            options.sampling_ratio,
+            options.device,
+        )
         for dtype in options.dtypes
         for threads in options.threads
         for operator in operators

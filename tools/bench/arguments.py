@@ -18,7 +18,7 @@ from detpool.ops.backends import ORDER as BACKENDS
 
 from .contenders import BACKWARD, FORWARD, LAYOUTS
 from .operators import Operator, discover, examine, functions_of
-from .peers import PEERS
+from .peers import DEFAULTS, PEERS
 from .workloads import WORKLOADS
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -47,6 +47,7 @@ def parse(
         help_text = text.replace("ALL", ", ".join(known))
         add(option, nargs=count, type=_one_of(known, what), metavar="NAME", help=help_text)
 
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     add_names("--workloads", WORKLOADS, "workload", "default: ALL")
     add(
         "--operators",
@@ -68,8 +69,10 @@ def parse(
     add_names("--layouts", LAYOUTS, "layout", "of our features; default: ALL; with --scaling channels_last")
     add_names("--dtypes", DTYPES, "dtype", "of ALL; default: float32")
     add("--threads", nargs="+", type=_positive_int, metavar="N", help="ours and the peers'; default: as PyTorch")
-    add_names("--backend", BACKENDS, "backend", "ours, of ALL; default: cpu")
-    add_names("--peers", PEERS, "peer", "may be empty; default: ALL; with --scaling torchvision", "*")
+    add_names("--backend", BACKENDS, "backend", "ours, of ALL; default: cpu, on a GPU triton")
+    add_names(
+        "--peers", PEERS, "peer", "of ALL, may be empty; default: those of the device; with --scaling torchvision", "*"
+    )
     add(
         "--sampling-ratio",
         type=_natural,
@@ -96,6 +99,8 @@ def parse(
         for option in ("dtypes", "threads"):
             if len(getattr(arguments, option) or ()) > 1:
                 parser.error(f"--{option}: --scaling takes one")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA or ROCm device here")
     operators, refused = _operators(parser, arguments)
     defaults = {
         "workloads": list(WORKLOADS),
@@ -104,8 +109,8 @@ def parse(
         "layouts": ["channels_last"] if arguments.scaling else list(LAYOUTS),
         "dtypes": ["float32"],
         "threads": [torch.get_num_threads()],
-        "backend": ["cpu"],
-        "peers": ["torchvision"] if arguments.scaling else list(PEERS),
+        "backend": ["cpu" if arguments.device == "cpu" else "triton"],
+        "peers": ["torchvision"] if arguments.scaling else DEFAULTS[arguments.device],
         "output": folder / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}",
     }
     for option, value in defaults.items():

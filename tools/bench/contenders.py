@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,8 @@ class Case:
     threads: int
     sampling_ratio: int
     """points a bin along each axis of the operators that sample points; 0 for as many as the bin has cells"""
+    device: str = "cpu"
+    """where to compute: cpu or cuda"""
 
     @property
     def backward(self) -> bool:
@@ -117,15 +120,20 @@ def autograd_contender(
     workload = case.workload
     outputs = torch.arange(workload.output_channels) if channels is None else channels
     read = workload.input_channels(outputs)
-    features = [f[:, read].to(case.dtype).contiguous(memory_format=layout) for f in workload.features]
-    boxes = [b.clone() for b in workload.boxes] if workload.is_pyramid else [workload.rois]
+    features = [f[:, read].to(case.device, case.dtype).contiguous(memory_format=layout) for f in workload.features]
+    boxes = [b.clone().to(case.device) for b in (workload.boxes if workload.is_pyramid else [workload.rois])]
     argument = boxes if workload.is_pyramid else boxes[0]
+
+    def finished(results: Results) -> Results:
+        if case.device != "cpu":
+            torch.cuda.synchronize()
+        return results
 
     if not case.backward:
 
         def forward() -> Results:
             with torch.no_grad():
-                return {"output": [pool(features, argument)]}
+                return finished({"output": [pool(features, argument)]})
 
         return Contender(forward, forward, note)
 
@@ -138,19 +146,20 @@ def autograd_contender(
         results = {"output": [output.detach()], "feature gradient": list(grads[: len(leaves)])}
         if box_gradients:
             results["box gradient"] = list(grads[len(leaves) :])
-        return results
+        return finished(results)
 
     def check() -> Results:
         masked = torch.zeros_like(full)
         masked[:, case.checked_channels] = full[:, case.checked_channels]
         return forward_and_backward(masked)
 
-    full = case.grad_output[:, outputs].to(case.dtype).contiguous(memory_format=layout)
+    full = case.grad_output[:, outputs].to(case.device, case.dtype).contiguous(memory_format=layout)
     return Contender(lambda: forward_and_backward(full), check, note)
 
 
 def expected_results(case: Case) -> Results:
-    """What the reference backend returns for the checked channels."""
+    """What the reference backend returns for the checked channels, computed on the CPU."""
+    case = dataclasses.replace(case, device="cpu")
     pool = detpool_pool(case.workload, case.operator.bind(case.sampling_ratio, "reference"))
     channels = case.checked_channels
     return autograd_contender(case, pool, torch.contiguous_format, case.box_gradients, channels=channels).run()
@@ -161,4 +170,7 @@ def checked_part(case: Case, results: Results) -> Results:
     outputs = case.checked_channels
     inputs = case.workload.input_channels(outputs)
     index = {"output": outputs, "feature gradient": inputs}
-    return {name: [t[:, index[name]] if name in index else t for t in tensors] for name, tensors in results.items()}
+    return {
+        name: [t.cpu()[:, index[name]] if name in index else t.cpu() for t in tensors]
+        for name, tensors in results.items()
+    }

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender
+from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender, detpool_pool
 
 ROI_ALIGN_MAX, PS_ROI_POOL_RFCN = "roi_align:reduction=max", "ps_roi_pool:convention=rfcn"
 
@@ -23,7 +23,7 @@ Run = Callable[[Sequence[Any]], Any]
 
 
 def torchvision_peer(case: Case) -> Contender:
-    """torchvision's CPU operators on contiguous features, and its `MultiScaleRoIAlign` on a pyramid.
+    """torchvision's operators on contiguous features, and its `MultiScaleRoIAlign` on a pyramid.
 
     They want boxes of the dtype of the features; the cast of so few numbers costs nothing.
 
@@ -69,6 +69,13 @@ def _torchvision_pool(case: Case) -> Pool:
         return operator(features[0], rois.to(features[0].dtype), size, scale, **extra)
 
     return pool
+
+
+def compiled_peer(case: Case) -> Contender:
+    """Our reference backend under `torch.compile`: what PyTorch makes of plain PyTorch."""
+    operator = case.operator.bind(case.sampling_ratio, "reference")
+    pool = detpool_pool(case.workload, torch.compile(operator))
+    return autograd_contender(case, pool, torch.channels_last, case.box_gradients)
 
 
 def openvino_peer(case: Case) -> Contender:
@@ -172,6 +179,8 @@ def onnxruntime_peer(case: Case) -> Contender:
 
 
 def _check_inference(case: Case) -> None:
+    if case.device != "cpu":
+        raise Absent("compared on CPUs only")
     if case.backward:
         raise Absent("has no backward pass")
     if case.workload.is_pyramid:
@@ -180,4 +189,11 @@ def _check_inference(case: Case) -> None:
         raise Absent("compared in float32 only")
 
 
-PEERS: dict[str, Peer] = {"torchvision": torchvision_peer, "openvino": openvino_peer, "onnxruntime": onnxruntime_peer}
+PEERS: dict[str, Peer] = {
+    "torchvision": torchvision_peer,
+    "openvino": openvino_peer,
+    "onnxruntime": onnxruntime_peer,
+    "compiled": compiled_peer,
+}
+DEFAULTS = {"cpu": ["torchvision", "openvino", "onnxruntime"], "cuda": ["torchvision", "compiled"]}
+"""Peers of each device."""

@@ -118,9 +118,15 @@ def run_case(case: Case, settings: Settings) -> list[Row]:
 
     timed = {e.key: e.contender.run for e in (*ours, *others, *measures) if e.contender}
     size = bytes_moved(case.workload, case.dtype, backward=case.backward, box_gradients=case.box_gradients)
-    source = torch.ones(size // 2, dtype=torch.uint8)  # zeros could all be one page of memory
+    source = torch.ones(size // 2, dtype=torch.uint8, device=case.device)  # zeros could all be one page of memory
     target = torch.ones_like(source)
-    times = interleave({**timed, COPY: lambda: target.copy_(source)}, settings.rounds, settings.budget) if timed else {}
+
+    def copy() -> None:
+        target.copy_(source)
+        if case.device != "cpu":
+            torch.cuda.synchronize()
+
+    times = interleave({**timed, COPY: copy}, settings.rounds, settings.budget) if timed else {}
     summaries = {key: summarise(seconds) for key, seconds in times.items()}
     return [_row(case, entrant, baselines[entrant.key], summaries, size) for entrant in (*ours, *others)]
 

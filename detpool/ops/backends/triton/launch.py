@@ -135,7 +135,8 @@ def bin_grads(
     groups: Groups,
 ) -> None:
     """See :func:`separable_kernels.bin_grads`."""
-    block = channel_block((grad, features), grad.shape[1])
+    # with fewer channels ptxas allots fewer registers than the float64 sums need, and spills
+    block = max(64, channel_block((grad, features), grad.shape[1]))
     sizes = (features.shape[0], grad.shape[1], *lengths)
     options = _options((grad, features), grad.shape[1], block)
     run_kernel(
@@ -221,7 +222,7 @@ def channel_block(tensors: tuple[Tensor, ...], channels: int) -> int:
 
 def square_block(channels: int) -> int:
     """Channels of one program that owns a square of cells, whose sums must fit its registers."""
-    return min(64, triton.next_power_of_2(channels))
+    return min(32, triton.next_power_of_2(channels))
 
 
 def alignment(tensors: tuple[Tensor, ...], channels: int) -> int:

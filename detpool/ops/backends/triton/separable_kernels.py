@@ -315,7 +315,8 @@ def bin_grads(
         batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
     )
     y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
-    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
+    # a count that the compiler cannot know: unrolled, six sums and their derivatives need too many registers
+    x_taps = tl.where(valid, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)
     zero = tl.zeros((BLOCK_C,), SUM)
     y_lower, y_upper, y_size, x_lower, x_upper, x_size = zero, zero, zero, zero, zero, zero
     for first in range(0, channels, BLOCK_C):

@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""The table in docs/operators.md of who computes what, from what the dispatcher answers.
+
+python tools/support_table.py    # writes the table into the page
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from detpool import ops
+from detpool.ops.backends import ORDER, triton
+
+PAGE = Path(__file__).resolve().parents[1] / "docs/operators.md"
+BEGIN, END = "<!-- support: tools/support_table.py -->\n", "<!-- end of support -->"
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+BOX = torch.tensor([[0.0, 1, 1, 6, 7]])
+ROTATED = torch.tensor([[0.0, 4, 4, 5, 5, 30]])
+SIZE = 2
+
+Call = Callable[..., Tensor]
+
+OPERATORS: dict[str, Call] = {
+    "roi_pool": lambda f, b, **k: ops.roi_pool(f, b, SIZE, **k),
+    "roi_align": lambda f, b, **k: ops.roi_align(f, b, SIZE, **k),
+    "roi_align, maximum": lambda f, b, **k: ops.roi_align(f, b, SIZE, reduction="max", **k),
+    "roi_warp": lambda f, b, **k: ops.roi_warp(f, b, SIZE, **k),
+    "ps_roi_pool": lambda f, b, **k: ops.ps_roi_pool(f, b, SIZE, **k),
+    "ps_roi_align": lambda f, b, **k: ops.ps_roi_align(f, b, SIZE, **k),
+    "pr_roi_pool": lambda f, b, **k: ops.pr_roi_pool(f, b, SIZE, **k),
+    "deform_roi_pool": lambda f, b, offsets, **k: ops.deform_roi_pool(f, b, offsets, SIZE, **k),
+    "deform_ps_roi_pool": lambda f, b, offsets, **k: ops.deform_ps_roi_pool(f, b, offsets, SIZE, **k),
+    "roi_align_rotated": lambda f, b, **k: ops.roi_align_rotated(f, b, SIZE, **k),
+    "spp": lambda f, b, **k: ops.spp(f, b, [1, 2], **k),
+}
+
+
+def table() -> str:
+    """Markdown: for each operator the types that each backend takes, and what gets gradients."""
+    lines = [
+        f"| operator | {' | '.join(f'`{name}`' for name in ORDER)} | gradients |",
+        "|---|" + "---|" * (len(ORDER) + 1),
+    ]
+    for name, call in OPERATORS.items():
+        cells = [_types(name, call, backend) for backend in ORDER]
+        lines.append(f"| {name} | {' | '.join(cells)} | {_gradients(name, call)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _types(name: str, call: Call, backend: str) -> str:
+    served = []
+    for label, dtype in DTYPES.items():
+        with contextlib.suppress(ops.BackendError), _no_kernels() if backend == "triton" else contextlib.nullcontext():
+            _run(name, call, dtype, backend)
+            served.append(label)
+    if len(served) == len(DTYPES):
+        return "all types"
+    return ", ".join(served) or "no"
+
+
+def _gradients(name: str, call: Call) -> str:
+    output, inputs = _run(name, call, torch.float32, "reference")
+    grads = torch.autograd.grad(output.sum(), list(inputs.values()), allow_unused=True)
+    return ", ".join(name for name, grad in zip(inputs, grads, strict=True) if grad is not None)
+
+
+def _run(name: str, call: Call, dtype: torch.dtype, backend: str) -> tuple[Tensor, dict[str, Tensor]]:
+    features = torch.rand(1, SIZE * SIZE, 8, 8).to(dtype).requires_grad_()
+    boxes = (ROTATED if "rotated" in name else BOX).clone().requires_grad_()
+    inputs = {"features": features, "boxes": boxes}
+    if name.startswith("deform"):
+        offsets = torch.zeros(1, 2, SIZE, SIZE, requires_grad=True)
+        return functools.partial(call, offsets=offsets)(features, boxes, backend=backend), inputs | {"offsets": offsets}
+    return call(features, boxes, backend=backend), inputs
+
+
+@contextlib.contextmanager
+def _no_kernels() -> Iterator[None]:
+    """As on a GPU, except that nothing is computed: only whether the backend would take the call is asked."""
+
+    def bin_sum(features: Tensor, batch: Tensor, y: Tensor, x: Tensor, *rest: object) -> Tensor:
+        groups = rest[3]
+        assert isinstance(groups, tuple)
+        return features.new_zeros(len(batch), features.shape[1] // (groups[0] * groups[1]), y.shape[1], x.shape[1])
+
+    def window_max(
+        features: Tensor, batch: Tensor, y: Tensor, x: Tensor, groups: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        out = bin_sum(features, batch, y, x, None, None, None, groups)
+        return out, torch.zeros_like(out, dtype=torch.int16)
+
+    with (
+        mock.patch.object(triton, "_INTERPRETED", True),
+        mock.patch.object(triton, "bin_sum", bin_sum),
+        mock.patch.object(triton, "window_max", window_max),
+    ):
+        yield
+
+
+def with_table(page: str) -> str:
+    """The page with the table brought up to date."""
+    return re.sub(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", table(), page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))
