@@ -144,21 +144,24 @@ def _kernel_table(results: Sequence[Result]) -> list[str]:
 
 
 def _cost_table() -> list[str]:
+    columns = ["workload", "operator", "direction", "GFLOP", "MB", "requested MB", *(f"{gpu}, us" for gpu in GPUS)]
+    columns.append("measured")
     lines = [
         "## What the workloads cost at least",
         "",
-        "float32; operations are multiplications and additions of taps, bytes count each number once. The times are",
-        "what published bandwidth and arithmetic rate allow, whichever is longer; no kernel has been timed on a GPU.",
+        "float32; operations are multiplications and additions of taps; MB count each number once, requested MB what the",
+        "kernels load, store and (backward) add atomically, from whatever cache. The times are what published bandwidth",
+        "and arithmetic rate allow, whichever is longer; no kernel has been timed on a GPU.",
         "",
-        f"| workload | operator | direction | GFLOP | MB | {' | '.join(f'{gpu}, us' for gpu in GPUS)} | measured |",
-        "|---|---|---|---|---|" + "---|" * (len(GPUS) + 1),
+        f"| {' | '.join(columns)} |",
+        "|" + "---|" * len(columns),
     ]
     for make in WORKLOADS.values():
         for cost in costs(make(False)):
+            amounts = f"{cost.operations / 1e9:.2f} | {cost.bytes / 1e6:.0f} | {cost.requested / 1e6:.0f}"
             times = " | ".join(f"{1e6 * cost.seconds(gpu):.0f}" for gpu in GPUS)
             lines.append(
-                f"| {cost.workload} | {cost.operator} | {cost.direction} | {cost.operations / 1e9:.2f} "
-                f"| {cost.bytes / 1e6:.0f} | {times} | not measured |"
+                f"| {cost.workload} | {cost.operator} | {cost.direction} | {amounts} | {times} | not measured |"
             )
     return lines
 

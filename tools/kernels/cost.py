@@ -30,6 +30,8 @@ class Cost:
     """multiplications and additions"""
     bytes: int
     """each number read or written once, see `bench.traffic`"""
+    requested: int
+    """what the kernels load, store and add atomically, whether caches or memory serve it: taps are read by every bin"""
 
     def seconds(self, gpu: str) -> float:
         """The longer of the two."""
@@ -45,8 +47,10 @@ def costs(workload: Workload) -> list[Cost]:
         forward = bytes_moved(workload, torch.float32, backward=False, box_gradients=False)
         both = bytes_moved(workload, torch.float32, backward=True, box_gradients=False)
         operations = 2 * taps * workload.output_channels
-        found.append(Cost(workload.name, operator, "forward", operations, forward))
-        found.append(Cost(workload.name, operator, "backward", operations, both - forward))
+        pooled = len(workload.rois) * workload.output_channels * workload.output_size[0] * workload.output_size[1]
+        requested = 4 * (taps * workload.output_channels + pooled)
+        found.append(Cost(workload.name, operator, "forward", operations, forward, requested))
+        found.append(Cost(workload.name, operator, "backward", operations, both - forward, requested))
     return found
 
 
