@@ -149,9 +149,9 @@ def _cost_table() -> list[str]:
     lines = [
         "## What the workloads cost at least",
         "",
-        "float32; operations are multiplications and additions of taps; MB count each number once, requested MB what the",
-        "kernels load, store and (backward) add atomically, from whatever cache. The times are what published bandwidth",
-        "and arithmetic rate allow, whichever is longer; no kernel has been timed on a GPU.",
+        "float32; operations are products and sums of taps; MB count each number once, requested MB what",
+        "the kernels load, store and (backward) add atomically, from whatever cache. The times are what published",
+        "bandwidth and arithmetic rate allow, whichever is longer; no kernel has been timed on a GPU.",
         "",
         f"| {' | '.join(columns)} |",
         "|" + "---|" * len(columns),
