@@ -32,7 +32,8 @@ Call = Callable[..., Tensor]
 OPERATORS: dict[str, Call] = {
     "roi_pool": lambda f, b, **k: ops.roi_pool(f, b, SIZE, **k),
     "roi_align": lambda f, b, **k: ops.roi_align(f, b, SIZE, **k),
-    "roi_align, maximum": lambda f, b, **k: ops.roi_align(f, b, SIZE, reduction="max", **k),
+    "roi_align, maximum": lambda f, b, **k: ops.roi_align(f, b, SIZE, sampling_ratio=2, reduction="max", **k),
+    "roi_align, maximum, adaptive": lambda f, b, **k: ops.roi_align(f, b, SIZE, reduction="max", **k),
     "roi_warp": lambda f, b, **k: ops.roi_warp(f, b, SIZE, **k),
     "ps_roi_pool": lambda f, b, **k: ops.ps_roi_pool(f, b, SIZE, **k),
     "ps_roi_align": lambda f, b, **k: ops.ps_roi_align(f, b, SIZE, **k),

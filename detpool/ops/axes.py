@@ -91,6 +91,17 @@ def rounded_bins(start: Tensor, size: Tensor, count: int) -> Bins:
     return Bins(start[:, None, None], number * step, (number + 1) * step, step)
 
 
+def parts(bins: Bins, count: int, across: int) -> Bins:
+    """Each bin cut into ``count`` equal ones; where bins depend on the other axis, that one's into ``across``."""
+    size = bins.size / count
+    number = torch.arange(count, dtype=size.dtype, device=size.device)[:, None]
+    # (K, P, 1, J) and (count, 1): the parts of a bin follow each other
+    lower = (bins.lower[:, :, None] + number * size[..., None]).flatten(1, 2)
+    if lower.shape[2] > 1:
+        lower = lower.repeat_interleave(across, dim=2)
+    return Bins(bins.origin, lower, lower + size, size)
+
+
 def cell_windows(bins: Bins, length: int) -> Tensor:
     """The integer cells that each bin touches, clipped to ``0 .. length``: (K, P, J, 2) int32, first and last + 1."""
     first = (bins.origin + floor(bins.lower)).clamp(0, length)

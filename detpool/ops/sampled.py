@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
-from .axes import Bins, Taps
+from .axes import Bins, Taps, parts
 from .backends import triton
 from .bin_sum import bin_sum
 from .sampling import Sampling
@@ -75,6 +75,8 @@ class Sampled:
         if self._sampling.windows is not None:
             return window_max(features, self._batch, *self._windows(), groups=self._groups, backend=self._backend)
         values, exists, size = self._grid(features)
+        if exists is None:
+            return max_pool2d(values, size)
         maximum = max_pool2d(values.masked_fill(~exists, -torch.inf), size)
         some = max_pool2d(exists.to(torch.float32), size) > 0
         return maximum.where(some, 0.0)
@@ -86,6 +88,8 @@ class Sampled:
             ValueError: the sampling rule has no single values.
         """
         values, exists, (rows, columns) = self._grid(self.features if features is None else features)
+        if exists is None:
+            exists = torch.ones((), dtype=torch.bool, device=values.device).expand(len(values), 1, *values.shape[2:])
         bins = (self._y.lower.shape[1], self._x.lower.shape[1])
 
         def by_bin(grid: Tensor) -> Tensor:
@@ -93,16 +97,31 @@ class Sampled:
 
         return by_bin(values), by_bin(exists)
 
-    def _grid(self, features: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    def _grid(self, features: Tensor) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
         """The points of all bins as one image a RoI.
 
-        (K, C, PH GY, PW GX), the values; (K, 1, PH GY, PW GX), whether they exist; and (GY, GX), the points of a bin.
+        (K, C, PH GY, PW GX), the values; (K, 1, PH GY, PW GX), whether they exist, None if all do; and (GY, GX), the
+        points of a bin.
         """
         if self._sampling.points is None:
             raise ValueError(
                 "this reduction needs the single values of a bin (sampling 'points'; the maximum also takes 'cells'), "
                 "and this sampling rule yields only their mean"
             )
+        if self._sampling.divides and self._ratio > 0:
+            size = (self._ratio, self._ratio)
+            single = Sampled(
+                features,
+                self._batch,
+                parts(self._y, *size),
+                parts(self._x, *size),
+                self._sampling,
+                ratio=1,
+                groups=self._groups,
+                lengths=self._lengths,
+                backend=self._backend,
+            )
+            return single.mean(), None, size
         y = self._sampling.points(self._y, self._lengths[0], self._ratio)
         x = self._sampling.points(self._x, self._lengths[1], self._ratio)
         _, _, across, rows = y.exists.shape

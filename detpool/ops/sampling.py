@@ -23,6 +23,8 @@ class Sampling:
     """(K, P, J): how many samples the average is over, so that their product times the mean is the sum."""
     points: Callable[[Bins, int, int], Points] | None = None
     """The single points of each bin, for reductions that need each value."""
+    divides: bool = False
+    """Whether point t of a bin with ratio G is the one point of the t-th of G equal parts of the bin."""
     windows: Callable[[Bins, int, int], Tensor] | None = None
     """The integer cells of each bin, (K, P, J, 2), for the same."""
     dtype: torch.dtype | None = None
@@ -60,6 +62,7 @@ POINTS = Sampling(
     taps=axes.point_taps,
     measure=lambda bins, length, ratio: axes.points(bins, length, ratio).count[..., 0],
     points=axes.points,
+    divides=True,
     triton=f"{_RULES}:points",
 )
 COUNTED_POINTS = Sampling(taps=axes.counted_point_taps, triton=f"{_RULES}:counted_points")

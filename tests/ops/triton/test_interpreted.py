@@ -38,6 +38,7 @@ OPERATORS = {
     "roi_pool": (1, ops.roi_pool),
     "roi_align": (1, functools.partial(ops.roi_align, sampling_ratio=2)),
     "roi_align adaptive": (1, functools.partial(ops.roi_align, sampling_ratio=0, aligned=True)),
+    "roi_align maximum": (1, functools.partial(ops.roi_align, sampling_ratio=2, reduction="max")),
     "roi_warp": (1, functools.partial(ops.roi_warp, sampling_ratio=2)),
     "ps_roi_pool": (6, ops.ps_roi_pool),
     "ps_roi_pool rfcn": (6, functools.partial(ops.ps_roi_pool, convention="rfcn")),
