@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for column in ("backbone", "what", "detpool", "torchvision", "ratio"):
         table.add_column(column, justify="left" if column in ("backbone", "what") else "right")
     for name in options.backbones:
-        for what, calls in _calls(name).items():
+        for what, calls in build(name)[1].items():
             found = {pooler: summarise(s) for pooler, s in interleave(calls, options.rounds, options.budget).items()}
             for pooler, times in found.items():
                 numbers = ",".join(f"{1e3 * value:.1f}" for value in (times.median, times.p20, times.p80))
@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _calls(backbone: str) -> dict[str, dict[str, Callable[[], object]]]:
-    """For each thing to time, a call for each pooler."""
+def build(backbone: str) -> tuple[nn.Module, dict[str, dict[str, Callable[[], object]]]]:
+    """The detector, and for each thing to time a call for each pooler."""
     body, size, channels = BACKBONES[backbone]
     torch.manual_seed(0)
     operator = functools.partial(ops.roi_align, sampling_ratio=2)
@@ -95,7 +95,7 @@ def _calls(backbone: str) -> dict[str, dict[str, Callable[[], object]]]:
 
     with torch.no_grad():
         maps = model.backbone(batch)
-    return {
+    return model, {
         "training step": {name: functools.partial(step, pooler) for name, pooler in poolers.items()},
         "pooling, then backbone alone": {
             name: functools.partial(backbone_after, pooler) for name, pooler in poolers.items()
