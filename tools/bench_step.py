@@ -97,9 +97,7 @@ def build(backbone: str) -> tuple[nn.Module, dict[str, dict[str, Callable[[], ob
         maps = model.backbone(batch)
     return model, {
         "training step": {name: functools.partial(step, pooler) for name, pooler in poolers.items()},
-        "pooling, then backbone alone": {
-            name: functools.partial(backbone_after, pooler) for name, pooler in poolers.items()
-        },
+        "backbone after pooling": {name: functools.partial(backbone_after, pooler) for name, pooler in poolers.items()},
         "pooling alone": {
             name: functools.partial(_pool, pooler, maps, boxes, size) for name, pooler in poolers.items()
         },
