@@ -8,6 +8,8 @@ from pathlib import Path
 
 import kernel_report
 import pytest
+from kernel_report import is_fast_forward
+from kernels import launches
 from kernels.compiled import TARGETS, Facts, compile_launch
 from kernels.launches import every_launch
 
@@ -68,7 +70,7 @@ def test_what_is_complained_about() -> None:
     assert all(
         kernel_report.complaints("sm_90", other, dataclasses.replace(FACTS, load_bits=64)) == []
         for other in others
-        if not kernel_report.is_fast_forward(other)
+        if not is_fast_forward(other)
     )
 
 
@@ -80,6 +82,17 @@ def test_features_that_are_not_aligned_are_not_loaded_as_if_they_were() -> None:
         if launched.operator == "roi_align" and launched.kernel == "separable.forward"
     )
     assert compile_launch(forward, "sm_90").load_bits < 128
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("float16", 40), ("float32", 36)])
+def test_odd_sizes_are_loaded_as_wide(monkeypatch, dtype: str, channels: int) -> None:
+    """No stride is a multiple of sixteen here, which is all that Triton would find out by itself."""
+    for name, value in (("CHANNELS", channels), ("HEIGHT", 7), ("WIDTH", 5)):
+        monkeypatch.setattr(launches, name, value)
+    forwards = [launched for launched in every_launch(32, [dtype], ["channels_last"]) if is_fast_forward(launched)]
+    assert len(forwards) >= 5
+    for launched in forwards:
+        assert compile_launch(launched, "sm_90").load_bits == 128, launched.operator
 
 
 def test_the_rule_of_the_documentation_compiles(tmp_path, monkeypatch) -> None:

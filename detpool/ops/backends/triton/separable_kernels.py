@@ -62,7 +62,7 @@ def forward(
     image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
         batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
     )
-    plane = features + image * features_n + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+    plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
     y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
     x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
     total = tl.zeros((BLOCK_C,), SUM)
@@ -70,11 +70,11 @@ def forward(
         _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
         for b in range(x_taps):
             _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _aligned(tl.cast(iy, tl.int64) * features_h + tl.cast(ix, tl.int64) * features_w, ALIGNED)
+            cell = _cell(iy, ix, features_h, features_w, ALIGNED)
             value = tl.load(plane + cell, mask=_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED), other=0)
             total += (wy * wx).to(total.dtype) * value.to(total.dtype)
     total = tl.where(valid, total, float("nan"))
-    at = out + _aligned(k * out_k + i * out_h + j * out_w, ALIGNED) + _offsets(c, out_c, WIDE)
+    at = out + _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
     tl.store(at, total.to(out.dtype.element_ty), mask=_mask(c, channels, ALIGNED))
 
 
@@ -124,16 +124,16 @@ def transpose_atomic(
     image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
         batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
     )
-    at = grad + _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+    at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
     value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
-    plane = out + image * out_n + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
     y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
     x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
     for a in range(y_taps):
         _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
         for b in range(x_taps):
             _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _aligned(tl.cast(iy, tl.int64) * out_h + tl.cast(ix, tl.int64) * out_w, ALIGNED)
+            cell = _cell(iy, ix, out_h, out_w, ALIGNED)
             mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
             tl.atomic_add(plane + cell, (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed")
 
@@ -255,15 +255,15 @@ def transpose_gather(
                 if some_y & valid:
                     wx, some_x = _axis_weights(x, x0, TILE, RULE, xo, xl, xu, xs, x_length, RATIO)
                     if some_x:
-                        at = grad + _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+                        at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
                         value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(total.dtype)
                         weight = (wy * wx).to(total.dtype)[:, None]
                         # not merely 0 times the gradient, which may be infinite
                         total += tl.where(weight != 0, weight * value[None, :], 0)
     inside = ((y < height) & (x < width))[:, None] & _mask(c, channels, ALIGNED)[None, :]
-    cell = _aligned(tl.cast(y, tl.int64) * out_h + tl.cast(x, tl.int64) * out_w, ALIGNED)
+    cell = _cell(y, x, out_h, out_w, ALIGNED)
     channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + image * out_n + cell[:, None] + channels_of_group[None, :]
+    at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
@@ -321,15 +321,15 @@ def bin_grads(
     y_lower, y_upper, y_size, x_lower, x_upper, x_size = zero, zero, zero, zero, zero, zero
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        at = grad + _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+        at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
         value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(SUM)
-        plane = features + image * features_n + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+        plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
         for a in range(y_taps):
             _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, yo, yl, yu, ys, height, RATIO)
             row, row_lower, row_upper, row_size = zero, zero, zero, zero
             for b in range(x_taps):
                 _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, xo, xl, xu, xs, width, RATIO)
-                cell = _aligned(tl.cast(iy, tl.int64) * features_h + tl.cast(ix, tl.int64) * features_w, ALIGNED)
+                cell = _cell(iy, ix, features_h, features_w, ALIGNED)
                 mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
                 product = value * tl.load(plane + cell, mask=mask, other=0).to(SUM)
                 row += tl.cast(wx, SUM) * product
@@ -432,9 +432,28 @@ def _offsets(c, stride, WIDE: tl.constexpr):
     return c.to(tl.int64) * stride if WIDE else c * stride
 
 
+# The compiler does not see that sums of products of strides are multiples of ALIGNED. The hint belongs to the operation
+# that it is given on, so that has to stand in the same function.
+
+
 @triton.jit
-def _aligned(offset, ALIGNED: tl.constexpr):
-    """Tell the compiler that an offset is a multiple of ALIGNED, which it cannot see in sums of products of strides."""
+def _image(image, stride, ALIGNED: tl.constexpr):
+    """Offset of an image."""
+    offset = image * stride
+    return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
+
+
+@triton.jit
+def _cell(y, x, stride_h, stride_w, ALIGNED: tl.constexpr):
+    """Offset of a cell, or of several, in an image."""
+    offset = tl.cast(y, tl.int64) * stride_h + tl.cast(x, tl.int64) * stride_w
+    return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
+
+
+@triton.jit
+def _pooled(k, i, j, stride_k, stride_h, stride_w, ALIGNED: tl.constexpr):
+    """Offset of bin (i, j) of RoI k."""
+    offset = k * stride_k + i * stride_h + j * stride_w
     return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
 
 

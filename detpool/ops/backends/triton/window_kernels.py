@@ -11,7 +11,7 @@ A RoI whose image index is out of range reads nothing: its output is NaN and its
 import triton
 import triton.language as tl
 
-from .separable_kernels import _aligned, _bin, _input_channels, _mask, _offsets, _plane_offset
+from .separable_kernels import _bin, _cell, _image, _input_channels, _mask, _offsets, _plane_offset, _pooled
 
 
 @triton.jit
@@ -55,12 +55,12 @@ def forward(
     k, i, j = _bin(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     image, y0, y1, x0, x1, valid = _load_window(batch, y_windows, x_windows, k, i, j, images, height, width, PH, PW)
-    plane = features + image * features_n + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+    plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
     best = tl.full((BLOCK_C,), float("-inf"), features.dtype.element_ty)
     where = tl.full((BLOCK_C,), -1, tl.int32)
     for y in range(y0, y1):
         for x in range(x0, x1):
-            cell = _aligned(tl.cast(y, tl.int64) * features_h + tl.cast(x, tl.int64) * features_w, ALIGNED)
+            cell = _cell(y, x, features_h, features_w, ALIGNED)
             value = tl.load(plane + cell, mask=_mask(c, channels, ALIGNED), other=0)
             wins = (value > best) | (where < 0) | ((value != value) & (best == best))
             best = tl.where(wins, value, best)
@@ -68,7 +68,7 @@ def forward(
     best = tl.where(where >= 0, best, 0)
     best = tl.where(valid, best, float("nan"))
     mask = _mask(c, channels, ALIGNED)
-    at = _aligned(k * out_k + i * out_h + j * out_w, ALIGNED) + _offsets(c, out_c, WIDE)
+    at = _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
     tl.store(out + at, best, mask=mask)
     tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
 
@@ -118,12 +118,14 @@ def scatter_atomic(
     image = tl.load(batch + k)
     valid = (image >= 0) & (image < images)
     mask = _mask(c, tl.where(valid, channels, 0), ALIGNED)
-    at = _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+    at = _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
     value = tl.load(grad + at, mask=mask, other=0).to(out.dtype.element_ty)
-    at = _aligned(k * argmax_k + i * argmax_h + j * argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
+    at = _pooled(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
     offset = (cell // width).to(tl.int64) * out_h + (cell % width).to(tl.int64) * out_w
-    plane = out + tl.where(valid, image, 0) * out_n + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    plane = (
+        out + _image(tl.where(valid, image, 0), out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    )
     tl.atomic_add(plane + offset, value, mask=mask & (cell >= 0) & (cell < height * width), sem="relaxed")
 
 
@@ -232,15 +234,15 @@ def scatter_gather(
                 meets = (tl.load(bounds) < y0 + TILE) & (tl.load(bounds + 1) >= y0)
                 meets &= (tl.load(bounds + 2) < x0 + TILE) & (tl.load(bounds + 3) >= x0)
                 if meets:
-                    at = _aligned(k * grad_k + i * grad_h + j * grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+                    at = _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
                     value = tl.load(grad + at, mask=mask, other=0).to(total.dtype)
-                    at = _aligned(k * argmax_k + i * argmax_h + j * argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
+                    at = _pooled(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
                     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
                     total += tl.where((y * width + x)[:, None] == cell[None, :], value[None, :], 0)
     inside = ((y < height) & (x < width))[:, None] & mask[None, :]
-    cell = _aligned(tl.cast(y, tl.int64) * out_h + tl.cast(x, tl.int64) * out_w, ALIGNED)
+    cell = _cell(y, x, out_h, out_w, ALIGNED)
     channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + image * out_n + cell[:, None] + channels_of_group[None, :]
+    at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
