@@ -14,13 +14,13 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def run(config: DictConfig) -> float:
-    """One run; returns its AP, which Hydra's sweepers may optimise."""
+    """One run; returns the metric that chooses its best checkpoint, which Hydra's sweepers may optimise."""
     with exit_with_message():
         check_keys(config, CONFIGS, "train")
         check_config(config)
         from detpool.training.runs import train  # takes seconds: not before the config has been checked
 
-        return train(config).get("AP", float("nan"))
+        return train(config).get(config.evaluation.monitor, float("nan"))
 
 
 if __name__ == "__main__":

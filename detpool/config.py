@@ -20,6 +20,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detpool.errors import ConfigError, did_you_mean
 
+SLOTS = ("head_pool", "mask_pooler", "iou_pooler")
+"""Top-level keys of parts that only some models have, and that are given to them by these names."""
+
 # Hydra's own options on the command line take one argument each; the rest are flags.
 _OPTIONS_WITH_VALUE = (
     "--config-name",
@@ -108,7 +111,7 @@ def check_keys(config: DictConfig, config_dir: Path, config_name: str) -> None:
     primary = OmegaConf.to_container(OmegaConf.load(config_dir / f"{config_name}.yaml"), resolve=False)
     assert isinstance(primary, dict)
     groups = {folder.name for folder in config_dir.iterdir() if folder.is_dir()}
-    allowed = {"": {str(key) for key in primary} - {"defaults"} | groups}
+    allowed = {"": {str(key) for key in primary} - {"defaults"} | groups | set(SLOTS)}
     allowed |= {str(name): set(section) for name, section in primary.items() if isinstance(section, dict)}
     for section, keys in allowed.items():
         for key in config if section == "" else config.get(section, {}):

@@ -1,5 +1,16 @@
 """Detectors on torchvision's detection package, with the poolers and heads it lacks."""
 
-from detpool.detection.faster_rcnn import faster_rcnn_fpn
+from detpool.detection.detector import TwoStageDetector
+from detpool.detection.faster_rcnn import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn
+from detpool.detection.iou_net import iou_net
+from detpool.detection.rfcn import light_head_rcnn, rfcn
 
-__all__ = ["faster_rcnn_fpn"]
+__all__ = [
+    "TwoStageDetector",
+    "faster_rcnn_c4",
+    "faster_rcnn_c5",
+    "faster_rcnn_fpn",
+    "iou_net",
+    "light_head_rcnn",
+    "rfcn",
+]

@@ -1,76 +1,143 @@
-"""Faster R-CNN with a feature pyramid, on torchvision's parts; the RoI pooling is ours."""
+"""Faster R-CNN and Mask R-CNN: on a feature pyramid, on a single map, and with the last stage for a head."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torch import nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
-from detpool.detection.backbones import Body, FPNBackbone
-from detpool.detection.transform import NormalizeAndBatch
-from detpool.errors import ConfigError, did_you_mean
-from detpool.poolers import RoIPooler
+from detpool.detection.assemble import (
+    PYRAMID_ANCHORS,
+    SINGLE_MAP_ANCHORS,
+    Backbone,
+    HeadFactory,
+    PoolerFactory,
+    assemble,
+    build_pooler,
+)
+from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
+from detpool.detection.detector import TwoStageDetector
+from detpool.detection.heads import FlattenHead, StageHead
 
 
 def faster_rcnn_fpn(
     num_classes: int,
     body: Body,
-    box_pooler: Callable[..., RoIPooler],
+    box_pooler: PoolerFactory,
+    head_pool: HeadFactory = FlattenHead,
+    mask_pooler: PoolerFactory | None = None,
     fpn_channels: int = 256,
-    head_channels: int = 1024,
-    anchor_sizes: Sequence[Sequence[int]] = ((32,), (64,), (128,), (256,), (512,)),
-    anchor_aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    **faster_rcnn: Any,
-) -> FasterRCNN:
-    """Faster R-CNN (Ren et al., NIPS 2015) with FPN (Lin et al., CVPR 2017).
+    mask_channels: int = 256,
+    mask_convolutions: int = 4,
+    anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
+    **arguments: Any,
+) -> TwoStageDetector:
+    """Faster R-CNN (Ren et al., NIPS 2015) with FPN (Lin et al., CVPR 2017); with masks Mask R-CNN (ICCV 2017).
 
-    The model takes images as they come, (3, H, W) RGB in [0, 1], and does not resize them: that is the data's business.
+    With ResNet-50 and the default poolers and heads, its state dict is that of torchvision's
+    `fasterrcnn_resnet50_fpn` or `maskrcnn_resnet50_fpn`.
 
     Args:
         num_classes: classes without background.
         body: the convolutional network under the pyramid.
         box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
+        head_pool: called with (channels, height, width) of pooled RoIs, returns the box head.
+        mask_pooler: as `box_pooler`, for masks; None: no masks. The masks have twice the resolution it gives.
         fpn_channels: channels of every pyramid level.
-        head_channels: width of the two fully connected layers of the box head.
+        mask_channels: channels of the mask head's convolutions.
+        mask_convolutions: how many 3 x 3 convolutions the mask head has.
         anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
-        anchor_aspect_ratios: height / width of the anchors, the same at all levels.
-        faster_rcnn: any further argument of `torchvision.models.detection.FasterRCNN` (`rpn_*`, `box_*`).
+        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
 
     Raises:
-        ConfigError: if `anchor_sizes` does not have one entry per level of the pyramid, or an argument is one of
-            torchvision's that is fixed here.
+        ConfigError: if the parts do not fit each other, or for an unknown argument.
     """
-    _check_arguments(faster_rcnn)
     backbone = FPNBackbone(body, fpn_channels)
-    levels = len(body.strides) + 1
-    if len(anchor_sizes) != levels:
-        raise ConfigError(
-            f"model.anchor_sizes must have {levels} entries, one per pyramid level (strides {body.strides}, and one "
-            f"more from pooling the last), got {len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
-        )
-    pooler = box_pooler(featmap_names=backbone.level_names, strides=body.strides)
-    model = FasterRCNN(
-        backbone,
-        rpn_anchor_generator=AnchorGenerator(
-            tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(anchor_aspect_ratios),) * levels
-        ),
-        box_roi_pool=pooler,
-        box_head=TwoMLPHead(fpn_channels * pooler.output_size[0] * pooler.output_size[1], head_channels),
-        box_predictor=FastRCNNPredictor(head_channels, num_classes + 1),
-        **faster_rcnn,
-    )
-    model.transform = NormalizeAndBatch(body.image_mean, body.image_std, max(body.strides))
-    return model
+    box = _box_head(backbone, box_pooler, head_pool, num_classes)
+    mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
+    return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
 
 
-def _check_arguments(arguments: dict[str, Any]) -> None:
-    # FasterRCNN hands what it does not know to its transform, which ignores it.
-    known = [name for name in inspect.signature(FasterRCNN).parameters if name.startswith(("rpn_", "box_", "bbox_"))]
-    fixed = {"rpn_anchor_generator", "box_roi_pool", "box_head", "box_predictor"}
-    for name in arguments:
-        if name not in known or name in fixed:
-            raise ConfigError(f"model.{name} is not an argument of this model{did_you_mean(name, set(known) - fixed)}")
+def faster_rcnn_c5(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    head_pool: HeadFactory = FlattenHead,
+    mask_pooler: PoolerFactory | None = None,
+    mask_channels: int = 256,
+    mask_convolutions: int = 4,
+    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
+    **arguments: Any,
+) -> TwoStageDetector:
+    """Faster or Mask R-CNN on the last map alone: "C5", at stride 32, or "DC5", dilated, at stride 16.
+
+    The stride is the body's (`output_stride`). Mask R-CNN (He et al., ICCV 2017, table 2d) compares poolings at stride
+    32 with it. With `proposals="given"` it is Fast R-CNN (Girshick, ICCV 2015), and with `SpatialPyramidPooler` as well
+    the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
+
+    Args:
+        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, arguments: see
+            `faster_rcnn_fpn`.
+        anchor_sizes: a list of one list of anchor sides in pixels.
+
+    Raises:
+        ConfigError: if the parts do not fit each other, or for an unknown argument.
+    """
+    backbone = SingleMapBackbone(body)
+    box = _box_head(backbone, box_pooler, head_pool, num_classes)
+    mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
+    return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
+
+
+def faster_rcnn_c4(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    mask_pooler: PoolerFactory | None = None,
+    mask_channels: int = 256,
+    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
+    **arguments: Any,
+) -> TwoStageDetector:
+    """Faster or Mask R-CNN "C4": RoIs are pooled from the map before the last stage, which works on each RoI.
+
+    Deep Residual Learning (He et al., CVPR 2016, appendix) introduced it; Mask R-CNN (figure 4, left, and table 2c)
+    predicts masks from the same stage.
+
+    Args:
+        num_classes, body, box_pooler, mask_pooler, arguments: see `faster_rcnn_fpn`. The last stage halves the
+            resolution that the poolers give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
+        mask_channels: channels of the deconvolution before the masks.
+        anchor_sizes: a list of one list of anchor sides in pixels.
+
+    Raises:
+        ConfigError: if the parts do not fit each other, or for an unknown argument.
+    """
+    stage, channels = body.take_last_stage()
+    backbone = SingleMapBackbone(body)
+    pooler, _ = build_pooler(box_pooler, backbone, "pooler")
+    parts: list[nn.Module] = [pooler, StageHead(stage, channels), FastRCNNPredictor(channels, num_classes + 1)]
+    if mask_pooler is not None:
+        pooler, _ = build_pooler(mask_pooler, backbone, "mask_pooler")
+        parts += [pooler, stage, MaskRCNNPredictor(channels, mask_channels, num_classes + 1)]
+    return assemble(backbone, parts, anchor_sizes=anchor_sizes, **arguments)
+
+
+def _box_head(
+    backbone: Backbone, make_pooler: PoolerFactory, make_head: HeadFactory, num_classes: int
+) -> list[nn.Module]:
+    pooler, shape = build_pooler(make_pooler, backbone, "pooler")
+    head = make_head(shape)
+    return [pooler, head, FastRCNNPredictor(head.out_channels, num_classes + 1)]
+
+
+def _mask_head(
+    backbone: Backbone, make_pooler: PoolerFactory | None, channels: int, convolutions: int, num_classes: int
+) -> list[nn.Module]:
+    if make_pooler is None:
+        return []
+    pooler, shape = build_pooler(make_pooler, backbone, "mask_pooler")
+    head = MaskRCNNHeads(shape[0], (channels,) * convolutions, dilation=1)
+    return [pooler, head, MaskRCNNPredictor(channels, channels, num_classes + 1)]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detpool.distributed import gather_lists
 from detpool.evaluation.coco import Backend, CocoEvaluator, IouType
+from detpool.evaluation.localization import iou_correlation
 from detpool.evaluation.results import Row, shorten, to_rows
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
 
@@ -130,7 +131,8 @@ class DetectionEvaluator:
             partial: evaluate on the images predicted so far; by default each of the data set must have been.
 
         Returns:
-            The dicts of `CocoEvaluator.evaluate` (keys of masks begin with `mask_`) and `voc_metrics` in one.
+            The dicts of `CocoEvaluator.evaluate` (keys of masks begin with `mask_`) and `voc_metrics` in one; of
+            a model that predicts IoUs, `iou_pearson` too (`iou_correlation`).
 
         Raises:
             ValueError: an image was predicted more than once; or not at all, unless `partial`.
@@ -150,6 +152,8 @@ class DetectionEvaluator:
             computed |= {prefix + name: value for name, value in coco.evaluate(rows, image_ids).items()}
         if "voc" in self.metrics:
             computed |= voc_metrics(self._ground_truth, rows, image_ids=image_ids, iou_threshold=self.voc_iou_threshold)
+        if any("iou" in row for row in rows):
+            computed["iou_pearson"] = iou_correlation(self._ground_truth, rows)
         return computed
 
     def _gather(self) -> list[tuple[int, list[Row]]]:

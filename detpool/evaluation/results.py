@@ -2,7 +2,7 @@
 
 A row is `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}` and, where the model predicts
 masks, `"segmentation": {"size": [height, width], "counts": str}` (compressed RLE), as on
-https://cocodataset.org/#format-results.
+https://cocodataset.org/#format-results. `"iou"`, where the model predicts it, is ours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def to_rows(
     Args:
         prediction: torchvision's dict: `boxes` (n, 4) XYXY in pixels of the model's input, `labels` (n,) in
             1 .. len(category_ids), `scores` (n,), and optionally `masks` (n, 1, H, W) pasted into the model's
-            input: bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5).
+            input: bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5); and `ious` (n,), the IoU with
+            its object that the model predicts of each box.
         image_id: key of the image in the ground truth.
         orig_size: (height, width) of the image file.
         input_size: (height, width) of the model's input, the image that `prediction` refers to.
@@ -74,6 +75,9 @@ def to_rows(
         {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": score}
         for label, box, score in zip(labels.tolist(), xywh.tolist(), scores.double().tolist(), strict=True)
     ]
+    if "ious" in prediction:
+        for row, iou in zip(rows, prediction["ious"].double().tolist(), strict=True):
+            row["iou"] = iou
     if "masks" in prediction:
         masks = prediction["masks"]
         if tuple(masks.shape) != (count, 1, *input_size):

@@ -121,7 +121,7 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning keeps the metrics of the last validation, which need not have been in this epoch.
-        names = ("train/loss", "val/AP", "val/AP50") if self._validated else ("train/loss",)
+        names = ("train/loss", "val/loss", "val/AP", "val/AP50", "val/mask_AP") if self._validated else ("train/loss",)
         self._validated = False
         numbers = "  ".join(
             f"{n} {float(trainer.callback_metrics[n]):.4f}" for n in names if n in trainer.callback_metrics

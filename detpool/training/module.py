@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from detpool.data.datamodule import Batch, DetectionDataModule
 from detpool.data.dataset import DetectionDataset
 from detpool.data.sampling import derive_seed
+from detpool.detection import TwoStageDetector
 from detpool.errors import ConfigError
 from detpool.evaluation import DetectionEvaluator
 
 
 class DetectionModule(LightningModule):
-    """Trains and evaluates any detector with torchvision's calling convention.
+    """Trains and evaluates a detector.
 
     Args:
-        model: `model(images, targets)` returns a dict of losses in training; `model(images)` returns predictions.
-            Images are (3, H, W) RGB in [0, 1], boxes in pixels of the image.
+        model: takes images (3, H, W) RGB in [0, 1], and targets with boxes in pixels of the image.
         optimizer: called with the trainable parameters.
         schedule: called with the optimizer and `total_steps`; stepped after each optimizer step. None: a constant rate.
         evaluator: called with a data set, returns its evaluator.
@@ -33,7 +33,7 @@ class DetectionModule(LightningModule):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: TwoStageDetector,
         optimizer: Callable[..., torch.optim.Optimizer],
         schedule: Callable[..., Any] | None,
         evaluator: Callable[..., DetectionEvaluator],
@@ -105,13 +105,21 @@ class DetectionModule(LightningModule):
         self.evaluator.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, targets = batch
-        predictions = self.model(to_unit_range(images))
-        assert self.evaluator is not None
-        self.evaluator.update(predictions, targets, [(image.shape[-2], image.shape[-1]) for image in images])
+        self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
+        self._evaluate(batch, batch_idx, "test")
+
+    def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
+        images, targets = batch
+        # Which proposals the losses are taken of is drawn: the same ones at each validation.
+        torch.manual_seed(derive_seed(self.seed, 0, batch_idx, self.global_rank))
+        predictions, losses = self.model.evaluate(to_unit_range(images), targets)
+        assert self.evaluator is not None
+        self.evaluator.update(predictions, targets, [(image.shape[-2], image.shape[-1]) for image in images])
+        parts = {f"{stage}/{name}": value for name, value in losses.items()}
+        parts[f"{stage}/loss"] = torch.stack(list(losses.values())).sum()
+        self.log_dict(parts, batch_size=len(images), sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")

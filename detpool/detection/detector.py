@@ -1,0 +1,68 @@
+"""The two-stage detector: torchvision's, with losses and predictions of one pass."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+Target = dict[str, Tensor]
+Prediction = dict[str, Tensor]
+
+
+class TwoStageDetector(GeneralizedRCNN):
+    """Backbone, proposals, heads, called as torchvision's detectors are.
+
+    Images are taken as they come, (3, H, W) RGB in [0, 1], and never resized: that is the data's business. Targets are
+    dicts of `boxes` (n, 4) XYXY in pixels, `labels` (n,) from 1, and, where the model needs them, `masks` (n, H, W) and
+    `proposals` (m, 4).
+    """
+
+    def forward(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> dict[str, Tensor] | list[Prediction]:
+        """In training mode a dict of losses, which needs targets; otherwise predictions, one dict an image.
+
+        Raises:
+            ValueError: without targets in training mode, or if a target holds a box without width or height.
+        """
+        if self.training and targets is None:
+            raise ValueError("targets must be given in training mode, got None")
+        predictions, losses = self.evaluate(images, targets)
+        return losses if self.training else predictions
+
+    def evaluate(
+        self, images: list[Tensor], targets: list[Target] | None = None
+    ) -> tuple[list[Prediction], dict[str, Tensor]]:
+        """Predictions and losses, in the mode (of batch normalisation, ...) that the model is in.
+
+        Returns:
+            the predictions, none in training mode; and the losses, none where `targets` hold no `boxes`.
+
+        Raises:
+            ValueError: if a target holds a box without width or height.
+        """
+        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        for number, target in enumerate(targets or []):
+            _check_boxes(target.get("boxes"), number)
+        batch, targets = self.transform(images, targets)
+        features = self.backbone(batch.tensors)
+        proposals, rpn_losses = self.rpn(batch, features, targets)
+        predictions, head_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        return self.transform.postprocess(predictions, batch.image_sizes, sizes), {**head_losses, **rpn_losses}
+
+
+def has_objects(targets: list[Target] | None) -> TypeGuard[list[Target]]:
+    """Whether losses are asked for: targets may hold nothing but proposals."""
+    return targets is not None and all("boxes" in target for target in targets)
+
+
+def _check_boxes(boxes: Tensor | None, number: int) -> None:
+    if boxes is None:
+        return
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"targets[{number}]['boxes'] must be (n, 4), got {tuple(boxes.shape)}")
+    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1)
+    if empty.any():
+        raise ValueError(f"targets[{number}]['boxes'] holds a box without width or height: {boxes[empty][0].tolist()}")

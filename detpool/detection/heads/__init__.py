@@ -1,0 +1,6 @@
+"""Heads: from pooled RoIs to what is predicted of them."""
+
+from detpool.detection.heads.box import ConvHead, FlattenHead, StageHead
+from detpool.detection.heads.position_sensitive import LargeSeparableConv, Vote, VotePredictor
+
+__all__ = ["ConvHead", "FlattenHead", "LargeSeparableConv", "StageHead", "Vote", "VotePredictor"]

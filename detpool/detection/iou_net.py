@@ -1,0 +1,217 @@
+"""IoU-Net: a head that predicts how well a box fits, for suppression and for refinement."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+
+from detpool.detection.assemble import PYRAMID_ANCHORS, HeadFactory, PoolerFactory, assemble, build_pooler
+from detpool.detection.backbones import Body, FPNBackbone
+from detpool.detection.detector import Prediction, Target, TwoStageDetector
+from detpool.detection.heads import FlattenHead
+from detpool.detection.localization import iou_guided_nms, jittered_boxes, paired_iou, refine_boxes
+from detpool.detection.roi_heads import Shapes, TwoStageHeads
+from detpool.errors import ConfigError
+
+
+def iou_net(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    iou_pooler: PoolerFactory,
+    head_pool: HeadFactory = FlattenHead,
+    fpn_channels: int = 256,
+    iou_channels: int = 1024,
+    iou_boxes_per_image: int = 512,
+    iou_guided: bool = True,
+    refine_steps: int = 5,
+    refine_step_size: float = 0.05,
+    anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
+    **arguments: Any,
+) -> TwoStageDetector:
+    """IoU-Net (Jiang et al., ECCV 2018) on Faster R-CNN with a feature pyramid.
+
+    The IoU head is trained on jittered boxes of the objects, not on proposals. A detection has the predicted IoU of its
+    final box as `ious`.
+
+    Args:
+        num_classes: classes without background.
+        body: the convolutional network under the pyramid.
+        box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
+        iou_pooler: the same for the IoU head; refinement needs gradients with respect to boxes from it, which
+            `pr_roi_pool`, `roi_align` and every operator with continuous bins have.
+        head_pool: called with (channels, height, width) of pooled RoIs, returns the box head.
+        fpn_channels: channels of every pyramid level.
+        iou_channels: width of the IoU head's two fully connected layers.
+        iou_boxes_per_image: jittered boxes an image.
+        iou_guided: suppression by predicted IoU; otherwise by class score.
+        refine_steps: gradient steps on each detected box; 0: no refinement.
+        refine_step_size: see `detpool.detection.localization.refine_boxes`.
+        anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
+        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
+
+    Raises:
+        ConfigError: if the parts do not fit each other, for an unknown argument, or if refinement is asked for with a
+            pooler that has no gradient with respect to boxes.
+    """
+    backbone = FPNBackbone(body, fpn_channels)
+    pooler, shape = build_pooler(box_pooler, backbone, "pooler")
+    head = head_pool(shape)
+    own_pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")
+    if refine_steps > 0 and not _has_box_gradient(own_pooler, backbone):
+        raise ConfigError(
+            "iou_pooler: refinement follows the gradient with respect to boxes, which this pooler has not (it rounds "
+            "them); choose pooler@iou_pooler=pr_roi_pool or roi_align, or model.refine_steps=0"
+        )
+    make_heads = functools.partial(
+        IoUHeads,
+        iou_pooler=own_pooler,
+        iou_head=FlattenHead(shape, iou_channels),
+        iou_predictor=nn.Linear(iou_channels, num_classes),
+        iou_boxes_per_image=iou_boxes_per_image,
+        iou_guided=iou_guided,
+        refine_steps=refine_steps,
+        refine_step_size=refine_step_size,
+    )
+    box = [pooler, head, FastRCNNPredictor(head.out_channels, num_classes + 1)]
+    return assemble(backbone, box, make_heads, anchor_sizes=anchor_sizes, **arguments)
+
+
+class IoUHeads(TwoStageHeads):
+    """`TwoStageHeads` with an IoU head.
+
+    Args:
+        heads: positional and `box_*` arguments of `TwoStageHeads`.
+        iou_pooler, iou_head, iou_predictor: pooled RoIs, their features, and a score (K, classes) that is 4 IoU - 3, so
+            that IoUs from 0.5 to 1 are -1 to 1.
+        iou_boxes_per_image, iou_guided, refine_steps, refine_step_size: see `iou_net`.
+    """
+
+    def __init__(
+        self,
+        *heads: nn.Module,
+        iou_pooler: nn.Module,
+        iou_head: nn.Module,
+        iou_predictor: nn.Module,
+        iou_boxes_per_image: int,
+        iou_guided: bool,
+        refine_steps: int,
+        refine_step_size: float,
+        **box: Any,
+    ) -> None:
+        super().__init__(*heads, **box)
+        self.iou_pooler, self.iou_head, self.iou_predictor = iou_pooler, iou_head, iou_predictor
+        self.iou_boxes_per_image, self.iou_guided = iou_boxes_per_image, iou_guided
+        self.refine_steps, self.refine_step_size = refine_steps, refine_step_size
+
+    def losses(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        losses = super().losses(features, proposals, image_shapes, targets)
+        boxes, labels, ious = [], [], []
+        for target, shape, box in zip(targets, image_shapes, proposals, strict=True):
+            objects = target["boxes"].to(box)
+            if len(objects) == 0:
+                boxes.append(objects)
+                continue
+            jittered, rows = jittered_boxes(objects, shape, self.iou_boxes_per_image)
+            boxes.append(jittered)
+            labels.append(target["labels"][rows])
+            ious.append(paired_iou(jittered, objects[rows]))
+        scores = self._scores(features, boxes, image_shapes)
+        # Without any object the sum over no box keeps the head in the graph.
+        mine = scores[torch.arange(len(scores)), torch.cat(labels) - 1] if labels else scores.sum(1)
+        wanted = 4 * torch.cat(ious) - 3 if ious else mine
+        losses["loss_iou"] = F.smooth_l1_loss(mine, wanted, reduction="sum") / max(len(mine), 1)
+        return losses
+
+    def detect(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes) -> list[Prediction]:
+        logits, regression = self.classify(features, proposals, image_shapes)
+        found = [
+            self._candidates(*image)
+            for image in zip(
+                *(values.split([len(p) for p in proposals]) for values in (logits, regression)),
+                proposals,
+                image_shapes,
+                strict=True,
+            )
+        ]
+        ious = self.predict_ious(features, [d["boxes"] for d in found], [d["labels"] for d in found], image_shapes)
+        detections = [self._suppress(d, iou) for d, iou in zip(found, ious, strict=True)]
+        if self.refine_steps > 0:
+            self._refine(features, detections, image_shapes)
+        return detections
+
+    def predict_ious(
+        self, features: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor], image_shapes: Shapes
+    ) -> list[Tensor]:
+        """Predicted IoU (n,) of the boxes (n, 4) of each image with the object of their class (n,) that they mean."""
+        scores = self._scores(features, boxes, image_shapes)
+        mine = scores[torch.arange(len(scores)), torch.cat(labels) - 1]
+        return list(((mine + 3) / 4).split([len(box) for box in boxes]))
+
+    def _scores(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
+        return self.iou_predictor(self.iou_head(self.iou_pooler(features, boxes, image_shapes)))
+
+    def _candidates(self, logits: Tensor, regression: Tensor, proposals: Tensor, shape: tuple[int, int]) -> Prediction:
+        """Every class of every proposal above the score threshold."""
+        boxes = self.box_coder.decode(regression, [proposals])[:, 1:].reshape(-1, 4)
+        scores = logits.softmax(-1)[:, 1:]
+        labels = torch.arange(1, logits.shape[1], device=logits.device).expand_as(scores).reshape(-1)
+        scores = scores.reshape(-1)
+        rows = torch.where(scores > self.score_thresh)[0]
+        boxes = clip_boxes_to_image(boxes[rows], shape)
+        large = remove_small_boxes(boxes, 1e-2)
+        rows = rows[large]
+        return {"boxes": boxes[large], "labels": labels[rows], "scores": scores[rows]}
+
+    def _suppress(self, found: Prediction, ious: Tensor) -> Prediction:
+        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
+        if self.iou_guided:
+            rows, scores = iou_guided_nms(boxes, scores, labels, ious, self.nms_thresh)
+        else:
+            rows = batched_nms(boxes, scores, labels, self.nms_thresh)
+            scores = scores[rows]
+        rows, scores = rows[: self.detections_per_img], scores[: self.detections_per_img]
+        return {"boxes": boxes[rows], "labels": labels[rows], "scores": scores, "ious": ious[rows]}
+
+    def _refine(self, features: dict[str, Tensor], detections: list[Prediction], image_shapes: Shapes) -> None:
+        counts = [len(d["boxes"]) for d in detections]
+        labels = torch.cat([d["labels"] for d in detections])
+        image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(labels.device)
+        # Tensors made in inference mode, as Lightning's validation makes them, cannot have gradients; copies can.
+        with torch.inference_mode(False):
+            maps = {name: feature.clone() for name, feature in features.items()}
+            boxes = torch.cat([d["boxes"] for d in detections]).clone()
+            labels, image = labels.clone(), image.clone()
+
+            def predict(moved: Tensor, rows: Tensor) -> Tensor:
+                # Rows are in order, so the images' boxes stay together.
+                split = [image[rows] == number for number in range(len(counts))]
+                ious = self.predict_ious(
+                    maps, [moved[s] for s in split], [labels[rows][s] for s in split], image_shapes
+                )
+                return torch.cat(ious)
+
+            refined = refine_boxes(predict, boxes, self.refine_steps, self.refine_step_size)
+            with torch.no_grad():
+                ious = predict(refined, torch.arange(len(refined), device=refined.device))
+        for detection, shape, box, iou in zip(
+            detections, image_shapes, refined.split(counts), ious.split(counts), strict=True
+        ):
+            detection["boxes"], detection["ious"] = clip_boxes_to_image(box, shape), iou
+
+
+def _has_box_gradient(pooler: nn.Module, backbone: FPNBackbone) -> bool:
+    maps = {level: torch.rand(1, backbone.out_channels, 8, 8) for level in backbone.level_names}
+    box = torch.tensor([[3.0, 3.0, 17.0, 19.0]], requires_grad=True)
+    with torch.enable_grad():
+        pooled = pooler(maps, [box], [(32, 32)])
+        return pooled.requires_grad and bool(torch.autograd.grad(pooled.sum(), box)[0].any())

@@ -1,0 +1,144 @@
+"""IoU-Net's three algorithms on boxes: jittered training boxes, IoU-guided suppression, refinement by gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+MIN_IOU = 0.5
+"""IoU-Net is trained on boxes of at least this IoU with their object."""
+
+
+def paired_iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU (K,) of each box of (K, 4) with the one in the same row."""
+    top_left = torch.maximum(first[:, :2], second[:, :2])
+    bottom_right = torch.minimum(first[:, 2:], second[:, 2:])
+    overlap = (bottom_right - top_left).clamp(min=0).prod(1)
+    areas = sum((box[:, 2:] - box[:, :2]).prod(1) for box in (first, second))
+    return overlap / (areas - overlap).clamp(min=1e-12)
+
+
+def jittered_boxes(
+    objects: Tensor, image_shape: tuple[int, int], count: int, min_iou: float = MIN_IOU
+) -> tuple[Tensor, Tensor]:
+    """Boxes around objects, about evenly spread over IoU (Jiang et al., ECCV 2018, section 3.1).
+
+    Each is an object's box moved and stretched at random; those of an IoU below `min_iou` are dropped, and of the rest
+    each tenth of the IoU's range is drawn from as often.
+
+    Args:
+        objects: (n, 4) XYXY in pixels, n at least 1.
+        image_shape: (height, width) that boxes are cut to.
+        count: how many boxes.
+        min_iou: smallest IoU with the object.
+
+    Returns:
+        boxes (count, 4), and the row of the object of each (count,).
+    """
+    rows = torch.randint(len(objects), (8 * count,), device=objects.device)
+    rows = torch.cat([rows, torch.arange(len(objects), device=objects.device)])
+    base = objects[rows]
+    size = base[:, 2:] - base[:, :2]
+    # How far a box strays is drawn for the whole box: otherwise few would stay near their object.
+    reach = torch.rand(len(rows), 1, device=objects.device) * 0.35
+    reach[-len(objects) :] = 0  # the objects themselves: at least these are left after the threshold
+    centre = (base[:, :2] + base[:, 2:]) / 2 + reach * size * (2 * torch.rand_like(size) - 1)
+    half = size / 2 * torch.exp(1.5 * reach * (2 * torch.rand_like(size) - 1))
+    height, width = image_shape
+    limit = torch.tensor([width, height, width, height], device=objects.device)
+    boxes = torch.minimum(torch.cat([centre - half, centre + half], 1).clamp(min=0), limit)
+    iou = paired_iou(boxes, base)
+    kept = torch.where(iou >= min_iou)[0]
+    part = ((iou[kept] - min_iou) / (1 - min_iou) * 10).long().clamp(0, 9)
+    weights = 1 / torch.bincount(part, minlength=10).clamp(min=1)[part]
+    drawn = kept[torch.multinomial(weights, count, replacement=True)]
+    return boxes[drawn], rows[drawn]
+
+
+def iou_guided_nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, ious: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Suppression in which the box of the highest predicted IoU survives (Jiang et al., algorithm 1).
+
+    Of each cluster the best localised box is kept, and takes the highest class score of the cluster.
+
+    Args:
+        boxes: (K, 4) XYXY.
+        scores, labels, ious: (K,) class scores, classes, and predicted IoUs, by which boxes are ranked.
+        threshold: IoU with a kept box of its class from which a box belongs to that one's cluster.
+
+    Returns:
+        the kept rows by falling score, and their scores.
+    """
+    kept = batched_nms(boxes, ious, labels, threshold)
+    if len(kept) == 0:
+        return kept, scores[:0]
+    together = (box_iou(boxes[kept], boxes) > threshold) & (labels[kept][:, None] == labels[None])
+    together[torch.arange(len(kept), device=kept.device), kept] = True
+    # A box belongs to the first kept box that suppresses it. argmax gives the first maximum only for integers.
+    order = torch.arange(len(kept), 0, -1, device=kept.device)[:, None]
+    owner = (together * order).argmax(0)
+    best = scores.new_zeros(len(kept)).scatter_reduce(0, owner, scores, "amax")
+    falling = best.argsort(descending=True, stable=True)
+    return kept[falling], best[falling]
+
+
+def refine_boxes(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    boxes: Tensor,
+    steps: int = 5,
+    step_size: float = 0.05,
+    tolerance: float = 1e-3,
+) -> Tensor:
+    """Boxes moved up the gradient of their predicted IoU (Jiang et al., algorithm 2).
+
+    A step is taken in coordinates relative to the box's width and height. One that does not raise the prediction is not
+    taken, and the box's rate halved (the paper lets a small loss pass); a box that gains less than `tolerance` rests.
+
+    Args:
+        predict: `predict(boxes, rows)` gives differentiable IoUs (k,) of boxes (k, 4) that are rows (k,) of `boxes`.
+        boxes: (K, 4) XYXY in pixels.
+        steps: steps at most.
+        step_size: change of a relative coordinate for a gradient of 1 per unit of it.
+        tolerance: gain of predicted IoU at which a box rests.
+
+    Returns:
+        boxes (K, 4), detached.
+    """
+    boxes = boxes.detach().clone()
+    rows = torch.arange(len(boxes), device=boxes.device)  # of the boxes that still move
+    rate = torch.full((len(boxes), 1), step_size, dtype=boxes.dtype, device=boxes.device)
+
+    def evaluate(there: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            there = there.detach().requires_grad_()
+            score = predict(there, rows)
+            (slope,) = torch.autograd.grad(score.sum(), there)
+        return score.detach(), slope
+
+    score, slope = evaluate(boxes)
+    for _ in range(steps):
+        if len(rows) == 0:
+            break
+        moved = _step(boxes[rows], slope, rate[rows])
+        new_score, new_slope = evaluate(moved)
+        gain = new_score - score
+        better = gain > 0
+        boxes[rows[better]] = moved[better]
+        rate[rows[~better]] /= 2
+        score, slope = torch.where(better, new_score, score), torch.where(better[:, None], new_slope, slope)
+        moving = ~better | (gain >= tolerance)
+        rows, score, slope = rows[moving], score[moving], slope[moving]
+    return boxes
+
+
+def _step(boxes: Tensor, slope: Tensor, rate: Tensor) -> Tensor:
+    size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+    moved = boxes + rate * slope * size**2
+    # A side that crossed the opposite one would leave no box.
+    centre = (moved[:, :2] + moved[:, 2:]) / 2
+    half = ((moved[:, 2:] - moved[:, :2]) / 2).clamp(min=0.5)
+    return torch.cat([centre - half, centre + half], 1)

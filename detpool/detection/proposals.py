@@ -1,0 +1,117 @@
+"""Where proposals come from: torchvision's region proposal network, or the batch itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+
+from detpool.detection.detector import Target, has_objects
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """torchvision's RPN (Ren et al., NIPS 2015) on some of the feature maps, with losses in either mode.
+
+    Args:
+        map_names: the maps that proposals come from.
+        channels: their channels.
+        anchor_sizes: anchor sides in pixels, one list a map.
+        aspect_ratios: height / width of the anchors, the same on all maps.
+        pre_nms_top_n_train, pre_nms_top_n_test: anchors a map that go to non-maximum suppression.
+        post_nms_top_n_train, post_nms_top_n_test: proposals an image, at most.
+        nms_thresh: IoU of two boxes one of which is dropped.
+        fg_iou_thresh, bg_iou_thresh: an anchor is an object from the first on, background below the second.
+        batch_size_per_image: anchors an image whose losses count.
+        positive_fraction: the fraction of objects among these, at most.
+        score_thresh: score in [0, 1] below which a proposal is dropped.
+    """
+
+    def __init__(
+        self,
+        map_names: Sequence[str],
+        channels: int,
+        anchor_sizes: Sequence[Sequence[int]],
+        aspect_ratios: Sequence[float],
+        *,
+        pre_nms_top_n_train: int = 2000,
+        pre_nms_top_n_test: int = 1000,
+        post_nms_top_n_train: int = 2000,
+        post_nms_top_n_test: int = 1000,
+        nms_thresh: float = 0.7,
+        fg_iou_thresh: float = 0.7,
+        bg_iou_thresh: float = 0.3,
+        batch_size_per_image: int = 256,
+        positive_fraction: float = 0.5,
+        score_thresh: float = 0.0,
+    ) -> None:
+        anchors = AnchorGenerator(
+            tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
+        )
+        super().__init__(
+            anchors,
+            RPNHead(channels, anchors.num_anchors_per_location()[0]),
+            fg_iou_thresh,
+            bg_iou_thresh,
+            batch_size_per_image,
+            positive_fraction,
+            {"training": pre_nms_top_n_train, "testing": pre_nms_top_n_test},
+            {"training": post_nms_top_n_train, "testing": post_nms_top_n_test},
+            nms_thresh,
+            score_thresh,
+        )
+        self.map_names = list(map_names)
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals (n, 4) of each image in pixels; losses where `targets` hold boxes."""
+        maps = [features[name] for name in self.map_names]
+        objectness, deltas = self.head(maps)
+        anchors = self.anchor_generator(images, maps)
+        anchors_per_map = [scores[0].numel() for scores in objectness]
+        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        # Detached: Faster R-CNN is trained as if proposals were given.
+        boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+        proposals, _ = self.filter_proposals(boxes, objectness, images.image_sizes, anchors_per_map)
+        if not has_objects(targets):
+            return proposals, {}
+        labels, matched = self.assign_targets_to_anchors(anchors, targets)
+        if all((label < 0).all() for label in labels):
+            # No anchor is an object or background; the mean over none would be NaN.
+            return proposals, {"loss_objectness": objectness.sum() * 0, "loss_rpn_box_reg": deltas.sum() * 0}
+        losses = self.compute_loss(objectness, deltas, labels, self.box_coder.encode(matched, anchors))
+        return proposals, {"loss_objectness": losses[0], "loss_rpn_box_reg": losses[1]}
+
+
+class GivenProposals(nn.Module):
+    """Proposals that come with the batch, as `proposals` (n, 4) of its targets: Fast R-CNN (Girshick, ICCV 2015).
+
+    Args:
+        top_n_train, top_n_test: the first so many of an image are used.
+    """
+
+    def __init__(self, top_n_train: int = 2000, top_n_test: int = 1000) -> None:
+        super().__init__()
+        self.top_n_train, self.top_n_test = top_n_train, top_n_test
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The proposals, cut to the images; there is nothing to train.
+
+        Raises:
+            ValueError: if they are missing.
+        """
+        if targets is None or any("proposals" not in target for target in targets):
+            raise ValueError(
+                "model.proposals=given: the targets hold no 'proposals'; data.train_proposals and data.val_proposals "
+                "name files of them (tools/write_proposals.py writes such files)"
+            )
+        count = self.top_n_train if self.training else self.top_n_test
+        proposals = [target["proposals"][:count].to(images.tensors) for target in targets]
+        limits = [torch.tensor([w, h, w, h], device=images.tensors.device) for h, w in images.image_sizes]
+        return [torch.minimum(p.clamp(min=0), limit) for p, limit in zip(proposals, limits, strict=True)], {}

@@ -1,0 +1,121 @@
+"""R-FCN and Light-Head R-CNN: position-sensitive maps, and little or nothing computed on each RoI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+
+from detpool.detection.assemble import SINGLE_MAP_ANCHORS, PoolerFactory, assemble, build_pooler
+from detpool.detection.backbones import Body, SingleMapBackbone
+from detpool.detection.detector import TwoStageDetector
+from detpool.detection.heads import LargeSeparableConv, Vote, VotePredictor
+from detpool.errors import ConfigError
+
+
+def rfcn(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    reduced_channels: int = 1024,
+    separate_rpn: bool = True,
+    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
+    box_batch_size_per_image: int = 128,
+    box_hard_examples: bool = True,
+    **arguments: Any,
+) -> TwoStageDetector:
+    """R-FCN (Dai et al., NIPS 2016): every bin of a RoI reads score maps of its own, and the bins vote.
+
+    A 1 x 1 convolution reduces the last map, another makes k^2 (C + 1) score maps and 4 k^2 maps of class-agnostic box
+    deltas of it, for the k x k bins of the pooler. Nothing is computed on RoIs but pooling and the mean over bins.
+
+    Args:
+        num_classes: classes C without background.
+        body: the convolutional network; the paper's has a dilated last stage, `output_stride=16`.
+        box_pooler: a position-sensitive one; its output size is k.
+        reduced_channels: channels after the first 1 x 1 convolution.
+        separate_rpn: proposals come from the map before the last ("conv4"), as in the paper, or from the last one.
+        anchor_sizes: a list of one list of anchor sides in pixels.
+        box_batch_size_per_image, box_hard_examples: online hard example mining, the hardest 128 of an image.
+        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
+
+    Raises:
+        ConfigError: if the pooler is not position-sensitive, the parts do not fit, or for an unknown argument.
+    """
+    outputs = num_classes + 1 + 4
+    height, width = _output_size(box_pooler)
+    maps = nn.Conv2d(reduced_channels, outputs * height * width, kernel_size=1)
+    nn.init.normal_(maps.weight, std=0.01)
+    neck = nn.Sequential(nn.Conv2d(body.channels[-1], reduced_channels, kernel_size=1), nn.ReLU(), maps)
+    backbone = SingleMapBackbone(body, neck, maps.out_channels, separate_rpn)
+    pooler, shape = build_pooler(box_pooler, backbone, "pooler")
+    if shape[0] != outputs:
+        raise ConfigError(
+            f"pooler: R-FCN's {height} x {width} bins read {maps.out_channels} maps, each {outputs} of its own, but "
+            f"the pooler gives {shape[0]} channels; it must be position-sensitive: pooler=ps_roi_pool, ps_roi_align, "
+            f"ps_pr_roi_pool, or pooler=pool pooler.operator.channels=position_sensitive"
+        )
+    return assemble(
+        backbone,
+        [pooler, Vote(), VotePredictor(num_classes + 1)],
+        anchor_sizes=anchor_sizes,
+        box_batch_size_per_image=box_batch_size_per_image,
+        box_hard_examples=box_hard_examples,
+        **arguments,
+    )
+
+
+def light_head_rcnn(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    head_channels: int = 2048,
+    thin_channels: int = 10,
+    mid_channels: int = 256,
+    kernel_size: int = 15,
+    separate_rpn: bool = True,
+    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
+    box_hard_examples: bool = True,
+    **arguments: Any,
+) -> TwoStageDetector:
+    """Light-Head R-CNN (Li et al., arXiv:1711.07264): thin maps by a large separable convolution, one fully connected
+    layer on each RoI.
+
+    Args:
+        num_classes: classes without background.
+        body: the convolutional network; the paper's has a dilated last stage, `output_stride=16`.
+        box_pooler: position-sensitive in the paper, which has other RoI poolings in its ablations.
+        head_channels: width of the fully connected layer.
+        thin_channels: channels of the thin map for each bin (the paper: 10, so 490 for 7 x 7).
+        mid_channels: channels within the separable convolution (the paper: 64 or 256).
+        kernel_size: of the separable convolution, odd.
+        separate_rpn: proposals come from the map before the last, or from the last one.
+        anchor_sizes: a list of one list of anchor sides in pixels.
+        box_hard_examples: online hard example mining.
+        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
+
+    Raises:
+        ConfigError: if the parts do not fit, or for an unknown argument.
+    """
+    height, width = _output_size(box_pooler)
+    thin = thin_channels * height * width
+    neck = nn.Sequential(LargeSeparableConv(body.channels[-1], thin, mid_channels, kernel_size), nn.ReLU())
+    backbone = SingleMapBackbone(body, neck, thin, separate_rpn)
+    pooler, shape = build_pooler(box_pooler, backbone, "pooler")
+    head = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], head_channels), nn.ReLU())
+    return assemble(
+        backbone,
+        [pooler, head, FastRCNNPredictor(head_channels, num_classes + 1)],
+        anchor_sizes=anchor_sizes,
+        box_hard_examples=box_hard_examples,
+        **arguments,
+    )
+
+
+def _output_size(box_pooler: PoolerFactory) -> tuple[int, int]:
+    """The bins a pooler will have, which the maps must be built for before it."""
+    pooler: Any = box_pooler(featmap_names=["0"], strides=[1])
+    height, width = pooler.output_size
+    return height, width
