@@ -22,10 +22,10 @@ def _conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int =
 class _Residual(nn.Module):
     """Basic block of ResNet (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut."""
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, dilation: int = 1) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int, dilations: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
-        self.conv1 = _conv_bn(channels_in, channels_out, stride, dilation=dilation)
-        self.conv2 = _conv_bn(channels_out, channels_out, dilation=dilation)
+        self.conv1 = _conv_bn(channels_in, channels_out, stride, dilation=dilations[0])
+        self.conv2 = _conv_bn(channels_out, channels_out, dilation=dilations[1])
         same = stride == 1 and channels_in == channels_out
         self.shortcut = nn.Identity() if same else _conv_bn(channels_in, channels_out, stride, kernel=1)
 
@@ -62,10 +62,11 @@ class SmallCNN(StagedBody):
         stem = nn.Sequential(_conv_bn(3, widths[0], 2), nn.ReLU(), _conv_bn(widths[0], widths[0], 2), nn.ReLU())
         stages = {}
         for level, (width, stride) in enumerate(zip(widths, strides, strict=True)):
-            dilation = max(1, stride // output_stride)
+            # The convolution that would have had stride 2 reads what it would have read; those after it are dilated.
+            before, dilation = (max(1, s // output_stride) for s in (stride // 2, stride))
             step = 1 if level == 0 or dilation > 1 else 2
-            blocks = [_Residual(widths[max(level - 1, 0)], width, step, dilation)]
-            blocks += [_Residual(width, width, 1, dilation) for _ in range(depth - 1)]
+            blocks = [_Residual(widths[max(level - 1, 0)], width, step, (before, dilation))]
+            blocks += [_Residual(width, width, 1, (dilation, dilation)) for _ in range(depth - 1)]
             stages[f"stage{level + 1}"] = nn.Sequential(*blocks)
         super().__init__(
             {"stem": stem}, stages, widths, [min(s, output_stride) for s in strides], strides.index(min_stride)
