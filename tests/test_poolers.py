@@ -8,7 +8,13 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.ops import MultiScaleRoIAlign
 
 from detpool import ops
-from detpool.poolers import RoIPooler, assign_levels, multi_scale_roi_align
+from detpool.poolers import (
+    AllLevelsPooler,
+    RoIPooler,
+    SpatialPyramidPooler,
+    assign_levels,
+    multi_scale_roi_align,
+)
 
 NAMES = ["0", "1", "2", "3"]
 STRIDES = [4, 8, 16, 32]
@@ -122,3 +128,41 @@ def test_learned_reductions_are_trained_and_saved():
     assert list(pooler.state_dict()) == ["reduction.p"]
     pooler(pyramid(), [random_boxes(5, 1), random_boxes(5, 2)], [(256, 320)] * 2).sum().backward()
     assert reduction.p.grad != 0
+
+
+def test_all_levels_are_joined():
+    boxes = [random_boxes(10, 1), random_boxes(5, 2)]
+    sizes = [(256, 320)] * 2
+    rois = torch.cat([torch.cat([torch.full((len(b), 1), float(i)), b], 1) for i, b in enumerate(boxes)])
+    pooled = [ops.roi_align(pyramid()[name], rois, 3, 1 / s) for name, s in zip(NAMES, STRIDES, strict=True)]
+    pooler = AllLevelsPooler(NAMES, 3, ops.roi_align, strides=STRIDES)
+    assert list(pooler.parameters()) == []
+    torch.testing.assert_close(pooler(pyramid(), boxes, sizes), sum(pooled))
+
+    torch.manual_seed(0)
+    pooler = AllLevelsPooler(NAMES, 3, ops.roi_align, strides=STRIDES, fusion="concat", channels=3)
+    weight, bias = pooler.mix.weight[:, :, 0, 0], pooler.mix.bias
+    expected = torch.einsum("oc,kcij->koij", weight, torch.cat(pooled, 1)) + bias[:, None, None]
+    torch.testing.assert_close(pooler(pyramid(), boxes, sizes), expected)
+
+    pooler = AllLevelsPooler(NAMES, 3, ops.roi_align, strides=STRIDES, fusion="attention", channels=3)
+    out = pooler(pyramid(), boxes, sizes)
+    low, high = torch.stack(pooled).amin(0), torch.stack(pooled).amax(0)
+    assert ((out >= low - 1e-5) & (out <= high + 1e-5)).all()  # weights of each bin are positive and sum to one
+    with torch.no_grad():
+        pooler.mix.weight.zero_()
+        pooler.mix.bias.copy_(torch.tensor([0.0, 50, 0, 0]))
+    torch.testing.assert_close(pooler(pyramid(), boxes, sizes), pooled[1])
+    with pytest.raises(ValueError, match="fusion must be one of sum, concat, attention, got 'mean'"):
+        AllLevelsPooler(NAMES, 3, ops.roi_align, fusion="mean")
+
+
+def test_spatial_pyramid_is_a_column_of_all_bins():
+    pooler = SpatialPyramidPooler(NAMES, levels=[1, [2, 3]], strides=STRIDES, canonical_scale=56)
+    assert pooler.output_size == (7, 1)
+    boxes = random_boxes(12, 1)
+    out = pooler(pyramid(batch=1), [boxes], [(256, 320)])
+    levels = assign_levels(boxes, 4, 2, canonical_scale=56)
+    for row, (box, level) in enumerate(zip(boxes, levels.tolist(), strict=True)):
+        single = ops.spp(pyramid(batch=1)[str(level)], [box[None]], [1, (2, 3)], 1 / STRIDES[level])
+        assert torch.equal(out[row, :, :, 0], single[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detpool.distributed import gather_lists
 from detpool.evaluation.coco import Backend, CocoEvaluator, IouType
-from detpool.evaluation.localization import iou_correlation
+from detpool.evaluation.iou_correlation import iou_correlation
 from detpool.evaluation.results import Row, shorten, to_rows
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
 
