@@ -45,6 +45,11 @@ class DetectionDataModule(LightningDataModule):
         num_workers: loader processes of each loader and process; 0: load in the training process.
         pin_memory: whether to put batches into page-locked memory, for faster copies to a GPU.
         seed: the run's seed.
+        train_proposals, val_proposals, test_proposals: files of proposals (`detpool.data.proposals`) of the sets, for
+            models that do not make their own. A test set that is the validation set has its proposals.
+
+    Raises:
+        ValueError: an argument is out of range, or `test_proposals` is given without a test set of its own.
     """
 
     def __init__(
@@ -57,6 +62,9 @@ class DetectionDataModule(LightningDataModule):
         num_workers: int = 2,
         pin_memory: bool = False,
         seed: int = 0,
+        train_proposals: str | None = None,
+        val_proposals: str | None = None,
+        test_proposals: str | None = None,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -64,6 +72,9 @@ class DetectionDataModule(LightningDataModule):
                 raise ValueError(f"{name}: got {value}, need at least 1")
         if num_workers < 0:
             raise ValueError(f"num_workers: got {num_workers}, need at least 0")
+        if test is None and test_proposals is not None:
+            raise ValueError("test_proposals: the validation set is the test set, and val_proposals its proposals")
+        self._proposals = {"train": train_proposals, "val": val_proposals, "test": test_proposals}
         self._build_train, self._build_val, self._build_test = train, val, test
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
@@ -72,15 +83,17 @@ class DetectionDataModule(LightningDataModule):
 
     @cached_property
     def train_dataset(self) -> DetectionDataset:
-        return self._same_classes(self._build_train(), "training")
+        return self._with_proposals(self._same_classes(self._build_train(), "training"), "train")
 
     @cached_property
     def val_dataset(self) -> DetectionDataset:
-        return self._build_val()
+        return self._with_proposals(self._build_val(), "val")
 
     @cached_property
     def test_dataset(self) -> DetectionDataset:
-        return self.val_dataset if self._build_test is None else self._same_classes(self._build_test(), "test")
+        if self._build_test is None:
+            return self.val_dataset
+        return self._with_proposals(self._same_classes(self._build_test(), "test"), "test")
 
     @property
     def class_names(self) -> list[str]:
@@ -131,6 +144,12 @@ class DetectionDataModule(LightningDataModule):
             # what the model draws next, and a resumed run starts its loaders at other times.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+    def _with_proposals(self, dataset: DetectionDataset, split: str) -> DetectionDataset:
+        path = self._proposals[split]
+        if path is not None:
+            dataset.attach_proposals(path)
+        return dataset
 
     def _same_classes(self, dataset: DetectionDataset, name: str) -> DetectionDataset:
         ours, theirs = (dict(zip(d.category_ids, d.class_names, strict=True)) for d in (dataset, self.val_dataset))

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision import tv_tensors
 
+from detpool.data.proposals import read_proposals
 from detpool.data.sampling import SampleKey, seeded_rng
 
 Target = dict[str, Any]
@@ -28,6 +30,15 @@ class DetectionDataset(Dataset[Sample]):
 
     def __init__(self, transform: Transform | None = None) -> None:
         self.transform = transform
+        self.proposals: dict[int, Tensor] | None = None
+
+    def attach_proposals(self, path: str) -> None:
+        """Give each sample `proposals`, read from a file of `detpool.data.proposals`.
+
+        Raises:
+            DataError: the file cannot be read, or lacks an image of the data set.
+        """
+        self.proposals = read_proposals(path, self.image_ids)
 
     @property
     @abstractmethod
@@ -60,6 +71,10 @@ class DetectionDataset(Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"index: got {index}, the data set has {len(self)} samples")
         image, target = self.load(index % len(self))
+        if self.proposals is not None:
+            size = (image.shape[-2], image.shape[-1])
+            boxes = self.proposals[target["image_id"]]
+            target["proposals"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
         if self.transform is None:
             return image, target
         if seed is None:

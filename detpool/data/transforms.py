@@ -1,8 +1,25 @@
 """The image transforms of training and evaluation, as one function of named parameters."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from torch import Tensor
+from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+
+class SanitizeObjects(v2.SanitizeBoundingBoxes):
+    """Removes objects less than a pixel wide or high with their labels and masks, and such proposals by themselves."""
+
+    def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        # The base class takes all boxes of a sample for one list that has labels.
+        others = {key: value for key, value in target.items() if key != "proposals"}
+        image, cleaned = super().forward(image, others)
+        if "proposals" in target:
+            boxes = target["proposals"]
+            large = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
+            cleaned["proposals"] = tv_tensors.wrap(boxes[large], like=boxes)
+        return image, cleaned
 
 
 def detection_transform(
@@ -16,7 +33,7 @@ def detection_transform(
     """Build a `torchvision.transforms.v2` pipeline from (image, target) to (image, target).
 
     Images stay uint8. Boxes are clamped to the image, and objects less than one pixel wide or high after that are
-    removed, with their labels and masks. Without arguments that is all; evaluation needs only a size.
+    removed, with their labels and masks; proposals go along with the image. Without arguments that is all; evaluation needs only a size.
 
     Args:
         min_size: shorter side of the result in pixels, the aspect ratio kept; of several, each image draws one.
@@ -71,5 +88,5 @@ def detection_transform(
         steps.append(v2.RandomHorizontalFlip(hflip))
     if photometric:
         steps.append(v2.RandomPhotometricDistort())
-    steps += [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()]
+    steps += [v2.ClampBoundingBoxes(), SanitizeObjects()]
     return v2.Compose(steps)

@@ -28,8 +28,8 @@ def test_torchvisions_maskrcnn_resnet50_fpn_is_ours_with_the_same_weights():
     generator = torch.Generator().manual_seed(1)
     # Images whose shorter side is min_size already, which torchvision does not resize.
     images = [torch.rand(3, 128, 160, generator=generator), torch.rand(3, 128, 128, generator=generator)]
-    # In float32 two of two million mask pixels differ by 2e-4: ours sums in another order, and a box moved by a rounding
-    # error moves its mask's edge. In float64 all is equal.
+    # In float32 two of two million mask pixels differ by 2e-4: ours sums in another order, and a box moved by a
+    # rounding error moves its mask's edge. In float64 all is equal.
     for dtype, keys, tolerance in ((torch.float32, ("boxes", "scores"), 1e-4), (torch.float64, None, 1e-9)):
         with torch.no_grad():
             found, expected = (

@@ -1,0 +1,66 @@
+"""From a trained RPN to a file, and from the file to Fast R-CNN."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from detpool.data.proposals import read_proposals
+from detpool.training import runs
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+import write_proposals as tool
+
+FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.box_batch_size_per_image=16"]
+
+
+def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_path, capsys):
+    runs.train(tiny_config("trainer.max_epochs=1", "data.train_transform.hflip=1.0", name="rpn"))
+    checkpoint = tmp_path / "rpn" / "checkpoints" / "last.ckpt"
+    for split in ("train", "val"):
+        tool.main([f"ckpt_path={checkpoint}", f"split={split}", f"output={tmp_path}/{split}.npz", "top_n=30"])
+    assert "30 proposals an image, 8 images of train" in capsys.readouterr().out
+
+    # The file's boxes are those of the network on pictures that are not flipped, as evaluation sees them.
+    config = runs.load_config(checkpoint)
+    module = runs.build_module(config, pretrained=False)
+    runs.load_checkpoint(module, checkpoint)
+    model = module.model.eval()
+    model.rpn._post_nms_top_n["testing"] = 30
+    image = runs.build_data(config).train_dataset.load(3)[0].float() / 255
+    with torch.no_grad():
+        batch, _ = model.transform([image])
+        (expected,), _ = model.rpn(batch, model.backbone(batch.tensors))
+    torch.testing.assert_close(read_proposals(tmp_path / "train.npz", [4])[4], expected, atol=1e-3, rtol=1e-4)
+
+    files = [f"data.{split}_proposals={tmp_path}/{split}.npz" for split in ("train", "val")]
+    metrics = runs.train(
+        tiny_config(*FAST, *files, "trainer.max_epochs=1", name="fast", without=["model", "head_pool"])
+    )
+    assert 0 <= metrics["AP"] <= 1
+    with pytest.raises(SystemExit):
+        tool.main([f"ckpt_path={tmp_path}/fast/checkpoints/last.ckpt", "split=val", f"output={tmp_path}/x.npz"])
+    assert "takes proposals from files and makes none" in capsys.readouterr().err
+
+
+def test_a_batch_without_proposals_says_what_is_missing(tiny_config):
+    config = tiny_config(*FAST, "trainer.max_epochs=1", without=["model", "head_pool"])
+    with pytest.raises(ValueError, match=r"data\.train_proposals and data\.val_proposals name files"):
+        runs.train(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["split=val"], "no value given for ckpt_path, output"),
+        (["ckpt_path=x", "output=y", "split=vall"], "split must be one of train, val, test, got 'vall'"),
+        (["ckpt_path=x", "output=y", "split=val", "top_n=0"], "top_n must be a positive number"),
+        (["ckpt_path=x", "output=y", "split=val"], "ckpt_path=x does not exist"),
+    ],
+)
+def test_arguments_are_checked(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.main(arguments)
+    assert message in capsys.readouterr().err

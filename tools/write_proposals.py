@@ -1,0 +1,88 @@
+#!/usr/bin/env python
+"""Writes the proposals of a trained detector's RPN to a file, for detectors that take them from there (Fast R-CNN).
+
+    python tools/write_proposals.py ckpt_path=logs/.../checkpoints/best.ckpt split=train output=train.npz [top_n=1000]
+    python train.py model=fast_rcnn data.train_proposals=train.npz data.val_proposals=val.npz ...
+
+Further `key=value` change the config of the run, as for `eval.py`. Images of `split` (train, val or test) go through
+the evaluation's transform; boxes are written in pixels of the image files, best first.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from detpool.config import apply_overrides
+from detpool.data.datamodule import collate
+from detpool.data.proposals import write_proposals
+from detpool.errors import ConfigError, exit_with_message
+from detpool.training import runs
+from detpool.training.module import to_unit_range
+
+SPLITS = ("train", "val", "test")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return
+    with exit_with_message():
+        own = {"ckpt_path": None, "split": None, "output": None, "top_n": "1000"}
+        for argument in arguments:
+            name, _, value = argument.partition("=")
+            if name in own:
+                own[name] = value
+        if missing := [name for name, value in own.items() if not value]:
+            raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(n + '=...' for n in missing)}")
+        if own["split"] not in SPLITS:
+            raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {own['split']!r}")
+        if not str(own["top_n"]).isdigit() or int(str(own["top_n"])) < 1:
+            raise ConfigError(f"top_n must be a positive number of proposals an image, got {own['top_n']!r}")
+        rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
+        write(Path(str(own["ckpt_path"])), str(own["split"]), Path(str(own["output"])), int(str(own["top_n"])), rest)
+
+
+def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Sequence[str]) -> None:
+    """Writes the proposals of a checkpoint's RPN for the images of a split.
+
+    Raises:
+        ConfigError: if the checkpoint's model has no RPN, or an override does not exist.
+        DataError: if data is missing or broken.
+    """
+    config = runs.load_config(checkpoint)
+    apply_overrides(config, overrides)
+    if config.model.get("proposals", "rpn") != "rpn":
+        raise ConfigError(f"{checkpoint}: its model takes proposals from files and makes none")
+    config.model.rpn_post_nms_top_n_test = top_n
+    config.model.rpn_pre_nms_top_n_test = max(top_n, config.model.rpn_pre_nms_top_n_test)
+    # Of the training images too the proposals are wanted as evaluation sees them.
+    config.data.train_transform = config.data.eval_transform
+    data = runs.build_data(config)
+    module = runs.build_module(config, pretrained=False)
+    runs.load_checkpoint(module, checkpoint)
+    dataset = getattr(data, f"{split}_dataset")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = module.model.to(device).eval()
+    found = {}
+    for index in track(range(len(dataset)), f"proposals of {split}", disable=not sys.stdout.isatty()):
+        images, (target,) = collate([dataset[index]])
+        with torch.inference_mode():
+            batch, _ = model.transform([image.to(device) for image in to_unit_range(images)])
+            (boxes,), _ = model.rpn(batch, model.backbone(batch.tensors))
+        height, width = target["orig_size"]
+        input_height, input_width = images[0].shape[-2:]
+        scale = boxes.new_tensor([width / input_width, height / input_height]).repeat(2)
+        found[int(target["image_id"])] = (boxes * scale).cpu()
+    write_proposals(output, found)
+    mean = sum(map(len, found.values())) / max(len(found), 1)
+    print(f"{output}: {mean:.0f} proposals an image, {len(found)} images of {split}")
+
+
+if __name__ == "__main__":
+    main()
