@@ -20,6 +20,16 @@ NEEDED = {
     "data=voc": ["data.root=somewhere"],
     "backbone=timm": ["backbone.name=resnet18"],
 }
+RECIPES_ON_COCO = [
+    "mask_rcnn_r50_c4",
+    "mask_rcnn_r50_c5",
+    "faster_rcnn_r50_fpn_1x",
+    "light_head_rcnn_r101",
+    "iou_net_r50_fpn",
+]
+NEEDED |= {
+    f"experiment={name}": ["data.root=somewhere"] for name in [*RECIPES_ON_COCO, "rfcn_r50_voc", "rfcn_r101_voc"]
+}
 CHOICES = sorted(f"{path.parent.relative_to(CONFIGS)}={path.stem}" for path in CONFIGS.glob("*/*.yaml"))
 
 

@@ -33,7 +33,8 @@ def detection_transform(
     """Build a `torchvision.transforms.v2` pipeline from (image, target) to (image, target).
 
     Images stay uint8. Boxes are clamped to the image, and objects less than one pixel wide or high after that are
-    removed, with their labels and masks; proposals go along with the image. Without arguments that is all; evaluation needs only a size.
+    removed, with their labels and masks; proposals go along with the image. Without arguments that is all; evaluation
+    needs only a size.
 
     Args:
         min_size: shorter side of the result in pixels, the aspect ratio kept; of several, each image draws one.

@@ -1,0 +1,45 @@
+"""The benchmark of whole detectors runs, and what it compares does the work it is said to do."""
+
+import bench_detectors
+import pytest
+import torch
+
+
+def test_a_small_run_writes_table_and_plot(tmp_path, capsys):
+    arguments = ["proposals", "--detectors", "R-FCN", "SPP-Net", "--counts", "5", "10", "--size", "64", "96"]
+    assert bench_detectors.main([*arguments, "--rounds", "1", "--output", str(tmp_path)]) == 0
+    lines = (tmp_path / "proposals.csv").read_text().splitlines()
+    assert [line.rsplit(",", 4)[0] for line in lines[1:]] == ["R-FCN,5", "R-FCN,10", "SPP-Net,5", "SPP-Net,10"]
+    assert all(float(line.split(",")[2]) > 0 for line in lines[1:])
+    assert (tmp_path / "proposals.png").stat().st_size > 5000
+    assert (tmp_path / "detectors.json").exists()
+    assert "R-FCN" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", bench_detectors.DETECTORS)
+def test_all_proposals_go_through_the_second_stage(name):
+    model = bench_detectors.DETECTORS[name]()
+    seen = []
+    model.roi_heads.box_predictor.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    with torch.inference_mode():
+        bench_detectors.call(model, torch.rand(3, 64, 96), bench_detectors.random_boxes(7, (64, 96)))()
+    assert seen == [7]
+
+
+def test_crops_go_through_the_whole_backbone():
+    seen = []
+    body = torch.nn.Conv2d(3, 1, 1)
+    body.register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape)))
+    bench_detectors.crops(body, torch.rand(3, 64, 96), bench_detectors.random_boxes(12, (64, 96)))
+    assert seen == [(10, 3, 224, 224), (2, 3, 224, 224)]
+
+
+def test_arguments_are_checked(capsys):
+    for arguments, message in (
+        (["claim"], "invalid choice: claim"),
+        (["--counts", "5000"], "--counts must lie in 1 .. 2000"),
+        (["--size", "10", "900"], "--size must be at least 64 64"),
+    ):
+        with pytest.raises(SystemExit):
+            bench_detectors.main(arguments)
+        assert message in capsys.readouterr().err

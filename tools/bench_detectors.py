@@ -1,0 +1,230 @@
+#!/usr/bin/env python
+"""What the papers say of the speed of whole detectors, measured: random weights, one image, given proposals.
+
+    python tools/bench_detectors.py                     # everything, tens of minutes on two cores
+    python tools/bench_detectors.py claims              # R-FCN against Faster R-CNN C4; one shared map against crops
+    python tools/bench_detectors.py proposals --counts 100 300
+
+- `claims`: R-FCN ResNet-101 against Faster R-CNN ResNet-101-C4, whose last stage works on each of 300 RoIs (R-FCN, Dai et
+  al., 2016, table 3: at least 2.5 times the images a second); and pooling 300 RoIs of one shared map (SPP-Net's head)
+  against running the backbone on 300 crops of 224 x 224, as R-CNN did (He et al., 2014: 30 to 170 times).
+- `proposals`: seconds an image of each detector, ResNet-50, as proposals grow.
+
+Calls are timed in turns in one process. Nothing is suppressed before the second stage, so all proposals go through it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import torch
+from bench.output import console, write_json
+from bench.plots import COLOURS, MARKERS
+from bench.timing import Summary, interleave, summarise
+from rich.table import Table
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from detpool import ops
+from detpool.detection import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn, iou_net, light_head_rcnn, rfcn
+from detpool.detection.backbones import resnet
+from detpool.evaluation.files import write_text_atomically
+from detpool.poolers import RoIPooler, SpatialPyramidPooler
+
+CLASSES = 20
+CROP = 224
+COUNTS = (100, 300, 1000, 2000)
+
+
+def _pooler(size: int, operator: Callable[..., Tensor], **keywords: Any) -> functools.partial[RoIPooler]:
+    return functools.partial(RoIPooler, output_size=size, operator=functools.partial(operator, **keywords))
+
+
+ALIGN = functools.partial(_pooler, operator=ops.roi_align, sampling_ratio=2, aligned=True)
+GIVEN = {"proposals": "given", "rpn_top_n_test": max(COUNTS)}
+
+
+def _body(depth: int, output_stride: int = 32) -> nn.Module:
+    return resnet(f"resnet{depth}", weights=None, output_stride=output_stride)
+
+
+def _c4(depth: int) -> nn.Module:
+    return faster_rcnn_c4(CLASSES, _body(depth), ALIGN(14), **GIVEN)
+
+
+def _rfcn(depth: int) -> nn.Module:
+    return rfcn(CLASSES, _body(depth, 16), _pooler(7, ops.ps_roi_pool, convention="rfcn"), **GIVEN)
+
+
+def _spp(depth: int) -> nn.Module:
+    return faster_rcnn_c5(CLASSES, _body(depth, 16), SpatialPyramidPooler, **GIVEN)
+
+
+DETECTORS: dict[str, Callable[[], nn.Module]] = {
+    "Faster R-CNN FPN": lambda: faster_rcnn_fpn(CLASSES, _body(50), ALIGN(7), **GIVEN),
+    "Faster R-CNN C4": lambda: _c4(50),
+    "Faster R-CNN DC5": lambda: faster_rcnn_c5(CLASSES, _body(50, 16), ALIGN(7), **GIVEN),
+    "SPP-Net": lambda: _spp(50),
+    "Mask R-CNN FPN": lambda: faster_rcnn_fpn(CLASSES, _body(50), ALIGN(7), mask_pooler=ALIGN(14), **GIVEN),
+    "R-FCN": lambda: _rfcn(50),
+    "Light-Head R-CNN": lambda: light_head_rcnn(
+        CLASSES, _body(50, 16), _pooler(7, ops.ps_roi_align, sampling_ratio=2), **GIVEN
+    ),
+    "IoU-Net": lambda: iou_net(CLASSES, _body(50), _pooler(7, ops.pr_roi_pool), _pooler(7, ops.pr_roi_pool), **GIVEN),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = _arguments(argv)
+    begin, load = time.perf_counter(), {"before": os.getloadavg()}
+    torch.manual_seed(0)
+    options.output.mkdir(parents=True, exist_ok=True)
+    if "claims" in options.what:
+        _claims(options)
+    if "proposals" in options.what:
+        _proposals(options)
+    load["after"] = os.getloadavg()
+    command = ["python", "tools/bench_detectors.py", *(sys.argv[1:] if argv is None else argv)]
+    write_json(options.output / "detectors.json", command, vars(options), time.perf_counter() - begin, load)
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> None:
+    image = torch.rand(3, *options.size)
+    boxes = random_boxes(options.claim_proposals, options.size)
+    pairs: list[tuple[str, dict[str, Callable[[], object]]]] = [
+        (
+            "R-FCN R-101 against Faster R-CNN R-101-C4",
+            {"R-FCN": call(_rfcn(101), image, boxes), "Faster R-CNN C4": call(_c4(101), image, boxes)},
+        ),
+        (
+            "one shared map (SPP-Net head, R-50) against the backbone on each crop",
+            {
+                "SPP-Net": call(_spp(50), image, boxes),
+                "crops": functools.partial(crops, _body(50).eval(), image, boxes),
+            },
+        ),
+    ]
+    table = Table(title=f"Seconds an image, {len(boxes)} proposals, {options.size[0]} x {options.size[1]} pixels")
+    for column in ("claim", "first", "second", "ratio"):
+        table.add_column(column, justify="left" if column == "claim" else "right")
+    lines = ["claim,contender,median_s,p20_s,p80_s,rounds"]
+    for claim, calls in pairs:
+        found = {name: summarise(times) for name, times in interleave(calls, options.rounds, options.budget).items()}
+        lines += [f"{claim},{name},{_numbers(summary)}" for name, summary in found.items()]
+        fast, slow = (summary.median for summary in found.values())
+        table.add_row(claim, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.1f}x")
+    console().print(table)
+    write_text_atomically(options.output / "claims.csv", "\n".join(lines) + "\n")
+
+
+def _proposals(options: argparse.Namespace) -> None:
+    image = torch.rand(3, *options.size)
+    lines = ["detector,proposals,median_s,p20_s,p80_s,rounds"]
+    found: dict[str, dict[int, Summary]] = {}
+    for name in options.detectors:
+        model = DETECTORS[name]()
+        # One detector at a time: eight of them do not fit into a small machine's memory.
+        calls = {str(count): call(model, image, random_boxes(count, options.size)) for count in options.counts}
+        times = interleave(calls, options.rounds, options.budget)
+        found[name] = {int(count): summarise(seconds) for count, seconds in times.items()}
+        lines += [f"{name},{count},{_numbers(summary)}" for count, summary in found[name].items()]
+    table = Table(title=f"Seconds an image, ResNet-50, {options.size[0]} x {options.size[1]} pixels")
+    table.add_column("detector")
+    for count in options.counts:
+        table.add_column(f"{count} proposals", justify="right")
+    for name, row in found.items():
+        table.add_row(name, *(f"{row[count].median:.2f}" for count in options.counts))
+    console().print(table)
+    write_text_atomically(options.output / "proposals.csv", "\n".join(lines) + "\n")
+    _plot(options.output / "proposals.png", found, options.size)
+
+
+def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int]) -> None:
+    figure, panel = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    for number, (name, row) in enumerate(found.items()):
+        panel.plot(
+            list(row), [s.median for s in row.values()], label=name, color=COLOURS[number], marker=MARKERS[number], ms=5
+        )
+    panel.set_xlabel("proposals an image")
+    panel.set_ylabel("seconds an image (median)")
+    panel.set_yscale("log")
+    panel.grid(True, which="both", linewidth=0.4, alpha=0.5)
+    panel.set_title(f"ResNet-50, {size[0]} x {size[1]} pixels, {torch.get_num_threads()} threads", fontsize=10)
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]:
+    """A call that detects in one image with the boxes for proposals."""
+    model = model.eval().to(memory_format=torch.channels_last)
+    # Random weights score nothing reliably above the threshold; without one, what follows the heads has its work.
+    model.roi_heads.score_thresh = 0.0
+
+    def detect() -> object:
+        with torch.inference_mode():
+            return model([image], [{"proposals": boxes}])
+
+    return detect
+
+
+def crops(body: nn.Module, image: Tensor, boxes: Tensor, batch: int = 10) -> None:
+    """R-CNN's way: each proposal, warped to a square, through the whole backbone."""
+    body = body.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for some in boxes.split(batch):
+            patches = roi_align(image[None], [some], CROP, sampling_ratio=1)
+            body(patches.contiguous(memory_format=torch.channels_last))
+
+
+def random_boxes(count: int, size: Sequence[int]) -> Tensor:
+    """Boxes inside the image, sides log-uniform from 32 pixels to three quarters of the shorter side."""
+    height, width = size
+    low, high = 32.0, 0.75 * min(size)
+    sides = low * (high / low) ** torch.rand(count, 2)
+    corner = torch.rand(count, 2) * (torch.tensor([width, height]) - sides)
+    return torch.cat([corner, corner + sides], 1)
+
+
+def _numbers(summary: Summary) -> str:
+    return f"{summary.median:.4f},{summary.p20:.4f},{summary.p80:.4f},{summary.rounds}"
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = ("claims", "proposals")
+    parser.add_argument("what", nargs="*", default=what, help="claims, proposals; default: both")
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS), help="default: all")
+    parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS), help=f"proposals; default: {COUNTS}")
+    parser.add_argument("--claim-proposals", type=int, default=300, help="proposals of the claims; default: 300")
+    parser.add_argument("--size", nargs=2, type=int, default=[600, 800], help="height, width; default: 600 800")
+    parser.add_argument("--rounds", type=int, default=3, help="times each call is timed at most; default: 3")
+    parser.add_argument("--budget", type=float, default=120, help="seconds after which no round begins; default: 120")
+    parser.add_argument("--output", type=Path, default=Path("logs/bench_detectors"), help="default: %(default)s")
+    options = parser.parse_args(argv)
+    if unknown := set(options.what) - set(what):
+        parser.error(f"argument what: invalid choice: {', '.join(sorted(unknown))} (choose from {', '.join(what)})")
+    if min([*options.counts, options.claim_proposals]) < 1 or max(options.counts) > max(COUNTS):
+        parser.error(f"--counts must lie in 1 .. {max(COUNTS)}, got {options.counts}")
+    if min(options.size) < 64:
+        parser.error(f"--size must be at least 64 64, got {options.size}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
