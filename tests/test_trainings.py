@@ -41,3 +41,25 @@ def test_coco_trains_one_epoch(tmp_path, shared_dir):
         "trainer.max_epochs=1",
     )
     assert len([name for name in metrics if name.startswith("AP/")]) == 80
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "metric", "least"),
+    [
+        ("shapes_faster_rcnn_c4", [], "AP50", 0.80),
+        ("shapes_rfcn", ["pooler.output_size=3"], "AP50", 0.80),
+        ("shapes_rfcn", ["pooler.output_size=7"], "AP50", 0.80),
+        ("shapes_light_head_rcnn", [], "AP50", 0.80),
+        ("shapes_iou_net", [], "AP50", 0.80),
+        ("shapes_iou_net", [], "iou_pearson", 0.60),
+        ("shapes_mask_rcnn", [], "mask_AP50", 0.75),
+    ],
+)
+def test_detectors_on_shapes(tmp_path, experiment, overrides, metric, least):
+    assert train(tmp_path, f"experiment={experiment}", *overrides)[metric] >= least
+
+
+def test_nuclei(tmp_path, shared_dir):
+    metrics = train(tmp_path, "experiment=nuclei", f"data.root={shared_dir / 'data' / 'nuclei'}")
+    assert metrics["mask_AP"] >= 0.47
+    assert metrics["mask_AP50"] >= 0.85

@@ -5,9 +5,9 @@
     python tools/bench_detectors.py claims              # R-FCN against Faster R-CNN C4; one shared map against crops
     python tools/bench_detectors.py proposals --counts 100 300
 
-- `claims`: R-FCN ResNet-101 against Faster R-CNN ResNet-101-C4, whose last stage works on each of 300 RoIs (R-FCN, Dai et
-  al., 2016, table 3: at least 2.5 times the images a second); and pooling 300 RoIs of one shared map (SPP-Net's head)
-  against running the backbone on 300 crops of 224 x 224, as R-CNN did (He et al., 2014: 30 to 170 times).
+- `claims`: R-FCN ResNet-101 against Faster R-CNN ResNet-101-C4, whose last stage works on each of 300 RoIs (R-FCN, Dai
+  et al., 2016: at least 2.5 times the images a second); and pooling 300 RoIs of one shared map (SPP-Net's head) against
+  running the backbone on 300 crops of 224 x 224, as R-CNN did (He et al., 2014: 30 to 170 times).
 - `proposals`: seconds an image of each detector, ResNet-50, as proposals grow.
 
 Calls are timed in turns in one process. Nothing is suppressed before the second stage, so all proposals go through it.
