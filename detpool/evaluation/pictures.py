@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -82,34 +82,61 @@ def write_pictures(
     Raises:
         ValueError: an image id is not in the data set.
     """
-    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
     if image_ids is None:
-        count = min(limit, len(index_of))
-        image_ids = [dataset.image_ids[i * len(index_of) // count] for i in range(count)]
-    if unknown := [image_id for image_id in image_ids if image_id not in index_of]:
-        raise ValueError(f"image_ids: not in the data set: {unknown}")
+        count = min(limit, len(dataset.image_ids))
+        image_ids = [dataset.image_ids[i * len(dataset.image_ids) // count] for i in range(count)]
     if not image_ids:
         return []
-
-    classes = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    wanted = set(image_ids)
-    truth: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in image_ids}
-    for annotation in dataset.ground_truth()["annotations"]:
-        if annotation["image_id"] in wanted:
-            truth[annotation["image_id"]].append(annotation)
-    found: dict[int, list[Row]] = {image_id: [] for image_id in image_ids}
-    for row in rows:
-        if row["image_id"] in wanted and row["score"] >= score_threshold:
-            found[row["image_id"]].append(row)
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths, cells = [], []
+    compared = compare(dataset, rows, image_ids, score_threshold=score_threshold, masks=masks, panels=(640, 400))
+    for image_id, (picture, cell) in zip(image_ids, compared, strict=True):
+        path = folder / f"{image_id}.png"
+        picture.save(path)
+        paths.append(path)
+        cells.append(cell)
+    path = folder / "contact_sheet.png"
+    contact_sheet(cells).save(path)
+    return [*paths, path]
+
+
+def compare(
+    dataset: PictureDataset,
+    rows: Iterable[Row],
+    image_ids: Sequence[int],
+    *,
+    score_threshold: float = 0.5,
+    masks: bool = False,
+    panels: Sequence[int] = (640,),
+) -> Iterator[list[Image.Image]]:
+    """The pictures of :func:`write_pictures`, image after image: one for each size of `panels`.
+
+    Args:
+        dataset, rows, score_threshold, masks: as for :func:`write_pictures`.
+        image_ids: which images.
+        panels: longer sides of the image in the pictures, pixels.
+
+    Raises:
+        ValueError: an image id is not in the data set.
+    """
+    index_of = {image_id: index for index, image_id in enumerate(dataset.image_ids)}
+    if unknown := [image_id for image_id in image_ids if image_id not in index_of]:
+        raise ValueError(f"image_ids: not in the data set: {unknown}")
+    classes = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    truth: dict[int, list[Mapping[str, Any]]] = {image_id: [] for image_id in image_ids}
+    for annotation in dataset.ground_truth()["annotations"]:
+        if annotation["image_id"] in truth:
+            truth[annotation["image_id"]].append(annotation)
+    found: dict[int, list[Row]] = {image_id: [] for image_id in image_ids}
+    for row in rows:
+        if row["image_id"] in found and row["score"] >= score_threshold:
+            found[row["image_id"]].append(row)
+
     for image_id in image_ids:
         image, target = dataset[index_of[image_id]]
         height, width = (int(side) for side in target["orig_size"])
-
-        pictures = [
+        yield [
             draw_comparison(
                 image,
                 truth[image_id],
@@ -120,15 +147,8 @@ def write_pictures(
                 masks=masks,
                 captions=(f"ground truth · image {image_id}", f"predictions, score ≥ {score_threshold:g}"),
             )
-            for panel in (640, 400)
+            for panel in panels
         ]
-        path = folder / f"{image_id}.png"
-        pictures[0].save(path)
-        paths.append(path)
-        cells.append(pictures[1])
-    path = folder / "contact_sheet.png"
-    contact_sheet(cells).save(path)
-    return [*paths, path]
 
 
 def draw_comparison(
@@ -156,6 +176,26 @@ def draw_comparison(
         masks: draw segmentations too.
         captions: of the two halves.
     """
+    halves = list(zip(captions, (ground_truth, predictions), strict=True))
+    return draw_panels(image, halves, orig_size=orig_size, classes=classes, panel=panel, masks=masks)
+
+
+def draw_panels(
+    image: Tensor,
+    panels: Sequence[tuple[str, Sequence[Mapping[str, Any]]]],
+    *,
+    orig_size: tuple[int, int],
+    classes: Mapping[int, str],
+    panel: int = 640,
+    masks: bool = False,
+) -> Image.Image:
+    """The same image beside itself with different objects, a legend of the classes below.
+
+    Args:
+        image: uint8 (3, H, W), RGB.
+        panels: from the left, caption and objects, which are COCO annotations or detections.
+        orig_size, classes, panel, masks: as for :func:`draw_comparison`.
+    """
     height, width = int(image.shape[-2]), int(image.shape[-1])
     scale = panel / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -168,16 +208,16 @@ def draw_comparison(
         return [_object(a, zoom, size, orig_size, classes, colors, named, masks) for a in annotations]
 
     font = _font(max(11, panel // 46))
-    halves = [_draw(photo, objects(annotations), font) for annotations in (ground_truth, predictions)]
-    present = sorted({row["category_id"] for row in (*ground_truth, *predictions)})
-    legend = _legend([(classes[i], colors[i]) for i in present], 2 * size[0] + _MARGIN, font)
-
     line = _line_height(font)
-    canvas = Image.new("RGB", (2 * size[0] + 3 * _MARGIN, size[1] + line + legend.height + 3 * _MARGIN), _PAPER)
+    inner = len(panels) * (size[0] + _MARGIN) - _MARGIN
+    present = sorted({row["category_id"] for _, shown in panels for row in shown})
+    legend = _legend([(classes[i], colors[i]) for i in present], inner, font)
+    canvas = Image.new("RGB", (inner + 2 * _MARGIN, size[1] + line + legend.height + 3 * _MARGIN), _PAPER)
     pen = ImageDraw.Draw(canvas)
-    for half, caption, left in zip(halves, captions, (_MARGIN, size[0] + 2 * _MARGIN), strict=True):
+    for number, (caption, shown) in enumerate(panels):
+        left = _MARGIN + number * (size[0] + _MARGIN)
         pen.text((left, _MARGIN // 2), caption, fill=_INK, font=font)
-        canvas.paste(half, (left, line + _MARGIN))
+        canvas.paste(_draw(photo, objects(shown), font), (left, line + _MARGIN))
     canvas.paste(legend, (_MARGIN, line + size[1] + 2 * _MARGIN))
     return canvas
 

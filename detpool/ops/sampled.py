@@ -28,33 +28,36 @@ class Sampled:
         lengths: tuple[int, int] | None = None,
         backend: str | None = None,
     ) -> None:
-        """Rows and columns beyond ``lengths`` are not read; default: all are."""
+        """Bins of both axes in feature cells, the rule that samples them, and its sampling ratio.
+
+        Rows and columns beyond ``lengths`` are not read; default: all are.
+        """
         self.features = features
-        self._lengths = (features.shape[2], features.shape[3]) if lengths is None else lengths
-        self._batch, self._y, self._x = batch, y, x
-        self._sampling, self._ratio, self._groups, self._backend = sampling, ratio, groups, backend
+        self.lengths = (features.shape[2], features.shape[3]) if lengths is None else lengths
+        self._batch, self.y, self.x = batch, y, x
+        self.sampling, self.ratio, self.groups, self._backend = sampling, ratio, groups, backend
         self._means: tuple[Taps, Taps] | None = None
 
     def mean(self, features: Tensor | None = None) -> Tensor:
         """The mean over each bin, of ``features`` of the same shape in place of the operator's own if given."""
         features = self.features if features is None else features
-        if self._sampling.triton is not None and self._backend in (None, "triton"):
+        if self.sampling.triton is not None and self._backend in (None, "triton"):
             tensors = {"features": features, "batch": self._batch}
             if not triton.reasons_against("bin_sum", tensors):
                 return bin_sum(
                     features,
                     self._batch,
-                    self._y,
-                    self._x,
-                    lengths=self._lengths,
-                    rule=self._sampling.triton,
-                    ratio=self._ratio,
-                    groups=self._groups,
+                    self.y,
+                    self.x,
+                    lengths=self.lengths,
+                    rule=self.sampling.triton,
+                    ratio=self.ratio,
+                    groups=self.groups,
                 )
         if self._means is None:
-            self._means = self._taps(self._y, self._lengths[0]), self._taps(self._x, self._lengths[1]).transposed()
+            self._means = self._taps(self.y, self.lengths[0]), self._taps(self.x, self.lengths[1]).transposed()
         y, x = self._means
-        return separable_sum(features, self._batch, y, x, groups=self._groups, backend=self._backend)
+        return separable_sum(features, self._batch, y, x, groups=self.groups, backend=self._backend)
 
     def measure(self) -> Tensor:
         """(K, 1, PH, PW): what the mean is over: numbers of samples, or the area of the bin for an integral.
@@ -62,18 +65,18 @@ class Sampled:
         Raises:
             ValueError: the sampling rule does not say.
         """
-        if self._sampling.measure is None:
+        if self.sampling.measure is None:
             raise ValueError("this reduction needs a sampling rule that counts its samples (`measure`)")
-        y = self._sampling.measure(self._y, self._lengths[0], self._ratio)
-        x = self._sampling.measure(self._x, self._lengths[1], self._ratio).transpose(1, 2)
-        bins = (self._y.lower.shape[1], self._x.lower.shape[1])
+        y = self.sampling.measure(self.y, self.lengths[0], self.ratio)
+        x = self.sampling.measure(self.x, self.lengths[1], self.ratio).transpose(1, 2)
+        bins = (self.y.lower.shape[1], self.x.lower.shape[1])
         return (y * x).to(self._dtype()).expand(-1, *bins)[:, None]
 
     def max(self, features: Tensor | None = None) -> Tensor:
         """The maximum over each bin, 0 for one without samples; of ``features`` if given."""
         features = self.features if features is None else features
-        if self._sampling.windows is not None:
-            return window_max(features, self._batch, *self._windows(), groups=self._groups, backend=self._backend)
+        if self.sampling.windows is not None:
+            return window_max(features, self._batch, *self._windows(), groups=self.groups, backend=self._backend)
         values, exists, size = self._grid(features)
         if exists is None:
             return max_pool2d(values, size)
@@ -90,7 +93,7 @@ class Sampled:
         values, exists, (rows, columns) = self._grid(self.features if features is None else features)
         if exists is None:
             exists = torch.ones((), dtype=torch.bool, device=values.device).expand(len(values), 1, *values.shape[2:])
-        bins = (self._y.lower.shape[1], self._x.lower.shape[1])
+        bins = (self.y.lower.shape[1], self.x.lower.shape[1])
 
         def by_bin(grid: Tensor) -> Tensor:
             return grid.unflatten(3, (bins[1], columns)).unflatten(2, (bins[0], rows)).transpose(3, 4).flatten(4)
@@ -103,47 +106,47 @@ class Sampled:
         (K, C, PH GY, PW GX), the values; (K, 1, PH GY, PW GX), whether they exist, None if all do; and (GY, GX), the
         points of a bin.
         """
-        if self._sampling.points is None:
+        if self.sampling.points is None:
             raise ValueError(
                 "this reduction needs the single values of a bin (sampling 'points'; the maximum also takes 'cells'), "
                 "and this sampling rule yields only their mean"
             )
-        if self._sampling.divides and self._ratio > 0:
-            size = (self._ratio, self._ratio)
+        if self.sampling.divides and self.ratio > 0:
+            size = (self.ratio, self.ratio)
             single = Sampled(
                 features,
                 self._batch,
-                parts(self._y, *size),
-                parts(self._x, *size),
-                self._sampling,
+                parts(self.y, *size),
+                parts(self.x, *size),
+                self.sampling,
                 ratio=1,
-                groups=self._groups,
-                lengths=self._lengths,
+                groups=self.groups,
+                lengths=self.lengths,
                 backend=self._backend,
             )
             return single.mean(), None, size
-        y = self._sampling.points(self._y, self._lengths[0], self._ratio)
-        x = self._sampling.points(self._x, self._lengths[1], self._ratio)
+        y = self.sampling.points(self.y, self.lengths[0], self.ratio)
+        x = self.sampling.points(self.x, self.lengths[1], self.ratio)
         _, _, across, rows = y.exists.shape
         columns = x.exists.shape[3]
         # One bin for each point: those of (i, s) and (j, t) at row i * rows + s and column j * columns + t.
         y_taps = Taps(*(_by_point(t, across, columns) for t in (y.index, y.weight)))
         x_taps = Taps(*(_by_point(t, across, rows).transpose(1, 2) for t in (x.index, x.weight)))
-        values = separable_sum(features, self._batch, y_taps, x_taps, groups=self._groups, backend=self._backend)
+        values = separable_sum(features, self._batch, y_taps, x_taps, groups=self.groups, backend=self._backend)
         exists_y = _by_point(y.exists[..., None], across, columns)[..., 0]
         exists_x = _by_point(x.exists[..., None], across, rows)[..., 0].transpose(1, 2)
         return values, (exists_y & exists_x)[:, None], (rows, columns)
 
     def _windows(self) -> tuple[Tensor, Tensor]:
-        assert self._sampling.windows is not None
-        y = self._sampling.windows(self._y, self._lengths[0], self._ratio)
-        x = self._sampling.windows(self._x, self._lengths[1], self._ratio)
+        assert self.sampling.windows is not None
+        y = self.sampling.windows(self.y, self.lengths[0], self.ratio)
+        x = self.sampling.windows(self.x, self.lengths[1], self.ratio)
         if y.shape[2] > 1 or x.shape[2] > 1:
             raise ValueError("the maximum over cells does not take deformable bins: sample points instead")
         return y[:, :, 0], x[:, :, 0]
 
     def _taps(self, bins: Bins, length: int) -> Taps:
-        taps = self._sampling.taps(bins, length, self._ratio)
+        taps = self.sampling.taps(bins, length, self.ratio)
         return Taps(taps.index, taps.weight.to(self._dtype()))
 
     def _dtype(self) -> torch.dtype:

@@ -1,0 +1,17 @@
+"""Looking at pooling: what operators read, how they move with the box, and which way their gradients point."""
+
+from detpool.visualization.continuity import Continuity, measure_continuity, plot_continuity
+from detpool.visualization.gradient_field import GradientField, gradient_field, plot_gradient_fields
+from detpool.visualization.sampling import Footprint, footprint, plot_footprints
+
+__all__ = [
+    "Continuity",
+    "Footprint",
+    "GradientField",
+    "footprint",
+    "gradient_field",
+    "measure_continuity",
+    "plot_continuity",
+    "plot_footprints",
+    "plot_gradient_fields",
+]

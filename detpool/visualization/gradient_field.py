@@ -1,0 +1,156 @@
+"""Which way gradients push a box: from positions around a target, down a loss on the pooled features.
+
+A box of fixed size is put at positions d around the target box; the loss is half the mean squared difference of what is
+pooled there from what is pooled at the target,
+
+    L(d) = 1/2 mean (op(F, box + d) - op(F, box))^2,
+
+over bins and channels, with the waves F of :class:`detpool.visualization.features.Waves`. It is 0 at the target, and
+its gradient by the box is what would move a box that is refined through its pooled features. Moving a box adds up the
+gradients of both edges of an axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from detpool.visualization.features import Waves
+from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
+
+_MARGIN = 4  # cells of the map around all positions
+_CHANNELS = 8
+_ARROWS = 13  # along each axis of a picture
+
+
+@dataclass(frozen=True)
+class GradientField:
+    """Loss and gradient at n x n positions."""
+
+    offsets: Tensor
+    """(n,) pixels from the target, of rows and of columns"""
+    loss: Tensor
+    """(n, n), squared standard deviations of the features"""
+    gradient: Tensor
+    """(n, n, 2): d loss / d (right, down), a pixel"""
+
+    @property
+    def _cosine(self) -> Tensor:
+        """Between a step down the gradient and the way to the target, where there is any way to go."""
+        down, right = torch.meshgrid(-self.offsets, -self.offsets, indexing="ij")
+        way = torch.stack([right, down], dim=2)
+        away = way.norm(dim=2) > 0
+        return torch.cosine_similarity(-self.gradient[away], way[away], dim=1)
+
+    @property
+    def alignment(self) -> float:
+        """Mean cosine of the angle between a step down the gradient and the way to the target: 1 is straight there."""
+        return float(self._cosine.mean())
+
+    @property
+    def astray(self) -> float:
+        """Share of positions from which such a step leads away from the target, or nowhere."""
+        return float((self._cosine <= 0).double().mean())
+
+
+def gradient_field(
+    operator: Operator,
+    box: tuple[float, float, float, float],
+    output_size: tuple[int, int],
+    stride: float,
+    *,
+    reach: float = 3.0,
+    positions: int = 49,
+    position_sensitive: bool = False,
+    seed: int = 0,
+) -> GradientField:
+    """Put a box at positions around a target.
+
+    Args:
+        operator: ``op(features, rois, output_size, spatial_scale)``.
+        box: the target, x1, y1, x2, y2 in pixels. Its distance from the border is of no account: the map extends beyond
+            it.
+        output_size: bins, (height, width).
+        stride: pixels a cell.
+        reach: of the positions on each side of the target, in cells.
+        positions: n, along each axis; an odd number has the target among them.
+        position_sensitive: whether each bin has channels of its own.
+        seed: of the features.
+
+    Raises:
+        ValueError: the operator gives boxes no gradient, or ``positions`` is less than 2.
+    """
+    if positions < 2:
+        raise ValueError(f"positions must be at least 2, got {positions}")
+    margin = _MARGIN + math.ceil(reach)
+    whole = math.floor(box[0] / stride) - margin, math.floor(box[1] / stride) - margin
+    x1, y1, x2, y2 = (edge - whole[i % 2] * stride for i, edge in enumerate(box))
+    size = (math.ceil(y2 / stride) + margin, math.ceil(x2 / stride) + margin)
+    copies = output_size[0] * output_size[1] if position_sensitive else 1
+    features = Waves(_CHANNELS, seed=seed).map(size).repeat_interleave(copies, dim=1)
+
+    target = torch.tensor([0.0, x1, y1, x2, y2], dtype=torch.float64)
+    # Not linspace, whose middle is not quite 0.
+    offsets = (2 * torch.arange(positions, dtype=torch.float64) - (positions - 1)) / (positions - 1) * reach * stride
+    down, right = torch.meshgrid(offsets, offsets, indexing="ij")
+    moves = torch.stack([right, down], dim=2).flatten(0, 1).requires_grad_()
+    rois = target + torch.cat([torch.zeros(len(moves), 1, dtype=torch.float64), moves, moves], dim=1)
+    pooled = operator(features, rois, output_size, 1 / stride)
+    if not pooled.requires_grad:
+        raise ValueError("the operator gives boxes no gradient: it rounds them")
+    difference = pooled - operator(features, target[None], output_size, 1 / stride)
+    loss = 0.5 * difference.square().mean((1, 2, 3))
+    (gradient,) = torch.autograd.grad(loss.sum(), moves)
+    return GradientField(offsets, loss.detach().unflatten(0, (positions, -1)), gradient.unflatten(0, (positions, -1)))
+
+
+def plot_gradient_fields(fields: Mapping[str, GradientField]) -> Figure:
+    """A panel for each operator: the loss as shades, steps down its gradient as arrows, the target as a cross.
+
+    Args:
+        fields: by the operator's name; all of the same positions.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    if not fields:
+        raise ValueError("fields: got none")
+    columns = min(3, len(fields))
+    rows = -(-len(fields) // columns)
+    figure = Figure(figsize=(WIDTH, 0.3 + rows * (0.95 + (WIDTH - 1.9) / columns)), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    levels = MaxNLocator(10).tick_values(0, max(float(field.loss.max()) for field in fields.values()))
+    longest = max(float(field.gradient.norm(dim=2).max()) for field in fields.values())
+    for panel, (name, field) in zip(panels.flat, fields.items(), strict=False):
+        x = field.offsets
+        # The dark end of the scale would hide the arrows.
+        shades = panel.contourf(x, x, field.loss, levels=levels, cmap="Blues", vmin=0, vmax=1.6 * levels[-1])
+        every = slice(0, None, max(1, round((len(x) - 1) / (_ARROWS - 1))))
+        steps = -field.gradient[every, every]
+        # No arrow is longer than two of them are apart.
+        spacing = float(x[every][1] - x[every][0])
+        scale = longest / (2 * spacing)
+        panel.quiver(
+            x[every], x[every], *steps.unbind(2), angles="xy", scale_units="xy", scale=scale, width=0.006, zorder=3
+        )
+        panel.plot(0, 0, "+", color=COLOURS[1], markersize=12, markeredgewidth=2.5, zorder=4)
+        panel.set_title(title_of(name), fontsize=12)
+        panel.set_xlabel(f"alignment {field.alignment:.3f}, astray {100 * field.astray:.1f} %", fontsize=10)
+        panel.set_aspect("equal")
+        end = float(x[-1]) + spacing
+        panel.set_xlim(-end, end)
+        panel.set_ylim(end, -end)
+        panel.tick_params(labelsize=9)
+    for panel in panels.flat[len(fields) :]:
+        panel.remove()
+    for panel in panels[:, 0]:
+        panel.set_ylabel("box below the target, pixels", fontsize=10)
+    figure.supxlabel("box right of the target, pixels", fontsize=10)
+    figure.colorbar(shades, ax=panels, label="loss, squared sd", shrink=0.8)
+    return figure
