@@ -56,7 +56,7 @@ class Continuity:
     discontinuity: float
     """J continued to d = 0."""
     kink: float
-    """The same of the derivative by the shift, a pixel: infinite where the output itself jumps."""
+    """The same of the derivative by the shift, a pixel, in steps of two: infinite where the output itself jumps."""
     shift_error: float
     """Mean of ``|op(features moved by u, box moved by u) - op(features, box)|`` over bins, channels and 64 shifts u,
     both right and down, within a cell. The features are moved exactly, by sampling their waves elsewhere: for an
@@ -98,10 +98,10 @@ def measure_continuity(
     shifts = torch.arange(int(_CELLS / _FINE) + 1, dtype=torch.float64) * (_FINE * stride)
     rois = start + shifts[:, None] * torch.tensor([0.0, *motion], dtype=torch.float64)
     values = torch.cat([operator(features, some, output_size, 1 / stride) for some in rois.split(_BATCH)])
-    jumps = _largest_change(values, _RATIO), _largest_change(values, 1)
-    slopes = values.diff(dim=0) / (_FINE * stride)
-    slopes_coarse = values[::_RATIO].diff(dim=0) / (_RATIO * _FINE * stride)
-    discontinuity, kink = _at_zero(*jumps), _at_zero(_largest_change(slopes_coarse, 1), _largest_change(slopes, 1))
+    coarse, fine = values[::_RATIO].diff(dim=0), values.diff(dim=0)
+    jumps = float(coarse.abs().max()), float(fine.abs().max())
+    discontinuity = _at_zero(*jumps)
+    kink = _at_zero(*(_largest_bend(c) / (r * _FINE * stride) for c, r in ((coarse, _RATIO), (fine, 1))))
     # Without a jump J(fine) is a 16th of J(coarse), with one about the same.
     if jumps[1] > jumps[0] / math.sqrt(_RATIO):
         kink = math.inf
@@ -117,8 +117,9 @@ def measure_continuity(
     return Continuity(shifts, values, jumps, discontinuity, kink, float(torch.stack(errors).mean()))
 
 
-def _largest_change(values: Tensor, stride: int) -> float:
-    return float(values[::stride].diff(dim=0).abs().max())
+def _largest_bend(changes: Tensor) -> float:
+    """The largest difference of two changes with one between them, in which a kink may lie anywhere."""
+    return float((changes[2:] - changes[:-2]).abs().max())
 
 
 def _at_zero(coarse: float, fine: float) -> float:
