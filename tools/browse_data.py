@@ -1,0 +1,130 @@
+"""Samples of a data set as training or evaluation sees them, after their transforms, on one sheet.
+
+    python tools/browse_data.py data=shapes
+    python tools/browse_data.py data=coco data.root=/path/to/coco data.masks=true split=train count=24
+    python tools/browse_data.py experiment=bccd split=val output=cells.png
+
+`split` is train, val or test (default: train), `count` how many samples (default: 16), `output` the PNG file (default:
+logs/browse_data/<split>.png); everything else is as for train.py. Of the training split the first epoch's first samples
+are shown, as they are drawn with this seed; of the others samples are spread over the whole.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+from pycocotools import mask as rle
+from torch import Tensor
+
+from detpool.config import check_config, check_keys, check_overrides
+from detpool.data import DetectionDataModule
+from detpool.data.dataset import DetectionDataset, Sample
+from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
+from detpool.errors import ConfigError, did_you_mean, exit_with_message
+from detpool.evaluation.pictures import contact_sheet, draw_panels
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SPLITS = ("train", "val", "test")
+PANEL = 400
+COLUMNS = 4
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = sys.argv[1:] if argv is None else argv
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__)
+        return
+    with exit_with_message():
+        own, overrides = _own_arguments(arguments)
+        data = _build(overrides)
+        dataset, keys = _samples(data, own["split"], int(own["count"]))
+        classes = dict(enumerate(dataset.class_names, start=1))
+        pictures = [_draw(dataset[key], classes) for key in keys]
+        if not pictures:
+            raise ConfigError(f"the {own['split']} split has no samples")
+        output = Path(own["output"] or f"logs/browse_data/{own['split']}.png")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(pictures, COLUMNS).save(output)
+    print(f"{len(pictures)} of {len(dataset)} samples of the {own['split']} split: {output}")
+
+
+def _own_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """This program's arguments, checked, and those for Hydra."""
+    own, overrides = {"split": "train", "count": "16", "output": ""}, []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in own:
+            own[key] = value
+        else:
+            overrides.append(argument)
+    if own["split"] not in SPLITS:
+        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {own['split']!r}" + _near(own["split"]))
+    if not own["count"].isdecimal() or int(own["count"]) == 0:
+        raise ConfigError(f"count must be a positive whole number, got {own['count']!r}")
+    if own["output"] and Path(own["output"]).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"output must be a .png or .jpg file, got {own['output']!r}")
+    return own, overrides
+
+
+def _near(split: str) -> str:
+    near = did_you_mean(split, SPLITS)
+    return near if near.startswith("; did") else ""
+
+
+def _build(overrides: list[str]) -> DetectionDataModule:
+    """The datamodule that train.py would build."""
+    check_overrides(CONFIGS, "train", overrides)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        # Without a run there is no run directory, which other parts of the config ask for.
+        config = compose("train", overrides=["run_dir=logs/browse_data", *overrides])
+    check_keys(config, CONFIGS, "train")
+    check_config(config)
+    return instantiate(config.data)
+
+
+def _samples(data: DetectionDataModule, split: str, count: int) -> tuple[DetectionDataset, list[SampleKey]]:
+    """A split, and the keys of the samples to show."""
+    try:
+        data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"data: {error}") from error
+    if split == "train":
+        return data.train_dataset, list(islice(TrainSampler(data.train_dataset, data.seed), count))
+    dataset = data.val_dataset if split == "val" else data.test_dataset
+    keys = list(EvalSampler(dataset, data.seed))
+    count = min(count, len(keys))
+    return dataset, [keys[i * len(keys) // count] for i in range(count)]
+
+
+def _draw(sample: Sample, classes: dict[int, str]) -> Image.Image:
+    image, target = sample
+    height, width = image.shape[-2:]
+    number = len(target["labels"])
+    caption = f"image {target['image_id']} · {height} x {width} · {number} object{'' if number == 1 else 's'}"
+    objects = list(_annotations(target))
+    panels = [(caption, objects)]
+    return draw_panels(image, panels, orig_size=(height, width), classes=classes, panel=PANEL, masks=True)
+
+
+def _annotations(target: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The objects of a sample in COCO's format, labels in place of category ids."""
+    for index, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)):
+        x1, y1, x2, y2 = box
+        segmentation = _encode(target["masks"][index]) if "masks" in target else None
+        yield {"category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": segmentation}
+
+
+def _encode(mask: Tensor) -> dict[str, Any]:
+    return rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+
+
+if __name__ == "__main__":
+    main()
