@@ -16,11 +16,11 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from detpool.visualization.style import COLOURS
+
 from .run import Row
 from .scaling import BIN_AREA, BINS, CHANNELS, ROIS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Distinct to the colour-blind (Okabe and Ito's)."""
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
 
