@@ -46,7 +46,8 @@ class LogPredictions(Callback):
         self._last_epoch: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and is_main_process() and not _image_writers(trainer):
+        # Only the main process has real loggers; all must end, not wait for one that has.
+        if stage == "fit" and not trainer.strategy.broadcast(bool(_image_writers(trainer))):
             raise ConfigError(
                 "callbacks: no logger shows images, so pictures of predictions go with logger=tensorboard"
             )
