@@ -51,6 +51,8 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     record = json.loads((folder / "metrics.json").read_text())
     assert record["metrics"]["AP"] == metrics["AP"]
     assert {"git", "versions", "hardware", "seconds", "command"} <= record.keys()
+    assert 0 < record["step_seconds"] < record["seconds"]
+    assert record["errors"]["objects"] == len(runs.build_data(tiny_config()).val_dataset.ground_truth()["annotations"])
     assert isinstance(json.loads((folder / "predictions.json").read_text()), list)
     assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
 
