@@ -27,6 +27,8 @@ _LOADING = (
     "eval_transform",
 )
 """Keys of `data` that say how it is fed to the network, not which data it is: settings like others."""
+_PATHS = ("dirpath", "path")
+"""Keys of callbacks that hold paths in the run directory."""
 
 _UNSET = object()
 Part = tuple[str, str]
@@ -38,7 +40,7 @@ class Group:
     """Runs that differ in nothing but their seed.
 
     Attributes:
-        parts: the settings in which the group differs from others of its section.
+        parts: the settings in which the group differs from others of its section; its pooler, if it is the only one.
         runs: by seed.
     """
 
@@ -47,7 +49,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        return ", ".join(f"{key}={value}" for key, value in self.parts) or "all runs"
+        return ", ".join(f"{key}={value}" for key, value in self.parts)
 
     def values(self, metric: str) -> dict[int, float]:
         return {seed: run.metrics[metric] for seed, run in self.runs.items()}
@@ -92,12 +94,11 @@ def _section(runs: Sequence[Run], parts: Sequence[Part]) -> Section:
         seeds[run.seed] = kept
         problems.append(Problem(dropped.folder, f"left out: it has the settings and seed of {kept.folder}"))
     names = differences([_settings(next(iter(seeds.values()))) for seeds in by_settings.values()])
-    groups = [
-        Group(name, dict(sorted(seeds.items()))) for name, seeds in zip(names, by_settings.values(), strict=True)
-    ]
-    # What has a name of its own needs no other key of the data.
+    if len(names) == 1:
+        names = [_pooler(runs[0])]
+    groups = [Group(name, dict(sorted(seeds.items()))) for name, seeds in zip(names, by_settings.values(), strict=True)]
     name = _function(runs[0].config["data"]).removesuffix("_datamodule") or "data"
-    shown = ", ".join(f"{key}={value}" for key, value in parts if (key, value) != ("split", runs[0].split))
+    shown = ", ".join(f"{key}={value}" for key, value in parts if key not in ("_target_", "split"))
     return Section(f"{name}, {runs[0].split} split" + (f" ({shown})" if shown else ""), groups, problems)
 
 
@@ -123,7 +124,8 @@ def find_baseline(section: Section, wanted: str | None) -> Group | None:
 
 def check_baseline(sections: Sequence[Section], wanted: str | None) -> None:
     """Raises ConfigError if no section has the baseline that was wanted, or one has several."""
-    if not any([find_baseline(section, wanted) for section in sections]):
+    found = [find_baseline(section, wanted) for section in sections]
+    if found == [None] * len(sections):
         labels = [group.label for section in sections for group in section.groups]
         raise ConfigError(f"--baseline {wanted!r} is no configuration of these runs{did_you_mean(str(wanted), labels)}")
 
@@ -138,21 +140,17 @@ def _settings(run: Run) -> dict[str, Any]:
     settings = {key: value for key, value in run.config.items() if key not in _RUN_LOCAL}
     settings["data"] = {k: v for k, v in run.config["data"].items() if k in _LOADING and k != "seed"}
     settings["evaluation"] = {k: v for k, v in run.config["evaluation"].items() if k not in ("split", "pictures")}
-    run_dir = str(run.config.get("run_dir") or run.folder)
-    pruned = _prune(settings, run_dir)
-    assert isinstance(pruned, dict)
-    return pruned
-
-
-def _prune(node: Any, run_dir: str) -> Any:
-    """Without the paths below the run's own directory."""
-    if not isinstance(node, dict):
-        return node
-    return {
-        key: _prune(value, run_dir)
-        for key, value in node.items()
-        if not (isinstance(value, str) and (value == run_dir or value.startswith(f"{run_dir}/")))
+    settings["callbacks"] = {
+        name: {k: v for k, v in callback.items() if k not in _PATHS}
+        for name, callback in (run.config.get("callbacks") or {}).items()
+        if callback is not None
     }
+    return settings
+
+
+def _pooler(run: Run) -> list[Part]:
+    pooler = run.config.get("pooler") or {}
+    return [("pooler", _function(pooler.get("operator") or pooler) or "unset")]
 
 
 def _key(node: Any) -> str:

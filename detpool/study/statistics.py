@@ -44,11 +44,12 @@ class Difference:
 
 
 def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
-    """Mean over seeds of value minus baseline, with the percentile bootstrap interval (Efron & Tibshirani, 1993, ch. 13).
+    """Mean over seeds of value minus baseline, with the percentile bootstrap interval.
 
-    Pairs are resampled, `RESAMPLES` times with a fixed seed, so the same numbers give the same interval. The interval
-    speaks of seeds alone, not of other images, and with few seeds it is too narrow: of normal differences an interval
-    of nominally 95 % holds the true mean 75 % of the time with 3 seeds, 84 % with 5, 90 % with 10.
+    It is the interval of Efron & Tibshirani, An introduction to the bootstrap (1993), chapter 13. Pairs are resampled
+    `RESAMPLES` times with a fixed seed, so that the same numbers give the same interval. It speaks of seeds alone, not
+    of other images, and with few seeds it is too narrow: of normal differences an interval of nominally 95 % holds the
+    true mean 75 % of the time with 3 seeds, 84 % with 5, 90 % with 10.
 
     Args:
         values: by seed.

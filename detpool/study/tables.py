@@ -22,6 +22,7 @@ class Table:
         rows: cells, as many as `header` in each.
         note: how to read it; may be empty.
         words: how many leading columns hold words; the others hold numbers, and align at the right.
+        listing: whether it is there to look things up in, and of no use in a paper.
     """
 
     title: str
@@ -29,6 +30,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     words: int = 1
+    listing: bool = False
 
 
 def percent(summary: Summary, runs: int) -> str:
