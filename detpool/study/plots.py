@@ -60,23 +60,17 @@ def plot_metric(groups: Sequence[Group], baseline: Group, metric: str) -> Figure
     panels = 2 if len(groups) > 1 else 1
     figure = _figure(1 + 4 * panels, 1.3 + 0.38 * len(groups))
     left, *others = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    for number, group in enumerate(groups):
-        values = [100 * value for value in group.values(metric).values()]
-        left.plot(values, [number] * len(values), color=_colour(number), marker=_marker(number), **_SEEDS)
-        left.plot([100 * summarize(group.values(metric).values()).mean], [number], **_MEAN)
-        for right in others if group is not baseline else ():
-            difference = paired_difference(group.values(metric), baseline.values(metric))
-            ends = [100 * difference.low, 100 * difference.high]
-            right.plot(ends, [number, number], color=_colour(number), linewidth=2)
-            right.plot([100 * difference.mean], [number], color=_colour(number), marker=_marker(number))
-    left.set_yticks(range(len(groups)), [_wrap(group.label) for group in groups])
-    left.set_ylim(len(groups) - 0.5, -0.5)
-    left.set_xlabel(f"{metric}, % (seeds; bar: mean)")
+    _seeds(left, groups, metric)
     for right in others:
+        for number, group in enumerate(groups):
+            if group is not baseline:
+                difference = paired_difference(group.values(metric), baseline.values(metric))
+                ends = [100 * difference.low, 100 * difference.high]
+                right.plot(ends, [number, number], color=_colour(number), linewidth=2)
+                right.plot([100 * difference.mean], [number], color=_colour(number), marker=_marker(number))
         right.axvline(0, color="0.5", linewidth=1)
         right.set_xlabel(f"points above {_wrap(baseline.label)}\n(line: 95 % interval)")
-    for panel in (left, *others):
-        panel.grid(axis="x", color="0.92")
+        right.grid(axis="x", color="0.92")
     return figure
 
 
@@ -106,22 +100,13 @@ def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
     return figure
 
 
-def plot_sizes(groups: Sequence[Group], prefix: str, sizes: Mapping[str, str]) -> Figure:
-    """AP by object size; `sizes` maps a metric's letter to what it stands for."""
-    figure = _figure(4 + 1.6 * len(sizes), 3.4)
-    panel = figure.subplots()
-    for number, group in enumerate(groups):
-        for place, letter in enumerate(sizes):
-            values = [100 * value for value in group.values(f"{prefix}AP{letter}").values()]
-            x = place + 0.6 * ((number + 0.5) / len(groups) - 0.5)
-            panel.plot([x] * len(values), values, color=_colour(number), marker=_marker(number), **_SEEDS)
-            panel.plot([x], [summarize(values).mean], **{**_MEAN, "marker": "_"})
-    panel.set_xticks(range(len(sizes)), list(sizes.values()))
-    panel.set_xlim(-0.5, len(sizes) - 0.5)
-    panel.set_ylabel(f"{prefix}AP, % (seeds; bar: mean)")
-    panel.set_ylim(bottom=0)
-    panel.grid(axis="y", color="0.92")
-    _legend(figure, groups)
+def plot_sizes(groups: Sequence[Group], metrics: Mapping[str, str]) -> Figure:
+    """Metrics by object size, a panel each; `metrics` maps their names to what they stand for."""
+    figure = _figure(1 + 2.7 * len(metrics), 1.3 + 0.38 * len(groups))
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for panel, (metric, title) in zip(panels, metrics.items(), strict=True):
+        _seeds(panel, groups, metric)
+        panel.set_title(title, fontsize=10)
     return figure
 
 
@@ -169,7 +154,7 @@ def plot_cost(groups: Sequence[Group], metric: str) -> Figure:
 
 
 def plot_errors(groups: Sequence[Group]) -> Figure:
-    """What the detections are, and how many objects were missed, a hundred objects; means over seeds."""
+    """What the detections are, and how many objects were missed, per 100 objects; means over seeds."""
     figure = _figure(9, 1.8 + 0.4 * len(groups))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     for number, group in enumerate(groups):
@@ -181,8 +166,8 @@ def plot_errors(groups: Sequence[Group]) -> Figure:
         right.barh(number, mean_share(group, ERRORS[-1]), color="0.3", height=0.7)
     left.set_yticks(range(len(groups)), [_wrap(group.label) for group in groups])
     left.set_ylim(len(groups) - 0.5, -0.5)
-    left.set_xlabel("detections a hundred objects")
-    right.set_xlabel("missed a hundred objects")
+    left.set_xlabel("detections per 100 objects")
+    right.set_xlabel("missed per 100 objects")
     left.set_xlim(0, 100)
     right.set_xlim(left=0)
     handles = [
@@ -193,7 +178,7 @@ def plot_errors(groups: Sequence[Group]) -> Figure:
 
 
 def mean_share(group: Group, kind: str) -> float:
-    """Mean over the runs that recorded errors of a kind's count a hundred objects."""
+    """Mean over the runs that recorded errors of a kind's count per 100 objects."""
     return 100 * summarize(error_shares(group, kind)).mean
 
 
@@ -234,6 +219,18 @@ def _marker(number: int) -> str:
 def _line(number: int) -> dict[str, Any]:
     style = STYLES[number // len(COLOURS) % len(STYLES)]
     return {"color": _colour(number), "marker": _marker(number), "markersize": 4, "linestyle": style}
+
+
+def _seeds(panel: Axes, groups: Sequence[Group], metric: str) -> None:
+    """A row a configuration: a point a seed, and a bar at their mean."""
+    for number, group in enumerate(groups):
+        values = [100 * value for value in group.values(metric).values()]
+        panel.plot(values, [number] * len(values), color=_colour(number), marker=_marker(number), **_SEEDS)
+        panel.plot([summarize(values).mean], [number], **_MEAN)
+    panel.set_yticks(range(len(groups)), [_wrap(group.label) for group in groups])
+    panel.set_ylim(len(groups) - 0.5, -0.5)
+    panel.set_xlabel(f"{metric}, % (seeds; bar: mean)")
+    panel.grid(axis="x", color="0.92")
 
 
 def _band(panel: Axes, x: Sequence[float], y: Sequence[tuple[float, float, float]], number: int) -> None:

@@ -16,7 +16,7 @@ from detpool.study.plots import Picture, to_picture
 from detpool.study.statistics import FEW_SEEDS, paired_difference, summarize
 from detpool.study.tables import Table
 
-SIZES = {"s": "small\n(< 32² pixels)", "m": "medium", "l": "large\n(> 96² pixels)"}
+SIZES = {"s": "small: below 32² pixels", "m": "medium", "l": "large: above 96² pixels"}
 
 
 @dataclass
@@ -115,9 +115,9 @@ def _part(section: Section, baseline: Group, metric: str, name: str) -> Part:
             to_picture(plots.plot_iou(groups, baseline, prefix), f"{name}iou", "AP over IoU thresholds", _IOU_NOTE)
         )
         blocks.append(_iou_table(groups, prefix))
-    sizes = {letter: text for letter, text in SIZES.items() if _has(groups, f"{prefix}AP{letter}")}
+    sizes = {f"{prefix}AP{size}": text for size, text in SIZES.items() if _has(groups, f"{prefix}AP{size}")}
     if sizes:
-        blocks.append(to_picture(plots.plot_sizes(groups, prefix, sizes), f"{name}sizes", "AP by size of the objects"))
+        blocks.append(to_picture(plots.plot_sizes(groups, sizes), f"{name}sizes", "AP by size of the objects"))
     if any(run.errors for run in section.runs):
         title = "Kinds of errors"
         blocks.append(to_picture(plots.plot_errors(_recorded(groups, "errors")), f"{name}errors", title, _ERROR_NOTE))
@@ -229,7 +229,7 @@ def _errors_table(groups: Sequence[Group]) -> Table:
         [g.label, *(tables.percent(summarize(plots.error_shares(g, kind)), len(g.runs)) for kind in kinds)]
         for g in groups
     ]
-    return Table("Kinds of errors", ["configuration", *kinds], rows, "A hundred objects, mean ± standard deviation.")
+    return Table("Kinds of errors", ["configuration", *kinds], rows, "Per 100 objects, mean ± standard deviation.")
 
 
 def _cost_table(groups: Sequence[Group], baseline: Group) -> Table:
@@ -253,8 +253,8 @@ def _cost_table(groups: Sequence[Group], baseline: Group) -> Table:
     header = ["configuration", "ms a step", "× baseline", "MiB a step", "minutes a run"]
     note = (
         "A step is forward, backward and optimizer on one batch (the median of the run); its memory is the peak: on a "
-        "GPU what PyTorch's allocator handed out, on a CPU the resident memory of the process, in a sweep together with "
-        "what earlier runs left. - : not recorded."
+        "GPU what PyTorch's allocator handed out, on a CPU the resident memory of the process, in a sweep together "
+        "with what earlier runs left. - : not recorded."
     )
     return Table("Cost", header, rows, note)
 
