@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from detpool.evaluation.errors import ERRORS
 from detpool.evaluation.metrics_file import read_metrics
 
 Curve = dict[int, float]
@@ -185,12 +186,15 @@ def _read_run(folder: Path) -> Run:
     if not record["metrics"]:
         raise ValueError("metrics.json holds no metric")
     git = _entry(record, "git", dict) or {}
+    errors = _entry(record, "errors", dict)
+    if errors is not None and (lacking := {"objects", "correct", *ERRORS} - errors.keys()):
+        raise ValueError(f"metrics.json: errors lacks {', '.join(sorted(lacking, reverse=True))}")
     return Run(
         folder=folder,
         config=config,
         seed=config["seed"],
         metrics=record["metrics"],
-        errors=_entry(record, "errors", dict),
+        errors=errors,
         step_seconds=_entry(record, "step_seconds", (int, float)),
         peak_memory_bytes=_entry(record, "peak_memory_bytes", (int, float)),
         seconds=_entry(record, "seconds", (int, float)),
@@ -212,8 +216,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError("config.yaml is not the config of a run")
     missing = [key for key in ("seed", "data", "evaluation") if key not in config]
-    if missing or "split" not in config["evaluation"]:
-        raise ValueError(f"config.yaml is not the config of a run: no {', '.join(missing) or 'evaluation.split'}")
+    if missing:
+        raise ValueError(f"config.yaml is not the config of a run: no {', '.join(missing)}")
+    if not isinstance(config["data"], dict) or not isinstance(config["evaluation"], dict):
+        raise ValueError("config.yaml: data and evaluation must be groups of settings")
+    if "split" not in config["evaluation"]:
+        raise ValueError("config.yaml is not the config of a run: no evaluation.split")
+    if not isinstance(config["seed"], int):
+        raise ValueError(f"config.yaml: seed must be a whole number, got {config['seed']!r}")
     return {str(key): value for key, value in config.items()}
 
 

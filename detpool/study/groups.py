@@ -83,20 +83,20 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
 
 def _section(runs: Sequence[Run], parts: Sequence[Part]) -> Section:
     problems: list[Problem] = []
-    by_settings: dict[str, dict[int, Run]] = {}
+    by_settings: dict[str, dict[int, list[Run]]] = {}
     for run in runs:
-        seeds = by_settings.setdefault(_key(_settings(run)), {})
-        other = seeds.get(run.seed)
-        if other is None:
-            seeds[run.seed] = run
-            continue
-        kept, dropped = sorted((other, run), key=lambda run: (bool(run.curves), run.finished), reverse=True)
-        seeds[run.seed] = kept
-        problems.append(Problem(dropped.folder, f"left out: it has the settings and seed of {kept.folder}"))
-    names = differences([_settings(next(iter(seeds.values()))) for seeds in by_settings.values()])
+        by_settings.setdefault(_key(_settings(run)), {}).setdefault(run.seed, []).append(run)
+    members: list[dict[int, Run]] = []
+    for by_seed in by_settings.values():
+        chosen = {seed: max(same, key=lambda run: (bool(run.curves), run.finished)) for seed, same in by_seed.items()}
+        members.append(dict(sorted(chosen.items())))
+        for seed, same in by_seed.items():
+            reason = f"left out: it has the settings and seed of {chosen[seed].folder}"
+            problems += [Problem(run.folder, reason) for run in same if run is not chosen[seed]]
+    names = differences([_settings(next(iter(seeds.values()))) for seeds in members])
     if len(names) == 1:
         names = [_pooler(runs[0])]
-    groups = [Group(name, dict(sorted(seeds.items()))) for name, seeds in zip(names, by_settings.values(), strict=True)]
+    groups = [Group(name, seeds) for name, seeds in zip(names, members, strict=True)]
     name = _function(runs[0].config["data"]).removesuffix("_datamodule") or "data"
     shown = ", ".join(f"{key}={value}" for key, value in parts if key not in ("_target_", "split"))
     return Section(f"{name}, {runs[0].split} split" + (f" ({shown})" if shown else ""), groups, problems)

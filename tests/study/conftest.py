@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # for report.py, a script
 
 CONFIG: dict[str, Any] = {
     "data": {
