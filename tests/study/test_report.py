@@ -16,6 +16,8 @@ import pytest
 import report
 from PIL import Image
 
+from detpool.study.plots import Picture
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -64,6 +66,13 @@ def run_report(tmp_path, capsys):
         return Page((tmp_path / "report" / "report.html").read_text()), capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def without_plots(monkeypatch):
+    """Spares the seconds of drawing where only words and numbers are looked at."""
+    empty = Picture("plot", "a plot", {"svg": b"<svg/>"})
+    monkeypatch.setattr("detpool.study.report.to_picture", lambda *_: empty)
 
 
 @pytest.fixture
@@ -142,6 +151,7 @@ def test_same_runs_same_page(sweep, run_report, tmp_path):
     assert content() == first
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_baseline_and_metric(sweep, run_report, refused):
     with_baseline, _ = run_report(sweep, "--baseline", "pooler=pr_roi_pool", "--metric", "AP75")
     assert with_baseline.tables[0][0][:4] == ["configuration", "seeds", "AP75", "AP"]
@@ -153,6 +163,7 @@ def test_baseline_and_metric(sweep, run_report, refused):
     assert "did you mean 'AP75'" in refused(sweep, "--metric", "mask_AP75")
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_interrupted_sweep(sweep, make_run, run_report):
     make_run("logs/6", seed=3, pooler="roi_pool", finished=False)
     (sweep / "5" / "metrics.json").unlink()
@@ -169,6 +180,7 @@ def test_interrupted_sweep(sweep, make_run, run_report):
     assert page.tables[1][1][1:3] == ["2", "+1.50 [+1.00, +2.00]"]
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_two_data_sets_are_never_mixed(make_run, run_report, tmp_path):
     make_run("logs/0", 0.4)
     make_run("logs/1", 0.6, seed=1, **{"data.size": 64})
@@ -182,6 +194,7 @@ def test_two_data_sets_are_never_mixed(make_run, run_report, tmp_path):
     assert [row[1:3] for row in summaries] == [["1", "40.0"], ["1", "60.0"]]
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_mixed_revisions_machines_and_metrics_are_noted(make_run, run_report, tmp_path):
     make_run("logs/0", seed=0)
     gpu = {"cpu": "x86", "cores": 8, "gpus": ["H200"]}
@@ -206,6 +219,7 @@ def test_nothing_to_report(make_run, refused, tmp_path):
     assert "0: incomplete" in refused(tmp_path / "more")
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_corrupted_run_among_others(sweep, run_report):
     (sweep / "1" / "metrics.json").write_text('{"metrics": {"AP"')
     page, said = run_report(sweep)
@@ -223,6 +237,7 @@ def test_one_run_of_an_older_version(make_run, run_report, tmp_path):
     assert page.tables[-1][1][3] == "unknown"
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_text_of_runs_is_not_markup(make_run, run_report, tmp_path):
     make_run("logs/0", pooler="<b>&", record={"command": "train.py 'x=<script>alert(1)</script>'"})
     make_run("logs/1")

@@ -13,6 +13,8 @@ from lightning import Callback
 from omegaconf import OmegaConf
 
 from detpool.errors import ConfigError, WeightsError
+from detpool.study.collect import collect
+from detpool.study.groups import make_sections
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
 
@@ -61,6 +63,15 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     config.run_dir = str(tmp_path / "again")
     again = runs.restore_and_evaluate(config, checkpoint, start=0)
     assert again.keys() == metrics.keys()
+
+    # Reports read both, and know them for one run.
+    found = collect([tmp_path])
+    assert found.problems == []
+    assert [len(run.curves["val/AP"]) for run in found.runs if run.curves] == [1]
+    (section,) = make_sections(found.runs)
+    (group,) = section.groups
+    assert [run.folder for run in group.runs.values()] == [folder]
+
     for name, value in metrics.items():
         assert again[name] == value or (math.isnan(again[name]) and math.isnan(value)), name
 
