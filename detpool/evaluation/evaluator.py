@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detpool.distributed import gather_lists
 from detpool.evaluation.coco import Backend, CocoEvaluator, IouType
+from detpool.evaluation.errors import error_decomposition
 from detpool.evaluation.iou_correlation import iou_correlation
 from detpool.evaluation.results import Row, shorten, to_rows
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
@@ -123,6 +124,16 @@ class DetectionEvaluator:
             ValueError: an image was predicted more than once.
         """
         return [row for _, rows in self._gather() for row in rows]
+
+    def errors(self) -> dict[str, int]:
+        """What `error_decomposition` counts in the images predicted since the last reset. Collective.
+
+        Raises:
+            ValueError: an image was predicted more than once.
+        """
+        predicted = self._gather()
+        rows = [row for _, rows in predicted for row in rows]
+        return error_decomposition(self._ground_truth, rows, image_ids={image_id for image_id, _ in predicted})
 
     def compute(self, *, partial: bool = False) -> dict[str, float]:
         """Metrics of everything since the last reset, as floats in 0 .. 1, NaN where undefined. Collective.

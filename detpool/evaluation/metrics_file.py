@@ -23,22 +23,36 @@ _PACKAGES = ("detpool", "torch", "torchvision", "lightning")
 
 
 def write_metrics(
-    path: str | Path, metrics: Mapping[str, float], *, seconds: float, command: Sequence[str] | None = None
+    path: str | Path,
+    metrics: Mapping[str, float],
+    *,
+    seconds: float,
+    errors: Mapping[str, int] | None = None,
+    step_seconds: float | None = None,
+    peak_memory_bytes: int | None = None,
+    command: Sequence[str] | None = None,
 ) -> None:
     """Write metrics.json atomically.
 
-    The file holds `metrics` (NaN and infinity, which JSON lacks, become null), `seconds`, `command`, `git`
-    (`revision` and `dirty` of detpool's own checkout, null where it is none), `versions` and `hardware`.
+    The file holds `metrics` (NaN and infinity, which JSON lacks, become null), the arguments below by their names (null
+    for what was not measured), `git` (`revision` and `dirty` of detpool's own checkout, null where it is none),
+    `versions` and `hardware`.
 
     Args:
         path: the file.
         metrics: name to number, e.g. what `DetectionEvaluator.compute` returns.
         seconds: wall-clock time of the run.
+        errors: counts of `detpool.evaluation.errors.error_decomposition`.
+        step_seconds: median wall-clock time of a training step.
+        peak_memory_bytes: most memory that a training step took.
         command: the command line, default that of this process.
     """
     record = {
         "metrics": {name: _finite(float(value)) for name, value in metrics.items()},
+        "errors": None if errors is None else dict(errors),
         "seconds": round(float(seconds), 3),
+        "step_seconds": step_seconds,
+        "peak_memory_bytes": peak_memory_bytes,
         "command": shlex.join(sys.argv if command is None else command),
         "git": git_state(Path(detpool.__file__).parents[1]),
         "versions": versions(_PACKAGES),

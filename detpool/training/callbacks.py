@@ -1,15 +1,18 @@
-"""Lightning callbacks: a checkpoint when a run is interrupted, and progress where there is no terminal."""
+"""Lightning callbacks: a checkpoint when a run is interrupted, progress lines, and what a training step costs."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+import statistics
 import time
+from array import array
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -129,3 +132,61 @@ class EpochLines(Callback):
         now = time.monotonic()
         seconds, self._start = now - self._start, now
         say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  {seconds:.1f} s")
+
+
+class StepCost(Callback):
+    """Time and memory of training steps: forward, backward and optimizer, without loading data and validation.
+
+    With several processes, those of this one. Time and memory are measured anew in a resumed run.
+
+    Attributes:
+        step_seconds: median wall-clock time of a step, None before the first. On a GPU each step waits for the one
+            before it when it checks its loss, so that the median is that of whole steps.
+        peak_memory_bytes: the most that any step took: on a GPU what PyTorch's allocator handed out, on a CPU the
+            resident memory of this process. None before the first step, and where the system cannot tell (a CPU
+            without Linux's /proc).
+    """
+
+    def __init__(self) -> None:
+        self._seconds = array("d")
+        self.peak_memory_bytes: int | None = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        return statistics.median(self._seconds) if self._seconds else None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._has_peak = _reset_peak_memory(pl_module.device)
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+        if self._has_peak:
+            self.peak_memory_bytes = max(_peak_memory(pl_module.device), self.peak_memory_bytes or 0)
+
+
+def _reset_peak_memory(device: torch.device) -> bool:
+    """Whether there is a peak that can be reset.
+
+    The maximum of `getrusage` cannot: of the runs of a sweep, which share a process, each would report the largest so
+    far.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    except OSError:
+        return False
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes since `_reset_peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status").read_text()
+    (kilobytes,) = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return 1024 * int(kilobytes)

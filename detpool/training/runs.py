@@ -24,7 +24,7 @@ from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
-from detpool.training.callbacks import EpochLines
+from detpool.training.callbacks import EpochLines, StepCost
 from detpool.training.module import DetectionModule
 
 
@@ -95,13 +95,21 @@ def evaluate(
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
     assert module.evaluator is not None
-    rows = module.evaluator.results()
+    rows, errors = module.evaluator.results(), module.evaluator.errors()
     if is_main_process():
         write_results(run_dir / "predictions.json", rows)
         if config.evaluation.pictures > 0:
             masks = "segm" in config.evaluation.iou_types
             write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)
-        write_metrics(run_dir / "metrics.json", module.metrics, seconds=time.monotonic() - start)
+        cost = next((callback for callback in trainer.callbacks if isinstance(callback, StepCost)), None)  # type: ignore[attr-defined]
+        write_metrics(
+            run_dir / "metrics.json",
+            module.metrics,
+            seconds=time.monotonic() - start,
+            errors=errors,
+            step_seconds=cost.step_seconds if cost else None,
+            peak_memory_bytes=cost.peak_memory_bytes if cost else None,
+        )
         print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
     say(f"metrics, predictions and pictures: {run_dir}")
     return module.metrics

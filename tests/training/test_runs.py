@@ -12,6 +12,8 @@ from lightning import Callback
 from omegaconf import OmegaConf
 
 from detpool.errors import ConfigError, WeightsError
+from detpool.study.collect import collect
+from detpool.study.groups import make_sections
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
 
@@ -47,6 +49,8 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     record = json.loads((folder / "metrics.json").read_text())
     assert record["metrics"]["AP"] == metrics["AP"]
     assert {"git", "versions", "hardware", "seconds", "command"} <= record.keys()
+    assert 0 < record["step_seconds"] < record["seconds"]
+    assert record["errors"]["objects"] == len(runs.build_data(tiny_config()).val_dataset.ground_truth()["annotations"])
     assert isinstance(json.loads((folder / "predictions.json").read_text()), list)
     assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
 
@@ -55,6 +59,15 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     config.run_dir = str(tmp_path / "again")
     again = runs.restore_and_evaluate(config, checkpoint, start=0)
     assert again.keys() == metrics.keys()
+
+    # Reports read both, and know them for one run.
+    found = collect([tmp_path])
+    assert found.problems == []
+    assert [len(run.curves["val/AP"]) for run in found.runs if run.curves] == [1]
+    (section,) = make_sections(found.runs)
+    (group,) = section.groups
+    assert [run.folder for run in group.runs.values()] == [folder]
+
     for name, value in metrics.items():
         assert again[name] == value or (math.isnan(again[name]) and math.isnan(value)), name
 

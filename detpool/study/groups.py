@@ -1,0 +1,211 @@
+"""Which runs belong together, and what to call them.
+
+A *section* holds the runs that were evaluated on the same data and split: only they are compared. A *group* holds the
+runs of a section that differ in nothing but their seed: only they are averaged.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from detpool.errors import ConfigError, did_you_mean
+from detpool.study.collect import Problem, Run
+
+_RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "seed", "class_names", "logger")
+"""Top-level keys that say where a run is and what it reports, not what it computes."""
+_LOADING = (
+    "batch_size",
+    "eval_batch_size",
+    "num_workers",
+    "pin_memory",
+    "seed",
+    "drop_empty",
+    "train_transform",
+    "eval_transform",
+)
+"""Keys of `data` that say how it is fed to the network, not which data it is: settings like others."""
+_PATHS = ("dirpath", "path")
+"""Keys of callbacks that hold paths in the run directory."""
+
+_UNSET = object()
+Part = tuple[str, str]
+"""A key and its value, as shown."""
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but their seed.
+
+    Attributes:
+        parts: the settings in which the group differs from others of its section; its pooler, if it is the only one.
+        runs: by seed.
+    """
+
+    parts: list[Part]
+    runs: dict[int, Run]
+
+    @property
+    def label(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self.parts)
+
+    def values(self, metric: str) -> dict[int, float]:
+        return {seed: run.metrics[metric] for seed, run in self.runs.items()}
+
+
+@dataclass
+class Section:
+    """Runs that were evaluated on the same data and split, in the order of the first run of each group."""
+
+    title: str
+    groups: list[Group]
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for group in self.groups for run in group.runs.values()]
+
+
+def make_sections(runs: Sequence[Run]) -> list[Section]:
+    """Sorts runs into sections and groups.
+
+    Of runs with the same settings *and* seed (a training and its evaluation by `eval.py`, say) the one with training
+    curves stays, of several the one that finished last; the others become problems of the section.
+    """
+    by_data: dict[str, list[Run]] = {}
+    for run in runs:
+        by_data.setdefault(_key(_identity(run)), []).append(run)
+    titles = differences([_identity(members[0]) for members in by_data.values()])
+    return [_section(members, parts) for members, parts in zip(by_data.values(), titles, strict=True)]
+
+
+def _section(runs: Sequence[Run], parts: Sequence[Part]) -> Section:
+    problems: list[Problem] = []
+    by_settings: dict[str, dict[int, list[Run]]] = {}
+    for run in runs:
+        by_settings.setdefault(_key(_settings(run)), {}).setdefault(run.seed, []).append(run)
+    members: list[dict[int, Run]] = []
+    for by_seed in by_settings.values():
+        chosen = {seed: max(same, key=lambda run: (bool(run.curves), run.finished)) for seed, same in by_seed.items()}
+        members.append(dict(sorted(chosen.items())))
+        for seed, same in by_seed.items():
+            reason = f"left out: it has the settings and seed of {chosen[seed].folder}"
+            problems += [Problem(run.folder, reason) for run in same if run is not chosen[seed]]
+    names = differences([_settings(next(iter(seeds.values()))) for seeds in members])
+    if len(names) == 1:
+        names = [_pooler(runs[0])]
+    groups = [Group(name, seeds) for name, seeds in zip(names, members, strict=True)]
+    name = _function(runs[0].config["data"]).removesuffix("_datamodule") or "data"
+    shown = ", ".join(f"{key}={value}" for key, value in parts if key not in ("_target_", "split"))
+    return Section(f"{name}, {runs[0].split} split" + (f" ({shown})" if shown else ""), groups, problems)
+
+
+def find_baseline(section: Section, wanted: str | None) -> Group | None:
+    """The group that others are compared with: the first by default, None if none is what was wanted.
+
+    Args:
+        section: where to look.
+        wanted: a group's label, or some of its `key=value` parts, separated by commas.
+
+    Raises:
+        ConfigError: several groups are what was wanted.
+    """
+    if wanted is None:
+        return section.groups[0]
+    parts = {part.strip() for part in wanted.split(",")}
+    fitting = [g for g in section.groups if g.label == wanted or parts <= {f"{k}={v}" for k, v in g.parts}]
+    if len(fitting) > 1:
+        labels = "; ".join(group.label for group in fitting)
+        raise ConfigError(f"--baseline {wanted!r} fits {len(fitting)} configurations of {section.title}: {labels}")
+    return fitting[0] if fitting else None
+
+
+def check_baseline(sections: Sequence[Section], wanted: str | None) -> None:
+    """Raises ConfigError if no section has the baseline that was wanted, or one has several."""
+    found = [find_baseline(section, wanted) for section in sections]
+    if found == [None] * len(sections):
+        labels = [group.label for section in sections for group in section.groups]
+        raise ConfigError(f"--baseline {wanted!r} is no configuration of these runs{did_you_mean(str(wanted), labels)}")
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """Which data a run was evaluated on."""
+    return {**{k: v for k, v in run.config["data"].items() if k not in _LOADING}, "split": run.split}
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What a run computes: its config without seeds, without its data's identity and without paths of its own."""
+    settings = {key: value for key, value in run.config.items() if key not in _RUN_LOCAL}
+    settings["data"] = {k: v for k, v in run.config["data"].items() if k in _LOADING and k != "seed"}
+    settings["evaluation"] = {k: v for k, v in run.config["evaluation"].items() if k not in ("split", "pictures")}
+    settings["callbacks"] = {
+        name: {k: v for k, v in callback.items() if k not in _PATHS}
+        for name, callback in (run.config.get("callbacks") or {}).items()
+        if callback is not None
+    }
+    return settings
+
+
+def _pooler(run: Run) -> list[Part]:
+    pooler = run.config.get("pooler") or {}
+    return [("pooler", _function(pooler.get("operator") or pooler) or "unset")]
+
+
+def _key(node: Any) -> str:
+    return json.dumps(node, sort_keys=True, default=str)
+
+
+def differences(trees: Sequence[Mapping[str, Any]]) -> list[list[Part]]:
+    """For each of several configs the settings in which they are not all the same.
+
+    Configs are compared leaf by leaf. Objects of different functions (`_target_`) differ as wholes: they are named by
+    their function, and their arguments are compared only among objects of the same function. Keys are as short as they
+    can be: `pooler=roi_pool`, `optimizer.lr=0.01`.
+    """
+    found = _compare([(i, tree) for i, tree in enumerate(trees)], ())
+    paths = list(dict.fromkeys(path for path, _, _ in found))
+    names = {path: _short(path) for path in paths}
+    names = {p: n if list(names.values()).count(n) == 1 else ".".join(p) for p, n in names.items()}
+    parts: list[list[Part]] = [[] for _ in trees]
+    for path, index, value in found:
+        parts[index].append((names[path], value))
+    return parts
+
+
+def _compare(nodes: list[tuple[int, Any]], path: tuple[str, ...]) -> list[tuple[tuple[str, ...], int, str]]:
+    """(path, number of the config, value) wherever `nodes`, (number of the config, subtree), differ."""
+    if len({_key(node) if node is not _UNSET else None for _, node in nodes}) == 1:
+        return []
+    if not all(isinstance(node, dict) for _, node in nodes):
+        return [(path, index, _show(node)) for index, node in nodes]
+    functions = {index: node.get("_target_") for index, node in nodes}
+    found = []
+    if len(set(functions.values())) > 1:
+        found += [((*path, "_target_"), index, _function(node) or "unset") for index, node in nodes]
+        for function in dict.fromkeys(functions.values()):
+            found += _compare([(index, node) for index, node in nodes if functions[index] == function], path)
+        return found
+    for key in dict.fromkeys(key for _, node in nodes for key in node):
+        found += _compare([(index, node.get(key, _UNSET)) for index, node in nodes], (*path, str(key)))
+    return found
+
+
+def _short(path: tuple[str, ...]) -> str:
+    """The last two words of a path, or the last of an object's; a pooler's operator is the pooler."""
+    words = [word for word in path if word not in ("operator", "_target_")]
+    return ".".join(words[-1:] if path[-1] == "_target_" else words[-2:]) or ".".join(path)
+
+
+def _function(node: Mapping[str, Any]) -> str:
+    return str(node.get("_target_") or "").rpartition(".")[2]
+
+
+def _show(value: Any) -> str:
+    if value is _UNSET:
+        return "unset"
+    if isinstance(value, dict) and "_target_" in value:
+        arguments = ", ".join(f"{k}={_show(v)}" for k, v in value.items() if not str(k).startswith("_"))
+        return f"{_function(value)}({arguments})"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,175 @@
+"""What is found below a folder, and what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detpool.study.collect import collect
+
+ROOT = Path(__file__).parents[2]
+
+
+def messages(*paths):
+    return [str(problem) for problem in collect(paths).problems]
+
+
+def test_run_is_read_whole(make_run):
+    folder = make_run("logs/demo/runs/2026-01-31", 0.5, seed=3, pooler="roi_pool")
+    found = collect([folder.parents[2]])
+    assert found.problems == []
+    (run,) = found.runs
+    assert (run.folder, run.seed, run.split) == (folder, 3, "test")
+    assert run.metrics["AP"] == 0.5
+    assert math.isnan(run.metrics["APl"])
+    assert run.errors is not None
+    assert run.errors["missed"] == 50
+    assert (run.step_seconds, run.peak_memory_bytes, run.seconds) == (0.25, 3 << 20, 120.0)
+    assert (run.command, run.revision, run.dirty) == ("train.py pooler=roi_pool seed=3", "a" * 40, False)
+    # One value an epoch, counted from 1, however many rows the logger wrote.
+    assert run.curves["val/AP"] == pytest.approx({1: 0.5 / 3, 2: 1 / 3, 3: 0.5})
+    assert run.curves["train/loss"] == pytest.approx({1: 1, 2: math.exp(-1), 3: math.exp(-2)})
+    assert set(run.curves) == {"train/loss", "val/AP"}
+
+
+def test_natural_order_and_no_run_twice(make_run, tmp_path):
+    for name in ("10", "9", "1"):
+        make_run(f"sweep/{name}")
+    runs = collect([tmp_path / "sweep", tmp_path, tmp_path / "sweep" / "9"]).runs
+    assert [run.folder.name for run in runs] == ["1", "9", "10"]
+
+
+def test_records_of_older_runs_lack_what_was_not_measured_then(make_run, tmp_path):
+    folder = make_run("a", curves=False)
+    record = json.loads((folder / "metrics.json").read_text())
+    for name in ("errors", "step_seconds", "peak_memory_bytes"):
+        del record[name]
+    (folder / "metrics.json").write_text(json.dumps(record))
+    (run,) = collect([tmp_path]).runs
+    assert (run.errors, run.step_seconds, run.peak_memory_bytes, run.curves) == (None, None, None, {})
+
+
+def test_incomplete_runs_say_how_far_they_came(make_run, tmp_path):
+    make_run("stopped", finished=False)
+    make_run("at_once", finished=False, curves=False)
+    (tmp_path / "broken_config" / ".hydra").mkdir(parents=True)
+    (tmp_path / "broken_config" / ".hydra" / "config.yaml").write_text("seed: 0\n")
+    assert collect([tmp_path]).runs == []
+    assert messages(tmp_path) == [
+        f"{tmp_path / 'at_once'}: incomplete: 0 of 3 epochs trained, no metrics.json",
+        f"{tmp_path / 'broken_config'}: incomplete: ended before training, without config.yaml",
+        f"{tmp_path / 'stopped'}: incomplete: 3 of 3 epochs trained, no metrics.json",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.json", '{"metrics": {"AP": 0.5', "is not valid JSON (a run that was cut off?)"),
+        ("metrics.json", "", "is not valid JSON"),
+        ("metrics.json", "[1]", "it has no object 'metrics'"),
+        ("metrics.json", '{"metrics": {"AP": "high"}}', "metric 'AP' must be a number or null, got 'high'"),
+        ("metrics.json", '{"metrics": {}}', "holds no metric"),
+        ("metrics.json", '{"metrics": {"AP": 0.5}, "seconds": "long"}', "seconds has the value 'long'"),
+        ("metrics.json", '{"metrics": {"AP": 0.5}, "errors": [1]}', "errors has the value [1]"),
+        ("metrics.json", '{"metrics": {"AP": 0.5}, "errors": {"correct": 3}}', "errors lacks objects, missed"),
+        ("config.yaml", "seed: [", "config.yaml"),
+        ("config.yaml", "- 1\n", "config.yaml is not the config of a run"),
+        ("config.yaml", "seed: 1\ndata: {}\n", "no evaluation"),
+        ("config.yaml", "seed: 1\ndata: {}\nevaluation: {}\n", "no evaluation.split"),
+        ("config.yaml", "seed: 1\ndata: 3\nevaluation: test\n", "data and evaluation must be groups of settings"),
+        ("config.yaml", "seed: x\ndata: {}\nevaluation: {split: test}\n", "seed must be a whole number, got 'x'"),
+        ("csv/metrics.csv", "epoch,val/AP\nx,0.5\n", "csv/metrics.csv"),
+        ("csv/metrics.csv", "step,val/AP\n1,0.5\n", "csv/metrics.csv"),
+    ],
+)
+def test_broken_files_are_named(make_run, tmp_path, file, content, message):
+    folder = make_run("broken")
+    (folder / file).write_text(content)
+    good = make_run("good")
+    found = collect([tmp_path])
+    assert [run.folder for run in found.runs] == [good]
+    (problem,) = found.problems
+    assert problem.path == folder
+    assert problem.message.startswith("unreadable: ")
+    assert message in problem.message
+
+
+def test_metrics_without_config(make_run, tmp_path):
+    folder = make_run("a")
+    (folder / "config.yaml").unlink()
+    assert messages(tmp_path) == [f"{folder}: metrics.json without config.yaml: its settings are unknown"]
+
+
+def test_folders_without_runs(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    assert messages(tmp_path / "empty", tmp_path / "nowhere", tmp_path / "notes.txt") == [
+        f"{tmp_path / 'empty'}: holds no run (a folder with config.yaml) and no benchmark",
+        f"{tmp_path / 'nowhere'}: does not exist",
+        f"{tmp_path / 'notes.txt'}: is neither a folder nor the JSON file of a benchmark",
+    ]
+
+
+SWEEP = """
+hydra:
+  sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, params: %s}
+  overrides:
+    task: ["experiment=demo", "data.classes=[circle,square]", "pooler=roi_pool,roi_align", "seed=range(0,3)"]
+"""
+
+
+def test_interrupted_sweep_counts_what_was_never_started(make_run, tmp_path):
+    for number in range(6):
+        make_run(f"{number}", seed=number)
+    (tmp_path / "multirun.yaml").write_text(SWEEP % "null")
+    assert messages(tmp_path) == []
+    for number in (4, 5):
+        shutil.rmtree(tmp_path / str(number))
+    assert messages(tmp_path) == [f"{tmp_path}: interrupted sweep: 2 of 6 runs were never started"]
+    (tmp_path / "multirun.yaml").write_text(SWEEP % "{optim.optimizer.lr: '0.1,0.2'}")
+    assert messages(tmp_path) == [f"{tmp_path}: interrupted sweep: 8 of 12 runs were never started"]
+    # How many runs another sweeper does is its own affair.
+    (tmp_path / "multirun.yaml").write_text((SWEEP % "null").replace("BasicSweeper", "OptunaSweeper"))
+    assert messages(tmp_path) == []
+    (tmp_path / "multirun.yaml").write_text("hydra: {")
+    assert "multirun.yaml: unreadable" in messages(tmp_path)[0]
+
+
+def test_benchmarks_of_the_operators():
+    found = collect([ROOT / "results" / "ops_cpu"])
+    assert found.problems == []
+    assert [benchmark.path.name for benchmark in found.benchmarks] == ["bench.json", "scaling.json"]
+    bench = found.benchmarks[0]
+    assert [path.name for path in bench.pictures] == ["bench.png"]
+    assert bench.record["command"].startswith("python tools/bench_ops.py")
+    assert len(bench.rows) == len((ROOT / "results" / "ops_cpu" / "bench.csv").read_text().splitlines()) - 1
+    (alone,) = collect([bench.path]).benchmarks
+    assert alone == bench
+
+
+@pytest.mark.parametrize(
+    ("json_text", "csv_text", "message"),
+    [
+        ("{", "operator,median_ms\nroi_align,1\n", "bench.json: is not valid JSON"),
+        (
+            "{}",
+            "operator,median_ms\nroi_align,1\n",
+            "bench.json: is not the record of a benchmark: it has no 'command'",
+        ),
+        (
+            '{"command": "x"}',
+            "operator,median_ms\nroi_align\n",
+            "bench.csv: line 2 has not the 2 columns of the header",
+        ),
+    ],
+)
+def test_broken_benchmarks_are_named(tmp_path, json_text, csv_text, message):
+    (tmp_path / "bench.json").write_text(json_text)
+    (tmp_path / "bench.csv").write_text(csv_text)
+    (found,) = messages(tmp_path)
+    assert message in found

@@ -1,0 +1,53 @@
+"""Seconds and memory of training steps, with a clock and steps that are known."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from detpool.training import callbacks
+from detpool.training.callbacks import StepCost
+
+MODULE = SimpleNamespace(device=torch.device("cpu"))
+
+
+def test_median_of_steps_without_what_lies_between_them(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now)
+    cost = StepCost()
+    assert cost.step_seconds is None
+    for step in (30.0, 1.0, 3.0, 2.0, 2.5):  # the first compiles kernels
+        now += 100  # loading, validation
+        cost.on_train_batch_start(None, MODULE, None, 0)
+        now += step
+        cost.on_train_batch_end(None, MODULE, None, None, 0)
+    assert cost.step_seconds == 2.5
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells how much memory was in use")
+def test_memory_is_that_of_the_largest_step_of_this_run():
+    def run(*mebibytes):
+        cost = StepCost()
+        for size in mebibytes:
+            torch.ones(256 << 18)  # between the steps: 256 MiB of float32
+            cost.on_train_batch_start(None, MODULE, None, 0)
+            torch.ones(size << 18)
+            cost.on_train_batch_end(None, MODULE, None, None, 0)
+        return cost.peak_memory_bytes
+
+    large, small = run(0, 128, 0), run(0, 32, 0)
+    # The rest of the process is the same; allocators round by a few MiB at most.
+    assert large - small == pytest.approx(96 << 20, abs=8 << 20)
+
+
+def test_memory_is_unknown_where_the_peak_cannot_be_reset(monkeypatch):
+    def refuse(self, text):
+        raise PermissionError(self)
+
+    monkeypatch.setattr(callbacks.Path, "write_text", refuse)
+    cost = StepCost()
+    cost.on_train_batch_start(None, MODULE, None, 0)
+    cost.on_train_batch_end(None, MODULE, None, None, 0)
+    assert cost.peak_memory_bytes is None
+    assert cost.step_seconds is not None

@@ -1,0 +1,73 @@
+#!/usr/bin/env python
+"""Turns any set of runs into a report: one HTML page that opens offline, Markdown, CSV, LaTeX and the plots.
+
+    python tools/report.py logs/demo
+    python tools/report.py logs/demo/multiruns/2026-01-31_12-00-00-000000 --baseline pooler=roi_pool --metric AP75
+    python tools/report.py logs results/ops_cpu --output report           # with the operators' benchmark
+
+Runs lie anywhere below the folders. Those that differ in nothing but their seed are averaged; configurations are
+compared with the baseline seed by seed. Runs on other data or another split get tables of their own. Whatever is
+incomplete or unreadable is named. Exit status 2 if nothing can be reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import detpool
+from detpool.errors import exit_with_message
+from detpool.evaluation.files import write_text_atomically
+from detpool.evaluation.metrics_file import git_state
+from detpool.study.collect import collect
+from detpool.study.page import to_html, to_latex_tables, to_markdown_page
+from detpool.study.plots import Picture
+from detpool.study.report import Report, build_report
+from detpool.study.tables import to_csv
+
+PICTURES = "plots"
+"""Folder of the pictures, within that of the report."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = _arguments(argv)
+    with exit_with_message():
+        report = build_report(collect(options.logs), metric=options.metric, baseline=options.baseline)
+    command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
+    revision = git_state(Path(detpool.__file__).parents[1])["revision"] or "unknown"
+    write(report, options.output, f"Made by `{command}` at revision {revision}.")
+    for note in [*report.problems, *(f"{part.title}: {note}" for part in report.parts for note in part.notes)]:
+        print(f"note: {note}", file=sys.stderr)
+    count = len(report.runs)
+    print(
+        f"{options.output / 'report.html'}: {count} run{'s' if count != 1 else ''}, beside it Markdown, CSV and LaTeX"
+    )
+
+
+def write(report: Report, folder: Path, footer: str) -> None:
+    """Writes a report's files into a folder."""
+    write_text_atomically(folder / "report.html", to_html(report, footer))
+    write_text_atomically(folder / "report.md", to_markdown_page(report, PICTURES, footer))
+    write_text_atomically(folder / "report.tex", to_latex_tables(report))
+    write_text_atomically(folder / "runs.csv", to_csv(report.runs))
+    write_text_atomically(folder / "summary.csv", to_csv(report.summary))
+    (folder / PICTURES).mkdir(exist_ok=True)
+    for picture in (block for part in report.parts for block in part.blocks if isinstance(block, Picture)):
+        for suffix, content in picture.files.items():
+            (folder / PICTURES / f"{picture.name}.{suffix}").write_bytes(content)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("logs", nargs="+", type=Path, help="folders of runs and benchmarks, or a benchmark's JSON file")
+    parser.add_argument("--output", type=Path, default=Path("logs/report"), help="folder; default: logs/report")
+    parser.add_argument("--metric", default="AP", help="that configurations are compared by; default: AP")
+    parser.add_argument("--baseline", help="configuration to compare with, such as pooler=roi_pool; default: the first")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
