@@ -19,7 +19,7 @@ from detpool.config import SLOTS, check_config
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
-from detpool.errors import ConfigError, WeightsError
+from detpool.errors import ConfigError, WeightsError, did_you_mean
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
@@ -45,6 +45,7 @@ def train(config: DictConfig) -> dict[str, float]:
     _check_resume(config)
     module = build_module(config, pretrained=config.ckpt_path is None)
     module.prepare_evaluation(data.val_dataset)
+    _check_evaluation(config, module)
     trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
     save_config(config, run_dir)
     say(f"run directory: {run_dir}")
@@ -224,6 +225,18 @@ def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
         WeightsError: if the file is damaged or belongs to another model.
     """
     load_state_dict(module, read_weights_file(str(checkpoint)), source=str(checkpoint))
+
+
+def _check_evaluation(config: DictConfig, module: DetectionModule) -> None:
+    """What would end a run at its first validation ends it before the first step."""
+    assert module.evaluator is not None
+    if "segm" in config.evaluation.iou_types and not module.model.roi_heads.has_mask():
+        raise ConfigError("evaluation.iou_types: segm needs a model that predicts masks (model=mask_rcnn, ...)")
+    monitor, names = config.evaluation.monitor, module.evaluator.compute(partial=True)
+    if monitor not in names:
+        raise ConfigError(
+            f"evaluation.monitor={monitor} is not a metric of this evaluation{did_you_mean(monitor, names)}"
+        )
 
 
 def _check_resume(config: DictConfig) -> None:

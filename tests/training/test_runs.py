@@ -1,8 +1,9 @@
-"""Whole runs, small: every pooler, resume bit for bit, evaluation from the run directory alone."""
+"""Whole runs, small: every part, resume bit for bit, evaluation from the run directory alone."""
 
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -268,3 +269,32 @@ def test_signal_handlers_are_restored_after_an_error(tiny_config):
             tiny_config("optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null")
         )
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["evaluation.monitor=AP_50"],
+            "evaluation.monitor=AP_50 is not a metric of this evaluation; did you mean 'AP50'",
+        ),
+        (["evaluation.monitor=mask_AP"], "evaluation.monitor=mask_AP is not a metric"),
+        (["evaluation.iou_types=[bbox,segm]", "data.masks=true"], "segm needs a model that predicts masks"),
+        (["evaluation.iou_types=[bbox,segm]"], "evaluation: iou_type 'segm' needs masks"),
+    ],
+)
+def test_what_validation_would_refuse_is_refused_before_training(tiny_config, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        runs.train(tiny_config(*overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_mask_rcnn_is_evaluated_and_chosen_by_masks(tiny_config, tmp_path):
+    config = tiny_config("model=mask_rcnn", "model.mask_channels=8", "trainer.max_epochs=1")
+    metrics = runs.train(config)
+    assert {"AP", "mask_AP", "mask_AP75"} <= metrics.keys()
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    chosen = [state for name, state in best["callbacks"].items() if "val/mask_AP" in name]
+    assert len(chosen) == 1
+    logged = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"val/loss", "val/loss_mask", "val/mask_AP"} <= set(logged)
