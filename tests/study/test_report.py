@@ -246,7 +246,7 @@ def test_text_of_runs_is_not_markup(make_run, run_report, tmp_path):
     assert "".join(page.tables[0][1][:-6]).startswith("pooler=<b>&")
 
 
-def test_benchmark_of_the_operators(run_report, refused, tmp_path):
+def test_benchmark_of_the_operators(run_report, tmp_path):
     page, said = run_report(ROOT / "results" / "ops_cpu" / "bench.json")
     with (ROOT / "results" / "ops_cpu" / "bench.csv").open() as file:
         timed = [row for row in csv.DictReader(file) if row["status"] == "timed"]
