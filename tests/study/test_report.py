@@ -108,6 +108,7 @@ def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
     assert len(runs) == 7
     assert runs[1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 40, "train.py pooler=roi_pool seed=0"]
     assert len(page.pictures) == 6
+    assert page.headings[0] == "6 runs"
 
     folder = tmp_path / "report"
     assert len(list((folder / "plots").glob("*.svg"))) == len(list((folder / "plots").glob("*.pdf"))) == 6
@@ -256,6 +257,8 @@ def test_benchmark_of_the_operators(run_report, tmp_path):
     assert dict(zip(times[0], times[1], strict=True)).items() <= timed[0].items()
     assert {"operator", "implementation", "median_ms", "p20_ms", "p80_ms", "speedup"} <= set(times[0])
     assert len(page.pictures) == 1
+    assert page.headings[0] == "1 benchmark"
+    assert not (tmp_path / "report" / "runs.csv").exists()
     assert "rows were not timed" in said
 
 
