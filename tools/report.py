@@ -41,10 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write(report, options.output, f"Made by `{command}` at revision {revision}.")
     for note in [*report.problems, *(f"{part.title}: {note}" for part in report.parts for note in part.notes)]:
         print(f"note: {note}", file=sys.stderr)
-    count = len(report.runs)
-    print(
-        f"{options.output / 'report.html'}: {count} run{'s' if count != 1 else ''}, beside it Markdown, CSV and LaTeX"
-    )
+    print(f"{options.output / 'report.html'}: {report.title}; beside it Markdown, CSV and LaTeX")
 
 
 def write(report: Report, folder: Path, footer: str) -> None:
@@ -52,8 +49,9 @@ def write(report: Report, folder: Path, footer: str) -> None:
     write_text_atomically(folder / "report.html", to_html(report, footer))
     write_text_atomically(folder / "report.md", to_markdown_page(report, PICTURES, footer))
     write_text_atomically(folder / "report.tex", to_latex_tables(report))
-    write_text_atomically(folder / "runs.csv", to_csv(report.runs))
-    write_text_atomically(folder / "summary.csv", to_csv(report.summary))
+    if report.runs:
+        write_text_atomically(folder / "runs.csv", to_csv(report.runs))
+        write_text_atomically(folder / "summary.csv", to_csv(report.summary))
     (folder / PICTURES).mkdir(exist_ok=True)
     for picture in (block for part in report.parts for block in part.blocks if isinstance(block, Picture)):
         for suffix, content in picture.files.items():

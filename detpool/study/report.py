@@ -33,7 +33,7 @@ class Report:
     """A whole report.
 
     Attributes:
-        title: its heading.
+        title: its heading, what it is about.
         problems: what was found and is not in the numbers, and what else concerns all parts.
         parts: one for each data set and split, then one for each benchmark.
         runs: a record for each run, with all of its numbers.
@@ -73,7 +73,9 @@ def build_report(collected: Collected, metric: str = "AP", baseline: str | None 
             f"The runs were evaluated on {len(sections)} different data sets or splits. Each has tables of its own; "
             "nothing is averaged or compared across them."
         )
-    report = Report("Runs and benchmarks" if collected.benchmarks else "Runs", notes, [], [], [])
+    counts = {"run": len(runs), "benchmark": len(collected.benchmarks)}
+    title = " and ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count)
+    report = Report(title, notes, [], [], [])
     for number, section in enumerate(sections, 1):
         chosen = find_baseline(section, baseline)
         part = _part(section, chosen or section.groups[0], metric, f"{number}_")
@@ -349,7 +351,7 @@ def _benchmark_part(benchmark: Benchmark, name: str) -> Part:
         ["versions", ", ".join(f"{k} {v}" for k, v in (record.get("versions") or {}).items() if v)],
     ]
     part.blocks.append(Table("How it was measured", ["", ""], facts, words=2, listing=True))
-    part.blocks += [Picture(f"{name}{path.stem}", path.stem, {"png": path.read_bytes()}) for path in benchmark.pictures]
+    part.blocks += [Picture(f"{name}{path.stem}", path.name, {"png": path.read_bytes()}) for path in benchmark.pictures]
     varied = [c for c in _UNTOLD if c in ("dtype", "threads") and len({row.get(c) for row in timed}) > 1]
     columns = [c for c in benchmark.columns if (c not in _UNTOLD or c in varied) and any(row[c] for row in timed)]
     numbers = {c for c in columns if all(_is_number(row[c]) for row in timed if row[c])}

@@ -13,6 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from detpool.evaluation import CocoEvaluator, DetectionEvaluator, voc_metrics
+from detpool.evaluation.errors import error_decomposition
 
 SMALL = json.loads((Path(__file__).parent / "coco_small.json").read_text())
 
@@ -128,6 +129,8 @@ def test_image_missing() -> None:
     rows = [row for row in SMALL["detections"] if row["image_id"] in ids]
     part = CocoEvaluator(SMALL["ground_truth"]).evaluate(rows, ids)
     assert_same(evaluator.compute(partial=True), part | voc_metrics(SMALL["ground_truth"], rows, image_ids=ids))
+    # Objects of images that nobody looked at are not missed.
+    assert evaluator.errors() == error_decomposition(SMALL["ground_truth"], rows, image_ids=ids)
 
 
 def test_reset() -> None:

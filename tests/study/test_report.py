@@ -108,6 +108,7 @@ def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
     assert len(runs) == 7
     assert runs[1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 40, "train.py pooler=roi_pool seed=0"]
     assert len(page.pictures) == 6
+    assert page.headings[0] == "6 runs"
 
     folder = tmp_path / "report"
     assert len(list((folder / "plots").glob("*.svg"))) == len(list((folder / "plots").glob("*.pdf"))) == 6
@@ -246,7 +247,7 @@ def test_text_of_runs_is_not_markup(make_run, run_report, tmp_path):
     assert "".join(page.tables[0][1][:-6]).startswith("pooler=<b>&")
 
 
-def test_benchmark_of_the_operators(run_report, refused, tmp_path):
+def test_benchmark_of_the_operators(run_report, tmp_path):
     page, said = run_report(ROOT / "results" / "ops_cpu" / "bench.json")
     with (ROOT / "results" / "ops_cpu" / "bench.csv").open() as file:
         timed = [row for row in csv.DictReader(file) if row["status"] == "timed"]
@@ -256,6 +257,8 @@ def test_benchmark_of_the_operators(run_report, refused, tmp_path):
     assert dict(zip(times[0], times[1], strict=True)).items() <= timed[0].items()
     assert {"operator", "implementation", "median_ms", "p20_ms", "p80_ms", "speedup"} <= set(times[0])
     assert len(page.pictures) == 1
+    assert page.headings[0] == "1 benchmark"
+    assert not (tmp_path / "report" / "runs.csv").exists()
     assert "rows were not timed" in said
 
 
