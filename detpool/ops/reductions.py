@@ -3,9 +3,12 @@
 A reduction is a callable of a :class:`~detpool.ops.sampled.Sampled`; those with parameters or a mode are modules.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
+from . import formulas
 from .sampled import Sampled
 
 
@@ -25,40 +28,35 @@ def total(samples: Sampled) -> Tensor:
 
 
 class Lp(nn.Module):
-    """``mean(|f|^p)^(1/p)`` (Sermanet et al., arXiv:1204.3968; generalised mean pooling).
+    """``mean(|f|^p)^(1/p)`` (Sermanet et al., arXiv:1204.3968; generalised mean pooling), 0 for a bin without samples.
+
+    Magnitudes are taken relative to the largest of their image and channel: a bin all of whose values are below
+    ``1e-38^(1/p)`` times it (a third of it for p = 80) counts as zeros.
 
     Args:
         p: the power, at least 1. 1 is the mean of ``|f|``, infinity would be the maximum.
-        learnable: make p a parameter (kept at 1 or more when used).
-        eps: added to ``|f|`` before the power, so that gradients are finite where features are 0.
+        learnable: make p a parameter (used as ``2 - p`` should training move it below 1).
     """
 
-    def __init__(self, p: float = 3.0, learnable: bool = False, eps: float = 1e-6) -> None:
+    def __init__(self, p: float = 3.0, learnable: bool = False) -> None:
         super().__init__()
-        if not p >= 1:
-            raise ValueError(f"p must be at least 1, got {p!r}")
-        if not eps > 0:
-            raise ValueError(f"eps must be positive, got {eps!r}")
+        if not 1 <= p < math.inf:
+            raise ValueError(f"p must be at least 1 and finite, got {p!r}")
         self.p = nn.Parameter(torch.tensor(float(p)), requires_grad=learnable)
-        self.eps = eps
 
     def forward(self, samples: Sampled) -> Tensor:
-        features = samples.features
-        p = self.p.clamp(min=1).to(torch.float64 if features.dtype == torch.float64 else torch.float32)
-        size = features.to(p.dtype).abs() + self.eps
-        # Powers of numbers up to 1 do not overflow, whatever p is.
-        largest = size.detach().amax() if size.numel() else size.new_ones(())
-        powers = samples.mean((size / largest) ** p)
-        some = powers > 0
-        roots = torch.where(some, powers, 1.0) ** (1 / p)
-        return torch.where(some, roots * largest, 0.0).to(features.dtype)
+        features = formulas.widened(samples.features)
+        scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
+        p = formulas.power(self.p.to(features.dtype))
+        pooled = formulas.lp(_means(samples, features), p, scale, samples.by_bin(scale))
+        return pooled.to(samples.features.dtype)
 
 
 class Softmax(nn.Module):
     """``sum f e^(beta f) / sum e^(beta f)``: the mean for beta = 0, towards the maximum as beta grows.
 
-    Values more than ``60 / beta`` below the largest feature of the batch weigh the same: nothing underflows, and a bin
-    of nothing else is averaged.
+    Values more than ``60 / beta`` below the largest feature of their image and channel weigh the same: nothing
+    underflows, and a bin of nothing else is averaged.
 
     Args:
         beta: the inverse temperature.
@@ -70,16 +68,11 @@ class Softmax(nn.Module):
         self.beta = nn.Parameter(torch.tensor(float(beta)), requires_grad=learnable)
 
     def forward(self, samples: Sampled) -> Tensor:
-        features = samples.features
-        beta = self.beta.to(torch.float64 if features.dtype == torch.float64 else torch.float32)
-        values = features.to(beta.dtype)
-        scores = beta * values
-        largest = scores.detach().amax() if scores.numel() else 0.0
-        weights = (scores - largest).clamp(min=-60).exp()
-        total_weight = samples.mean(weights)
-        some = total_weight > 0
-        ratio = samples.mean(values * weights) / torch.where(some, total_weight, 1.0)
-        return torch.where(some, ratio, 0.0).to(features.dtype)
+        features = formulas.widened(samples.features)
+        beta = self.beta.to(features.dtype)
+        largest = (beta * features).detach().amax((2, 3), keepdim=True)
+        pooled = formulas.weighted(_means(samples, features), lambda v: (beta * v - largest).clamp(min=-60).exp())
+        return pooled.to(samples.features.dtype)
 
 
 class Stochastic(nn.Module):
@@ -99,16 +92,15 @@ class Stochastic(nn.Module):
     def forward(self, samples: Sampled) -> Tensor:
         features = samples.features.clamp(min=0)
         if not self.training:
-            average = samples.mean(features)
-            some = average > 0
-            expected = samples.mean(features.square()) / torch.where(some, average, 1.0)
-            return torch.where(some, expected, 0.0)
+            expected = formulas.weighted(_means(samples, formulas.widened(features)), lambda v: v)
+            return expected.to(features.dtype)
         values, exists = samples.points(features)
         values = values.masked_fill(~exists, 0.0)
-        weights = values.detach().to(torch.float32).cumsum(dim=4)
+        weights = formulas.widened(values.detach()).cumsum(dim=4)
         total_weight = weights[..., -1:]
-        drawn = torch.rand(total_weight.shape, generator=self.generator, device=values.device) * total_weight
-        chosen = (weights <= drawn).sum(dim=4, keepdim=True).clamp(max=values.shape[4] - 1)
+        # Of (0, 1], not [0, 1): a draw rounded up to the total still finds the first value that reaches it.
+        share = 1 - torch.rand(total_weight.shape, dtype=weights.dtype, generator=self.generator, device=values.device)
+        chosen = (weights < share * total_weight).sum(dim=4, keepdim=True)
         return values.gather(4, chosen)[..., 0]
 
 
@@ -117,7 +109,8 @@ class Mixed(nn.Module):
 
     Args:
         mode: "learned": a is one parameter; "gated": ``a = sigmoid(w . mean + b)`` for each bin, over channels;
-            "random": a is drawn from {0, 1} for each RoI in training and 1/2 in evaluation.
+            "random": a is drawn from {0, 1} for each bin and channel in training and 1/2 in evaluation (Yu, Wang,
+            Chen and Wei, RSKT 2014).
         channels: channels of the output, for "gated".
         generator: source of the draws; PyTorch's default one if None.
     """
@@ -146,8 +139,12 @@ class Mixed(nn.Module):
         elif self.mode == "gated":
             share = self.gate(average).sigmoid()
         elif self.training:
-            shape = (average.shape[0], 1, 1, 1)
-            share = torch.randint(0, 2, shape, generator=self.generator, device=average.device).to(average.dtype)
+            draws = torch.randint(0, 2, average.shape, generator=self.generator, device=average.device)
+            return torch.where(draws.bool(), largest, average)
         else:
             share = torch.full((), 0.5, dtype=average.dtype, device=average.device)
         return share * largest + (1 - share) * average
+
+
+def _means(samples: Sampled, features: Tensor) -> formulas.Means:
+    return lambda function: tuple(samples.mean(values) for values in function(features))
