@@ -76,11 +76,11 @@ class Sampled:
         """Values of images and channels (N, C, 1, 1) as values of bins: (K, C', 1, 1), (K, C', PH, PW) with groups."""
         # -1, a RoI that is not valid on a device whose values are not inspected: its mean is NaN anyway.
         chosen = values[self._batch.clamp(min=0)]
-        if self._groups == (1, 1):
+        if self.groups == (1, 1):
             return chosen
-        rows, columns = self._groups
+        rows, columns = self.groups
         chosen = chosen.reshape(len(chosen), values.shape[1] // (rows * columns), rows, columns)
-        bins = (self._y.lower.shape[1], self._x.lower.shape[1])
+        bins = (self.y.lower.shape[1], self.x.lower.shape[1])
         return chosen.repeat_interleave(bins[0] // rows, dim=2).repeat_interleave(bins[1] // columns, dim=3)
 
     def max(self, features: Tensor | None = None) -> Tensor:
