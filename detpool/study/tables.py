@@ -63,6 +63,17 @@ def _signed(value: float) -> str:
     return f"{round(100 * value, 2) + 0.0:+.2f}"
 
 
+def revision(digits: str | None, dirty: bool) -> str:
+    """A git revision as text."""
+    return (digits or "unknown") + (" with changes" if dirty else "")
+
+
+def machine(hardware: Mapping[str, Any]) -> str:
+    """Processor, cores and GPUs of `detpool.evaluation.metrics_file.hardware` as text."""
+    gpus = ", ".join(map(str, hardware.get("gpus") or []))
+    return f"{hardware.get('cpu')}, {hardware.get('cores')} cores" + (f", {gpus}" if gpus else "")
+
+
 def to_markdown(table: Table) -> str:
     """A pipe table without its title."""
     lines = [
