@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, max_pool2d, pad
 
 from detpool.ops.boxes import check_features, pair
 
-from .sliding import Size, SlidingPool2d, check_windows
+from .sliding import Size, SlidingPool2d, fitted
 
 
 def blur_pool2d(input: Tensor, filter_size: int = 3, stride: Size = 2) -> Tensor:
@@ -26,9 +26,9 @@ def blur_pool2d(input: Tensor, filter_size: int = 3, stride: Size = 2) -> Tensor
 class BlurPool2d(nn.Module):
     """``Y = (f * b)`` at every ``stride``-th cell, b the binomial filter of ``filter_size`` cells along each axis.
 
-    Size 3 is (1, 2, 1) / 4, size 5 (1, 4, 6, 4, 1) / 16; size 1 merely subsamples. Output (N, C, ceil(H / stride),
-    ceil(W / stride)). Beyond its border the map continues as its last cell does (the paper's code mirrors it, which a map of
-    one cell does not allow). No parameters; training and evaluation are the same.
+    Size 3 is (1, 2, 1) / 4, size 5 (1, 4, 6, 4, 1) / 16; size 1 merely subsamples. Beyond its
+    border the map continues as its last cell does (the paper's code mirrors it, which needs a second cell).
+    No parameters; training and evaluation are the same.
 
     Source: Zhang, Making Convolutional Networks Shift-Invariant Again, arXiv:1904.11486, 2019, section 3.2.
 
@@ -56,10 +56,10 @@ class BlurPool2d(nn.Module):
 class MaxBlurPool2d(SlidingPool2d):
     """Max pooling without aliasing: the maximum of every window, at stride 1, then :class:`BlurPool2d`.
 
-    ``Y = BlurPool(max over window)``; output (N, C, OH, OW) with ``OH = ceil((H + 2 padding - kernel + 1) / stride)``. No
-    parameters; training and evaluation are the same.
+    ``Y = BlurPool(max over window)``, of ``OH = ceil((H + 2 padding - kernel + 1) / stride)`` rows.
+    No parameters; training and evaluation are the same.
 
-    Source: Zhang, arXiv:1904.11486, 2019, equation 3.
+    Source: Zhang, arXiv:1904.11486, 2019, section 3.2.
 
     Args:
         kernel_size: cells of a window, an integer or (height, width).
@@ -77,8 +77,7 @@ class MaxBlurPool2d(SlidingPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        check_windows(input, self.kernel_size, 1, self.padding)
-        return self.blur(max_pool2d(input, self.kernel_size, 1, self.padding))
+        return self.blur(max_pool2d(input, *fitted(input, self.kernel_size, 1, self.padding)))
 
 
 def _binomial(size: int) -> list[float]:

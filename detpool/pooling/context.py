@@ -1,4 +1,4 @@
-"""Context: maps that keep their size and see further. PyTorch's ``LocalResponseNorm`` is in :mod:`detpool.pooling` too."""
+"""Context: maps that keep their size and see further. PyTorch's ``LocalResponseNorm`` is in the package too."""
 
 from __future__ import annotations
 

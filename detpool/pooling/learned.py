@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
 from .reductions import mean_pool2d, sum_pool2d
-from .sliding import Size, SlidingPool2d, check_windows
+from .sliding import Size, SlidingPool2d, fitted, geometry
 
 
 class StridedConv2d(nn.Conv2d):
@@ -31,13 +31,13 @@ class StridedConv2d(nn.Conv2d):
     """
 
     def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        pool = SlidingPool2d(kernel_size, stride, padding)
-        channels = checked_channels(channels)
-        super().__init__(channels, channels, pool.kernel_size, pool.stride, pool.padding)
+        windows = geometry(kernel_size, stride, padding)
+        super().__init__(checked_channels(channels), channels, *windows)
+        self.windows = windows
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        check_windows(input, self.kernel_size, self.stride, self.padding)
+        fitted(input, *self.windows)
         return super().forward(input)
 
 
@@ -126,9 +126,9 @@ class GatedPool2d(SlidingPool2d):
 class TreePool2d(SlidingPool2d):
     """A binary tree: leaves are learned filters ``v . f``, inner nodes blend their children, ``Y`` is the root.
 
-    ``node = a left + (1 - a) right`` with ``a = sigmoid(w . f)``, v and w of ``kernel_size`` for each channel. Filters begin
-    as the average, with noise of a tenth of it so that they part, gates as 1/2. Padding counts as zeros. Source: Lee,
-    Gallagher and Tu, arXiv:1509.08985, 2015, section 3.3, equation 6.
+    ``node = a left + (1 - a) right`` with ``a = sigmoid(w . f)``, v and w of ``kernel_size`` for each channel. Filters
+    begin as the average, with noise of a tenth of it so that they part, gates as 1/2. Padding counts as zeros. Source:
+    Lee, Gallagher and Tu, arXiv:1509.08985, 2015, section 3.3.
 
     Args:
         channels: C.
@@ -162,7 +162,7 @@ class TreePool2d(SlidingPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        check_windows(input, self.kernel_size, self.stride, self.padding)
+        fitted(input, self.kernel_size, self.stride, self.padding)
         level = [self._responses(input, leaf) for leaf in self.filters]
         gates = iter(self.gates)  # of the lowest level first, each level from left to right
         while len(level) > 1:

@@ -15,19 +15,17 @@ from torch.nn.functional import avg_pool2d, max_pool2d
 
 from detpool.ops import formulas
 
-from .sliding import Size, SlidingPool2d, Windows, check_windows
+from .sliding import Size, SlidingPool2d, Windows, fitted
 
 
 def sum_pool2d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
     """The sum over each window."""
-    check_windows(input, kernel_size, stride, padding)
-    return avg_pool2d(input, kernel_size, stride, padding, divisor_override=1)
+    return avg_pool2d(input, *fitted(input, kernel_size, stride, padding), divisor_override=1)
 
 
 def mean_pool2d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
     """The average over each window of the cells that are there: ``avg_pool2d(count_include_pad=False)``."""
-    check_windows(input, kernel_size, stride, padding)
-    return avg_pool2d(input, kernel_size, stride, padding, count_include_pad=False)
+    return avg_pool2d(input, *fitted(input, kernel_size, stride, padding), count_include_pad=False)
 
 
 def lp_pool2d(
@@ -78,7 +76,7 @@ def mixed_pool2d(
 ) -> Tensor:
     """The maximum or the average of each window, at random, or half of both: see :class:`MixedPool2d`."""
     average = mean_pool2d(input, kernel_size, stride, padding)
-    largest = max_pool2d(input, kernel_size, stride, padding)
+    largest = max_pool2d(input, *fitted(input, kernel_size, stride, padding))
     if not training:
         return (largest + average) / 2
     return torch.where(torch.rand_like(average, dtype=torch.float32) < 0.5, largest, average)
@@ -104,7 +102,7 @@ class LpPool2d(SlidingPool2d):
 
     ``torch.nn.LPPool2d`` differs: it sums, keeps the signs of odd powers, has no padding, and overflows.
 
-    Source: Sermanet, Chintala and LeCun, arXiv:1204.3968, 2012, equation 1; a learned p: Gulcehre et al.,
+    Source: Sermanet, Chintala and LeCun, arXiv:1204.3968, 2012; a learned p: Gulcehre et al.,
     arXiv:1311.1780, 2013.
 
     Args:
@@ -177,14 +175,11 @@ class SoftmaxPool2d(SlidingPool2d):
         super().__init__(kernel_size, stride, padding)
         if not math.isfinite(beta):
             raise ValueError(f"beta must be finite, got {beta!r}")
-        self.beta = nn.Parameter(torch.tensor(float(beta))) if learnable else float(beta)
+        self.beta: float | nn.Parameter = nn.Parameter(torch.tensor(float(beta))) if learnable else float(beta)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        beta = self.beta
-        if isinstance(beta, Tensor):
-            beta = beta.to(torch.float64 if input.dtype == torch.float64 else torch.float32)
-        return softmax_pool2d(input, beta, self.kernel_size, self.stride, self.padding)
+        return softmax_pool2d(input, _widened(self.beta, input), self.kernel_size, self.stride, self.padding)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if isinstance(self.beta, nn.Parameter) else f", beta={self.beta:g}")
@@ -196,7 +191,7 @@ class StochasticPool2d(SlidingPool2d):
     In evaluation the expectation of that, ``sum f^2 / sum f``, deterministically. Negative values count as 0; a window
     of zeros gives 0. Draws come from PyTorch's generator of the input's device: ``torch.manual_seed`` repeats them.
 
-    Source: Zeiler and Fergus, arXiv:1301.3557, 2013, equations 4 to 6.
+    Source: Zeiler and Fergus, arXiv:1301.3557, 2013, section 3.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -205,12 +200,12 @@ class StochasticPool2d(SlidingPool2d):
 
 
 class MixedPool2d(SlidingPool2d):
-    """In training, each window of each channel is maximised or averaged, by a fair coin; the gradient follows the choice.
+    """In training, a fair coin for each window and channel takes its maximum or its average, and so does the gradient.
 
     In evaluation ``(max + mean) / 2``, its expectation, deterministically (the paper takes whichever was drawn more
     often). Draws come from PyTorch's generator of the input's device: ``torch.manual_seed`` repeats them.
 
-    Source: Yu, Wang, Chen and Wei, Mixed Pooling for Convolutional Neural Networks, RSKT 2014, equation 3.
+    Source: Yu, Wang, Chen and Wei, Mixed Pooling for Convolutional Neural Networks, RSKT 2014.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -227,6 +222,12 @@ def checked_power(p: float, learnable: bool) -> float | nn.Parameter:
 
 def power_for(p: float | Tensor, input: Tensor) -> float | Tensor:
     """What the formula for ``input`` takes for p."""
-    if not isinstance(p, Tensor):
-        return p
-    return formulas.power(p.to(torch.float64 if input.dtype == torch.float64 else torch.float32))
+    p = _widened(p, input)
+    return formulas.power(p) if isinstance(p, Tensor) else p
+
+
+def _widened(number: float | Tensor, input: Tensor) -> float | Tensor:
+    """A parameter in the type that formulas for ``input`` compute in; a number as it is."""
+    if not isinstance(number, Tensor):
+        return number
+    return number.to(torch.float64 if input.dtype == torch.float64 else torch.float32)

@@ -34,23 +34,22 @@ def geometry(
     return kernel, steps, (border[0], border[1])
 
 
-def check_windows(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> tuple[int, int]:
-    """Check a map (N, C, H, W) and the windows over it; returns the output's (height, width).
+def fitted(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """:func:`geometry`, for a map (N, C, H, W) into which at least one window fits.
 
     Raises:
         TypeError, ValueError: the input is no such map, or smaller than a window.
     """
     check_features(input)
     kernel, steps, border = geometry(kernel_size, stride, padding)
-    height, width = (
-        (length + 2 * b - k) // s + 1 for length, k, s, b in zip(input.shape[2:], kernel, steps, border, strict=True)
-    )
-    if height < 1 or width < 1:
+    if any(k > length + 2 * b for k, length, b in zip(kernel, input.shape[2:], border, strict=True)):
         raise ValueError(
-            f"kernel_size {kernel} with padding {border} does not fit into the input's {input.shape[2]} x "
-            f"{input.shape[3]} cells: the output would be {max(height, 0)} x {max(width, 0)}"
+            f"kernel_size {kernel} does not fit into the input's {input.shape[2]} x {input.shape[3]} cells with "
+            f"padding {border}: no window would be left"
         )
-    return height, width
+    return kernel, steps, border
 
 
 class Windows:
@@ -61,8 +60,9 @@ class Windows:
     """
 
     def __init__(self, input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        height, width = check_windows(input, kernel_size, stride, padding)
-        kernel, (down, right), (top, left) = geometry(kernel_size, stride, padding)
+        kernel, (down, right), (top, left) = fitted(input, kernel_size, stride, padding)
+        height = (input.shape[2] + 2 * top - kernel[0]) // down + 1
+        width = (input.shape[3] + 2 * left - kernel[1]) // right + 1
         exists = None
         if top or left:
             exists = pad(input.new_ones(1, 1, *input.shape[2:]), (left, left, top, top))
@@ -81,7 +81,7 @@ class Windows:
         self.exists = None if exists is None else views(exists)
 
     def means(self, function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """The averages over each window of what ``function`` makes of its values: :data:`detpool.ops.formulas.Means`."""
+        """The averages over each window of what ``function`` makes of its values (a :data:`formulas.Means`)."""
         totals: tuple[Tensor, ...] = ()
         for position, values in enumerate(self.values):
             terms = function(values)

@@ -1,9 +1,9 @@
 """From tokens (N, L, C) to one vector an image or RoI, (N, C); some tokens may be masked out.
 
-A 7 x 7 RoI is 49 tokens (:func:`to_tokens`); so are the outputs of transformers. ``mask`` is boolean, (N, L), true where a
-token counts; None: all do. A row without any is an error that names it (on devices other than the CPU, where looking at
-values would stall the device, and in compiled graphs it is not looked for: means and attention give NaN there, maxima
-minus infinity, CLS and last tokens the first one). Training and evaluation are the same.
+A 7 x 7 RoI is 49 tokens (:func:`to_tokens`); so are the outputs of transformers. ``mask`` is boolean, (N, L), true
+where a token counts; None: all do. A row without any is an error that names it (on devices other than the CPU, where
+looking at values would stall the device, and in compiled graphs it is not looked for: means and attention give NaN
+there, maxima minus infinity, CLS and last tokens the first one). Training and evaluation are the same.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class LastTokenPool(nn.Module):
 class MeanTokenPool(nn.Module):
     """``Y = sum m X / sum m``, m the mask: the average of the tokens that count.
 
-    Source: Lin, Chen and Yan, Network in Network, arXiv:1312.4400, 2013, section 3.2; over tokens, Reimers and Gurevych,
-    Sentence-BERT, arXiv:1908.10084, 2019.
+    Source: Lin, Chen and Yan, Network in Network, arXiv:1312.4400, 2013, section 3.2; over tokens, Reimers and
+    Gurevych, Sentence-BERT, arXiv:1908.10084, 2019.
     """
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -105,7 +105,7 @@ class WeightedMeanTokenPool(nn.Module):
 
 
 class LearnedMeanTokenPool(nn.Module):
-    """``Y = sum w X``, ``w = softmax(v . X + b)`` over the tokens that count: a learned weighted mean.
+    """``Y = sum w X``, ``w = softmax(v . X)`` over the tokens that count: a learned weighted mean.
 
     The score begins as 0, an average. Source: Lin et al., A Structured Self-attentive Sentence Embedding,
     arXiv:1703.03130, 2017, section 2.1, with a linear score; Ilse, Tomczak and Welling, arXiv:1802.04712, 2018.
@@ -129,10 +129,10 @@ class LearnedMeanTokenPool(nn.Module):
 
 
 class AttentionTokenPool(nn.Module):
-    """Set Transformer's pooling by multi-head attention: k learned seeds S query the tokens. ``Y = PMA_k(X)``, (N, k, C).
+    """Set Transformer's pooling by multi-head attention: k learned seeds S query the tokens, ``Y = PMA_k(X)``.
 
-    ``Z = rFF(X)``, ``H = norm(S + attention(S, Z, Z))``, ``Y = norm(H + rFF(H))``, rFF a linear layer and ReLU. Attention is
-    PyTorch's, with ``heads`` heads. Source: Lee et al., Set Transformer, arXiv:1810.00825, 2018, equations 6, 7 and 11.
+    ``Z = rFF(X)``, ``H = norm(S + attention(S, Z, Z))``, ``Y = norm(H + rFF(H))``, rFF a linear layer and ReLU. The
+    attention is PyTorch's. Source: Lee et al., Set Transformer, arXiv:1810.00825, 2018, sections 3.1 (MAB) and 3.2 (PMA).
 
     Args:
         channels: C, divisible by ``heads``.
@@ -182,7 +182,7 @@ def _wide(tokens: Tensor) -> torch.dtype:
 def _check(tokens: Tensor, mask: Tensor | None) -> None:
     if tokens.dim() != 3 or not tokens.is_floating_point() or tokens.shape[1] < 1:
         raise ValueError(
-            f"tokens must be floating, of shape (N, L, C) with L of at least 1, got {tuple(tokens.shape)} {tokens.dtype}"
+            f"tokens must be floating, of shape (N, L, C), L at least 1, got {tuple(tokens.shape)} {tokens.dtype}"
         )
     if mask is None:
         return

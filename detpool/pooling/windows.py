@@ -54,8 +54,8 @@ def spatial_pyramid_pool2d(input: Tensor, levels: Sequence[Size] = (1, 2, 4), re
 class TiledPool2d(nn.Module):
     """Tiles of h x w cells side by side, those at the far border smaller: ``ceil(H / h) x ceil(W / w)`` of them.
 
-    ``Y[i, j]`` is the mean (or maximum) over rows ``i h .. min((i + 1) h, H)`` and columns ``j w .. min((j + 1) w, W)``:
-    what textbooks print for pooling with ``ceil_mode``. Training and evaluation are the same.
+    ``Y[i, j]`` is the mean (or maximum) over rows ``i h .. min((i + 1) h, H)`` and columns ``j w .. min((j + 1) w,
+    W)``, ends excluded: the rule that textbooks print. Training and evaluation are the same.
 
     Args:
         tile_size: h x w in cells, an integer or (height, width).
@@ -79,7 +79,7 @@ class TiledPool2d(nn.Module):
 
 
 class AdaptiveTiledPool2d(nn.Module):
-    """A fixed number P x Q of tiles, of ``h = ceil(H / P)`` by ``w = ceil(W / Q)`` cells; bins as in :class:`TiledPool2d`.
+    """A fixed number P x Q of tiles, of ``h = ceil(H / P)`` by ``w = ceil(W / Q)`` cells, as in :class:`TiledPool2d`.
 
     Unlike PyTorch's adaptive layers, tiles do not overlap; but there are maps that P tiles of h rows do not need: 4
     tiles of 2 rows leave none for the last when H = 5. That is an error. Training and evaluation are the same.
@@ -144,7 +144,7 @@ class GlobalLpPool2d(nn.Module):
     """Generalised mean pooling (GeM): ``Y = mean(|f|^p)^(1/p)`` over the whole map.
 
     Computed in float32 (float64 for float64), relative to the largest magnitude of the map. Training and evaluation are
-    the same. Source: Radenović, Tolias and Chum, arXiv:1711.02512, 2017, equation 3 (whose features are not negative).
+    the same. Source: Radenović, Tolias and Chum, arXiv:1711.02512, 2017 (whose features are not negative).
 
     Args:
         p: the power, at least 1 and finite.
@@ -176,9 +176,9 @@ class GlobalLpPool2d(nn.Module):
 class FractionalMaxPool2d(nn.Module):
     """PyTorch's fractional max pooling, with an evaluation that is deterministic.
 
-    Windows of ``kernel_size`` cells begin at a pseudorandom sequence of rows, ``ceil(a (i + u))`` for a step a between 1
-    and 2 or more, and columns likewise. In training u is drawn for each image and channel; in evaluation it is 1/2.
-    ``torch.manual_seed`` repeats the draws. Source: Graham, arXiv:1412.6071, 2014.
+    Of P windows of k rows, window i begins at ``floor((i + u) a) - floor(u a)`` with ``a = (H - k) / (P - 1)``, the
+    last at H - k, and columns likewise: pseudorandom steps of about a. In training u is drawn for each image, channel and
+    axis; in evaluation it is 1/2. ``torch.manual_seed`` repeats the draws. Source: Graham, arXiv:1412.6071, 2014.
 
     Args:
         kernel_size: cells of a window, an integer or (height, width).
