@@ -1,0 +1,75 @@
+"""Context: maps that keep their size and see further. PyTorch's ``LocalResponseNorm`` is in the package too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+from torchvision.models.segmentation import deeplabv3
+
+from detpool.ops.boxes import check_features
+
+from .learned import checked_channels
+
+
+class SpatialPyramidContext2d(nn.Module):
+    """The map beside its maxima over windows of several sizes at stride 1: ``Y = (f, max_5 f, max_9 f, max_13 f)``.
+
+    (N, C, H, W) to (N, C (1 + windows), H, W). No parameters; training and evaluation are the same. Source: He et al.,
+    SPP-Net, arXiv:1406.4729, 2014, in the form of Redmon and Farhadi's YOLOv3-SPP, arXiv:1804.02767, 2018, and Huang et
+    al., DC-SPP-YOLO, arXiv:1903.08589, 2019.
+
+    Args:
+        kernel_sizes: cells of the windows, odd, 3 or more, increasing.
+
+    Raises:
+        ValueError: other sizes.
+    """
+
+    def __init__(self, kernel_sizes: Sequence[int] = (5, 9, 13)) -> None:
+        super().__init__()
+        sizes = list(kernel_sizes)
+        if not sizes or sizes != sorted(set(sizes)) or any(size < 3 or size % 2 == 0 for size in sizes):
+            raise ValueError(f"kernel_sizes must be odd, 3 or more, and increasing, got {kernel_sizes!r}")
+        self.kernel_sizes = sizes
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C (1 + windows), H, W)."""
+        check_features(input)
+        maps, previous = [input], 1
+        for size in self.kernel_sizes:
+            # The maximum over 9 cells is that of 5 maxima over 5: the rest of each window is the previous one.
+            step = size - previous + 1
+            maps.append(max_pool2d(maps[-1], step, stride=1, padding=step // 2))
+            previous = size
+        return torch.cat(maps, dim=1)
+
+    def extra_repr(self) -> str:
+        return f"kernel_sizes={self.kernel_sizes}"
+
+
+class ASPP(deeplabv3.ASPP):
+    """Atrous spatial pyramid pooling with image-level features, torchvision's.
+
+    A 1 x 1 convolution, 3 x 3 convolutions with dilation ``rates``, and the global average through a 1 x 1 convolution,
+    spread over the map: concatenated, and projected by a 1 x 1 convolution. Each with batch normalisation and ReLU; in
+    training dropout of one half at the end, and at least two images (batch statistics of the global average).
+    (N, C, H, W) to (N, out_channels, H, W). Source: Chen, Papandreou, Schroff and Adam, DeepLabv3, arXiv:1706.05587,
+    2017, section 3.3.
+
+    Args:
+        channels: C.
+        out_channels: of every branch and of the output.
+        rates: dilations; those of DeepLabv3 are 6, 12, 18 at output stride 16 and twice that at 8.
+
+    Raises:
+        ValueError: channels or rates that are not positive integers.
+    """
+
+    def __init__(self, channels: int, out_channels: int = 256, rates: Sequence[int] = (6, 12, 18)) -> None:
+        rates = list(rates)
+        if not rates or any(not isinstance(rate, int) or rate < 1 for rate in rates):
+            raise ValueError(f"rates must be positive integers, at least one, got {rates!r}")
+        super().__init__(checked_channels(channels), rates, checked_channels(out_channels))

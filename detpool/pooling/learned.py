@@ -1,0 +1,185 @@
+"""Pooling with weights: strided convolution, LeNet's subsampling, and Lee's mixed, gated and tree pooling.
+
+All take maps (N, C, H, W) to (N, C, OH, OW), ``OH = floor((H + 2 padding - kernel) / stride) + 1``, and are the same in
+training and evaluation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, max_pool2d
+
+from .reductions import mean_pool2d, sum_pool2d
+from .sliding import Size, SlidingPool2d, fitted, geometry
+
+
+class StridedConv2d(nn.Conv2d):
+    """A convolution in place of a pooling layer: ``Y[d] = bias[d] + sum over c and window of W[d, c] f[c]``.
+
+    Put an activation behind it where the network has one behind its convolutions; padding counts as zeros. Source:
+    Springenberg, Dosovitskiy, Brox and Riedmiller, All-CNN, arXiv:1412.6806, 2014, section 2.
+
+    Args:
+        channels: C, of input and output.
+        kernel_size: cells of a window, an integer or (height, width).
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into.
+
+    Raises:
+        ValueError: a size that is none; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        windows = geometry(kernel_size, stride, padding)
+        super().__init__(checked_channels(channels), channels, *windows)
+        self.windows = windows
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        fitted(input, *self.windows)
+        return super().forward(input)
+
+
+class LeNetSubsampling(SlidingPool2d):
+    """LeNet's trainable subsampling: ``Y[c] = sigmoid(scale[c] sum f[c] + bias[c])`` over each window.
+
+    Two parameters a channel; the scale begins as 1 / cells of the window (an average), the bias as 0. Source: LeCun,
+    Bottou, Bengio and Haffner, Proceedings of the IEEE 1998, section II.B (layers S2 and S4).
+
+    Args:
+        channels: C.
+        kernel_size: cells of a window, an integer or (height, width); LeNet's is 2.
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into; they add nothing.
+
+    Raises:
+        ValueError: a size that is none; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        super().__init__(kernel_size, stride, padding)
+        channels = checked_channels(channels)
+        self.scale = nn.Parameter(torch.full((channels,), 1 / (self.kernel_size[0] * self.kernel_size[1])))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        total = sum_pool2d(input, self.kernel_size, self.stride, self.padding)
+        return torch.sigmoid(self.scale[:, None, None] * total + self.bias[:, None, None])
+
+
+class LearnedMixedPool2d(SlidingPool2d):
+    """``Y = a max + (1 - a) mean`` over each window, a in 0 .. 1 learned: one for the layer.
+
+    The parameter is the logit of a, 0 to begin with. Padded cells are not there. Source: Lee, Gallagher and Tu,
+    arXiv:1509.08985, 2015, section 3.1.
+
+    Args:
+        kernel_size: cells of a window, an integer or (height, width).
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into.
+
+    Raises:
+        ValueError: a size that is none; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.logit = nn.Parameter(torch.zeros(()))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        average = mean_pool2d(input, self.kernel_size, self.stride, self.padding)
+        largest = max_pool2d(input, self.kernel_size, self.stride, self.padding)
+        return torch.lerp(average, largest, self.logit.sigmoid().to(input.dtype))
+
+
+class GatedPool2d(SlidingPool2d):
+    """``Y = a max + (1 - a) mean`` over each window, with ``a = sigmoid(w . f)`` of the values of the window.
+
+    One mask w of ``kernel_size`` for each channel, 0 to begin with (a = 1/2). Padded cells are not there: no part of
+    maximum and mean, 0 to the mask. Source: Lee, Gallagher and Tu, arXiv:1509.08985, 2015, section 3.2.
+
+    Args:
+        channels: C.
+        kernel_size: cells of a window, an integer or (height, width).
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into.
+
+    Raises:
+        ValueError: a size that is none; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.gate = nn.Parameter(torch.zeros(checked_channels(channels), 1, *self.kernel_size))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        average = mean_pool2d(input, self.kernel_size, self.stride, self.padding)
+        largest = max_pool2d(input, self.kernel_size, self.stride, self.padding)
+        share = conv2d(input, self.gate, None, self.stride, self.padding, groups=len(self.gate)).sigmoid()
+        return torch.lerp(average, largest, share)
+
+
+class TreePool2d(SlidingPool2d):
+    """A binary tree: leaves are learned filters ``v . f``, inner nodes blend their children, ``Y`` is the root.
+
+    ``node = a left + (1 - a) right`` with ``a = sigmoid(w . f)``, v and w of ``kernel_size`` for each channel. Filters
+    begin as the average, with noise of a tenth of it so that they part, gates as 1/2. Padding counts as zeros. Source:
+    Lee, Gallagher and Tu, arXiv:1509.08985, 2015, section 3.3.
+
+    Args:
+        channels: C.
+        kernel_size: cells of a window, an integer or (height, width).
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into.
+        depth: levels of inner nodes, 1 or more: ``2^depth`` leaves. The paper's "2 level" tree has 1, its "3 level" 2.
+
+    Raises:
+        ValueError: a size that is none; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        depth: int = 1,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        channels = checked_channels(channels)
+        if not isinstance(depth, int) or depth < 1:
+            raise ValueError(f"depth must be an integer of at least 1, got {depth!r}")
+        self.depth = depth
+        leaves = 2**depth
+        average = 1 / (self.kernel_size[0] * self.kernel_size[1])
+        noise = torch.randn(leaves, channels, 1, *self.kernel_size)
+        self.filters = nn.Parameter(average * (1 + 0.1 * noise))
+        self.gates = nn.Parameter(torch.zeros(leaves - 1, channels, 1, *self.kernel_size))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        fitted(input, self.kernel_size, self.stride, self.padding)
+        level = [self._responses(input, leaf) for leaf in self.filters]
+        gates = iter(self.gates)  # of the lowest level first, each level from left to right
+        while len(level) > 1:
+            level = [
+                torch.lerp(right, left, self._responses(input, next(gates)).sigmoid())
+                for left, right in zip(level[::2], level[1::2], strict=True)
+            ]
+        return level[0]
+
+    def _responses(self, input: Tensor, masks: Tensor) -> Tensor:
+        return conv2d(input, masks, None, self.stride, self.padding, groups=len(masks))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, depth={self.depth}"
+
+
+def checked_channels(channels: int) -> int:
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"channels must be a positive integer, got {channels!r}")
+    return channels

@@ -1,0 +1,233 @@
+"""Sliding windows reduced to one value in other ways than PyTorch's maximum and average.
+
+All functions take maps (N, C, H, W), floating, and return (N, C, OH, OW) of the same dtype and memory format,
+``OH = floor((H + 2 padding - kernel) / stride) + 1``. Padded cells are not there: they count in no average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, max_pool2d
+
+from detpool.ops import formulas
+
+from .sliding import Size, SlidingPool2d, Windows, fitted
+
+
+def sum_pool2d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+    """The sum over each window."""
+    return avg_pool2d(input, *fitted(input, kernel_size, stride, padding), divisor_override=1)
+
+
+def mean_pool2d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+    """The average over each window of the cells that are there: ``avg_pool2d(count_include_pad=False)``."""
+    return avg_pool2d(input, *fitted(input, kernel_size, stride, padding), count_include_pad=False)
+
+
+def lp_pool2d(
+    input: Tensor, p: float | Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0
+) -> Tensor:
+    """``mean(|f|^p)^(1/p)`` over each window: see :class:`LpPool2d`."""
+    windows = Windows(formulas.widened(input), kernel_size, stride, padding)
+    scale = formulas.scale_of(windows.largest(torch.abs))
+    return formulas.lp(windows.means, p, scale, scale).to(input.dtype)
+
+
+def softmax_pool2d(
+    input: Tensor, beta: float | Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0
+) -> Tensor:
+    """``sum f e^(beta f) / sum e^(beta f)`` over each window: see :class:`SoftmaxPool2d`."""
+    windows = Windows(formulas.widened(input), kernel_size, stride, padding)
+    largest = windows.largest(lambda values: beta * values)
+    return formulas.weighted(windows.means, lambda values: (beta * values - largest).exp()).to(input.dtype)
+
+
+def stochastic_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, training: bool = True
+) -> Tensor:
+    """A value of each window, drawn in proportion to itself, or their expectation: see :class:`StochasticPool2d`."""
+    features = formulas.widened(input).clamp(min=0)
+    if not training:
+
+        def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+            return tuple(mean_pool2d(values, kernel_size, stride, padding) for values in function(features))
+
+        return formulas.weighted(means, lambda values: values).to(input.dtype)
+    windows = Windows(features, kernel_size, stride, padding)
+    weights = [values.detach() for values in windows.values]
+    if windows.exists is not None:
+        weights = [weight * exists for weight, exists in zip(weights, windows.exists, strict=True)]
+    total = sum(weights[1:], start=weights[0])
+    # Of (0, total]; summed in the same order below, so that the draw is always reached, by a weight above 0.
+    draw = (1 - torch.rand_like(total)) * total
+    before, drawn = weights[0], windows.values[0]
+    for weight, values in zip(weights[1:], windows.values[1:], strict=True):
+        drawn = torch.where(before < draw, values, drawn)
+        before = before + weight
+    return drawn.to(input.dtype)
+
+
+def mixed_pool2d(
+    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, training: bool = True
+) -> Tensor:
+    """The maximum or the average of each window, at random, or half of both: see :class:`MixedPool2d`."""
+    average = mean_pool2d(input, kernel_size, stride, padding)
+    largest = max_pool2d(input, *fitted(input, kernel_size, stride, padding))
+    if not training:
+        return (largest + average) / 2
+    return torch.where(torch.rand_like(average, dtype=torch.float32) < 0.5, largest, average)
+
+
+class SumPool2d(SlidingPool2d):
+    """The sum: ``Y[i, j] = sum of f over window (i, j)``. Training and evaluation are the same.
+
+    Source: the subsampling of LeNet (LeCun et al., Proceedings of the IEEE 1998) before its coefficients.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        return sum_pool2d(input, self.kernel_size, self.stride, self.padding)
+
+
+class LpPool2d(SlidingPool2d):
+    """The generalised mean of magnitudes: ``Y[i, j] = mean(|f|^p)^(1/p)`` over window (i, j).
+
+    p = 1 is the average of magnitudes, 2 their root mean square, and p towards infinity the largest. Powers are taken
+    relative to the largest magnitude of the window, so that none overflows or vanishes however large p is, and computed
+    in float32 (float64 for float64). Training and evaluation are the same.
+
+    ``torch.nn.LPPool2d`` differs: it sums, keeps the signs of odd powers, has no padding, and overflows.
+
+    Source: Sermanet, Chintala and LeCun, arXiv:1204.3968, 2012; a learned p: Gulcehre et al.,
+    arXiv:1311.1780, 2013.
+
+    Args:
+        kernel_size: cells of a window, an integer or (height, width).
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into.
+        p: the power, at least 1 and finite.
+        learnable: make p a parameter (used as ``2 - p`` should training move it below 1); otherwise the layer has none.
+
+    Raises:
+        ValueError: a size or p that is not such a value; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        p: float = 2.0,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        self.p = checked_power(p, learnable)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        return lp_pool2d(input, power_for(self.p, input), self.kernel_size, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if isinstance(self.p, nn.Parameter) else f", p={self.p:g}")
+
+
+class L2Pool2d(LpPool2d):
+    """The root mean square: ``Y[i, j] = sqrt(mean(f^2))``, :class:`LpPool2d` with p = 2.
+
+    Source: Hyvärinen and Hoyer, Neural Computation 2000 (energy pooling); Sermanet et al., arXiv:1204.3968, 2012.
+    """
+
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
+        super().__init__(kernel_size, stride, padding, p=2.0)
+
+
+class SoftmaxPool2d(SlidingPool2d):
+    """``Y[i, j] = sum f e^(beta f) / sum e^(beta f)`` over window (i, j).
+
+    beta = 0 is the average, beta towards infinity the maximum, and towards minus infinity the minimum. Exponents are
+    taken relative to the largest of the window, in float32 (float64 for float64). Training and evaluation are the same.
+
+    Source: Stergiou, Poppe and Kalliatakis, SoftPool, arXiv:2101.00440, 2021 (beta = 1).
+
+    Args:
+        kernel_size: cells of a window, an integer or (height, width).
+        stride: cells between windows; default: ``kernel_size``.
+        padding: cells around the map that windows may reach into.
+        beta: the inverse temperature, finite.
+        learnable: make beta a parameter; otherwise the layer has none.
+
+    Raises:
+        ValueError: a size or beta that is not such a value; in ``forward``, no window fits into the map.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        beta: float = 1.0,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding)
+        if not math.isfinite(beta):
+            raise ValueError(f"beta must be finite, got {beta!r}")
+        self.beta: float | nn.Parameter = nn.Parameter(torch.tensor(float(beta))) if learnable else float(beta)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        return softmax_pool2d(input, _widened(self.beta, input), self.kernel_size, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if isinstance(self.beta, nn.Parameter) else f", beta={self.beta:g}")
+
+
+class StochasticPool2d(SlidingPool2d):
+    """In training, value f of a window is drawn with probability ``f / sum f``; the gradient goes to the one drawn.
+
+    In evaluation the expectation of that, ``sum f^2 / sum f``, deterministically. Negative values count as 0; a window
+    of zeros gives 0. Draws come from PyTorch's generator of the input's device: ``torch.manual_seed`` repeats them.
+
+    Source: Zeiler and Fergus, arXiv:1301.3557, 2013, section 3.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        return stochastic_pool2d(input, self.kernel_size, self.stride, self.padding, self.training)
+
+
+class MixedPool2d(SlidingPool2d):
+    """In training, a fair coin for each window and channel takes its maximum or its average, and so does the gradient.
+
+    In evaluation ``(max + mean) / 2``, its expectation, deterministically (the paper takes whichever was drawn more
+    often). Draws come from PyTorch's generator of the input's device: ``torch.manual_seed`` repeats them.
+
+    Source: Yu, Wang, Chen and Wei, Mixed Pooling for Convolutional Neural Networks, RSKT 2014.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        return mixed_pool2d(input, self.kernel_size, self.stride, self.padding, self.training)
+
+
+def checked_power(p: float, learnable: bool) -> float | nn.Parameter:
+    """p, as a parameter if it is to be learned; raise unless it is at least 1 and finite."""
+    if not 1 <= p < math.inf:
+        raise ValueError(f"p must be at least 1 and finite, got {p!r}")
+    return nn.Parameter(torch.tensor(float(p))) if learnable else float(p)
+
+
+def power_for(p: float | Tensor, input: Tensor) -> float | Tensor:
+    """What the formula for ``input`` takes for p."""
+    p = _widened(p, input)
+    return formulas.power(p) if isinstance(p, Tensor) else p
+
+
+def _widened(number: float | Tensor, input: Tensor) -> float | Tensor:
+    """A parameter in the type that formulas for ``input`` compute in; a number as it is."""
+    if not isinstance(number, Tensor):
+        return number
+    return number.to(torch.float64 if input.dtype == torch.float64 else torch.float32)

@@ -1,0 +1,275 @@
+"""Windows other than a sliding kernel: tiles, the whole map, random ones, a pyramid of grids.
+
+PyTorch's own layers are in :mod:`detpool.pooling` too, as they are: sliding windows ``MaxPool2d`` and ``AvgPool2d``
+(overlapping where the stride is less than the kernel), and adaptive ones ``AdaptiveMaxPool2d`` and
+``AdaptiveAvgPool2d``, where bin i of P takes rows ``floor(i H / P) .. ceil((i + 1) H / P)``, never none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import (
+    adaptive_avg_pool2d,
+    adaptive_max_pool2d,
+    avg_pool2d,
+    fractional_max_pool2d,
+    max_pool2d,
+)
+
+from detpool.ops import formulas
+from detpool.ops.boxes import check_features, pair
+
+from .reductions import checked_power, power_for
+from .sliding import Size
+
+
+def tiled_pool2d(input: Tensor, tile_size: Size, reduction: str = "mean") -> Tensor:
+    """One value for each tile: see :class:`TiledPool2d`."""
+    tile = pair(tile_size, "tile_size")
+    check_features(input)
+    # A tile beyond the map is the map; PyTorch would refuse it.
+    tile = (min(tile[0], input.shape[2]), min(tile[1], input.shape[3]))
+    if _of(("mean", "max"), reduction) == "max":
+        return max_pool2d(input, tile, ceil_mode=True)
+    return avg_pool2d(input, tile, ceil_mode=True, count_include_pad=False)
+
+
+def global_pool2d(input: Tensor, reduction: str = "mean") -> Tensor:
+    """One value for each channel: see :class:`GlobalPool2d`."""
+    check_features(input)
+    return _GLOBAL[_of(tuple(_GLOBAL), reduction)](input)
+
+
+def spatial_pyramid_pool2d(input: Tensor, levels: Sequence[Size] = (1, 2, 4), reduction: str = "max") -> Tensor:
+    """The bins of several grids, concatenated: see :class:`SpatialPyramidPool2d`."""
+    check_features(input)
+    pool = adaptive_max_pool2d if _of(("mean", "max"), reduction) == "max" else adaptive_avg_pool2d
+    return torch.cat([pool(input, pair(level, "levels")).flatten(1) for level in levels], dim=1)
+
+
+class TiledPool2d(nn.Module):
+    """Tiles of h x w cells side by side, those at the far border smaller: ``ceil(H / h) x ceil(W / w)`` of them.
+
+    ``Y[i, j]`` is the mean (or maximum) over rows ``i h .. min((i + 1) h, H)`` and columns ``j w .. min((j + 1) w,
+    W)``, ends excluded: the rule that textbooks print. Training and evaluation are the same.
+
+    Args:
+        tile_size: h x w in cells, an integer or (height, width).
+        reduction: "mean" or "max".
+
+    Raises:
+        ValueError: another tile size or reduction.
+    """
+
+    def __init__(self, tile_size: Size, reduction: str = "mean") -> None:
+        super().__init__()
+        self.tile_size = pair(tile_size, "tile_size")
+        self.reduction = _of(("mean", "max"), reduction)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, ceil(H / h), ceil(W / w))."""
+        return tiled_pool2d(input, self.tile_size, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"tile_size={self.tile_size}, reduction={self.reduction!r}"
+
+
+class AdaptiveTiledPool2d(nn.Module):
+    """A fixed number P x Q of tiles, of ``h = ceil(H / P)`` by ``w = ceil(W / Q)`` cells, as in :class:`TiledPool2d`.
+
+    Unlike PyTorch's adaptive layers, tiles do not overlap; but there are maps that P tiles of h rows do not need: 4
+    tiles of 2 rows leave none for the last when H = 5. That is an error. Training and evaluation are the same.
+
+    Args:
+        output_size: P x Q, an integer or (height, width).
+        reduction: "mean" or "max".
+
+    Raises:
+        ValueError: another output size or reduction; in ``forward``, a window without cells, which it names.
+    """
+
+    def __init__(self, output_size: Size, reduction: str = "mean") -> None:
+        super().__init__()
+        self.output_size = pair(output_size, "output_size")
+        self.reduction = _of(("mean", "max"), reduction)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, P, Q)."""
+        check_features(input)
+        tile = []
+        for name, length, bins in zip(("rows", "columns"), input.shape[2:], self.output_size, strict=True):
+            tile.append(-(-length // bins))
+            needed = -(-length // tile[-1])
+            if needed < bins:
+                raise ValueError(
+                    f"window {needed} of {bins} would be empty: the input's {length} {name} are used up by {needed} "
+                    f"tiles of {tile[-1]}; output_size must divide them more evenly"
+                )
+        return tiled_pool2d(input, tile, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"output_size={self.output_size}, reduction={self.reduction!r}"
+
+
+class GlobalPool2d(nn.Module):
+    """The whole map of a channel is one window: ``Y = mean``, ``max`` or ``sum`` of ``f`` over all rows and columns.
+
+    Training and evaluation are the same. Source: Lin, Chen and Yan, Network in Network, arXiv:1312.4400, 2013,
+    section 3.2 (mean); Oquab et al., CVPR 2015 (max); Babenko and Lempitsky, arXiv:1510.07493, 2015 (sum, SPoC).
+
+    Args:
+        reduction: "mean", "max" or "sum".
+
+    Raises:
+        ValueError: another reduction.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = _of(tuple(_GLOBAL), reduction)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 1, 1)."""
+        return global_pool2d(input, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"
+
+
+class GlobalLpPool2d(nn.Module):
+    """Generalised mean pooling (GeM): ``Y = mean(|f|^p)^(1/p)`` over the whole map.
+
+    Computed in float32 (float64 for float64), relative to the largest magnitude of the map. Training and evaluation are
+    the same. Source: Radenović, Tolias and Chum, arXiv:1711.02512, 2017 (whose features are not negative).
+
+    Args:
+        p: the power, at least 1 and finite.
+        learnable: make p a parameter (used as ``2 - p`` should training move it below 1); otherwise the layer has none.
+
+    Raises:
+        ValueError: another p.
+    """
+
+    def __init__(self, p: float = 3.0, learnable: bool = False) -> None:
+        super().__init__()
+        self.p = checked_power(p, learnable)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, 1, 1)."""
+        check_features(input)
+        features = formulas.widened(input)
+
+        def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+            return tuple(values.mean((2, 3), keepdim=True) for values in function(features))
+
+        scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
+        return formulas.lp(means, power_for(self.p, input), scale, scale).to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return "" if isinstance(self.p, nn.Parameter) else f"p={self.p:g}"
+
+
+class FractionalMaxPool2d(nn.Module):
+    """PyTorch's fractional max pooling, with an evaluation that is deterministic.
+
+    Of P windows of k rows, window i begins at ``floor((i + u) a) - floor(u a)`` with ``a = (H - k) / (P - 1)``, the
+    last at H - k, and columns likewise: pseudorandom steps of about a. In training u is drawn for each image, channel and
+    axis; in evaluation it is 1/2. ``torch.manual_seed`` repeats the draws. Source: Graham, arXiv:1412.6071, 2014.
+
+    Args:
+        kernel_size: cells of a window, an integer or (height, width).
+        output_size: windows, likewise; or
+        output_ratio: windows per cell along each axis, between 0 and 1, a number or (height, width).
+
+    Raises:
+        ValueError: both or neither of the last two, or values out of range; in ``forward``, a map too small for them.
+    """
+
+    def __init__(
+        self,
+        kernel_size: Size,
+        output_size: Size | None = None,
+        output_ratio: float | Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size = pair(kernel_size, "kernel_size")
+        if (output_size is None) == (output_ratio is None):
+            raise ValueError(
+                f"give one of output_size and output_ratio, got output_size={output_size!r} and "
+                f"output_ratio={output_ratio!r}"
+            )
+        self.output_size = None if output_size is None else pair(output_size, "output_size")
+        self.output_ratio: tuple[float, float] | None = None
+        if output_ratio is not None:
+            ratios = tuple(output_ratio) if isinstance(output_ratio, Sequence) else (output_ratio, output_ratio)
+            if len(ratios) != 2 or not all(0 < ratio < 1 for ratio in ratios):
+                raise ValueError(f"output_ratio must lie between 0 and 1, got {output_ratio!r}")
+            self.output_ratio = (ratios[0], ratios[1])
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        check_features(input)
+        size = self.output_size
+        if size is None:
+            assert self.output_ratio is not None
+            height, width = (int(n * ratio) for n, ratio in zip(input.shape[2:], self.output_ratio, strict=True))
+            size = (height, width)
+        for length, kernel, windows in zip(input.shape[2:], self.kernel_size, size, strict=True):
+            if not 1 <= windows <= length - kernel + 1:
+                raise ValueError(
+                    f"{windows} windows of {kernel} cells do not fit into {length}: kernel_size {self.kernel_size}, "
+                    f"output {size[0]} x {size[1]}, input {input.shape[2]} x {input.shape[3]}"
+                )
+        samples = input.new_full((*input.shape[:2], 2), 0.5) if not self.training else None
+        return fractional_max_pool2d(input, self.kernel_size, size, _random_samples=samples)
+
+    def extra_repr(self) -> str:
+        size = f"output_size={self.output_size}" if self.output_size else f"output_ratio={self.output_ratio}"
+        return f"kernel_size={self.kernel_size}, {size}"
+
+
+class SpatialPyramidPool2d(nn.Module):
+    """Maps of any size to vectors of one: each grid of P x P adaptive bins reduced, all concatenated.
+
+    256 channels and grids of 1, 2 and 4 give 256 (1 + 4 + 16) = 5,376 values. Grid after grid, each (C, P, P) in
+    row-major order. Bin i of P takes rows ``floor(i H / P) .. ceil((i + 1) H / P)``: none is empty. Training and
+    evaluation are the same. Source: He et al., SPP-Net, arXiv:1406.4729, 2014, section 2.2.
+
+    Args:
+        levels: the grids, each an integer or (height, width).
+        reduction: "max" or "mean".
+
+    Raises:
+        ValueError: no levels, or another reduction.
+    """
+
+    def __init__(self, levels: Sequence[Size] = (1, 2, 4), reduction: str = "max") -> None:
+        super().__init__()
+        if not isinstance(levels, Sequence) or len(levels) == 0:
+            raise ValueError(f"levels must be a sequence of at least one grid, got {levels!r}")
+        self.levels = [pair(level, "levels") for level in levels]
+        self.reduction = _of(("mean", "max"), reduction)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C x bins of all grids)."""
+        return spatial_pyramid_pool2d(input, self.levels, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"levels={self.levels}, reduction={self.reduction!r}"
+
+
+_GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": functools.partial(adaptive_avg_pool2d, output_size=1),
+    "max": functools.partial(adaptive_max_pool2d, output_size=1),
+    "sum": functools.partial(torch.sum, dim=(2, 3), keepdim=True),
+}
+
+
+def _of(choices: Sequence[str], reduction: str) -> str:
+    if reduction not in choices:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, choices))}, got {reduction!r}")
+    return reduction
