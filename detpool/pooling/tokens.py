@@ -132,7 +132,7 @@ class AttentionTokenPool(nn.Module):
     """Set Transformer's pooling by multi-head attention: k learned seeds S query the tokens, ``Y = PMA_k(X)``.
 
     ``Z = rFF(X)``, ``H = norm(S + attention(S, Z, Z))``, ``Y = norm(H + rFF(H))``, rFF a linear layer and ReLU. The
-    attention is PyTorch's. Source: Lee et al., Set Transformer, arXiv:1810.00825, 2018, sections 3.1 (MAB) and 3.2 (PMA).
+    attention is PyTorch's. Source: Lee et al., Set Transformer, arXiv:1810.00825, 2018, sections 3.1 (MAB), 3.2 (PMA).
 
     Args:
         channels: C, divisible by ``heads``.

@@ -177,7 +177,7 @@ class FractionalMaxPool2d(nn.Module):
     """PyTorch's fractional max pooling, with an evaluation that is deterministic.
 
     Of P windows of k rows, window i begins at ``floor((i + u) a) - floor(u a)`` with ``a = (H - k) / (P - 1)``, the
-    last at H - k, and columns likewise: pseudorandom steps of about a. In training u is drawn for each image, channel and
+    last at H - k, and columns likewise: pseudorandom steps near a. In training u is drawn for each image, channel and
     axis; in evaluation it is 1/2. ``torch.manual_seed`` repeats the draws. Source: Graham, arXiv:1412.6071, 2014.
 
     Args:
