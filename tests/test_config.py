@@ -45,6 +45,15 @@ def test_every_config_composes_and_has_only_known_arguments(choice):
     check_config(config)
 
 
+@pytest.mark.parametrize("pooler", ["all_levels", "pool", "pr_roi_pool", "roi_align", "roi_pool", "roi_warp", "spp"])
+@pytest.mark.parametrize("experiment", ["demo", "nuclei"])
+def test_experiments_that_set_the_canonical_size_take_any_shared_pooler(experiment, pooler):
+    overrides = [f"experiment={experiment}", f"pooler={pooler}", "run_dir=run"]
+    check_overrides(CONFIGS, "train", overrides)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        check_config(compose("train", overrides=overrides))
+
+
 @pytest.mark.parametrize("experiment", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
 def test_experiments_begin_with_their_command(experiment):
     lines = experiment.read_text().splitlines()
@@ -89,6 +98,13 @@ def test_valid_command_lines_pass(arguments):
 
 def test_hydras_own_options_are_left_to_hydra():
     assert overrides_of(["-m", "a=1", "--cfg", "job", "b=2", "--help"]) == ["a=1", "b=2"]
+
+
+def test_a_pooler_without_an_output_size_says_so():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=["model=faster_rcnn_c4", "pooler=spp", "run_dir=run"])
+    with pytest.raises(ConfigError, match="pooler: SpatialPyramidPooler has no argument 'output_size'; choose from"):
+        check_config(config)
 
 
 def test_config_check_catches_what_experiments_and_plus_slip_in():
