@@ -26,7 +26,8 @@ class TwoStageHeads(RoIHeads):
         batch_size_per_image: proposals an image whose losses count.
         positive_fraction: the fraction of objects among these, at most.
         hard_examples: online hard example mining (Shrivastava et al., CVPR 2016): the losses of all proposals are
-            computed, and the `batch_size_per_image` largest an image count, whatever their label.
+            computed, and the largest of the batch count, `batch_size_per_image` times its images, whatever their image
+            and label.
         bbox_reg_weights: of the deltas (x, y, w, h).
         score_thresh: score below which a detection is dropped.
         nms_thresh: IoU of two detections of a class one of which is dropped.
