@@ -118,7 +118,7 @@ class TwoStageHeads(RoIHeads):
         return detections
 
     def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """Class logits and box deltas of boxes, in float32 where features have half precision: see `ProposalNetwork`."""
+        """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`."""
         logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
         exact = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(exact), regression.to(exact)
