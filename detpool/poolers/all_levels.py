@@ -59,16 +59,25 @@ class AllLevelsPooler(RoIPooler):
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
         self.fusion = fusion
+        self.channels = channels
         levels = len(self.featmap_names)
         if fusion != "sum":
             self.mix = nn.Conv2d(levels * channels, channels if fusion == "concat" else levels, kernel_size=1)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Arguments, result and errors are those of `RoIPooler.forward`."""
+        """Arguments, result and errors are those of `RoIPooler.forward`.
+
+        Raises:
+            ValueError: too, if "concat" or "attention" was built for another number of channels.
+        """
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         pooled = [self._pool(feature, rois, scale) for feature, scale in zip(features, scales, strict=True)]
         if self.fusion == "sum":
             return torch.stack(pooled).sum(0)
+        if pooled[0].shape[1] != self.channels:
+            raise ValueError(
+                f"fusion={self.fusion!r} is built for channels={self.channels}, the operator gives {pooled[0].shape[1]}"
+            )
         mixed = self.mix(torch.cat(pooled, 1))
         if self.fusion == "concat":
             return mixed
