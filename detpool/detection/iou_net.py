@@ -58,9 +58,13 @@ def iou_net(
         arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
 
     Raises:
-        ConfigError: if the parts do not fit each other, for an unknown argument, or if refinement is asked for with a
-            pooler that has no gradient with respect to boxes.
+        ConfigError: if the parts do not fit each other, for an unknown argument or a count out of range, or if
+            refinement is asked for with a pooler that has no gradient with respect to boxes.
     """
+    if iou_boxes_per_image < 1:
+        raise ConfigError(f"model.iou_boxes_per_image must be at least 1, got {iou_boxes_per_image}")
+    if refine_steps < 0:
+        raise ConfigError(f"model.refine_steps must be at least 0, got {refine_steps}")
     backbone = FPNBackbone(body, fpn_channels)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = head_pool(shape)
@@ -158,7 +162,8 @@ class IoUHeads(TwoStageHeads):
         return list(((mine + 3) / 4).split([len(box) for box in boxes]))
 
     def _scores(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
-        return self.iou_predictor(self.iou_head(self.iou_pooler(features, boxes, image_shapes)))
+        scores = self.iou_predictor(self.iou_head(self.iou_pooler(features, boxes, image_shapes)))
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def _candidates(self, logits: Tensor, regression: Tensor, proposals: Tensor, shape: tuple[int, int]) -> Prediction:
         """Every class of every proposal above the score threshold."""

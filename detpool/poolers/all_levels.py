@@ -29,6 +29,8 @@ class AllLevelsPooler(RoIPooler):
         fusion: "sum", "concat" or "attention".
         channels: channels the operator gives, which the convolution of "concat" and "attention" is built for.
         strides: see `RoIPooler`.
+        canonical_scale, canonical_level: without effect, since no level is chosen; taken so that this pooler can stand
+            wherever a config that sets them has a `RoIPooler`.
 
     Raises:
         ValueError: for another `fusion`, or as `RoIPooler`.
@@ -43,21 +45,39 @@ class AllLevelsPooler(RoIPooler):
         fusion: str = "sum",
         channels: int = 256,
         strides: Sequence[float] | None = None,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
     ) -> None:
-        super().__init__(featmap_names, output_size, operator, strides=strides)
+        super().__init__(
+            featmap_names,
+            output_size,
+            operator,
+            strides=strides,
+            canonical_scale=canonical_scale,
+            canonical_level=canonical_level,
+        )
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
         self.fusion = fusion
+        self.channels = channels
         levels = len(self.featmap_names)
         if fusion != "sum":
             self.mix = nn.Conv2d(levels * channels, channels if fusion == "concat" else levels, kernel_size=1)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Arguments, result and errors are those of `RoIPooler.forward`."""
+        """Arguments, result and errors are those of `RoIPooler.forward`.
+
+        Raises:
+            ValueError: too, if "concat" or "attention" was built for another number of channels.
+        """
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         pooled = [self._pool(feature, rois, scale) for feature, scale in zip(features, scales, strict=True)]
         if self.fusion == "sum":
             return torch.stack(pooled).sum(0)
+        if pooled[0].shape[1] != self.channels:
+            raise ValueError(
+                f"fusion={self.fusion!r} is built for channels={self.channels}, the operator gives {pooled[0].shape[1]}"
+            )
         mixed = self.mix(torch.cat(pooled, 1))
         if self.fusion == "concat":
             return mixed
