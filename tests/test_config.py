@@ -47,11 +47,69 @@ def test_every_config_composes_and_has_only_known_arguments(choice):
     check_config(config)
 
 
+@pytest.mark.parametrize("pooler", ["all_levels", "pool", "pr_roi_pool", "roi_align", "roi_pool", "roi_warp", "spp"])
+@pytest.mark.parametrize("experiment", ["demo", "nuclei"])
+def test_experiments_that_set_the_canonical_size_take_any_shared_pooler(experiment, pooler):
+    overrides = [f"experiment={experiment}", f"pooler={pooler}", "run_dir=run"]
+    check_overrides(CONFIGS, "train", overrides)
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        check_config(compose("train", overrides=overrides))
+
+
 @pytest.mark.parametrize("experiment", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
 def test_experiments_begin_with_their_command(experiment):
     lines = experiment.read_text().splitlines()
     assert lines[0] == "# @package _global_"
     assert f"python train.py experiment={experiment.stem}" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings"),
+    [
+        # Mask R-CNN, section 3.1: RoIs an image in training and evaluation
+        ("mask_rcnn_r50_c4", {"box_batch_size_per_image": 64, "rpn_post_nms_top_n_test": 300}),
+        # R-FCN, section 2: RoIs, hard examples, and the IoU of suppression
+        ("rfcn_r50_voc", {"rpn_post_nms_top_n_train": 300, "box_batch_size_per_image": 128, "box_nms_thresh": 0.3}),
+        ("rfcn_r101_voc", {"rpn_post_nms_top_n_test": 300, "box_batch_size_per_image": 128, "box_nms_thresh": 0.3}),
+        # Light-Head R-CNN, section 4.1
+        ("light_head_rcnn_r101", {"rpn_post_nms_top_n_test": 1000, "box_batch_size_per_image": 256}),
+    ],
+)
+def test_recipes_have_their_papers_numbers_of_rois(recipe, settings):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=[f"experiment={recipe}", "run_dir=run"])
+    assert {name: config.model[name] for name in settings} == settings
+    # All proposals are of one map, so the numbers before suppression cannot be those of a pyramid's levels.
+    assert (config.model.rpn_pre_nms_top_n_train, config.model.rpn_pre_nms_top_n_test) == (12000, 6000)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rate", "images", "falls"),
+    [
+        # of the paper: rate, millions of images, and after how many of them the rate falls
+        ("mask_rcnn_r50_c4", 0.02, 2.56, [1.92]),
+        ("mask_rcnn_r50_c5", 0.02, 2.56, [1.92]),
+        ("faster_rcnn_r50_fpn_1x", 0.02, 1.44, [0.96, 1.28]),
+        ("light_head_rcnn_r101", 0.01, 2.0, [1.5]),
+        ("iou_net_r50_fpn", 0.01, 2.56, [1.92]),
+        ("rfcn_r50_voc", 0.001, 0.24, [0.16]),
+        ("rfcn_r101_voc", 0.001, 0.24, [0.16]),
+    ],
+)
+def test_recipes_have_their_papers_schedules(recipe, rate, images, falls):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=[f"experiment={recipe}", "run_dir=run"])
+    assert config.optim.optimizer.lr == rate
+    assert (config.optim.optimizer.momentum, config.optim.optimizer.weight_decay) == (
+        0.9,
+        5e-4 if recipe.startswith("rfcn") else 1e-4,
+    )
+    epoch = 0.016551 if recipe.startswith("rfcn") else 0.118287
+    # Whole epochs, and milestones of two digits
+    assert config.trainer.max_epochs * epoch == pytest.approx(images, rel=0.05)
+    assert list(config.optim.schedule.milestones) == pytest.approx([fall / images for fall in falls], abs=0.01)
+    header = (CONFIGS / "experiment" / f"{recipe}.yaml").read_text().split("defaults:")[0]
+    assert "not run here" in " ".join(header.replace("#", " ").split()).lower()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +149,13 @@ def test_valid_command_lines_pass(arguments):
 
 def test_hydras_own_options_are_left_to_hydra():
     assert overrides_of(["-m", "a=1", "--cfg", "job", "b=2", "--help"]) == ["a=1", "b=2"]
+
+
+def test_a_pooler_without_an_output_size_says_so():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", overrides=["model=faster_rcnn_c4", "pooler=spp", "run_dir=run"])
+    with pytest.raises(ConfigError, match="pooler: SpatialPyramidPooler has no argument 'output_size'; choose from"):
+        check_config(config)
 
 
 def test_config_check_catches_what_experiments_and_plus_slip_in():

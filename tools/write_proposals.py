@@ -44,6 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {own['split']!r}")
         if not str(own["top_n"]).isdigit() or int(str(own["top_n"])) < 1:
             raise ConfigError(f"top_n must be a positive number of proposals an image, got {own['top_n']!r}")
+        if Path(str(own["output"])).is_dir():
+            raise ConfigError(f"output={own['output']} is a folder; name a file in it")
+        try:
+            Path(str(own["output"])).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"output={own['output']} cannot be written: {error}") from error
         rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
         write(Path(str(own["ckpt_path"])), str(own["split"]), Path(str(own["output"])), int(str(own["top_n"])), rest)
 

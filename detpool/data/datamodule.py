@@ -1,7 +1,7 @@
 """The Lightning datamodule: data sets, samplers and loaders of a run."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -94,6 +94,11 @@ class DetectionDataModule(LightningDataModule):
         if self._build_test is None:
             return self.val_dataset
         return self._with_proposals(self._same_classes(self._build_test(), "test"), "test")
+
+    def missing_proposals(self, splits: Iterable[str]) -> list[str]:
+        """The arguments that name no file of proposals, of those that splits (train, val, test) would need."""
+        own = {"val" if split == "test" and self._build_test is None else split: None for split in splits}
+        return [f"{split}_proposals" for split in own if self._proposals[split] is None]
 
     @property
     def class_names(self) -> list[str]:

@@ -21,6 +21,7 @@ from detpool.detection.assemble import (
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.heads import FlattenHead, StageHead
+from detpool.errors import ConfigError
 
 
 def faster_rcnn_fpn(
@@ -120,7 +121,7 @@ def faster_rcnn_c4(
     pooler, _ = build_pooler(box_pooler, backbone, "pooler")
     parts: list[nn.Module] = [pooler, StageHead(stage, channels), FastRCNNPredictor(channels, num_classes + 1)]
     if mask_pooler is not None:
-        pooler, _ = build_pooler(mask_pooler, backbone, "mask_pooler")
+        pooler, _ = _build_mask_pooler(mask_pooler, backbone)
         parts += [pooler, stage, MaskRCNNPredictor(channels, mask_channels, num_classes + 1)]
     return assemble(backbone, parts, anchor_sizes=anchor_sizes, **arguments)
 
@@ -138,6 +139,15 @@ def _mask_head(
 ) -> list[nn.Module]:
     if make_pooler is None:
         return []
-    pooler, shape = build_pooler(make_pooler, backbone, "mask_pooler")
-    head = MaskRCNNHeads(shape[0], (channels,) * convolutions, dilation=1)
+    pooler, channels_in = _build_mask_pooler(make_pooler, backbone)
+    head = MaskRCNNHeads(channels_in, (channels,) * convolutions, dilation=1)
     return [pooler, head, MaskRCNNPredictor(channels, channels, num_classes + 1)]
+
+
+def _build_mask_pooler(factory: PoolerFactory, backbone: Backbone) -> tuple[nn.Module, int]:
+    pooler, (channels, height, width) = build_pooler(factory, backbone, "mask_pooler")
+    if height != width:
+        raise ConfigError(
+            f"mask_pooler: masks are square, so as many bins high as wide are accepted, got {height} x {width}"
+        )
+    return pooler, channels

@@ -158,7 +158,8 @@ class IoUHeads(TwoStageHeads):
         return list(((mine + 3) / 4).split([len(box) for box in boxes]))
 
     def _scores(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
-        return self.iou_predictor(self.iou_head(self.iou_pooler(features, boxes, image_shapes)))
+        scores = self.iou_predictor(self.iou_head(self.iou_pooler(features, boxes, image_shapes)))
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def _candidates(self, logits: Tensor, regression: Tensor, proposals: Tensor, shape: tuple[int, int]) -> Prediction:
         """Every class of every proposal above the score threshold."""

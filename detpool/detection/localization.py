@@ -81,7 +81,11 @@ def iou_guided_nms(
     # A box belongs to the first kept box that suppresses it. argmax gives the first maximum only for integers.
     order = torch.arange(len(kept), 0, -1, device=kept.device)[:, None]
     owner = (together * order).argmax(0)
-    best = scores.new_zeros(len(kept)).scatter_reduce(0, owner, scores, "amax")
+    # Where an IoU is the threshold, nms, which shifts the classes apart, may round otherwise than box_iou: a kept box
+    # stays its own, and a suppressed one may have no owner.
+    owner[kept] = torch.arange(len(kept), device=kept.device)
+    owned = together.any(0)
+    best = scores.new_zeros(len(kept)).scatter_reduce(0, owner[owned], scores[owned], "amax")
     falling = best.argsort(descending=True, stable=True)
     return kept[falling], best[falling]
 

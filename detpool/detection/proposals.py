@@ -72,9 +72,11 @@ class ProposalNetwork(RegionProposalNetwork):
         """Proposals (n, 4) of each image in pixels; losses where `targets` hold boxes."""
         maps = [features[name] for name in self.map_names]
         objectness, deltas = self.head(maps)
-        anchors = self.anchor_generator(images, maps)
+        # Boxes keep float32 where maps have half precision, which knows only every fourth pixel from 512 on (bfloat16).
+        exact = torch.promote_types(maps[0].dtype, torch.float32)
+        anchors = self.anchor_generator(images, [m.new_empty(m.shape[-2:], dtype=exact) for m in maps])
         anchors_per_map = [scores[0].numel() for scores in objectness]
-        objectness, deltas = concat_box_prediction_layers(objectness, deltas)
+        objectness, deltas = (values.to(exact) for values in concat_box_prediction_layers(objectness, deltas))
         # Detached: Faster R-CNN is trained as if proposals were given.
         boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
         proposals, _ = self.filter_proposals(boxes, objectness, images.image_sizes, anchors_per_map)

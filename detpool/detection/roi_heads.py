@@ -26,7 +26,8 @@ class TwoStageHeads(RoIHeads):
         batch_size_per_image: proposals an image whose losses count.
         positive_fraction: the fraction of objects among these, at most.
         hard_examples: online hard example mining (Shrivastava et al., CVPR 2016): the losses of all proposals are
-            computed, and the `batch_size_per_image` largest an image count, whatever their label.
+            computed, and the largest of the batch count, `batch_size_per_image` times its images, whatever their image
+            and label.
         bbox_reg_weights: of the deltas (x, y, w, h).
         score_thresh: score below which a detection is dropped.
         nms_thresh: IoU of two detections of a class one of which is dropped.
@@ -117,8 +118,10 @@ class TwoStageHeads(RoIHeads):
         return detections
 
     def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """Class logits and box deltas of boxes."""
-        return self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`."""
+        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        exact = torch.promote_types(logits.dtype, torch.float32)
+        return logits.to(exact), regression.to(exact)
 
     def subsample(self, labels: list[Tensor]) -> list[Tensor]:
         if self.hard_examples:

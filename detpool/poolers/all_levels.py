@@ -29,6 +29,8 @@ class AllLevelsPooler(RoIPooler):
         fusion: "sum", "concat" or "attention".
         channels: channels the operator gives, which the convolution of "concat" and "attention" is built for.
         strides: see `RoIPooler`.
+        canonical_scale, canonical_level: without effect, since no level is chosen; taken so that this pooler can stand
+            wherever a config that sets them has a `RoIPooler`.
 
     Raises:
         ValueError: for another `fusion`, or as `RoIPooler`.
@@ -43,8 +45,17 @@ class AllLevelsPooler(RoIPooler):
         fusion: str = "sum",
         channels: int = 256,
         strides: Sequence[float] | None = None,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
     ) -> None:
-        super().__init__(featmap_names, output_size, operator, strides=strides)
+        super().__init__(
+            featmap_names,
+            output_size,
+            operator,
+            strides=strides,
+            canonical_scale=canonical_scale,
+            canonical_level=canonical_level,
+        )
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
         self.fusion = fusion

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -19,18 +18,31 @@ class SpatialPyramidPooler(RoIPooler):
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
         levels: the grids, each an integer or (height, width).
-        pooler: `strides`, `canonical_scale`, `canonical_level`: see `RoIPooler`.
+        strides, canonical_scale, canonical_level: see `RoIPooler`.
 
     Raises:
         ValueError: as `RoIPooler`.
     """
 
     def __init__(
-        self, featmap_names: Sequence[str], levels: Sequence[int | Sequence[int]] = (1, 2, 3, 6), **pooler: Any
+        self,
+        featmap_names: Sequence[str],
+        levels: Sequence[int | Sequence[int]] = (1, 2, 3, 6),
+        *,
+        strides: Sequence[float] | None = None,
+        canonical_scale: int = 224,
+        canonical_level: int = 4,
     ) -> None:
         grids = [(level, level) if isinstance(level, int) else tuple(level) for level in levels]
         bins = sum(height * width for height, width in grids)
-        super().__init__(featmap_names, (bins, 1), spp, **pooler)
+        super().__init__(
+            featmap_names,
+            (bins, 1),
+            spp,
+            strides=strides,
+            canonical_scale=canonical_scale,
+            canonical_level=canonical_level,
+        )
         self.levels = grids
 
     def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:

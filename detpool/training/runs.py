@@ -42,6 +42,7 @@ def train(config: DictConfig) -> dict[str, float]:
     run_dir = Path(config.run_dir)
     data = build_data(config)
     config.class_names = list(data.class_names)
+    _check_proposals(config, data, ["train", "val", config.evaluation.split])
     _check_resume(config)
     module = build_module(config, pretrained=config.ckpt_path is None)
     module.prepare_evaluation(data.val_dataset)
@@ -74,6 +75,7 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
         raise ConfigError(
             f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
         )
+    _check_proposals(config, data, [config.evaluation.split])
     module = build_module(config, pretrained=False)
     load_checkpoint(module, checkpoint)
     trainer = build_trainer(config, [], [])
@@ -236,6 +238,15 @@ def _check_evaluation(config: DictConfig, module: DetectionModule) -> None:
     if monitor not in names:
         raise ConfigError(
             f"evaluation.monitor={monitor} is not a metric of this evaluation{did_you_mean(monitor, names)}"
+        )
+
+
+def _check_proposals(config: DictConfig, data: DetectionDataModule, splits: list[str]) -> None:
+    """A file of proposals that a split lacks is asked for before the first step, not when the split is first read."""
+    if config.model.get("proposals") == "given" and (missing := data.missing_proposals(splits)):
+        raise ConfigError(
+            f"model.proposals=given: {' and '.join(f'data.{name}' for name in missing)} must name files of proposals "
+            f"(tools/write_proposals.py writes such files)"
         )
 
 

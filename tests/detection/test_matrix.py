@@ -130,6 +130,13 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
         ("rfcn", "roi_align", [], "pooler: R-FCN's 3 x 3 bins read 99 maps, .* pooler=ps_roi_pool"),
         ("faster_rcnn", "ps_roi_pool", [], "pooler, on maps of 8 channels: .* 7 x 7 .* got 8"),
         ("iou_net", "roi_align", ["pooler@iou_pooler=roi_pool"], "iou_pooler: refinement .* model.refine_steps=0"),
+        (
+            "mask_rcnn",
+            "roi_align",
+            ["mask_pooler.output_size=[14,10]"],
+            "mask_pooler: masks are square, .* got 14 x 10",
+        ),
+        ("mask_rcnn_c4", "roi_align", ["mask_pooler.output_size=[8,6]"], "mask_pooler: masks are square, .* got 8 x 6"),
         ("faster_rcnn", "roi_align", ["backbone.output_stride=16"], "increasing strides, got .*backbone.output_stride"),
         ("rfcn", "ps_roi_pool", ["backbone.output_stride=32"], "whose stride must be that of the last"),
     ],

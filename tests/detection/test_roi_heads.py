@@ -179,5 +179,23 @@ def test_batches_without_objects_or_proposals_train(model, nothing):
         assert len(predictions[0]["boxes"]) == 0
 
 
+@pytest.mark.parametrize("model", ["faster_rcnn", "rfcn", "iou_net"])
+def test_boxes_and_scores_keep_float32_in_mixed_precision(model):
+    """bfloat16 has 8 bits: boxes beyond pixel 512 would be multiples of 4, objects' boxes in the losses too."""
+    config = composed(model, first_pooler(model), ["model.box_score_thresh=0.0", "model.rpn_pre_nms_top_n_test=50"])
+    config.class_names = list("abcdef")
+    torch.manual_seed(0)
+    detector = build_module(config).model.eval()
+    proposals = []
+    detector.rpn.register_forward_hook(lambda _, __, result: proposals.extend(result[0]))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        (found,) = detector([torch.rand(3, 64, 640)])
+    for name, values in {"proposals": proposals[0], **{key: found[key] for key in ("boxes", "scores")}}.items():
+        assert values.dtype == torch.float32, name
+        assert len(values) > 0, name
+        # Clipped sides are round numbers, which any precision has.
+        assert (values != values.bfloat16()).float().mean() > 0.3, name
+
+
 def test_every_model_has_a_case():
     assert {case[0] for case in CASES} == set(MODELS)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from detpool.data.proposals import read_proposals
+from detpool.data.datamodule import DetectionDataModule
+from detpool.data.proposals import read_proposals, write_proposals
+from detpool.errors import ConfigError
 from detpool.training import runs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -46,9 +48,30 @@ def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_pat
 
 
 def test_a_batch_without_proposals_says_what_is_missing(tiny_config):
-    config = tiny_config(*FAST, "trainer.max_epochs=1", without=["model", "head_pool"])
+    config = tiny_config(*FAST, without=["model", "head_pool"])
+    config.class_names = list("abcdef")
     with pytest.raises(ValueError, match=r"data\.train_proposals and data\.val_proposals name files"):
-        runs.train(config)
+        runs.build_module(config).model.eval()([torch.rand(3, 64, 64)], [{}])
+
+
+def test_files_that_are_missing_end_a_run_before_its_first_step(tiny_config, tmp_path):
+    write_proposals(tmp_path / "train.npz", {i: torch.zeros(0, 4) for i in range(1, 9)})
+    for given, missing in (
+        ([], r"data\.train_proposals and data\.val_proposals must"),
+        ([f"data.train_proposals={tmp_path}/train.npz"], r"given: data\.val_proposals must"),
+    ):
+        config = tiny_config(*FAST, *given, without=["model", "head_pool"])
+        with pytest.raises(ConfigError, match=missing):
+            runs.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_test_set_of_its_own_needs_a_file_of_its_own():
+    def sets(test=None):
+        return DetectionDataModule(lambda: None, lambda: None, test, val_proposals="val.npz")
+
+    assert sets().missing_proposals(["train", "val", "test"]) == ["train_proposals"]
+    assert sets(test=lambda: None).missing_proposals(["val", "test"]) == ["test_proposals"]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +81,8 @@ def test_a_batch_without_proposals_says_what_is_missing(tiny_config):
         (["ckpt_path=x", "output=y", "split=vall"], "split must be one of train, val, test, got 'vall'"),
         (["ckpt_path=x", "output=y", "split=val", "top_n=0"], "top_n must be a positive number"),
         (["ckpt_path=x", "output=y", "split=val"], "ckpt_path=x does not exist"),
+        (["ckpt_path=x", f"output={__file__}/y", "split=val"], "cannot be written"),
+        (["ckpt_path=x", "output=.", "split=val"], "output=. is a folder; name a file in it"),
     ],
 )
 def test_arguments_are_checked(arguments, message, capsys):
