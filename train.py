@@ -4,10 +4,14 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detpool.config import check_config, check_keys, check_overrides, overrides_of
-from detpool.errors import exit_with_message
+from detpool.errors import ConfigError, exit_with_message
+from detpool.study.layout import write_plan
+from detpool.study.plan import drop_variants, plan_sweep, run_dir_of, summarize, wants_sweep
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -16,14 +20,39 @@ CONFIGS = Path(__file__).parent / "configs"
 def run(config: DictConfig) -> float:
     """One run; returns the metric that chooses its best checkpoint, which Hydra's sweepers may optimise."""
     with exit_with_message():
+        drop_variants(config)
+        config.run_dir = run_dir_of(config, HydraConfig.get())
         check_keys(config, CONFIGS, "train")
         check_config(config)
-        from detpool.training.runs import train  # takes seconds: not before the config has been checked
+        from detpool.training.sweep import recorded, train_in_sweep  # takes seconds: not before the config is checked
 
-        return train(config).get(config.evaluation.monitor, float("nan"))
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            return train_in_sweep(config)
+        from detpool.training.runs import train
+
+        with recorded(Path(config.run_dir)):
+            return train(config).get(config.evaluation.monitor, float("nan"))
+
+
+def main() -> None:
+    arguments = overrides_of(sys.argv[1:])
+    if not wants_sweep(sys.argv[1:]):
+        with exit_with_message():
+            check_overrides(CONFIGS, "train", arguments)
+            if any(argument.startswith("study=") for argument in arguments):
+                raise ConfigError("a study is a sweep: python train.py -m study=...")
+        return run()
+    with exit_with_message():
+        sweep = plan_sweep(CONFIGS, "train", arguments)
+        if sweep.names is not None:
+            write_plan(sweep.folder, sweep.names)
+    sys.argv += sweep.overrides
+    try:
+        run()
+    finally:
+        failures = summarize(sweep)
+    sys.exit(1 if failures else 0)
 
 
 if __name__ == "__main__":
-    with exit_with_message():
-        check_overrides(CONFIGS, "train", overrides_of(sys.argv[1:]))
-    run()
+    main()

@@ -59,7 +59,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
             have; the message names the nearest valid one.
     """
     # Hydra checks what concerns itself (launchers, sweepers) when it starts.
-    overrides = [_parse(argument) for argument in arguments]
+    overrides = [parse_override(argument) for argument in arguments]
     overrides = [o for o in overrides if o.key_or_group.replace("/", ".").split(".")[0] != "hydra"]
     is_group = [(config_dir / override.key_or_group.split("@")[0]).is_dir() for override in overrides]
     chosen: list[str] = []
@@ -86,7 +86,7 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: for an argument that is not `key=value`, or a key that the config does not have.
     """
-    for argument, override in zip(arguments, map(_parse, arguments), strict=True):
+    for argument, override in zip(arguments, map(parse_override, arguments), strict=True):
         key = override.key_or_group
         if override.type is not OverrideType.CHANGE or override.is_sweep_override():
             raise ConfigError(f"cannot apply {argument!r}: only plain key=value changes the config of a finished run")
@@ -133,7 +133,8 @@ def check_config(config: DictConfig) -> None:
         _check_arguments(path, node)
 
 
-def _parse(argument: str) -> Override:
+def parse_override(argument: str) -> Override:
+    """One `key=value`; raises ConfigError if it is none."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException as error:

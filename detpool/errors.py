@@ -48,17 +48,22 @@ def exit_with_message() -> Iterator[None]:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        mendable = isinstance(error, ConfigError | WeightsError | DataError | FloatingPointError)
-        where = ""
-        # Hydra wraps what an object's construction raised. Importing its class here would cost what it saves.
-        if type(error).__name__ == "InstantiationException" and not os.environ.get("HYDRA_FULL_ERROR"):
-            mendable = True
-            key = re.search(r"full_key: (\S+)", str(error))
-            where = f" (while building {key[1]})" if key else ""
-            error = error.__cause__ if isinstance(error.__cause__, Exception) else error
-        if not mendable:
+        message = message_of(error)
+        if message is None:
             raise
-        # A DataLoader worker's error arrives with the worker's traceback in its message.
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-        print(f"error: {message}{where}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def message_of(error: Exception) -> str | None:
+    """The message of an error that the user can mend (see `exit_with_message`), None for any other."""
+    mendable = isinstance(error, ConfigError | WeightsError | DataError | FloatingPointError)
+    where = ""
+    # Hydra wraps what an object's construction raised. Importing its class here would cost what it saves.
+    if type(error).__name__ == "InstantiationException" and not os.environ.get("HYDRA_FULL_ERROR"):
+        mendable = True
+        key = re.search(r"full_key: (\S+)", str(error))
+        where = f" (while building {key[1]})" if key else ""
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else error
+    # A DataLoader worker's error arrives with the worker's traceback in its message.
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip() + where if mendable else None

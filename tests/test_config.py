@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from detpool.config import apply_overrides, check_config, check_keys, check_overrides, overrides_of
 from detpool.errors import ConfigError
+from detpool.study.plan import drop_variants
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -39,6 +40,7 @@ def test_every_config_composes_and_has_only_known_arguments(choice):
     check_overrides(CONFIGS, "train", overrides)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", overrides=[*overrides, "run_dir=run"])
+    drop_variants(config)
     if choice == "experiment=bccd":
         assert OmegaConf.missing_keys(config) == set()
     check_keys(config, CONFIGS, "train")

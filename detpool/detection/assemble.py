@@ -11,7 +11,7 @@ from torch import nn
 
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.proposals import GivenProposals, ProposalNetwork
+from detpool.detection.proposals import GivenProposals, JitteredProposals, ProposalNetwork
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.transform import NormalizeAndBatch
 from detpool.errors import ConfigError, did_you_mean
@@ -25,6 +25,12 @@ HeadFactory = Callable[[tuple[int, int, int]], nn.Module]
 PYRAMID_ANCHORS = ((32,), (64,), (128,), (256,), (512,))
 SINGLE_MAP_ANCHORS = ((32, 64, 128, 256, 512),)
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
+
+_PROPOSALS: dict[str, Callable[..., nn.Module]] = {
+    "rpn": ProposalNetwork,
+    "given": GivenProposals,
+    "jittered": JitteredProposals,
+}
 
 
 def assemble(
@@ -44,28 +50,31 @@ def assemble(
         make_heads: builds the second stage.
         anchor_sizes: anchor sides in pixels, one list per map that proposals come from.
         anchor_aspect_ratios: height / width of the anchors, the same on all maps.
-        proposals: "rpn", or "given": with the batch, from files (`GivenProposals`).
-        arguments: `rpn_*` are arguments of `ProposalNetwork` (of `GivenProposals`, for given ones), `box_*` of
-            `make_heads`; `bbox_reg_weights` too.
+        proposals: "rpn"; "given": with the batch, from files (`GivenProposals`); or "jittered": the objects themselves,
+            moved (`JitteredProposals`).
+        arguments: `rpn_*` are arguments of `ProposalNetwork` (`GivenProposals`, `JitteredProposals`), `box_*` of
+            `make_heads`; `bbox_reg_weights` too. Those of another kind of proposals have no effect, so that a config
+            can change the kind alone.
 
     Raises:
         ConfigError: for an unknown argument or kind of proposals, or if `anchor_sizes` does not have one entry per map.
     """
-    if proposals not in ("rpn", "given"):
-        raise ConfigError(f"model.proposals must be rpn or given, got {proposals!r}")
+    if proposals not in _PROPOSALS:
+        raise ConfigError(f"model.proposals must be one of {', '.join(_PROPOSALS)}, got {proposals!r}")
     if proposals == "rpn" and len(anchor_sizes) != len(backbone.rpn_names):
         raise ConfigError(
             f"model.anchor_sizes must have {len(backbone.rpn_names)} entries, one per map that proposals come from "
             f"(strides {backbone.strides}{', and the last pooled' if len(backbone.rpn_names) > 1 else ''}), got "
             f"{len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
         )
-    rpn_names = {f"rpn_{name}": name for name in _keywords(ProposalNetwork if proposals == "rpn" else GivenProposals)}
+    rpn_names = {f"rpn_{name}": name for name in _keywords(_PROPOSALS[proposals])}
+    all_rpn_names = {f"rpn_{name}" for kind in _PROPOSALS.values() for name in _keywords(kind)}
     box_names = {f"box_{name}": name for name in _keywords(TwoStageHeads) if name != "bbox_reg_weights"}
     box_names["bbox_reg_weights"] = "bbox_reg_weights"
     for name in arguments:
-        if name not in rpn_names and name not in box_names:
+        if name not in all_rpn_names and name not in box_names:
             raise ConfigError(
-                f"model.{name} is not an argument of this model{did_you_mean(name, rpn_names | box_names)}"
+                f"model.{name} is not an argument of this model{did_you_mean(name, all_rpn_names | set(box_names))}"
             )
     rpn_arguments = {rpn_names[name]: value for name, value in arguments.items() if name in rpn_names}
     box_arguments = {box_names[name]: value for name, value in arguments.items() if name in box_names}
@@ -75,7 +84,10 @@ def assemble(
             backbone.rpn_names, backbone.rpn_channels, anchor_sizes, anchor_aspect_ratios, **rpn_arguments
         )
     else:
-        rpn = GivenProposals(**rpn_arguments)
+        try:
+            rpn = _PROPOSALS[proposals](**rpn_arguments)
+        except ValueError as error:
+            raise ConfigError(f"model.rpn_{error}") from error
     body = backbone.body
     transform = NormalizeAndBatch(body.image_mean, body.image_std, max(body.strides))
     return TwoStageDetector(backbone, rpn, make_heads(*heads, **box_arguments), transform)

@@ -1,4 +1,4 @@
-"""Where proposals come from: torchvision's region proposal network, or the batch itself."""
+"""Where proposals come from: torchvision's region proposal network, the batch itself, or its objects."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
 from detpool.detection.detector import Target, has_objects
+from detpool.detection.localization import jittered_boxes
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -117,3 +118,51 @@ class GivenProposals(nn.Module):
         proposals = [target["proposals"][:count].to(images.tensors) for target in targets]
         limits = [torch.tensor([w, h, w, h], device=images.tensors.device) for h, w in images.image_sizes]
         return [torch.minimum(p.clamp(min=0), limit) for p, limit in zip(proposals, limits, strict=True)], {}
+
+
+class JitteredProposals(nn.Module):
+    """Proposals made of the objects themselves, in training and in evaluation: for studies of the second stage alone.
+
+    With them detectors differ in nothing but how RoIs are pooled and what is made of that; their metrics are those of
+    classification, boxes and masks given that every object was found, and cannot be compared with a detector's. Draws
+    come from PyTorch's generator.
+
+    Args:
+        boxes_per_object: boxes around each object, evenly spread over IoUs from `min_iou` to 1 (see `jittered_boxes`).
+        min_iou: their smallest IoU; below the heads' threshold for an object (0.5) they are background.
+        background_per_object: boxes of the objects' sizes anywhere in the image.
+    """
+
+    def __init__(self, boxes_per_object: int = 8, min_iou: float = 0.3, background_per_object: int = 4) -> None:
+        super().__init__()
+        if boxes_per_object < 1:
+            raise ValueError(f"boxes_per_object must be at least 1, got {boxes_per_object}")
+        if not 0 < min_iou < 1:
+            raise ValueError(f"min_iou must lie between 0 and 1, got {min_iou}")
+        if background_per_object < 0:
+            raise ValueError(f"background_per_object must be at least 0, got {background_per_object}")
+        self.boxes_per_object, self.min_iou = boxes_per_object, min_iou
+        self.background_per_object = background_per_object
+
+    def forward(
+        self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The proposals (n, 4) of each image, none where it has no object; there is nothing to train.
+
+        Raises:
+            ValueError: without the objects.
+        """
+        if not has_objects(targets):
+            raise ValueError("model.proposals=jittered: the targets must hold the objects' 'boxes', also in evaluation")
+        shapes = images.image_sizes
+        boxes = [t["boxes"].to(images.tensors) for t in targets]
+        return [self._proposals(box, shape) for box, shape in zip(boxes, shapes, strict=True)], {}
+
+    def _proposals(self, objects: Tensor, shape: tuple[int, int]) -> Tensor:
+        if len(objects) == 0:
+            return objects
+        around, _ = jittered_boxes(objects, shape, self.boxes_per_object * len(objects), self.min_iou)
+        sizes = (objects[:, 2:] - objects[:, :2]).repeat(self.background_per_object, 1)
+        room = objects.new_tensor([shape[1], shape[0]]) - sizes
+        corners = torch.rand_like(sizes) * room
+        return torch.cat([around, torch.cat([corners, corners + sizes], 1)])

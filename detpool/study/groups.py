@@ -13,9 +13,8 @@ from typing import Any
 
 from detpool.errors import ConfigError, did_you_mean
 from detpool.study.collect import Problem, Run
+from detpool.study.layout import PATHS, RUN_LOCAL
 
-_RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "seed", "class_names", "logger")
-"""Top-level keys that say where a run is and what it reports, not what it computes."""
 _LOADING = (
     "batch_size",
     "eval_batch_size",
@@ -27,9 +26,6 @@ _LOADING = (
     "eval_transform",
 )
 """Keys of `data` that say how it is fed to the network, not which data it is: settings like others."""
-_PATHS = ("dirpath", "path")
-"""Keys of callbacks that hold paths in the run directory."""
-
 _UNSET = object()
 Part = tuple[str, str]
 """A key and its value, as shown."""
@@ -137,11 +133,11 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What a run computes: its config without seeds, without its data's identity and without paths of its own."""
-    settings = {key: value for key, value in run.config.items() if key not in _RUN_LOCAL}
+    settings = {key: value for key, value in run.config.items() if key not in (*RUN_LOCAL, "seed")}
     settings["data"] = {k: v for k, v in run.config["data"].items() if k in _LOADING and k != "seed"}
     settings["evaluation"] = {k: v for k, v in run.config["evaluation"].items() if k not in ("split", "pictures")}
     settings["callbacks"] = {
-        name: {k: v for k, v in callback.items() if k not in _PATHS}
+        name: {k: v for k, v in callback.items() if k not in PATHS}
         for name, callback in (run.config.get("callbacks") or {}).items()
         if callback is not None
     }

@@ -61,12 +61,20 @@ class SaveOnInterrupt(Callback):
 
     Args:
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
+
+    Attributes:
+        validation_cut: whether the checkpoint being saved lacks a validation that was due. It is in the checkpoint too:
+            the best checkpoint of a run that is resumed from it need not be that of an uninterrupted run.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.validation_cut = False
         self._signal: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"validation_cut": self.validation_cut}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: Lightning, which would end the program at SIGTERM without saving, sets its own handlers.
@@ -78,13 +86,13 @@ class SaveOnInterrupt(Callback):
     ) -> None:
         # Gradients that are being accumulated are in no checkpoint.
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._stop_if_asked(trainer)
+            self._stop_if_asked(trainer, validation_cut=trainer.is_last_batch)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         if trainer.world_size == 1:
-            self._stop_if_asked(trainer)
+            self._stop_if_asked(trainer, validation_cut=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
@@ -104,10 +112,11 @@ class SaveOnInterrupt(Callback):
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
+    def _stop_if_asked(self, trainer: Trainer, validation_cut: bool) -> None:
         # One process may have been signalled before the others: they stop at the same step.
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
+        self.validation_cut = validation_cut
         trainer.save_checkpoint(self.path, weights_only=False)
         say(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
         raise SystemExit(128 + (self._signal or signal.SIGTERM))

@@ -60,6 +60,8 @@ MORE = [
     ("faster_rcnn", "roi_align", ["pooler.output_size=[5,3]"]),
     ("faster_rcnn", "spp", []),
     ("faster_rcnn", "roi_align", ["model.box_hard_examples=true"]),
+    ("mask_rcnn_c5", "roi_align", ["model.proposals=jittered"]),
+    ("faster_rcnn_c4", "roi_align", ["model.proposals=given"]),
     ("mask_rcnn", "roi_align", ["pooler@mask_pooler=roi_pool", "mask_pooler.output_size=7"]),
     ("rfcn", "ps_roi_pool", ["pooler.output_size=1"]),
     ("rfcn", "ps_roi_pool", ["pooler.output_size=7"]),
@@ -95,7 +97,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
     module = build_module(config)
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
-    given = config.model.proposals == "given"
+    given, trained = config.model.proposals == "given", config.model.proposals == "rpn"
     for images, targets in batches(data.train_dataloader(), given):
         losses = module.model(images, targets)
         assert all(torch.isfinite(loss) for loss in losses.values()), losses
@@ -105,7 +107,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
         assert missing == []
         reached = [name for name, parameter in module.named_parameters() if parameter.grad.any()]
         # R-FCN's head are its score maps, which are computed before RoIs are pooled.
-        parts = ["backbone.body", "backbone.neck" if model == "rfcn" else "roi_heads", *([] if given else ["rpn"])]
+        parts = ["backbone.body", "backbone.neck" if model == "rfcn" else "roi_heads", *(["rpn"] if trained else [])]
         for part in parts:
             assert any(name.startswith(f"model.{part}") for name in reached), part
         optimizer.step()

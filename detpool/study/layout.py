@@ -1,0 +1,133 @@
+"""What a sweep leaves besides its runs' own files: where runs lie, which are planned, and how those without metrics ended.
+
+Nothing here imports torch: `train.py` plans a sweep with it before any work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+PLAN = "sweep.json"
+"""In the folder of a sweep: the names of the folders of its runs."""
+STATUS = "status.json"
+"""In a run directory: how the run ended, if it did not end with metrics."""
+STATES = ("diverged", "failed", "interrupted")
+
+RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger")
+"""Top-level keys of a config that say where a run is and what it reports, not what it computes."""
+PATHS = ("dirpath", "path")
+"""Keys of callbacks that hold paths in the run directory."""
+_WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}
+"""More keys that change no metric: samples do not depend on the number of workers."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run without metrics ended.
+
+    Attributes:
+        state: `diverged` (a loss that is not finite), `failed` or `interrupted`.
+        error: the message, empty for an interrupted run.
+    """
+
+    state: str
+    error: str
+
+
+def fingerprint(config: DictConfig) -> str:
+    """Eight hexadecimal digits of all that a composed config computes, its seed included.
+
+    Two configs have the same only if their runs would give the same metrics: they differ at most in where the run is,
+    what it prints and draws, and how many processes load its data.
+    """
+    config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))  # type: ignore[assignment]
+    config.run_dir = ""
+    content = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(content, dict)
+    kept: dict[str, Any] = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
+    for section, keys in _WITHOUT_EFFECT.items():
+        kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    kept["callbacks"] = {
+        name: {key: value for key, value in callback.items() if key not in PATHS}
+        for name, callback in (kept.get("callbacks") or {}).items()
+        if callback is not None
+    }
+    text = json.dumps(kept, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig) -> str:
+    """The folder of a study's run, `pooler=roi_pool,seed=0-3f9a1c2b`: what varies, and the config's fingerprint.
+
+    Args:
+        overrides: the run's, as on the command line.
+        varied: the keys among them that the name shows.
+        config: the run's composed config.
+    """
+    keys = list(varied)
+    shown = ",".join(override for override in overrides if override.partition("=")[0] in keys)
+    readable = re.sub(r"[^\w.,=+@-]", "_", shown)[:100]
+    return f"{readable}-{fingerprint(config)}" if readable else fingerprint(config)
+
+
+def write_plan(folder: Path, names: Iterable[str]) -> None:
+    """Writes the names of the folders of a sweep's runs."""
+    _write(folder / PLAN, {"runs": list(names)})
+
+
+def read_plan(folder: Path) -> list[str]:
+    """The names of the folders of a sweep's runs.
+
+    Raises:
+        FileNotFoundError: there is no plan.
+        ValueError: the file is damaged; the message names it.
+    """
+    record = _read(folder / PLAN)
+    names = record.get("runs")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{PLAN} has no list of names 'runs'")
+    return names
+
+
+def write_status(run_dir: Path, state: str, error: str = "", traceback: str = "") -> None:
+    """Records how a run without metrics ended; `state` is one of `STATES`."""
+    _write(run_dir / STATUS, {"status": state, "error": error, "traceback": traceback})
+
+
+def read_status(run_dir: Path) -> Status | None:
+    """How a run without metrics ended, None if it left no word: it runs, was killed, or never began.
+
+    Raises:
+        ValueError: the file is damaged; the message names it.
+    """
+    try:
+        record = _read(run_dir / STATUS)
+    except FileNotFoundError:
+        return None
+    if record.get("status") not in STATES:
+        raise ValueError(f"{STATUS}: status must be one of {', '.join(STATES)}, got {record.get('status')!r}")
+    return Status(record["status"], str(record.get("error", "")))
+
+
+def _write(path: Path, record: dict[str, Any]) -> None:
+    from detpool.evaluation.files import write_text_atomically  # its package imports torch
+
+    write_text_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not valid JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path.name} is not an object")
+    return record

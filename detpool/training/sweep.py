@@ -1,0 +1,136 @@
+"""A run of a sweep: skipped if it is finished, resumed if that is exact, and never the end of the others."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from detpool.distributed import is_main_process, say
+from detpool.errors import message_of
+from detpool.evaluation.metrics_file import read_metrics
+from detpool.study.layout import STATUS, read_status, write_status
+from detpool.training.runs import train
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two sweeps at once must be kept apart by hand
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+
+
+def train_in_sweep(config: DictConfig) -> float:
+    """Trains in `config.run_dir`, unless the run there is finished, and returns the metric that sweepers optimise.
+
+    A run that was interrupted or killed goes on from its last checkpoint; one that failed, or whose checkpoint lacks a
+    validation, begins anew. A run that fails leaves its error in `status.json` and returns NaN.
+
+    Args:
+        config: the composed config. Whatever lies in its `run_dir` is of a run of the same config.
+    """
+    run_dir = Path(config.run_dir)
+    with _locked(run_dir) as free:
+        if not free:
+            say(f"{run_dir}: another process is at it, skipped")
+            return math.nan
+        if (metrics := _finished(run_dir)) is not None:
+            say(f"{run_dir}: finished, skipped")
+            return metrics.get(config.evaluation.monitor, math.nan)
+        config.ckpt_path = _prepare(run_dir)
+        try:
+            with recorded(run_dir):
+                return train(config).get(config.evaluation.monitor, math.nan)
+        except Exception as error:
+            if message_of(error) is None:
+                traceback.print_exc()
+            print(f"{run_dir}: error: {message_of(error) or error!r}", file=sys.stderr)
+            return math.nan
+
+
+@contextmanager
+def recorded(run_dir: Path) -> Iterator[None]:
+    """Leaves word in `status.json` of a run that does not come to its end, and lets the error pass."""
+    try:
+        yield
+    except FloatingPointError as error:
+        _record(run_dir, "diverged", str(error))
+        raise
+    except Exception as error:
+        message = message_of(error)
+        _record(run_dir, "failed", message or repr(error), "" if message else traceback.format_exc())
+        raise
+    except BaseException:  # Ctrl-C, or SystemExit of a run that saved itself at a signal
+        _record(run_dir, "interrupted")
+        raise
+
+
+def _record(run_dir: Path, state: str, error: str = "", text: str = "") -> None:
+    if is_main_process():
+        write_status(run_dir, state, error, text)
+
+
+def _finished(run_dir: Path) -> dict[str, float] | None:
+    try:
+        return read_metrics(run_dir / "metrics.json")["metrics"]
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        say(f"{error}; the run begins anew")
+        return None
+
+
+def _prepare(run_dir: Path) -> str | None:
+    """Makes a folder ready for its run; the checkpoint to go on from, None for a run that begins."""
+    status, last = read_status(run_dir), run_dir / "checkpoints" / "last.ckpt"
+    if (status is None or status.state == "interrupted") and last.is_file() and _is_exact(last):
+        say(f"{run_dir}: resumed from {last.relative_to(run_dir)}")
+        (run_dir / STATUS).unlink(missing_ok=True)
+        _keep_curves(run_dir)
+        return str(last)
+    for path in run_dir.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
+    return None
+
+
+def _is_exact(checkpoint: Path) -> bool:
+    """Whether a run resumed from a checkpoint gives what one that was never stopped would have given."""
+    try:
+        callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    except Exception as error:  # whatever a damaged file raises
+        say(f"{checkpoint} cannot be read ({error}); the run begins anew")
+        return False
+    return not callbacks.get("SaveOnInterrupt", {}).get("validation_cut", False)
+
+
+def _keep_curves(run_dir: Path) -> None:
+    """Lightning's CSV logger deletes what is there when it starts; reports read `csv` and `csv_before_<n>`."""
+    if (run_dir / "csv").is_dir():
+        number = 1 + len(list(run_dir.glob("csv_before_*")))
+        (run_dir / "csv").rename(run_dir / f"csv_before_{number}")
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[bool]:
+    """Whether no other process works in a folder; it is this one's until the end of the block."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield True
+        return
+    with (run_dir / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
