@@ -171,15 +171,24 @@ def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int])
 
 
 def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]:
-    """A call that detects in one image with the boxes for proposals."""
+    """A call that detects in one image with the boxes for proposals.
+
+    Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as after
+    training: what follows the heads, above all IoU-Net's own head, then has its usual work.
+    """
     model = model.eval().to(memory_format=torch.channels_last)
-    # Random weights score nothing reliably above the threshold; without one, what follows the heads has its work.
-    model.roi_heads.score_thresh = 0.0
+    heads = model.roi_heads
 
     def detect() -> object:
         with torch.inference_mode():
             return model([image], [{"proposals": boxes}])
 
+    scores: list[Tensor] = []
+    hook = heads.box_predictor.register_forward_hook(lambda *call: scores.append(call[-1][0].softmax(-1)[:, 1:]))
+    heads.score_thresh = 1.0
+    detect()
+    hook.remove()
+    heads.score_thresh = float(scores[0].flatten().topk(len(boxes) + 1).values[-1])
     return detect
 
 
