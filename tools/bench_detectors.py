@@ -173,8 +173,8 @@ def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int])
 def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]:
     """A call that detects in one image with the boxes for proposals.
 
-    Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as after
-    training: what follows the heads, above all IoU-Net's own head, then has its usual work.
+    Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as
+    after training: what follows the heads, above all IoU-Net's own head, then has its usual work.
     """
     model = model.eval().to(memory_format=torch.channels_last)
     heads = model.roi_heads

@@ -99,10 +99,10 @@ def refine_boxes(
 ) -> Tensor:
     """Boxes moved up the gradient of their predicted IoU (Jiang et al., algorithm 2).
 
-    A step is taken in coordinates relative to the box's width and height: a pixel coordinate moves by the rate times the
-    gradient times the square of the side (the paper multiplies by the side once, which makes the step depend on the
-    image's resolution). One that does not raise the prediction is not taken, and the box's rate halved (the paper lets
-    a small loss pass); a box that gains less than `tolerance` rests.
+    A step is taken in coordinates relative to the box's width and height: a pixel coordinate moves by the rate times
+    the gradient times the square of the side (the paper multiplies by the side once, which makes the step depend on
+    the image's resolution). One that does not raise the prediction is not taken, and the box's rate halved (the paper
+    lets a small loss pass); a box that gains less than `tolerance` rests.
 
     Args:
         predict: `predict(boxes, rows)` gives differentiable IoUs (k,) of boxes (k, 4) that are rows (k,) of `boxes`.
