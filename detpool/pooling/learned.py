@@ -119,8 +119,8 @@ class GatedPool2d(SlidingPool2d):
         """(N, C, H, W) to (N, C, OH, OW)."""
         average = mean_pool2d(input, self.kernel_size, self.stride, self.padding)
         largest = max_pool2d(input, self.kernel_size, self.stride, self.padding)
-        share = conv2d(input, self.gate, None, self.stride, self.padding, groups=len(self.gate)).sigmoid()
-        return torch.lerp(average, largest, share)
+        share = conv2d(input, self.gate, None, self.stride, self.padding, groups=len(self.gate))
+        return torch.lerp(average, largest, share.sigmoid().to(input.dtype))
 
 
 class TreePool2d(SlidingPool2d):

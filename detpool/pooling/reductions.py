@@ -50,7 +50,7 @@ def stochastic_pool2d(
     input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, training: bool = True
 ) -> Tensor:
     """A value of each window, drawn in proportion to itself, or their expectation: see :class:`StochasticPool2d`."""
-    features = formulas.widened(input).clamp(min=0)
+    features = formulas.widened(input).relu()
     if not training:
 
         def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -122,6 +122,7 @@ class LearnedMeanTokenPool(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, L, C) and a mask (N, L) to (N, C)."""
         _check(tokens, mask)
+        tokens = _counted(tokens, mask)
         scores = self.score(tokens)[:, :, 0].to(_wide(tokens))
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf)
@@ -161,9 +162,9 @@ class AttentionTokenPool(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, L, C) and a mask (N, L) to (N, seeds, C)."""
         _check(tokens, mask)
-        values = self.before(tokens)
+        values = self.before(_counted(tokens, mask))
         seeds = self.seeds.expand(len(tokens), -1, -1)
-        ignored = None if mask is None else ~mask
+        ignored = None if mask is None or not len(tokens) else ~mask
         attended, _ = self.attention(seeds, values, values, key_padding_mask=ignored, need_weights=False)
         hidden = self.norm(seeds + attended)
         return self.norm_after(hidden + self.after(hidden))
@@ -173,6 +174,11 @@ def _weighted_mean(tokens: Tensor, weights: Tensor) -> Tensor:
     """(N, L, C) and (N, L): sums in float32 at least; a token without weight is not looked at, be it NaN."""
     values = torch.where(weights[:, :, None] == 0, 0.0, tokens.to(weights.dtype))
     return (torch.einsum("nl,nlc->nc", weights, values) / weights.sum(dim=1, keepdim=True)).to(tokens.dtype)
+
+
+def _counted(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Zeros for tokens that do not count: a weight of 0 would not keep out NaN."""
+    return tokens if mask is None else torch.where(mask[:, :, None], tokens, 0.0)
 
 
 def _wide(tokens: Tensor) -> torch.dtype:

@@ -22,6 +22,7 @@ from torch.nn.functional import (
 
 from detpool.ops import formulas
 from detpool.ops.boxes import check_features, pair
+from detpool.ops.layout import is_channels_last, memory_format
 
 from .reductions import checked_power, power_for
 from .sliding import Size
@@ -225,7 +226,8 @@ class FractionalMaxPool2d(nn.Module):
                     f"output {size[0]} x {size[1]}, input {input.shape[2]} x {input.shape[3]}"
                 )
         samples = input.new_full((*input.shape[:2], 2), 0.5) if not self.training else None
-        return fractional_max_pool2d(input, self.kernel_size, size, _random_samples=samples)
+        pooled = fractional_max_pool2d(input, self.kernel_size, size, _random_samples=samples)
+        return pooled.contiguous(memory_format=memory_format(is_channels_last(input)))
 
     def extra_repr(self) -> str:
         size = f"output_size={self.output_size}" if self.output_size else f"output_ratio={self.output_ratio}"
