@@ -23,7 +23,7 @@ POWERS = (1, 2, 3, 4)
 
 
 def serves(features: Tensor, *numbers: float | Tensor) -> bool:
-    """Whether this file is for ``features`` (float32, on a CPU, not traced) and for numbers none of which is trained."""
+    """Whether this file is for ``features`` (float32, on a CPU, not traced) and for ``numbers``: none is trained."""
     return (
         features.dtype == torch.float32
         and features.device.type == "cpu"

@@ -1,7 +1,7 @@
 """Serial numba kernels for sliding windows over float32 maps (N, H, W, C), inner loops over channels.
 
-A call does channels c0 .. c1 - 1 of one image; `windows` is (kernel, stride, padding), each (rows, columns). Outputs are
-(N, OH, OW, C). A backward adds to ``out``, (N, H, W, C).
+A call does channels c0 .. c1 - 1 of one image; `windows` is (kernel, stride, padding), each (rows, columns). Outputs
+are (N, OH, OW, C). A backward adds to ``out``, (N, H, W, C).
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def _cells(windows, axis, position, length):
 
 @compiled
 def _exp(x):
-    """e^x for x <= 0 to an error of 2e-7 of it: Cephes' polynomial, which vectorises, unlike a call of the C library."""
+    """e^x for x <= 0 to an error of 2e-7 of it: Cephes' polynomial, which vectorises, unlike a call of a library."""
     x = x if x > LOWEST else LOWEST
     whole = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
     rest = x - whole * np.float32(0.693359375) + whole * np.float32(2.12194440e-4)
@@ -48,23 +48,9 @@ def _hashed(number):
 
 
 @compiled
-def _add_powers(values, inverse, p, total):
-    """total[c] += (|values[c]| inverse[c])^p for p in 1 .. 4."""
-    if p == 1:
-        for c in range(total.shape[0]):
-            total[c] += abs(values[c]) * inverse[c]
-    elif p == 2:
-        for c in range(total.shape[0]):
-            ratio = values[c] * inverse[c]
-            total[c] += ratio * ratio
-    elif p == 3:
-        for c in range(total.shape[0]):
-            ratio = abs(values[c]) * inverse[c]
-            total[c] += ratio * ratio * ratio
-    else:
-        for c in range(total.shape[0]):
-            square = values[c] * inverse[c] * values[c] * inverse[c]
-            total[c] += square * square
+def _power_below(ratio, p):
+    """ratio^(p - 1) for p in 1 .. 4."""
+    return (ratio if p % 2 == 0 else np.float32(1)) * (ratio * ratio if p > 2 else np.float32(1))
 
 
 @compiled
@@ -90,7 +76,10 @@ def lp(x, image, c0, c1, windows, p, mean, scale):
                 inverse[c] = np.float32(1) / largest[c]
             for y in range(y0, y1):
                 for z in range(x0, x1):
-                    _add_powers(x[image, y, z, c0:c1], inverse, p, total)
+                    values = x[image, y, z, c0:c1]
+                    for c in range(c1 - c0):
+                        ratio = abs(values[c]) * inverse[c]
+                        total[c] += ratio * _power_below(ratio, p)
             share = np.float32(1) / np.float32((y1 - y0) * (x1 - x0))
             for c in range(c1 - c0):
                 total[c] *= share
@@ -112,31 +101,16 @@ def lp_backward(x, pooled, grad, image, c0, c1, windows, p, out):
                 inverse[c] = np.float32(1) / (TINY if norms[c] < TINY else norms[c])
             for y in range(y0, y1):
                 for z in range(x0, x1):
-                    _add_lp_grads(x[image, y, z, c0:c1], inverse, factor, p, out[image, y, z, c0:c1])
-
-
-@compiled
-def _add_lp_grads(values, inverse, factor, p, out):
-    if p == 1:
-        for c in range(out.shape[0]):
-            sign = np.float32(1) if values[c] > 0 else (np.float32(-1) if values[c] < 0 else np.float32(0))
-            out[c] += factor[c] * sign
-    elif p == 2:
-        for c in range(out.shape[0]):
-            out[c] += factor[c] * (values[c] * inverse[c])
-    elif p == 3:
-        for c in range(out.shape[0]):
-            ratio = values[c] * inverse[c]
-            out[c] += factor[c] * ratio * abs(ratio)
-    else:
-        for c in range(out.shape[0]):
-            ratio = values[c] * inverse[c]
-            out[c] += factor[c] * ratio * ratio * ratio
+                    values, target = x[image, y, z, c0:c1], out[image, y, z, c0:c1]
+                    for c in range(c1 - c0):
+                        power = _power_below(abs(values[c]) * inverse[c], p)
+                        sign = np.float32(0) if values[c] == 0 else np.float32(1) if values[c] > 0 else np.float32(-1)
+                        target[c] += factor[c] * sign * power
 
 
 @compiled
 def softmax(x, image, c0, c1, windows, beta, pooled, largest, total):
-    """``pooled``; and the ``largest`` u = v sign(beta) of each window, and the ``total`` of e^(|beta| (u - largest))."""
+    """``pooled``; the ``largest`` u = v sign(beta) of each window; and the ``total`` of e^(|beta| (u - largest))."""
     sign = np.float32(1) if beta >= 0 else np.float32(-1)
     for i in range(pooled.shape[1]):
         y0, y1 = _cells(windows, 0, i, x.shape[1])
