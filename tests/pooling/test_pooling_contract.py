@@ -1,6 +1,8 @@
 """What every layer promises: dtypes, layouts, sizes, tracing, parameters; and that the kernels compute the formulas."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -293,3 +295,17 @@ def test_coins_of_mixed_pooling_are_apart(layout: torch.memory_format) -> None:
     for axis in range(4):
         correlation = ((heads * heads.roll(1, axis)).mean() / 0.25).item()
         assert abs(correlation) < 5 / heads.numel() ** 0.5
+
+
+def test_the_page_has_every_layer_and_its_example_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs/pooling.md").read_text()
+    for name in {name.split()[0] for name in MAPS | TOKENS}:
+        assert f"`{name}`" in page
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    values = {}
+    for line in example.splitlines():
+        code, _, shape = line.partition("  # ")
+        if shape:
+            assert tuple(eval(code, values).shape) == eval(shape)
+        else:
+            exec(code, values)
