@@ -78,7 +78,25 @@ def _tokens(build: Callable[[int], nn.Module], masked: bool = False, weighted: b
     def prepared(channels: int) -> nn.Module:
         return _OnTokens(build(channels), masked, weighted)
 
+    if masked:
+        return Case(prepared, "adaptive_max_pool2d 1 x 1, masked", _masked_maximum, tokens=True)
     return Case(prepared, "adaptive_max_pool2d 1 x 1", lambda x: adaptive_max_pool2d(x, 1), tokens=True)
+
+
+def _mask() -> Tensor:
+    """Half of the tokens of each RoI, the first always; (RoIs, tokens)."""
+    images, _, height, width = ROIS
+    mask = torch.rand(images, height * width, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[:, 0] = True
+    return mask
+
+
+MASK = _mask()
+
+
+def _masked_maximum(x: Tensor) -> Tensor:
+    mask = MASK[: len(x)].view(-1, 1, *x.shape[2:])
+    return adaptive_max_pool2d(torch.where(mask, x, -torch.inf), 1)
 
 
 def _grids(x: Tensor) -> Tensor:
@@ -99,11 +117,8 @@ class _OnTokens(nn.Module):
     def __init__(self, layer: nn.Module, masked: bool, weighted: bool) -> None:
         super().__init__()
         self.layer = layer
-        images, _, height, width = ROIS
-        mask = torch.rand(images, height * width, generator=torch.Generator().manual_seed(0)) < 0.5
-        mask[:, 0] = True
-        self.mask = mask if masked else None
-        self.weights = torch.rand(images, height * width) if weighted else None
+        self.mask = MASK if masked else None
+        self.weights = torch.rand(MASK.shape) if weighted else None
 
     def forward(self, maps: Tensor) -> Tensor:
         tokens, count = pooling.to_tokens(maps), len(maps)

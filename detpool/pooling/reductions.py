@@ -107,11 +107,11 @@ def mixed_pool2d(
     largest = max_pool2d(input, *fitted(input, kernel_size, stride, padding))
     if not training:
         return (largest + average) / 2
-    # Eight windows a draw: drawing a number for each would take longer than pooling.
-    coins = torch.randint(256, (-(-average.numel() // 8), 1), dtype=torch.uint8, device=input.device)
-    coins = (coins & torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=input.device)) != 0
-    coins = coins.flatten()[: average.numel()].as_strided(average.shape, average.stride())
-    return torch.where(coins, largest, average)
+    # The signs of eight bytes a draw: drawing a number for each window would take longer than pooling.
+    draws = torch.randint(-(1 << 63), (1 << 63) - 1, (-(-average.numel() // 8),), device=input.device)
+    coins = (draws.view(torch.int8) < 0)[: average.numel()].as_strided(average.shape, average.stride())
+    # Exact, the coins being 0 and 1, and several times as fast as torch.where.
+    return torch.lerp(average, largest, coins.to(input.dtype))
 
 
 class SumPool2d(SlidingPool2d):

@@ -108,12 +108,6 @@ def test_what_is_masked_has_no_influence_be_it_nan(name: str) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
-def test_nan_without_weight_has_no_influence() -> None:
-    x = torch.where(WEIGHTS[:, :, None] == 0, torch.nan, tokens())
-    layer = pooling.WeightedMeanTokenPool()
-    assert torch.equal(layer(x, WEIGHTS), layer(x.nan_to_num(), WEIGHTS))
-
-
 def test_nan_that_counts_is_seen() -> None:
     x = tokens()
     x[1, 3, 0] = torch.nan
