@@ -24,7 +24,7 @@ def _cells(windows, axis, position, length):
 
 @compiled
 def _power_of_two(x):
-    """2^x for x <= 0 to 2e-7 of it: the best polynomial on -1/2 .. 1/2, which vectorises, unlike a call of a library."""
+    """2^x for x <= 0 to 2e-7 of it: the best polynomial on -1/2 .. 1/2, which vectorises, as a library's does not."""
     x = x if x > LOWEST else LOWEST
     whole = np.floor(x + np.float32(0.5))
     rest = x - whole
