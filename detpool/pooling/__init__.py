@@ -3,10 +3,10 @@
 Those that PyTorch has are PyTorch's own; ``docs/pooling.md`` lists all with their formulas.
 """
 
-from torch.nn import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, LocalResponseNorm, LPPool2d, MaxPool2d
+from torch.nn import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, LPPool2d, MaxPool2d
 
 from .blur import BlurPool2d, MaxBlurPool2d, blur_pool2d
-from .context import ASPP, SpatialPyramidContext2d
+from .context import ASPP, LocalResponseNorm, SpatialPyramidContext2d
 from .learned import GatedPool2d, LearnedMixedPool2d, LeNetSubsampling, StridedConv2d, TreePool2d
 from .reductions import (
     L2Pool2d,

@@ -16,6 +16,7 @@ from .sliding import Size, SlidingPool2d, fitted
 def blur_pool2d(input: Tensor, filter_size: int = 3, stride: Size = 2) -> Tensor:
     """Binomial filter and subsampling: see :class:`BlurPool2d`."""
     check_features(input)
+    filter_size = _checked_size(filter_size)
     before, after = (filter_size - 1) // 2, filter_size // 2
     row = torch.tensor(_binomial(filter_size), dtype=input.dtype, device=input.device)
     kernel = (row[:, None] * row).expand(input.shape[1], 1, filter_size, filter_size)
@@ -42,7 +43,7 @@ class BlurPool2d(nn.Module):
 
     def __init__(self, filter_size: int = 3, stride: Size = 2) -> None:
         super().__init__()
-        self.filter_size = pair(filter_size, "filter_size")[0]
+        self.filter_size = _checked_size(filter_size)
         self.stride = pair(stride, "stride")
 
     def forward(self, input: Tensor) -> Tensor:
@@ -78,6 +79,12 @@ class MaxBlurPool2d(SlidingPool2d):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
         return self.blur(max_pool2d(input, *fitted(input, self.kernel_size, 1, self.padding)))
+
+
+def _checked_size(filter_size: int) -> int:
+    if isinstance(filter_size, bool) or not isinstance(filter_size, int) or filter_size < 1:
+        raise ValueError(f"filter_size must be a positive integer, got {filter_size!r}")
+    return filter_size
 
 
 def _binomial(size: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Context: maps that keep their size and see further. PyTorch's ``LocalResponseNorm`` is in the package too."""
+"""Context: maps that keep their size and see further."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 from torchvision.models.segmentation import deeplabv3
 
+from detpool.ops import formulas
 from detpool.ops.boxes import check_features
+from detpool.ops.layout import is_channels_last, memory_format
 
 from .learned import checked_channels
 
@@ -73,3 +75,29 @@ class ASPP(deeplabv3.ASPP):
         if not rates or any(not isinstance(rate, int) or rate < 1 for rate in rates):
             raise ValueError(f"rates must be positive integers, at least one, got {rates!r}")
         super().__init__(checked_channels(channels), rates, checked_channels(out_channels))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, out_channels, H, W)."""
+        check_features(input)
+        *branches, image = [branch(input) for branch in self.convs]
+        # Spread from one cell, it has no layout of its own, and would take that of the others.
+        image = image.contiguous(memory_format=memory_format(is_channels_last(input)))
+        return self.project(torch.cat([*branches, image], dim=1))
+
+
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """PyTorch's: ``Y[c] = f[c] / (k + alpha / size sum f[c']^2)^beta``, sum over ``size`` channels around c.
+
+    Missing channels count as zeros. float16 and bfloat16 are computed in float32. No parameters; training and
+    evaluation are the same. Source: Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional
+    Neural Networks, NeurIPS 2012, section 3.3 (there alpha is not divided by ``size``).
+
+    Args:
+        size: channels of a neighbourhood.
+        alpha, beta, k: as in the formula; default: 1e-4, 0.75, 1.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to the same shape."""
+        check_features(input)
+        return super().forward(formulas.widened(input)).to(input.dtype)

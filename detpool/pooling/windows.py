@@ -22,7 +22,9 @@ from torch.nn.functional import (
 
 from detpool.ops import formulas
 from detpool.ops.boxes import check_features, pair
+from detpool.ops.layout import is_channels_last, memory_format
 
+from . import fused
 from .reductions import checked_power, power_for
 from .sliding import Size
 
@@ -162,12 +164,19 @@ class GlobalLpPool2d(nn.Module):
         """(N, C, H, W) to (N, C, 1, 1)."""
         check_features(input)
         features = formulas.widened(input)
+        p = power_for(self.p, input)
 
-        def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-            return tuple(values.mean((2, 3), keepdim=True) for values in function(features))
+        def formula(features: Tensor) -> Tensor:
+            def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+                return tuple(values.mean((2, 3), keepdim=True) for values in function(features))
 
-        scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
-        return formulas.lp(means, power_for(self.p, input), scale, scale).to(input.dtype)
+            scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
+            return formulas.lp(means, p, scale, scale)
+
+        if fused.serves(features, p) and p in fused.POWERS:
+            window = (input.shape[2], input.shape[3])
+            return fused.lp(features, int(p), (window, window, (0, 0)), formula).to(input.dtype)
+        return formula(features).to(input.dtype)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.p, nn.Parameter) else f"p={self.p:g}"
@@ -225,7 +234,8 @@ class FractionalMaxPool2d(nn.Module):
                     f"output {size[0]} x {size[1]}, input {input.shape[2]} x {input.shape[3]}"
                 )
         samples = input.new_full((*input.shape[:2], 2), 0.5) if not self.training else None
-        return fractional_max_pool2d(input, self.kernel_size, size, _random_samples=samples)
+        pooled = fractional_max_pool2d(input, self.kernel_size, size, _random_samples=samples)
+        return pooled.contiguous(memory_format=memory_format(is_channels_last(input)))
 
     def extra_repr(self) -> str:
         size = f"output_size={self.output_size}" if self.output_size else f"output_ratio={self.output_ratio}"

@@ -1,0 +1,311 @@
+"""What every layer promises: dtypes, layouts, sizes, tracing, parameters; and that the kernels compute the formulas."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pooling_cases import GEOMETRIES, random_map
+from torch import Tensor, nn
+
+from detpool import pooling
+from detpool.pooling import fused
+
+C = 4
+FREE: dict[str, Callable[[], nn.Module]] = {
+    "MaxPool2d": lambda: pooling.MaxPool2d(3, 2, 1),
+    "AvgPool2d": lambda: pooling.AvgPool2d(3, 2, 1),
+    "LPPool2d": lambda: pooling.LPPool2d(2, 2),
+    "AdaptiveAvgPool2d": lambda: pooling.AdaptiveAvgPool2d(3),
+    "AdaptiveMaxPool2d": lambda: pooling.AdaptiveMaxPool2d(3),
+    "LocalResponseNorm": lambda: pooling.LocalResponseNorm(3),
+    "SumPool2d": lambda: pooling.SumPool2d(3, 2, 1),
+    "LpPool2d": lambda: pooling.LpPool2d(3, 2, 1, p=3),
+    "LpPool2d p=2.5": lambda: pooling.LpPool2d(3, 2, 1, p=2.5),
+    "L2Pool2d": lambda: pooling.L2Pool2d(3, 2, 1),
+    "SoftmaxPool2d": lambda: pooling.SoftmaxPool2d(3, 2, 1),
+    "StochasticPool2d": lambda: pooling.StochasticPool2d(3, 2, 1),
+    "StochasticPool2d eval": lambda: pooling.StochasticPool2d(3, 2, 1).eval(),
+    "MixedPool2d": lambda: pooling.MixedPool2d(3, 2, 1),
+    "MixedPool2d eval": lambda: pooling.MixedPool2d(3, 2, 1).eval(),
+    "BlurPool2d": lambda: pooling.BlurPool2d(3, 2),
+    "MaxBlurPool2d": lambda: pooling.MaxBlurPool2d(3, 2, 1),
+    "TiledPool2d": lambda: pooling.TiledPool2d(2),
+    "AdaptiveTiledPool2d": lambda: pooling.AdaptiveTiledPool2d(1),
+    "GlobalPool2d": pooling.GlobalPool2d,
+    "GlobalLpPool2d": pooling.GlobalLpPool2d,
+    "FractionalMaxPool2d": lambda: pooling.FractionalMaxPool2d(1, 1),
+    "SpatialPyramidPool2d": pooling.SpatialPyramidPool2d,
+    "SpatialPyramidContext2d": pooling.SpatialPyramidContext2d,
+}
+LEARNED: dict[str, Callable[[], nn.Module]] = {
+    "LpPool2d learnable": lambda: pooling.LpPool2d(3, 2, 1, learnable=True),
+    "SoftmaxPool2d learnable": lambda: pooling.SoftmaxPool2d(3, 2, 1, learnable=True),
+    "GlobalLpPool2d learnable": lambda: pooling.GlobalLpPool2d(learnable=True),
+    "StridedConv2d": lambda: pooling.StridedConv2d(C, 3, 2, 1),
+    "LeNetSubsampling": lambda: pooling.LeNetSubsampling(C, 3, 2, 1),
+    "LearnedMixedPool2d": lambda: pooling.LearnedMixedPool2d(3, 2, 1),
+    "GatedPool2d": lambda: pooling.GatedPool2d(C, 3, 2, 1),
+    "TreePool2d": lambda: pooling.TreePool2d(C, 3, 2, 1, depth=2),
+    "ASPP": lambda: pooling.ASPP(C, 6, (1, 2)).eval(),
+}
+FREE_TOKENS: dict[str, Callable[[], nn.Module]] = {
+    "ClsTokenPool": pooling.ClsTokenPool,
+    "LastTokenPool": pooling.LastTokenPool,
+    "MeanTokenPool": pooling.MeanTokenPool,
+    "MaxTokenPool": pooling.MaxTokenPool,
+    "WeightedMeanTokenPool": pooling.WeightedMeanTokenPool,
+}
+LEARNED_TOKENS: dict[str, Callable[[], nn.Module]] = {
+    "LearnedMeanTokenPool": lambda: pooling.LearnedMeanTokenPool(C),
+    "AttentionTokenPool": lambda: pooling.AttentionTokenPool(C, 2, 2),
+}
+MAPS, TOKENS = FREE | LEARNED, FREE_TOKENS | LEARNED_TOKENS
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+LAYOUTS = [torch.channels_last, torch.contiguous_format]
+
+
+def call_tokens(layer: nn.Module, x: Tensor) -> Tensor:
+    mask = torch.ones(x.shape[:2], dtype=torch.bool)
+    mask[:1, 3:] = False
+    if isinstance(layer, pooling.WeightedMeanTokenPool):
+        return layer(x, torch.linspace(0.5, 1, x.shape[1], dtype=x.dtype).expand(x.shape[:2]), mask)
+    return layer(x, mask)
+
+
+def test_all_layers_are_here() -> None:
+    layers = {name for name in pooling.__all__ if isinstance(getattr(pooling, name), type)}
+    assert {name.split()[0] for name in MAPS | TOKENS} == layers
+
+
+@pytest.mark.parametrize("name", MAPS | TOKENS)
+def test_parameters(name: str) -> None:
+    layer = (MAPS | TOKENS)[name]().to(memory_format=torch.channels_last)  # as part of a model that is
+    assert any(True for _ in layer.parameters()) == (name in LEARNED | LEARNED_TOKENS)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", MAPS)
+def test_dtype_and_layout_are_kept(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = MAPS[name]().to(dtype)
+    start = random_map(2, C, 9, 11, dtype=dtype)
+    for layout in LAYOUTS:
+        x = start.contiguous(memory_format=layout).requires_grad_()
+        y = layer(x)
+        assert y.dtype == dtype
+        y.sum().backward()
+        assert x.grad.dtype == dtype
+        if y.dim() == 4:
+            assert y.is_contiguous(memory_format=layout)
+        assert x.grad.is_contiguous(memory_format=layout)
+        if "Stochastic" in name or "Mixed" in name or "Fractional" in name:
+            continue
+        # What the same numbers give in float64, to a rounding of the weights and a few of sums and results.
+        exact = layer.to(torch.float64)(start.double())
+        scale = exact.abs().max().item()
+        tolerance = {"atol": 8 * torch.finfo(dtype).eps * scale, "rtol": 0}
+        torch.testing.assert_close(y.double(), exact, **tolerance)
+        layer.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", TOKENS)
+def test_dtype_of_tokens_is_kept(name: str, dtype: torch.dtype) -> None:
+    layer = TOKENS[name]().to(dtype)
+    x = random_map(2, 7, C, dtype=dtype).requires_grad_()
+    y = call_tokens(layer, x)
+    assert y.dtype == dtype
+    y.sum().backward()
+    exact = call_tokens(layer.double(), x.detach().double())
+    # Attention is eight roundings deep and normalised twice.
+    atol = (32 if name == "AttentionTokenPool" else 4) * torch.finfo(dtype).eps * exact.abs().max().item()
+    torch.testing.assert_close(y.double(), exact, atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("name", MAPS | TOKENS)
+def test_layers_work_under_autocast(name: str) -> None:
+    layer = (MAPS | TOKENS)[name]()
+    x = random_map(2, 7, C, dtype=torch.float32) if name in TOKENS else random_map(2, C, 9, 11, dtype=torch.float32)
+    torch.manual_seed(0)
+    expected = call_tokens(layer, x) if name in TOKENS else layer(x)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = call_tokens(layer, x) if name in TOKENS else layer(x)
+    torch.testing.assert_close(found.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 1), (2, 2), (5, 4)])
+@pytest.mark.parametrize("name", MAPS)
+def test_small_maps(name: str, size: tuple[int, int]) -> None:
+    if name == "LPPool2d" and min(size) < 2:
+        with pytest.raises(RuntimeError, match="Output size is too small"):
+            MAPS[name]()(torch.zeros(1, C, *size))
+        return
+    x = random_map(2, C, *size, dtype=torch.float32).requires_grad_()
+    y = MAPS[name]()(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert x.grad.isfinite().all()
+    # A loss over no RoIs at all still has a gradient.
+    none = torch.zeros(0, C, *size, requires_grad=True)
+    y = MAPS[name]()(none)
+    assert len(y) == 0
+    y.sum().backward()
+    assert none.grad.shape == none.shape
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_no_images(name: str) -> None:
+    x = torch.zeros(0, 5, C, requires_grad=True)
+    y = call_tokens(TOKENS[name](), x)
+    assert len(y) == 0
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+SLIDING = (
+    "SumPool2d",
+    "LpPool2d",
+    "L2Pool2d",
+    "SoftmaxPool2d",
+    "StochasticPool2d",
+    "MixedPool2d",
+    "LearnedMixedPool2d",
+)
+
+
+@pytest.mark.parametrize("name", [*SLIDING, "GatedPool2d", "TreePool2d", "StridedConv2d", "LeNetSubsampling"])
+def test_windows_that_would_be_missing_are_named(name: str) -> None:
+    layer = getattr(pooling, name)(*(() if name in SLIDING else (C,)), (3, 4), 1, 1)
+    assert layer(torch.zeros(1, C, 1, 2)).shape == (1, C, 1, 1)
+    with pytest.raises(ValueError, match=r"kernel_size \(3, 4\) does not fit into the input's 1 x 1 cells.*no window"):
+        layer(torch.zeros(1, C, 1, 1))
+    with pytest.raises(ValueError, match=r"input must have shape \(N, C, H, W\), got \(4, 5, 6\)"):
+        layer(torch.zeros(C, 5, 6))
+    with pytest.raises(ValueError, match="at least one channel, row and column"):
+        layer(torch.zeros(1, C, 0, 5))
+    with pytest.raises(TypeError, match="floating"):
+        layer(torch.zeros(1, C, 5, 5, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", MAPS | TOKENS)
+def test_layers_compile_to_one_graph(name: str) -> None:
+    layer = (MAPS | TOKENS)[name]()
+    torch._dynamo.reset()
+    x = random_map(2, 7, C, dtype=torch.float32) if name in TOKENS else random_map(2, C, 9, 11, dtype=torch.float32)
+    call = (lambda x: call_tokens(layer, x)) if name in TOKENS else layer
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    eager, traced = x.clone().requires_grad_(), x.clone().requires_grad_()
+    torch.manual_seed(0)
+    expected = call(eager)
+    torch.manual_seed(0)
+    found = compiled(traced)
+    assert found.shape == expected.shape
+    if name == "StochasticPool2d":  # draws of its own
+        assert torch.isin(found, torch.cat([x.flatten(), torch.zeros(1)])).all()
+        return
+    torch.testing.assert_close(found, expected)
+    expected.sum().backward()
+    found.sum().backward()
+    torch.testing.assert_close(traced.grad, eager.grad)
+
+
+KERNELS: dict[str, Callable[..., Tensor]] = {
+    **{f"lp {p}": lambda x, *g, p=p: pooling.lp_pool2d(x, float(p), *g) for p in fused.POWERS},
+    "softmax 1": lambda x, *g: pooling.softmax_pool2d(x, 1.0, *g),
+    "softmax -3": lambda x, *g: pooling.softmax_pool2d(x, -3.0, *g),
+    "expectation": lambda x, *g: pooling.stochastic_pool2d(x, *g, training=False),
+}
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, None], ids=["channels_last", "contiguous", "strided"])
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_compute_the_formulas(name: str, geometry: tuple, layout: torch.memory_format | None) -> None:
+    """Float64, which test_reductions.py compares with NumPy and differentiates by differences, is the oracle."""
+    x = random_map(3, 21, *geometry[3], dtype=torch.float32)  # 21 channels: whole vectors and a rest
+    x[0, 3] = 0
+    x = x.contiguous(memory_format=layout) if layout else x.transpose(2, 3).contiguous().transpose(2, 3)
+    x.requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    found, expected = (KERNELS[name](features, *geometry[:3]) for features in (x, exact))
+    torch.testing.assert_close(found.double(), expected, atol=1e-6, rtol=1e-6)
+    grad = random_map(*found.shape, seed=1, dtype=torch.float32)
+    found.backward(grad)
+    expected.backward(grad.double())
+    # Gradients of the weighted means cancel where a window's weights nearly do.
+    torch.testing.assert_close(x.grad.double(), exact.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_have_second_derivatives(name: str) -> None:
+    def twice(x: Tensor) -> Tensor:
+        (first,) = torch.autograd.grad(KERNELS[name](x, 3, 2, 1).square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), x)[0]
+
+    x = random_map(1, 2, 5, 6).abs() + 0.1
+    found = twice(x.float().requires_grad_())
+    torch.testing.assert_close(found.double(), twice(x.requires_grad_()), atol=1e-4, rtol=1e-3)
+
+
+def test_threads_change_nothing() -> None:
+    x = random_map(2, 70, 9, 11, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 5):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            results.append([call(x, 3, 2, 1) for call in (*KERNELS.values(), pooling.stochastic_pool2d)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_stochastic_windows_are_drawn_apart(dtype: torch.dtype) -> None:
+    """Neighbouring windows, channels and images: what one draws says nothing of the next."""
+    x = torch.tensor([1.0, 1.0], dtype=dtype).repeat(4, 8, 100, 50)
+    x[..., ::2] = 2
+    torch.manual_seed(0)
+    first = (pooling.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3  # 160,000 draws
+    for axis in range(4):
+        shifted = first.roll(1, axis)
+        correlation = ((first * shifted).mean() / (2 / 9)).item()
+        assert abs(correlation) < 5 / 400  # five standard deviations
+    again = (pooling.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3
+    assert abs((first * again).mean().item() / (2 / 9)) < 5 / 400
+
+
+def test_stochastic_keeps_nan() -> None:
+    for dtype in (torch.float32, torch.float64):
+        x = torch.ones(1, 2, 2, 4, dtype=dtype)
+        x[0, 0, 1, 1] = torch.nan
+        found = pooling.StochasticPool2d(2)(x)
+        assert found.isnan().nonzero().tolist() == [[0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_coins_of_mixed_pooling_are_apart(layout: torch.memory_format) -> None:
+    x = random_map(3, 5, 62, 62, dtype=torch.float32).contiguous(memory_format=layout)
+    torch.manual_seed(0)
+    heads = (pooling.MixedPool2d(2)(x) == pooling.MaxPool2d(2)(x)).double() - 0.5
+    for axis in range(4):
+        correlation = ((heads * heads.roll(1, axis)).mean() / 0.25).item()
+        assert abs(correlation) < 5 / heads.numel() ** 0.5
+
+
+def test_the_page_has_every_layer_and_its_example_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs/pooling.md").read_text()
+    for name in {name.split()[0] for name in MAPS | TOKENS}:
+        assert f"`{name}`" in page
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    values = {}
+    for line in example.splitlines():
+        code, _, shape = line.partition("  # ")
+        if shape:
+            assert tuple(eval(code, values).shape) == eval(shape)
+        else:
+            exec(code, values)

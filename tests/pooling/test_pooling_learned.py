@@ -1,0 +1,232 @@
+"""Layers with weights against their formulas in NumPy, and trained to a known optimum."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pooling_cases import GEOMETRIES, random_map, train_towards
+from torch import nn
+
+from detpool import pooling
+
+
+def windows(values: np.ndarray, geometry: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Windows (N, C, OH, OW, kernel rows, kernel columns) of the map with zeros around it, and which of those exist."""
+    kernel, stride, padding, _ = geometry
+    border = ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2)
+
+    def strided(cells: np.ndarray) -> np.ndarray:
+        view = np.lib.stride_tricks.sliding_window_view(np.pad(cells, border), kernel, axis=(2, 3))
+        return view[:, :, :: stride[0], :: stride[1]]
+
+    return strided(values), strided(np.ones_like(values))
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def maximum_and_mean(values: np.ndarray, geometry: tuple) -> tuple[np.ndarray, np.ndarray]:
+    cells, exists = windows(values, geometry)
+    return np.where(exists > 0, cells, -np.inf).max((4, 5)), cells.sum((4, 5)) / exists.sum((4, 5))
+
+
+def strided_conv(layer: pooling.StridedConv2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    return np.einsum("ncijab,dcab->ndij", windows(values, geometry)[0], weight) + bias[:, None, None]
+
+
+def lenet(layer: pooling.LeNetSubsampling, values: np.ndarray, geometry: tuple) -> np.ndarray:
+    scale, bias = layer.scale.detach().numpy(), layer.bias.detach().numpy()
+    return sigmoid(scale[:, None, None] * windows(values, geometry)[0].sum((4, 5)) + bias[:, None, None])
+
+
+def learned_mixed(layer: pooling.LearnedMixedPool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+    share = sigmoid(layer.logit.detach().numpy())
+    largest, average = maximum_and_mean(values, geometry)
+    return share * largest + (1 - share) * average
+
+
+def gated(layer: pooling.GatedPool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+    share = sigmoid(np.einsum("ncijab,cab->ncij", windows(values, geometry)[0], layer.gate.detach().numpy()[:, 0]))
+    largest, average = maximum_and_mean(values, geometry)
+    return share * largest + (1 - share) * average
+
+
+def tree(layer: pooling.TreePool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+    """Two levels of inner nodes written out: gates 0 and 1 over leaves (0, 1) and (2, 3), gate 2 at the root."""
+
+    def masks(parameter: torch.Tensor) -> np.ndarray:
+        return parameter.detach().numpy().reshape(-1, values.shape[1], *geometry[0])
+
+    cells = windows(values, geometry)[0]
+    leaves = np.einsum("ncijab,lcab->lncij", cells, masks(layer.filters))
+    shares = sigmoid(np.einsum("ncijab,lcab->lncij", cells, masks(layer.gates)))
+    left = shares[0] * leaves[0] + (1 - shares[0]) * leaves[1]
+    right = shares[1] * leaves[2] + (1 - shares[1]) * leaves[3]
+    return shares[2] * left + (1 - shares[2]) * right
+
+
+LAYERS = {
+    "strided convolution": (lambda *a: pooling.StridedConv2d(2, *a), strided_conv),
+    "LeNet": (lambda *a: pooling.LeNetSubsampling(2, *a), lenet),
+    "learned mixed": (pooling.LearnedMixedPool2d, learned_mixed),
+    "gated": (lambda *a: pooling.GatedPool2d(2, *a), gated),
+    "tree": (lambda *a: pooling.TreePool2d(2, *a, depth=2), tree),
+}
+
+
+def randomised(layer: nn.Module) -> nn.Module:
+    """Weights other than those it begins with, many of which are 0."""
+    torch.manual_seed(1)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_and_gradients(name: str, geometry: tuple) -> None:
+    build, formula = LAYERS[name]
+    layer = randomised(build(*geometry[:3]).double())
+    x = random_map(2, 2, *geometry[3])
+    expected = torch.from_numpy(formula(layer, x.numpy(), geometry))
+    torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
+    assert torch.equal(layer.eval()(x), layer.train()(x))
+    names, start = zip(*layer.named_parameters(), strict=True)
+
+    def call(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), x)
+
+    assert torch.autograd.gradcheck(call, (x[:1].clone().requires_grad_(), *start), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_training_finds_a_layer_of_the_same_kind(name: str) -> None:
+    build, _ = LAYERS[name]
+    geometry = ((3, 3), (2, 2), (1, 1))
+    torch.manual_seed(0)
+    layer, goal = build(*geometry), randomised(build(*geometry))
+    x = random_map(4, 2, 9, 9, dtype=torch.float32)
+    with torch.no_grad():
+        target = goal(x)
+        before = (layer(x) - target).square().mean().item()
+    left = train_towards(layer, lambda: layer(x), target, 300)
+    # A tree has several optima and some plateaus; the others have one.
+    assert left < (0.05 * before if name == "tree" else 1e-5)
+    if name != "tree":
+        for found, known in zip(layer.parameters(), goal.parameters(), strict=True):
+            torch.testing.assert_close(found, known, atol=0.02, rtol=0)
+
+
+def test_they_begin_as_averages() -> None:
+    x = random_map(2, 3, 8, 8, dtype=torch.float32)
+    largest, average = pooling.MaxPool2d(2)(x), pooling.AvgPool2d(2)(x)
+    torch.testing.assert_close(pooling.LeNetSubsampling(3, 2)(x), average.sigmoid())
+    for layer in (pooling.LearnedMixedPool2d(2), pooling.GatedPool2d(3, 2)):
+        torch.testing.assert_close(layer(x), (largest + average) / 2)
+    torch.manual_seed(0)
+    near = pooling.TreePool2d(3, 2)(x) - average
+    assert 0 < near.abs().max() < 0.5 * average.abs().max()
+
+
+def test_lee_counts_of_parameters() -> None:
+    """Section 3 of the paper: one number; a mask a channel; and for a tree 2^levels - 1 masks."""
+    assert [p.numel() for p in pooling.LearnedMixedPool2d(3).parameters()] == [1]
+    assert sum(p.numel() for p in pooling.GatedPool2d(5, 3).parameters()) == 5 * 9
+    for depth in (1, 2, 3):
+        masks = 2**depth + 2**depth - 1
+        assert sum(p.numel() for p in pooling.TreePool2d(5, 3, depth=depth).parameters()) == masks * 5 * 9
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: pooling.StridedConv2d(0, 2), "channels must be a positive integer, got 0"),
+        (lambda: pooling.GatedPool2d(2.5, 2), "channels must be a positive integer, got 2.5"),
+        (lambda: pooling.LeNetSubsampling(True, 2), "channels must be a positive integer, got True"),
+        (lambda: pooling.TreePool2d(2, 2, depth=0), "depth must be an integer of at least 1, got 0"),
+        (lambda: pooling.TreePool2d(2, 3, padding=2), "padding must be 0 to half of kernel_size"),
+        (lambda: pooling.ASPP(4, rates=()), r"rates must be positive integers, at least one, got \[\]"),
+        (lambda: pooling.ASPP(4, rates=(6, 0)), r"rates must be positive integers, at least one, got \[6, 0\]"),
+        (lambda: pooling.ASPP(4, 0), "channels must be a positive integer, got 0"),
+    ],
+)
+def test_wrong_arguments(build, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def aspp_by_hand(layer: pooling.ASPP, x: torch.Tensor, rates: tuple[int, ...]) -> np.ndarray:
+    """DeepLabv3's branches in evaluation, cell by cell."""
+    weights = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
+    values = x.numpy()
+
+    def normalised(maps: np.ndarray, name: str) -> np.ndarray:
+        mean, var, scale, shift = (
+            weights[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+        )
+        return np.maximum((maps - mean) / np.sqrt(var + 1e-5) * scale + shift, 0)
+
+    def dilated(name: str, rate: int) -> np.ndarray:
+        kernel, (height, width) = weights[name], values.shape[2:]
+        out = np.zeros((len(values), len(kernel), height, width))
+        for i in range(height):
+            for j in range(width):
+                for a in (-1, 0, 1):
+                    for b in (-1, 0, 1):
+                        y, z = i + a * rate, j + b * rate
+                        if 0 <= y < height and 0 <= z < width:
+                            out[:, :, i, j] += values[:, :, y, z] @ kernel[:, :, a + 1, b + 1].T
+        return out
+
+    branches = [normalised(np.einsum("ncij,dc->ndij", values, weights["convs.0.0.weight"][:, :, 0, 0]), "convs.0.1")]
+    branches += [
+        normalised(dilated(f"convs.{number}.0.weight", rate), f"convs.{number}.1")
+        for number, rate in enumerate(rates, 1)
+    ]
+    last = len(rates) + 1
+    image = np.einsum("nc,dc->nd", values.mean((2, 3)), weights[f"convs.{last}.1.weight"][:, :, 0, 0])
+    image = normalised(image[:, :, None, None], f"convs.{last}.2")
+    joined = np.concatenate([*branches, np.broadcast_to(image, branches[0].shape)], axis=1)
+    return normalised(np.einsum("ncij,dc->ndij", joined, weights["project.0.weight"][:, :, 0, 0]), "project.1")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7)])
+def test_aspp(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    rates = (1, 2, 6)
+    layer = pooling.ASPP(3, 4, rates).double().eval()
+    for module in layer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.bias)
+    x = random_map(2, 3, *size)
+    expected = torch.from_numpy(aspp_by_hand(layer, x, rates))
+    torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
+    assert torch.autograd.gradcheck(layer, x.requires_grad_(), fast_mode=True)
+
+
+def test_aspp_drops_half_in_training_alone() -> None:
+    torch.manual_seed(0)
+    layer = pooling.ASPP(4, 64, (2,))
+    x = random_map(4, 4, 8, 8, dtype=torch.float32)
+    assert torch.equal(layer.eval()(x), layer(x))
+    layer.train()
+    layer.project[2] = nn.Identity()  # a rectifier leaves zeros too
+    # 16,384 numbers, each dropped with probability one half: five standard deviations
+    assert (layer(x) == 0).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(16_384))
+
+
+def test_aspp_learns_to_see_the_whole_image() -> None:
+    """The mean over the map, which only the image-level branch sees."""
+    torch.manual_seed(0)
+    x = random_map(16, 2, 6, 6, dtype=torch.float32)
+    layer = pooling.ASPP(2, 8, (1,))
+    layer.project[3] = nn.Identity()
+    head = nn.Conv2d(8, 2, 1)
+    both = nn.ModuleList([layer, head])
+    target = x.mean((2, 3), keepdim=True).expand_as(x)
+    assert train_towards(both, lambda: head(layer(x)), target, 150) < 0.05 * target.var().item()

@@ -1,0 +1,205 @@
+"""Token pooling against NumPy, image by image over the tokens that count."""
+
+import numpy as np
+import pytest
+import torch
+from pooling_cases import random_map, train_towards
+from torch import Tensor, nn
+
+from detpool import pooling
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+WEIGHTS = torch.tensor([[1, 0, 2, 0.5, 3], [9, 1, 9, 0, 9], [0.1, 0, 0, 0, 0]], dtype=torch.float64)
+
+
+def tokens(channels: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
+    return random_map(3, 5, channels, dtype=dtype)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    powers = np.exp(x - x.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def scored(layer: pooling.LearnedMeanTokenPool, x: np.ndarray) -> np.ndarray:
+    return softmax(x @ layer.score.weight.detach().numpy()[0]) @ x
+
+
+def attended(layer: pooling.AttentionTokenPool, x: np.ndarray) -> np.ndarray:
+    """Set Transformer's equations (6) to (8), head by head."""
+    p = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
+    heads = layer.attention.num_heads
+
+    def feed_forward(x: np.ndarray, name: str) -> np.ndarray:
+        return np.maximum(x @ p[f"{name}.0.weight"].T + p[f"{name}.0.bias"], 0)
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        centred = x - x.mean(1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+    seeds, values = p["seeds"], feed_forward(x, "before")
+    inward = zip(np.split(p["attention.in_proj_weight"], 3), np.split(p["attention.in_proj_bias"], 3), strict=True)
+    q, k, v = (y @ w.T + b for y, (w, b) in zip((seeds, values, values), inward, strict=True))
+    width = q.shape[1] // heads
+    parts = []
+    for h in range(heads):
+        part = slice(h * width, (h + 1) * width)
+        parts.append(softmax(q[:, part] @ k[:, part].T / np.sqrt(width)) @ v[:, part])
+    together = np.concatenate(parts, axis=1) @ p["attention.out_proj.weight"].T + p["attention.out_proj.bias"]
+    hidden = norm(seeds + together, "norm")
+    return norm(hidden + feed_forward(hidden, "after"), "norm_after")
+
+
+LAYERS = {
+    "CLS": (lambda c: pooling.ClsTokenPool(), None),
+    "last": (lambda c: pooling.LastTokenPool(), lambda layer, x: x[-1]),
+    "mean": (lambda c: pooling.MeanTokenPool(), lambda layer, x: x.mean(0)),
+    "max": (lambda c: pooling.MaxTokenPool(), lambda layer, x: x.max(0)),
+    "learned mean": (pooling.LearnedMeanTokenPool, scored),
+    "attention, 1 seed": (lambda c: pooling.AttentionTokenPool(c, 1, 1), attended),
+    "attention, 3 seeds": (lambda c: pooling.AttentionTokenPool(c, 3, 2), attended),
+}
+
+
+def built(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    layer = LAYERS[name][0](4).double()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_and_gradients(name: str, mask: Tensor | None) -> None:
+    layer, x = built(name), tokens()
+    got = layer(x, mask)
+    for image in range(3):
+        if name == "CLS":
+            expected = x[image, 0].numpy()  # first, whatever counts
+        else:
+            counted = x[image] if mask is None else x[image, mask[image]]
+            expected = LAYERS[name][1](layer, counted.numpy())
+        torch.testing.assert_close(got[image], torch.from_numpy(expected).view_as(got[image]), atol=1e-12, rtol=1e-12)
+    assert torch.equal(layer.eval()(x, mask), layer.train()(x, mask))
+    assert torch.autograd.gradcheck(lambda x: layer(x, mask), x.requires_grad_(), fast_mode=True)
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
+def test_given_weights(mask: Tensor | None) -> None:
+    layer, x = pooling.WeightedMeanTokenPool(), tokens()
+    got = layer(x, WEIGHTS, mask)
+    for image in range(3):
+        weights = (WEIGHTS[image] if mask is None else WEIGHTS[image] * mask[image]).numpy()
+        expected = (weights[:, None] * x[image].numpy()).sum(0) / weights.sum()
+        torch.testing.assert_close(got[image], torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
+    weights = (WEIGHTS + 0.1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, w: layer(x, w, mask), (x.requires_grad_(), weights), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name != "CLS"])
+def test_what_is_masked_has_no_influence_be_it_nan(name: str) -> None:
+    layer, x = built(name), tokens()
+    spoilt = torch.where(MASK[:, :, None], x, torch.nan).requires_grad_()
+    got = layer(spoilt, MASK)
+    torch.testing.assert_close(got, layer(x, MASK), atol=0, rtol=0)
+    got.sum().backward()
+    assert not spoilt.grad[~MASK].any()
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
+
+
+def test_nan_that_counts_is_seen() -> None:
+    x = tokens()
+    x[1, 3, 0] = torch.nan
+    for layer in (pooling.MeanTokenPool(), pooling.MaxTokenPool()):
+        for mask in (None, MASK):
+            assert layer(x, mask).isnan().nonzero().tolist() == [[1, 0]]
+
+
+def test_one_token_and_one_channel() -> None:
+    x = random_map(2, 1, 1)
+    for layer in (pooling.ClsTokenPool(), pooling.LastTokenPool(), pooling.MeanTokenPool(), pooling.MaxTokenPool()):
+        assert torch.equal(layer(x), x[:, 0])
+    assert torch.equal(pooling.LearnedMeanTokenPool(1).double()(x), x[:, 0])
+    assert pooling.AttentionTokenPool(1, 2, 1).double()(x).shape == (2, 2, 1)
+
+
+def test_cells_become_tokens_row_by_row() -> None:
+    maps = random_map(2, 3, 7, 7)
+    found = pooling.to_tokens(maps)
+    assert found.shape == (2, 49, 3)
+    assert torch.equal(found[1, 7 * 4 + 2], maps[1, :, 4, 2])
+    torch.testing.assert_close(pooling.MeanTokenPool()(found), maps.mean((2, 3)))
+
+
+def test_half_precision_sums_are_single() -> None:
+    """4,096 ones and more: a sum in float16 would stop at 2,048."""
+    x = torch.ones(1, 5000, 2, dtype=torch.float16)
+    mask = torch.ones(1, 5000, dtype=torch.bool)
+    assert torch.equal(pooling.MeanTokenPool()(x, mask), x[:, 0])
+    assert torch.equal(pooling.WeightedMeanTokenPool()(x, mask.half()), x[:, 0])
+
+
+def test_training_finds_the_scores() -> None:
+    x = random_map(32, 5, 3, dtype=torch.float32)
+    layer, goal = pooling.LearnedMeanTokenPool(3), pooling.LearnedMeanTokenPool(3)
+    known = torch.tensor([[1.5, 0.0, -0.7]])
+    goal.score.weight.data.copy_(known)
+    target = goal(x).detach()
+    assert train_towards(layer, lambda: layer(x), target) < 1e-6
+    torch.testing.assert_close(layer.score.weight.data, known, atol=0.01, rtol=0)
+
+
+def test_attention_learns_a_layer_of_the_same_kind() -> None:
+    torch.manual_seed(1)
+    goal = pooling.AttentionTokenPool(8, 2, 2)
+    torch.manual_seed(0)
+    layer = pooling.AttentionTokenPool(8, 2, 2)
+    x = random_map(64, 5, 8, dtype=torch.float32)
+    with torch.no_grad():
+        target = goal(x)
+    # A constant, the best without looking at tokens, leaves this.
+    constant = target.var(dim=0).mean().item()
+    assert train_towards(layer, lambda: layer(x), target, 400) < 0.1 * constant
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: pooling.MeanTokenPool()(torch.zeros(2, 3)),
+            r"tokens must be floating, of shape \(N, L, C\).*\(2, 3\)",
+        ),
+        (lambda: pooling.MaxTokenPool()(torch.zeros(2, 0, 3)), r"L at least 1, got \(2, 0, 3\)"),
+        (lambda: pooling.ClsTokenPool()(torch.zeros(2, 3, 1, dtype=torch.int64)), "tokens must be floating"),
+        (
+            lambda: pooling.MeanTokenPool()(torch.zeros(2, 3, 1), torch.ones(2, 4, dtype=torch.bool)),
+            r"mask must be boolean, of shape \(2, 3\), got \(2, 4\)",
+        ),
+        (lambda: pooling.LastTokenPool()(torch.zeros(2, 3, 1), torch.ones(2, 3)), "mask must be boolean.*float32"),
+        (
+            lambda: pooling.AttentionTokenPool(4)(
+                tokens(dtype=torch.float32), MASK & torch.tensor([[1], [0], [1]]).bool()
+            ),
+            "mask must leave a token in every row: it leaves none in row 1 of 3",
+        ),
+        (
+            lambda: pooling.WeightedMeanTokenPool()(tokens(), WEIGHTS[:, :4]),
+            r"weights must have the tokens' first two sizes \(3, 5\), got \(3, 4\)",
+        ),
+        (lambda: pooling.WeightedMeanTokenPool()(tokens(), WEIGHTS - 1), "weights must be 0 or more, got -1"),
+        (
+            lambda: pooling.WeightedMeanTokenPool()(tokens(), torch.where(MASK, 0.0, WEIGHTS), MASK),
+            "weights must be positive somewhere in every row: they are all 0 in row 0 of 3",
+        ),
+        (
+            lambda: pooling.AttentionTokenPool(6, heads=4),
+            "channels a multiple of heads, got channels=6, seeds=1, heads=4",
+        ),
+        (lambda: pooling.AttentionTokenPool(4, seeds=0), "seeds and heads must be positive"),
+        (lambda: pooling.LearnedMeanTokenPool(0), "channels must be a positive integer, got 0"),
+    ],
+)
+def test_wrong_arguments(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
