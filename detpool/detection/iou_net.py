@@ -32,7 +32,7 @@ def iou_net(
     iou_boxes_per_image: int = 512,
     iou_guided: bool = True,
     refine_steps: int = 5,
-    refine_step_size: float = 0.05,
+    refine_step_size: float = 0.02,
     anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
     **arguments: Any,
 ) -> TwoStageDetector:

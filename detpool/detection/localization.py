@@ -94,7 +94,7 @@ def refine_boxes(
     predict: Callable[[Tensor, Tensor], Tensor],
     boxes: Tensor,
     steps: int = 5,
-    step_size: float = 0.05,
+    step_size: float = 0.02,
     tolerance: float = 1e-3,
 ) -> Tensor:
     """Boxes moved up the gradient of their predicted IoU (Jiang et al., algorithm 2).
