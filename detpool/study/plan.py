@@ -55,11 +55,13 @@ class Sweep:
         folder: holds its run directories.
         names: of the run directories; None if a sweeper chooses what to run as it goes.
         overrides: further ones that tell Hydra of the folder and, for a study, of run directories of our own.
+        in_workers: whether the runs are processes that joblib starts.
     """
 
     folder: Path
     names: list[str] | None
     overrides: list[str]
+    in_workers: bool
 
 
 def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> Sweep:
@@ -86,14 +88,15 @@ def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> 
         overrides = [f"hydra.sweep.dir='{folder}'"]
         if study.name:
             overrides += ["hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+        in_workers = "joblib" in base.hydra.launcher._target_
         if not sweeper._target_.endswith(".BasicSweeper"):
-            return Sweep(folder, None, overrides)
+            return Sweep(folder, None, overrides, in_workers)
         params = {str(key): str(value) for key, value in (sweeper.params or {}).items()}
         swept = [parse_override(f"{key}={value}") for key, value in params.items()]
         jobs = _product([*swept, *(o for o in given if not _is_hydras(o))])
         if not study.name:
-            return Sweep(folder, [str(number) for number in range(len(jobs))], overrides)
-        return Sweep(folder, _check_jobs(config_dir, config_name, jobs, list(params)), overrides)
+            return Sweep(folder, [str(number) for number in range(len(jobs))], overrides, in_workers)
+        return Sweep(folder, _check_jobs(config_dir, config_name, jobs, list(params)), overrides, in_workers)
 
 
 def _study(config_dir: Path, given: Sequence[Override]) -> Study:
@@ -227,6 +230,12 @@ def run_dir_of(config: DictConfig, hydra: DictConfig) -> str:
         return str(config.run_dir)
     varied = [str(key) for key in hydra.sweeper.get("params") or {}]
     return str(Path(hydra.sweep.dir) / run_name(hydra.overrides.task, varied, config))
+
+
+def command_of(hydra: DictConfig) -> list[str]:
+    """The command line of one run of a sweep, which is not that of the process; `-m` if it is a study's."""
+    sweep = ["-m"] if hydra.runtime.choices.get("study") else []
+    return ["train.py", *sweep, *hydra.overrides.task]
 
 
 def summarize(sweep: Sweep) -> int:
