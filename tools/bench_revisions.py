@@ -4,23 +4,24 @@
     python tools/bench_revisions.py HEAD~1                                   # all of tools/bench_ops.py, both revisions
     python tools/bench_revisions.py main --turns 5 --workloads c4 --operators roi_align roi_pool
 
-The revision is checked out in a temporary folder; this checkout's `tools/bench_ops.py` measures the two in turns, in
-processes of their own, with the options that are not of this program. Each turn gives a ratio of two medians that were
-measured within the same minutes; printed are the median of the turns' ratios, and their range. What other programs do to
-the machine shows as a wide range: a ratio whose range holds 1 says nothing.
+The revision's files go to a temporary folder; this checkout's `tools/bench_ops.py` measures the two in turns, in
+processes of their own, with the options that are not of this program. Each turn gives a ratio of two medians measured
+within the same minutes; printed are the median of the turns' ratios, and their range. What other programs do to the
+machine shows as a wide range: a ratio whose range holds 1 says nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import os
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError(f"--turns must be at least 1, got {options.turns}")
         if "--output" in passed_on or "--scaling" in passed_on:
             raise ConfigError("--output and --scaling are not for comparing revisions")
-        with tempfile.TemporaryDirectory() as folder, _checkout(options.revision, Path(folder) / "before") as before:
+        with tempfile.TemporaryDirectory() as folder:
+            before = _extract(options.revision, Path(folder) / "before")
             turns = []
             for turn in range(options.turns):
                 # Whoever comes first, comes second in the next turn: a machine that slows down favours neither.
@@ -55,21 +57,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     _print(turns, options.revision)
 
 
-@contextmanager
-def _checkout(revision: str, folder: Path) -> Iterator[Path]:
-    """A revision's files in `folder`, for as long as the block lasts.
+def _extract(revision: str, folder: Path) -> Path:
+    """Writes a revision's files into `folder`.
 
     Raises:
         ConfigError: there is no such revision.
     """
-    git = ["git", "-C", str(ROOT), "worktree"]
-    done = subprocess.run([*git, "add", "--detach", str(folder), revision], capture_output=True, text=True)
+    # Not a worktree: git would remember it if this program is killed.
+    done = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True)
     if done.returncode:
-        raise ConfigError(f"cannot check out {revision!r}: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run([*git, "remove", "--force", str(folder)], check=True, capture_output=True)
+        raise ConfigError(f"cannot read revision {revision!r}: {done.stderr.decode().strip()}")
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 def _measure(tree: Path, output: Path, options: Sequence[str]) -> Times:

@@ -101,8 +101,8 @@ def collect(paths: Iterable[Path]) -> Collected:
     """Reads every run and benchmark at or below `paths`.
 
     A folder with `config.yaml` is a run directory, and incomplete without `metrics.json`; so is a folder in which only
-    `status.json` or Hydra's record is. A folder with `sweep.json` is a sweep, whose runs lie in it. A JSON file beside a
-    CSV file of the same name with a column `median_ms` is a benchmark. Hidden folders are not searched.
+    `status.json` or Hydra's record is. A folder with `sweep.json` is a sweep, whose runs lie in it. A JSON file beside
+    a CSV file of the same name with a column `median_ms` is a benchmark. Hidden folders are not searched.
 
     Args:
         paths: folders, or single benchmark files.

@@ -16,25 +16,22 @@ def test_ratio_is_the_median_of_those_of_the_turns_not_that_of_medians() -> None
     assert bench_revisions.ratios([({}, {CASE: 2.0})]) == {}
 
 
-def test_two_revisions_are_measured_and_the_checkout_is_gone_afterwards() -> None:
+def test_two_revisions_are_measured() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout, for the other revision")
     options = "HEAD --turns 1 --quick --threads 1 --rounds 2 --workloads c4 --operators roi_align --directions forward"
     script = str(ROOT / "tools" / "bench_revisions.py")
-    before = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
-    if not before:
-        pytest.skip("not a git checkout")
     done = subprocess.run([sys.executable, script, *options.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (header,) = [line for line in done.stdout.splitlines() if "now / before" in line]
     assert "ms at HEAD" in header
     lines = [line.split() for line in done.stdout.splitlines() if "roi_align" in line]
-    assert {line[-5] for line in lines} == {"contiguous", "channels_last"} or lines, done.stdout
-    after = subprocess.run(["git", "-C", str(ROOT), "worktree", "list"], capture_output=True, text=True).stdout
-    assert after == before
+    assert {line[line.index("cpu") + 1] for line in lines} == {"contiguous", "channels_last"}, done.stdout
 
 
 def test_unknown_revision_is_a_message() -> None:
     script = str(ROOT / "tools" / "bench_revisions.py")
     done = subprocess.run([sys.executable, script, "no-such-revision"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "cannot check out 'no-such-revision'" in done.stderr
+    assert "cannot read revision 'no-such-revision'" in done.stderr
     assert "Traceback" not in done.stderr
