@@ -33,7 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detpool.config import check_config, check_keys, check_overrides, parse_override
+from detpool.config import check_config, check_keys, check_overrides, compose_error, parse_override
 from detpool.errors import ConfigError, did_you_mean
 from detpool.study.layout import STATUS, read_status, run_name
 
@@ -201,7 +201,7 @@ def _compose(config_name: str, overrides: Sequence[Override], hydra: bool = Fals
     try:
         config = compose(config_name, overrides=lines, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{' '.join(lines)}: {error}") from error
+        raise ConfigError(f"{' '.join(lines)}: {compose_error(error)}") from error
     if not hydra:
         drop_variants(config)
         config.run_dir = ""  # only a run knows it

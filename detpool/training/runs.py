@@ -182,6 +182,8 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*treespec.*", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # A run of a sweep is resumed where it is.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # Every process computes the metrics of the whole, so there is nothing to synchronise.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     if config.progress and sys.stdout.isatty():
