@@ -133,7 +133,7 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
         (PARAMS % "trainer.max_epoch: '1,2'", "trainer has no key 'max_epoch'; did you mean 'max_epochs'?"),
         ("trainr: {max_epochs: 1}\n" + PARAMS % "seed: '0,1'", "unknown key 'trainr'; did you mean 'trainer'?"),
         ("pooler: {operator: {sampling_rato: 2}}\n", "has no argument 'sampling_rato'; did you mean 'sampling_ratio'?"),
-        (PARAMS % "pooler: 'roi_pool,roi_align', pooler.operator.aligned: 'true,false'", "Could not override"),
+        (PARAMS % "pooler: 'roi_align,roi_pool', pooler.operator.aligned: 'true,false'", "Could not override"),
         (
             "variants: {a: pooler=roi_pol}\n" + PARAMS % "variant: 'a'",
             "variant a of study mine: pooler=roi_pol does not",
