@@ -58,8 +58,8 @@ def test_study_with_failing_runs_is_continued_and_reported(tmp_path, tiny_argume
     assert [OmegaConf.load(folder / "config.yaml").optim.optimizer.lr for folder in finished] == [0.01, 0.01]
     # The command of the run, not of the sweep: it finds its own folder.
     command = json.loads((finished[0] / "metrics.json").read_text())["command"].split()
-    assert command[:3] == ["train.py", "-m", "study=smallest"]
-    assert {"pooler=roi_pool", "optim.optimizer.lr=0.01"} <= set(command)
+    assert command[:2] == ["train.py", "-m"]
+    assert {"study=smallest", "pooler=roi_pool", "seed=0", "optim.optimizer.lr=0.01"} <= set(command)
 
     process = start(tmp_path, *arguments)
     output = finish(process)
