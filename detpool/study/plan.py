@@ -73,8 +73,8 @@ def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> 
         arguments: `key=value` arguments of the command line.
 
     Raises:
-        ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; and if two
-            runs of a study are the same.
+        ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; if two runs
+            of a study are the same; and if a run would be several processes.
     """
     given = [parse_override(argument) for argument in arguments]
     study = _study(config_dir, given)
@@ -82,6 +82,7 @@ def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> 
     _register(config_dir, study)
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
         base = _compose(config_name, [o for o in given if not o.is_sweep_override()], hydra=True)
+        _check_one_process(base)
         sweeper, folder = base.hydra.sweeper, Path(base.hydra.sweep.dir)
         if study.name and not any(override.key_or_group == "hydra.sweep.dir" for override in given):
             folder = Path("logs") / study.name
@@ -97,6 +98,13 @@ def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> 
         if not study.name:
             return Sweep(folder, [str(number) for number in range(len(jobs))], overrides, in_workers)
         return Sweep(folder, _check_jobs(config_dir, config_name, jobs, list(params)), overrides, in_workers)
+
+
+def _check_one_process(config: DictConfig) -> None:
+    """Lightning starts further processes with the command line of the first: each would begin the whole sweep."""
+    devices = config.trainer.devices
+    if str(devices) != "1" and not (OmegaConf.is_list(devices) and len(devices) == 1):
+        raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
 
 
 def _study(config_dir: Path, given: Sequence[Override]) -> Study:

@@ -159,6 +159,7 @@ def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], 
         (["study=smallest,roi_align"], "give one study: study=NAME"),
         (["study=smallest", "poolr=roi_pool"], "no key or group 'poolr'; did you mean 'pooler'?"),
         (["variant=a"], "variant=a: only a study has variants"),
+        (["study=smallest", "trainer=ddp"], "trainer.devices must be 1, got 'auto'"),
         (["study=smallest", "launcher=jobli"], "launcher=jobli does not exist; did you mean 'joblib'?"),
     ],
 )
