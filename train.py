@@ -1,5 +1,6 @@
 """Trains and evaluates a detector: `python train.py pooler=pr_roi_pool data=shapes`. See README.md."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -11,27 +12,29 @@ from omegaconf import DictConfig
 from detpool.config import check_config, check_keys, check_overrides, overrides_of
 from detpool.errors import ConfigError, exit_with_message
 from detpool.study.layout import write_plan
-from detpool.study.plan import drop_variants, plan_sweep, run_dir_of, summarize, wants_sweep
+from detpool.study.plan import command_of, drop_variants, plan_sweep, run_dir_of, summarize, wants_sweep
+from detpool.study.stopping import wait_for_workers
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
-def run(config: DictConfig) -> float:
+def run(config: DictConfig) -> float | None:
     """One run; returns the metric that chooses its best checkpoint, which Hydra's sweepers may optimise."""
     with exit_with_message():
+        job = HydraConfig.get()
         drop_variants(config)
-        config.run_dir = run_dir_of(config, HydraConfig.get())
+        config.run_dir = run_dir_of(config, job)
         check_keys(config, CONFIGS, "train")
         check_config(config)
         from detpool.training.sweep import recorded, train_in_sweep  # takes seconds: not before the config is checked
 
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
-            return train_in_sweep(config)
+        if job.mode is RunMode.MULTIRUN:
+            return train_in_sweep(config, command_of(job), in_worker="joblib" in job.launcher._target_)
         from detpool.training.runs import train
 
         with recorded(Path(config.run_dir)):
-            return train(config).get(config.evaluation.monitor, float("nan"))
+            return train(config).get(config.evaluation.monitor)
 
 
 def main() -> None:
@@ -47,8 +50,10 @@ def main() -> None:
         if sweep.names is not None:
             write_plan(sweep.folder, sweep.names)
     sys.argv += sweep.overrides
+    failures = 0
     try:
-        run()
+        with wait_for_workers() if sweep.in_workers else contextlib.nullcontext():
+            run()
     finally:
         failures = summarize(sweep)
     sys.exit(1 if failures else 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from detpool.errors import ConfigError, did_you_mean
 
 SLOTS = ("head_pool", "mask_pooler", "iou_pooler")
 """Top-level keys of parts that only some models have, and that are given to them by these names."""
+
+# Plugins of Hydra, and our extras that install them.
+_EXTRAS = {
+    "joblib": "joblib",
+    "optuna": "optuna",
+    "ray": "ray",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+}
 
 # Hydra's own options on the command line take one argument each; the rest are flags.
 _OPTIONS_WITH_VALUE = (
@@ -73,7 +83,7 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             config = compose(config_name, overrides=chosen, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"the configs do not compose: {error}") from error
+        raise compose_error(error) from error
     groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
     for override, group in zip(overrides, is_group, strict=True):
         if not group and not override.is_add() and not override.is_force_add():
@@ -131,6 +141,17 @@ def check_config(config: DictConfig) -> None:
         raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(key + '=...' for key in missing)}")
     for path, node in _targets(OmegaConf.to_container(config, resolve=False), ""):
         _check_arguments(path, node)
+
+
+def compose_error(error: Exception) -> ConfigError:
+    """What Hydra raised when it put configs together; of a missing launcher or sweeper, the extra that has it."""
+    missing = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", str(error))
+    if not missing:
+        return ConfigError(f"the configs do not compose: {error}")
+    kind, name = missing.groups()
+    if name not in _EXTRAS:
+        return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")
+    return ConfigError(f"the {kind} {name} is not installed: pip install 'detpool[{_EXTRAS[name]}]'")
 
 
 def parse_override(argument: str) -> Override:

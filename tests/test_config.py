@@ -37,7 +37,12 @@ CHOICES = sorted(f"{path.parent.relative_to(CONFIGS)}={path.stem}" for path in C
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if not choice.startswith("hydra=")])
 def test_every_config_composes_and_has_only_known_arguments(choice):
     overrides = [choice, *NEEDED.get(choice, [])]
-    check_overrides(CONFIGS, "train", overrides)
+    try:
+        check_overrides(CONFIGS, "train", overrides)
+    except ConfigError as error:
+        if choice.startswith(("launcher=", "sweeper=")) and "is not installed" in str(error):
+            pytest.skip(str(error))
+        raise
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", overrides=[*overrides, "run_dir=run"])
     drop_variants(config)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -12,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from detpool.evaluation.errors import ERRORS
 from detpool.evaluation.metrics_file import read_metrics
+from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
 Curve = dict[int, float]
 """A value for each epoch, counted from 1."""
@@ -37,7 +35,7 @@ class Run:
         errors: counts of `detpool.evaluation.errors.error_decomposition`, None if not recorded.
         step_seconds: median seconds of a training step, None if not recorded.
         peak_memory_bytes: most memory of a training step, None if not recorded.
-        seconds: wall-clock time of the run, None if not recorded.
+        seconds: wall-clock time of the run, None if not recorded, or recorded of the last part of a resumed run only.
         command: its command line.
         revision: git revision of detpool, None if unknown.
         dirty: whether files differed from the revision.
@@ -103,8 +101,8 @@ def collect(paths: Iterable[Path]) -> Collected:
     """Reads every run and benchmark at or below `paths`.
 
     A folder with `config.yaml` is a run directory, and incomplete without `metrics.json`; so is a folder in which only
-    Hydra has left its record. A JSON file beside a CSV file of the same name with a column `median_ms` is a benchmark.
-    Hidden folders are not searched.
+    `status.json` or Hydra's record is. A folder with `sweep.json` is a sweep, whose runs lie in it. A JSON file beside
+    a CSV file of the same name with a column `median_ms` is a benchmark. Hidden folders are not searched.
 
     Args:
         paths: folders, or single benchmark files.
@@ -143,17 +141,19 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _read_folder(folder: Path, found: Collected) -> None:
     config, metrics = folder / "config.yaml", folder / "metrics.json"
-    if (folder / "multirun.yaml").is_file():
+    if (folder / PLAN).is_file():
         _check_sweep(folder, found)
     if config.is_file():
         try:
             found.runs.append(_read_run(folder))
         except FileNotFoundError:
-            found.problems.append(Problem(folder, f"incomplete: {_progress(folder)}, no metrics.json"))
+            found.problems.append(Problem(folder, _incomplete(folder)))
         except (ValueError, OSError) as error:
             found.problems.append(Problem(folder, f"unreadable: {error}"))
     elif metrics.is_file():
         found.problems.append(Problem(folder, "metrics.json without config.yaml: its settings are unknown"))
+    elif (folder / STATUS).is_file():
+        found.problems.append(Problem(folder, _incomplete(folder)))
     elif (folder / ".hydra").is_dir():
         found.problems.append(Problem(folder, "incomplete: ended before training, without config.yaml"))
     for path in sorted(folder.glob("*.json")):
@@ -161,22 +161,27 @@ def _read_folder(folder: Path, found: Collected) -> None:
 
 
 def _check_sweep(folder: Path, found: Collected) -> None:
-    """Reports runs that a sweep over lists of choices planned and never started."""
+    """Reports runs that a sweep planned and never started."""
     try:
-        hydra = OmegaConf.load(folder / "multirun.yaml").hydra
-        if not hydra.sweeper._target_.endswith(".BasicSweeper"):
-            return
-        arguments = [*hydra.overrides.task, *(f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items())]
-        overrides = [OverridesParser.create().parse_override(argument) for argument in arguments]
-        planned = math.prod(len(list(o.sweep_string_iterator())) for o in overrides if o.is_sweep_override())
-    except (OmegaConfBaseException, YAMLError, HydraException, AttributeError, OSError) as error:
-        found.problems.append(Problem(folder / "multirun.yaml", f"unreadable: {error}"))
+        planned = read_plan(folder)
+    except (ValueError, OSError) as error:
+        found.problems.append(Problem(folder, f"unreadable: {error}"))
         return
-    started = sum(path.is_dir() and path.name.isdigit() for path in folder.iterdir())
-    if started < planned:
+    if missing := sum(not (folder / name).is_dir() for name in planned):
         found.problems.append(
-            Problem(folder, f"interrupted sweep: {planned - started} of {planned} runs were never started")
+            Problem(folder, f"interrupted sweep: {missing} of {len(planned)} runs were never started")
         )
+
+
+def _incomplete(folder: Path) -> str:
+    """Why a run has no metrics, and how far it came."""
+    try:
+        status = read_status(folder)
+    except (ValueError, OSError) as error:
+        return f"unreadable: {error}"
+    if status is None or status.state == "interrupted":
+        return f"{status.state if status else 'incomplete'}: {_progress(folder)}, no metrics.json"
+    return f"{status.state}: {status.error}"
 
 
 def _read_run(folder: Path) -> Run:
@@ -197,13 +202,14 @@ def _read_run(folder: Path) -> Run:
         errors=errors,
         step_seconds=_entry(record, "step_seconds", (int, float)),
         peak_memory_bytes=_entry(record, "peak_memory_bytes", (int, float)),
-        seconds=_entry(record, "seconds", (int, float)),
+        # A resumed run recorded those since then.
+        seconds=None if config.get("ckpt_path") else _entry(record, "seconds", (int, float)),
         command=_entry(record, "command", str) or "",
         revision=git.get("revision"),
         dirty=bool(git.get("dirty")),
         versions=_entry(record, "versions", dict) or {},
         hardware=_entry(record, "hardware", dict) or {},
-        curves=_read_curves(folder / "csv" / "metrics.csv"),
+        curves=_read_curves(folder),
         finished=(folder / "metrics.json").stat().st_mtime,
     )
 
@@ -235,27 +241,29 @@ def _entry(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) 
     return value
 
 
-def _read_curves(path: Path) -> dict[str, Curve]:
-    """Lightning's CSV file: a row a logged step, most cells empty."""
-    if not path.is_file():
-        return {}
+def _read_curves(folder: Path) -> dict[str, Curve]:
+    """Lightning's CSV files, one for each time the run was begun or resumed: a row a logged step, most cells empty."""
+    before = sorted(folder.glob("csv_before_*/metrics.csv"), key=lambda path: _natural(path.parent.name))
     curves: dict[str, Curve] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for column, text in row.items():
-                    name = "train/loss" if column == "train/loss_epoch" else column
-                    if text and (name == "train/loss" or (name and name.startswith("val/"))):
-                        curves.setdefault(name, {})[int(row["epoch"]) + 1] = float(text)
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path.relative_to(path.parents[1])}: {error}") from error
+    for path in [*before, folder / "csv" / "metrics.csv"]:
+        if not path.is_file():
+            continue
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    for column, text in row.items():
+                        name = "train/loss" if column == "train/loss_epoch" else column
+                        if text and (name == "train/loss" or (name and name.startswith("val/"))):
+                            curves.setdefault(name, {})[int(row["epoch"]) + 1] = float(text)
+        except (ValueError, KeyError, TypeError, csv.Error) as error:
+            raise ValueError(f"{path.relative_to(folder)}: {error}") from error
     return curves
 
 
 def _progress(folder: Path) -> str:
     """How far a run without metrics came."""
     try:
-        epochs = max(_read_curves(folder / "csv" / "metrics.csv").get("train/loss", {}), default=0)
+        epochs = max(_read_curves(folder).get("train/loss", {}), default=0)
         planned = _read_config(folder / "config.yaml").get("trainer", {}).get("max_epochs")
     except ValueError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""What a sweep leaves besides its runs' own files: where runs lie, which are planned, and how those without metrics ended.
+"""What a sweep leaves besides its runs' own files: where runs lie, which are planned, how those without metrics ended.
 
 Nothing here imports torch: `train.py` plans a sweep with it before any work.
 """

@@ -33,7 +33,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detpool.config import check_config, check_keys, check_overrides, parse_override
+from detpool.config import check_config, check_keys, check_overrides, compose_error, parse_override
 from detpool.errors import ConfigError, did_you_mean
 from detpool.study.layout import STATUS, read_status, run_name
 
@@ -55,11 +55,13 @@ class Sweep:
         folder: holds its run directories.
         names: of the run directories; None if a sweeper chooses what to run as it goes.
         overrides: further ones that tell Hydra of the folder and, for a study, of run directories of our own.
+        in_workers: whether the runs are processes that joblib starts.
     """
 
     folder: Path
     names: list[str] | None
     overrides: list[str]
+    in_workers: bool
 
 
 def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> Sweep:
@@ -71,8 +73,8 @@ def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> 
         arguments: `key=value` arguments of the command line.
 
     Raises:
-        ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; and if two
-            runs of a study are the same.
+        ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; if two runs
+            of a study are the same; and if a run would be several processes.
     """
     given = [parse_override(argument) for argument in arguments]
     study = _study(config_dir, given)
@@ -80,20 +82,29 @@ def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> 
     _register(config_dir, study)
     with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
         base = _compose(config_name, [o for o in given if not o.is_sweep_override()], hydra=True)
+        _check_one_process(base)
         sweeper, folder = base.hydra.sweeper, Path(base.hydra.sweep.dir)
         if study.name and not any(override.key_or_group == "hydra.sweep.dir" for override in given):
             folder = Path("logs") / study.name
         overrides = [f"hydra.sweep.dir='{folder}'"]
         if study.name:
             overrides += ["hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+        in_workers = "joblib" in base.hydra.launcher._target_
         if not sweeper._target_.endswith(".BasicSweeper"):
-            return Sweep(folder, None, overrides)
+            return Sweep(folder, None, overrides, in_workers)
         params = {str(key): str(value) for key, value in (sweeper.params or {}).items()}
         swept = [parse_override(f"{key}={value}") for key, value in params.items()]
         jobs = _product([*swept, *(o for o in given if not _is_hydras(o))])
         if not study.name:
-            return Sweep(folder, [str(number) for number in range(len(jobs))], overrides)
-        return Sweep(folder, _check_jobs(config_dir, config_name, jobs, list(params)), overrides)
+            return Sweep(folder, [str(number) for number in range(len(jobs))], overrides, in_workers)
+        return Sweep(folder, _check_jobs(config_dir, config_name, jobs, list(params)), overrides, in_workers)
+
+
+def _check_one_process(config: DictConfig) -> None:
+    """Lightning starts further processes with the command line of the first: each would begin the whole sweep."""
+    devices = config.trainer.devices
+    if str(devices) != "1" and not (OmegaConf.is_list(devices) and len(devices) == 1):
+        raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
 
 
 def _study(config_dir: Path, given: Sequence[Override]) -> Study:
@@ -198,7 +209,7 @@ def _compose(config_name: str, overrides: Sequence[Override], hydra: bool = Fals
     try:
         config = compose(config_name, overrides=lines, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{' '.join(lines)}: {error}") from error
+        raise ConfigError(f"{' '.join(lines)}: {compose_error(error)}") from error
     if not hydra:
         drop_variants(config)
         config.run_dir = ""  # only a run knows it
@@ -227,6 +238,12 @@ def run_dir_of(config: DictConfig, hydra: DictConfig) -> str:
         return str(config.run_dir)
     varied = [str(key) for key in hydra.sweeper.get("params") or {}]
     return str(Path(hydra.sweep.dir) / run_name(hydra.overrides.task, varied, config))
+
+
+def command_of(hydra: DictConfig) -> list[str]:
+    """The command line of one run of a sweep, which is not that of the process; `-m` if it is a study's."""
+    sweep = ["-m"] if hydra.runtime.choices.get("study") else []
+    return ["train.py", *sweep, *hydra.overrides.task]
 
 
 def summarize(sweep: Sweep) -> int:

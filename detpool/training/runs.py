@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from detpool.training.callbacks import EpochLines, StepCost
 from detpool.training.module import DetectionModule
 
 
-def train(config: DictConfig) -> dict[str, float]:
+def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str, float]:
     """Trains and evaluates what a config describes, in its `run_dir`.
 
     Args:
         config: the composed config of `configs/train.yaml`.
+        command: the command line that `metrics.json` names, default that of this process.
 
     Returns:
         the metrics of the best checkpoint (of the last, if no validation was run) on `evaluation.split`.
@@ -57,7 +59,7 @@ def train(config: DictConfig) -> dict[str, float]:
         # Resumed with nothing left to train, or without callbacks.
         trainer.save_checkpoint(last, weights_only=False)
     load_checkpoint(module, best if best.exists() else last)
-    return evaluate(config, trainer, module, data, start)
+    return evaluate(config, trainer, module, data, start, command)
 
 
 def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> dict[str, float]:
@@ -84,13 +86,19 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
 
 
 def evaluate(
-    config: DictConfig, trainer: Trainer, module: DetectionModule, data: DetectionDataModule, start: float
+    config: DictConfig,
+    trainer: Trainer,
+    module: DetectionModule,
+    data: DetectionDataModule,
+    start: float,
+    command: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Evaluates on `evaluation.split`; writes `metrics.json`, `predictions.json` and `pictures/` into the run
     directory, and prints a table.
 
     Args:
         start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.
+        command: the command line that `metrics.json` names, default that of this process.
     """
     run_dir = Path(config.run_dir)
     split = config.evaluation.split
@@ -112,6 +120,7 @@ def evaluate(
             errors=errors,
             step_seconds=cost.step_seconds if cost else None,
             peak_memory_bytes=cost.peak_memory_bytes if cost else None,
+            command=command,
         )
         print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
     say(f"metrics, predictions and pictures: {run_dir}")
@@ -175,6 +184,8 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*treespec.*", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+    # A run of a sweep is resumed where it is.
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     # Every process computes the metrics of the whole, so there is nothing to synchronise.
     warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
     if config.progress and sys.stdout.isatty():

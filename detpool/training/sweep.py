@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from detpool.distributed import is_main_process, say
 from detpool.errors import message_of
 from detpool.evaluation.metrics_file import read_metrics
 from detpool.study.layout import STATUS, read_status, write_status
+from detpool.study.stopping import Worker
 from detpool.training.runs import train
 
 try:
@@ -27,32 +27,49 @@ except ImportError:  # not on Windows, where two sweeps at once must be kept apa
 LOCK = ".lock"
 
 
-def train_in_sweep(config: DictConfig) -> float:
+def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) -> float | None:
     """Trains in `config.run_dir`, unless the run there is finished, and returns the metric that sweepers optimise.
 
     A run that was interrupted or killed goes on from its last checkpoint; one that failed, or whose checkpoint lacks a
-    validation, begins anew. A run that fails leaves its error in `status.json` and returns NaN.
+    validation, begins anew. A run that fails leaves its error in `status.json` and returns None.
 
     Args:
         config: the composed config. Whatever lies in its `run_dir` is of a run of the same config.
+        command: the command line of this run alone, for `metrics.json`.
+        in_worker: whether this process was started for runs; if so, it survives an interrupted run, and no other
+            begins.
     """
+    if not in_worker:
+        return _train(config, command)
+    if Worker.stopped:
+        return None
+    try:
+        with Worker.run():
+            return _train(config, command)
+    except (KeyboardInterrupt, SystemExit):
+        Worker.stopped = True
+        return None
+
+
+def _train(config: DictConfig, command: Sequence[str]) -> float | None:
     run_dir = Path(config.run_dir)
     with _locked(run_dir) as free:
         if not free:
             say(f"{run_dir}: another process is at it, skipped")
-            return math.nan
+            return None
         if (metrics := _finished(run_dir)) is not None:
             say(f"{run_dir}: finished, skipped")
-            return metrics.get(config.evaluation.monitor, math.nan)
+            return metrics.get(config.evaluation.monitor)
         config.ckpt_path = _prepare(run_dir)
         try:
             with recorded(run_dir):
-                return train(config).get(config.evaluation.monitor, math.nan)
+                return train(config, command).get(config.evaluation.monitor)
         except Exception as error:
-            if message_of(error) is None:
+            message = message_of(error)
+            if message is None:
                 traceback.print_exc()
-            print(f"{run_dir}: error: {message_of(error) or error!r}", file=sys.stderr)
-            return math.nan
+            print(f"{run_dir}: error: {message or repr(error)}", file=sys.stderr)
+            return None
 
 
 @contextmanager
@@ -65,7 +82,10 @@ def recorded(run_dir: Path) -> Iterator[None]:
         raise
     except Exception as error:
         message = message_of(error)
-        _record(run_dir, "failed", message or repr(error), "" if message else traceback.format_exc())
+        if type(error).__name__ == "UncompletedJobError":  # submitit's, when SLURM is about to end the job
+            _record(run_dir, "interrupted")
+        else:
+            _record(run_dir, "failed", message or repr(error), "" if message else traceback.format_exc())
         raise
     except BaseException:  # Ctrl-C, or SystemExit of a run that saved itself at a signal
         _record(run_dir, "interrupted")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from detpool.study.collect import collect
+from detpool.study.layout import write_plan, write_status
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,29 +116,47 @@ def test_folders_without_runs(tmp_path):
     ]
 
 
-SWEEP = """
-hydra:
-  sweeper: {_target_: hydra._internal.core_plugins.basic_sweeper.BasicSweeper, params: %s}
-  overrides:
-    task: ["experiment=demo", "data.classes=[circle,square]", "pooler=roi_pool,roi_align", "seed=range(0,3)"]
-"""
-
-
 def test_interrupted_sweep_counts_what_was_never_started(make_run, tmp_path):
-    for number in range(6):
-        make_run(f"{number}", seed=number)
-    (tmp_path / "multirun.yaml").write_text(SWEEP % "null")
+    names = [f"seed={seed}-{seed:08x}" for seed in range(6)]
+    for seed, name in enumerate(names):
+        make_run(name, seed=seed)
+    write_plan(tmp_path, names)
     assert messages(tmp_path) == []
-    for number in (4, 5):
-        shutil.rmtree(tmp_path / str(number))
+    for name in names[4:]:
+        shutil.rmtree(tmp_path / name)
+    make_run("of_an_earlier_config", seed=4)
     assert messages(tmp_path) == [f"{tmp_path}: interrupted sweep: 2 of 6 runs were never started"]
-    (tmp_path / "multirun.yaml").write_text(SWEEP % "{optim.optimizer.lr: '0.1,0.2'}")
-    assert messages(tmp_path) == [f"{tmp_path}: interrupted sweep: 8 of 12 runs were never started"]
-    # How many runs another sweeper does is its own affair.
-    (tmp_path / "multirun.yaml").write_text((SWEEP % "null").replace("BasicSweeper", "OptunaSweeper"))
-    assert messages(tmp_path) == []
-    (tmp_path / "multirun.yaml").write_text("hydra: {")
-    assert "multirun.yaml: unreadable" in messages(tmp_path)[0]
+    broken = {"{": "is not valid JSON", "[]": "is not an object", '{"runs": 3}': "has no list of names 'runs'"}
+    for text, message in broken.items():
+        (tmp_path / "sweep.json").write_text(text)
+        assert messages(tmp_path)[0].startswith(f"{tmp_path}: unreadable: sweep.json {message}")
+
+
+def test_failed_runs_are_named_with_their_error(make_run, tmp_path):
+    write_status(make_run("a", finished=False), "diverged", "the loss is nan at epoch 0")
+    write_status(make_run("b", finished=False), "interrupted")
+    write_status(tmp_path / "c", "failed", "no such file")
+    (make_run("d", finished=False) / "status.json").write_text('{"status": "tired"}')
+    assert collect([tmp_path]).runs == []
+    assert messages(tmp_path) == [
+        f"{tmp_path / 'a'}: diverged: the loss is nan at epoch 0",
+        f"{tmp_path / 'b'}: interrupted: 3 of 3 epochs trained, no metrics.json",
+        f"{tmp_path / 'c'}: failed: no such file",
+        f"{tmp_path / 'd'}: unreadable: status.json: status must be one of diverged, failed, interrupted, got 'tired'",
+    ]
+
+
+def test_curves_of_a_resumed_run_are_whole_and_its_seconds_unknown(make_run, tmp_path):
+    folder = make_run("a", 0.6, **{"ckpt_path": "a/checkpoints/last.ckpt"})
+    text = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    for number, epochs in ((1, "0"), (2, "01")):  # epoch 1 was begun, cut off and resumed
+        (folder / f"csv_before_{number}").mkdir()
+        rows = [row for row in text if row[0] in epochs]
+        (folder / f"csv_before_{number}" / "metrics.csv").write_text("\n".join([text[0], *rows]) + "\n")
+    (folder / "csv" / "metrics.csv").write_text("\n".join([text[0], *(row for row in text if row[0] == "2")]) + "\n")
+    (run,) = collect([tmp_path]).runs
+    assert run.curves["val/AP"] == pytest.approx({1: 0.2, 2: 0.4, 3: 0.6})
+    assert run.seconds is None
 
 
 def test_benchmarks_of_the_operators():

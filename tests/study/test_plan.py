@@ -1,0 +1,192 @@
+"""What a sweep consists of, found and checked before its first run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from detpool.config import check_overrides
+from detpool.errors import ConfigError
+from detpool.study.layout import fingerprint, run_name
+from detpool.study.plan import plan_sweep
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
+STUDIES = sorted(path.stem for path in CONFIGS.glob("study/*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose("train", overrides=["run_dir=run", *overrides])
+
+
+@pytest.fixture
+def with_study(tmp_path: Path) -> Callable[[str], Path]:
+    """`with_study(text)`: a copy of the configs with a study `mine` of this content, below its usual header."""
+
+    def write(text: str) -> Path:
+        folder = tmp_path / "configs"
+        shutil.copytree(CONFIGS, folder)
+        header = "# @package _global_\ndefaults:\n  - override /experiment: demo\n"
+        (folder / "study" / "mine.yaml").write_text(header + text)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_begins_with_its_command_and_can_be_planned(study: str) -> None:
+    lines = (CONFIGS / "study" / f"{study}.yaml").read_text().splitlines()
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python train.py -m study={study}")
+    needed = ["data.root=somewhere"] if "data.root=" in lines[1] else []
+    sweep = plan_sweep(CONFIGS, "train", [f"study={study}", *needed])
+    assert sweep.folder == Path("logs") / study
+    assert sweep.names is not None
+    assert len(sweep.names) > 1
+
+
+def test_runs_of_the_smallest_study() -> None:
+    sweep = plan_sweep(CONFIGS, "train", ["study=smallest"])
+    assert sweep.names is not None
+    assert [name.rpartition("-")[0] for name in sweep.names] == [
+        f"pooler={pooler},seed={seed}" for pooler in ("roi_pool", "pr_roi_pool") for seed in (0, 1)
+    ]
+    # The command line comes last; another config is another run, in a folder of its own.
+    other = plan_sweep(CONFIGS, "train", ["study=smallest", "seed=1,2", "trainer.max_epochs=4"]).names
+    assert other is not None
+    assert [name.rpartition("-")[0] for name in other] == [
+        f"pooler={pooler},seed={seed}" for pooler in ("roi_pool", "pr_roi_pool") for seed in (1, 2)
+    ]
+    assert not {name.rpartition("-")[2] for name in sweep.names} & {name.rpartition("-")[2] for name in other}
+    assert plan_sweep(CONFIGS, "train", ["study=smallest", "hydra.sweep.dir=a/b"]).folder == Path("a/b")
+
+
+def test_sweeps_without_study_are_numbered() -> None:
+    sweep = plan_sweep(CONFIGS, "train", ["experiment=demo", "pooler=roi_pool,roi_align", "seed=range(0,3)"])
+    assert sweep.names == ["0", "1", "2", "3", "4", "5"]
+    assert sweep.folder.parts[:3] == ("logs", "demo", "multiruns")
+
+
+@pytest.mark.parametrize(
+    ("same", "overrides"),
+    [
+        (True, ["run_dir=elsewhere", "task=x", "progress=false", "logger=tensorboard", "ckpt_path=a.ckpt"]),
+        (True, ["data.num_workers=0", "evaluation.pictures=0"]),
+        (False, ["seed=1"]),
+        (False, ["trainer.max_epochs=3"]),
+        (False, ["data.batch_size=2"]),
+        (False, ["evaluation.split=val"]),
+        (False, ["pooler=roi_pool"]),
+        (False, ["callbacks.best.mode=min"]),
+    ],
+)
+def test_fingerprint_is_of_what_is_computed(same: bool, overrides: list[str]) -> None:
+    assert (fingerprint(composed(*overrides)) == fingerprint(composed())) == same
+
+
+def test_names_show_what_varies_and_suit_a_file_system() -> None:
+    config = composed()
+    overrides = ["study=x", "data.size=[64,96]", "seed=0", "trainer.max_epochs=1"]
+    assert run_name(overrides, ["data.size", "seed"], config) == f"data.size=_64,96_,seed=0-{fingerprint(config)}"
+    assert run_name(overrides, [], config) == fingerprint(config)
+    assert len(run_name(["seed=" + "1" * 500], ["seed"], config)) < 120
+
+
+def test_variants_are_whole_configurations(with_study: Callable[[str], Path]) -> None:
+    configs = with_study(
+        "variants:\n"
+        "  a: pooler=roi_pool\n"
+        "  b: pooler=roi_align pooler.operator.reduction=max evaluation.max_dets=[1,10,50] seed=7\n"
+        "  c: model=mask_rcnn pooler@mask_pooler=roi_pool +model.box_fg_iou_thresh=0.6\n"
+        "hydra: {sweeper: {params: {variant: 'a,b,c'}}}\n"
+    )
+    names = plan_sweep(configs, "train", ["study=mine"]).names
+    assert names is not None
+    # What the command line would have given.
+    common = ["experiment=demo"]
+    for name, variant, overrides in zip(
+        names,
+        "abc",
+        [
+            ["pooler=roi_pool"],
+            ["pooler=roi_align", "pooler.operator.reduction=max", "evaluation.max_dets=[1,10,50]", "seed=7"],
+            ["model=mask_rcnn", "pooler@mask_pooler=roi_pool", "+model.box_fg_iou_thresh=0.6"],
+        ],
+        strict=True,
+    ):
+        assert name == f"variant={variant}-{fingerprint(composed(*common, *overrides))}"
+
+
+PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PARAMS % "pooler: 'roi_pool,roi_algn'", "pooler=roi_algn does not exist; did you mean 'roi_align'?"),
+        (PARAMS % "trainer.max_epoch: '1,2'", "trainer has no key 'max_epoch'; did you mean 'max_epochs'?"),
+        ("trainr: {max_epochs: 1}\n" + PARAMS % "seed: '0,1'", "unknown key 'trainr'; did you mean 'trainer'?"),
+        ("pooler: {operator: {sampling_rato: 2}}\n", "has no argument 'sampling_rato'; did you mean 'sampling_ratio'?"),
+        (PARAMS % "pooler: 'roi_align,roi_pool', pooler.operator.aligned: 'true,false'", "Could not override"),
+        (
+            "variants: {a: pooler=roi_pol}\n" + PARAMS % "variant: 'a'",
+            "variant a of study mine: pooler=roi_pol does not",
+        ),
+        ("variants: {ab: seed=1}\n" + PARAMS % "variant: 'ab,ac'", "variant=ac does not exist; did you mean 'ab'?"),
+        ("variants: {a b: seed=1}\n", "names of variants have letters, digits, _ and - only, got 'a b'"),
+        ("variants: {a: 'seed=1,2'}\n", "variant a of study mine: 'seed=1,2' is not a plain key=value"),
+        ("variants: [a]\n", "hydra.sweeper.params and variants must be mappings"),
+        (PARAMS % "variant: 'a'", "variant=a: only a study has variants, and not every one"),
+        (PARAMS % "data.num_workers: '0,1'", "two runs of the study are the same"),
+    ],
+)
+def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], Path], text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_sweep(with_study(text), "train", ["study=mine"])
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["study=smalest"], "study=smalest does not exist; did you mean 'smallest'?"),
+        (["study=smallest,roi_align"], "give one study: study=NAME"),
+        (["study=smallest", "poolr=roi_pool"], "no key or group 'poolr'; did you mean 'pooler'?"),
+        (["variant=a"], "variant=a: only a study has variants"),
+        (["study=smallest", "trainer=ddp"], "trainer.devices must be 1, got 'auto'"),
+        (["study=smallest", "launcher=jobli"], "launcher=jobli does not exist; did you mean 'joblib'?"),
+    ],
+)
+def test_typos_of_a_command_line_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_sweep(CONFIGS, "train", arguments)
+    assert message in str(error.value)
+
+
+def test_missing_plugins_name_their_extra(tmp_path: Path) -> None:
+    """A launcher that nobody has, under the name of one that has an extra."""
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    text = (CONFIGS / "launcher" / "ray.yaml").read_text()
+    for name, message in {
+        "ray": r"the launcher ray is not installed: pip install 'detpool\[ray\]'",
+        "rai": "hydra/launcher=rai does not exist; did you mean 'ray'",
+    }.items():
+        if name == "ray" and _has_ray():
+            continue
+        (tmp_path / "configs" / "launcher" / "ray.yaml").write_text(text.replace("launcher: ray", f"launcher: {name}"))
+        with pytest.raises(ConfigError, match=message):
+            check_overrides(tmp_path / "configs", "train", ["launcher=ray"])
+
+
+def _has_ray() -> bool:
+    try:
+        import hydra_plugins.hydra_ray_launcher  # noqa: F401
+    except ImportError:
+        return False
+    return True

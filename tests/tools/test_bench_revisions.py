@@ -1,0 +1,37 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_revisions
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CASE = ("c4", "roi_align", "forward", "float32", "1", "detpool cpu", "contiguous")
+
+
+def test_ratio_is_the_median_of_those_of_the_turns_not_that_of_medians() -> None:
+    # The machine was twice as slow in the second turn; in each turn the operator took half the time of before.
+    turns = [({CASE: 4.0}, {CASE: 2.0}), ({CASE: 8.0}, {CASE: 4.0}), ({CASE: 4.0}, {CASE: 1.0})]
+    assert bench_revisions.ratios(turns) == {CASE: (0.5, 0.25, 0.5)}
+    assert bench_revisions.ratios([({}, {CASE: 2.0})]) == {}
+
+
+def test_two_revisions_are_measured() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout, for the other revision")
+    options = "HEAD --turns 1 --quick --threads 1 --rounds 2 --workloads c4 --operators roi_align --directions forward"
+    script = str(ROOT / "tools" / "bench_revisions.py")
+    done = subprocess.run([sys.executable, script, *options.split()], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (header,) = [line for line in done.stdout.splitlines() if "now / before" in line]
+    assert "ms at HEAD" in header
+    lines = [line.split() for line in done.stdout.splitlines() if "roi_align" in line]
+    assert {line[line.index("cpu") + 1] for line in lines} == {"contiguous", "channels_last"}, done.stdout
+
+
+def test_unknown_revision_is_a_message() -> None:
+    script = str(ROOT / "tools" / "bench_revisions.py")
+    done = subprocess.run([sys.executable, script, "no-such-revision"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cannot read revision 'no-such-revision'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,119 @@
+"""Sweeps as a user starts them: `python train.py -m study=...`, launchers and Optuna."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(tmp_path, *arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=280)
+    return output
+
+
+PYRAMID = "model.anchor_sizes=[[8],[16],[32],[48]]"  # the studies' experiment has four levels
+SHORT = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "evaluation.pictures=0"]
+UNSTABLE = ["optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
+
+
+def test_study_with_failing_runs_is_continued_and_reported(tmp_path, tiny_arguments):
+    arguments = [
+        "-m",
+        "study=smallest",
+        *tiny_arguments,
+        PYRAMID,
+        *SHORT,
+        *UNSTABLE,
+        "seed=0",
+        "optim.optimizer.lr=1e18,0.01",
+    ]
+    process = start(tmp_path, *arguments)
+    output = finish(process)
+    study = tmp_path / "logs" / "smallest"
+    assert process.returncode == 1, output
+    assert "logs/smallest: 2 of 4 runs finished, 2 failed, 0 not finished" in output
+    assert output.count(": diverged: the loss is ") == 2
+    assert "Traceback" not in output
+    names = json.loads((study / "sweep.json").read_text())["runs"]
+    assert {path.name for path in study.iterdir() if path.is_dir()} == set(names)
+    finished = [study / name for name in names if (study / name / "metrics.json").is_file()]
+    assert [OmegaConf.load(folder / "config.yaml").optim.optimizer.lr for folder in finished] == [0.01, 0.01]
+    # The command of the run, not of the sweep: it finds its own folder.
+    command = json.loads((finished[0] / "metrics.json").read_text())["command"].split()
+    assert command[:2] == ["train.py", "-m"]
+    assert {"study=smallest", "pooler=roi_pool", "seed=0", "optim.optimizer.lr=0.01"} <= set(command)
+
+    process = start(tmp_path, *arguments)
+    output = finish(process)
+    assert process.returncode == 1, output
+    assert output.count(": finished, skipped") == 2
+    assert output.count("run directory: ") == 2
+
+    report = [sys.executable, str(ROOT / "tools" / "report.py"), "logs/smallest"]
+    done = subprocess.run(report, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 runs" in done.stdout
+    assert done.stderr.count("diverged: the loss is ") == 2
+
+
+def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
+    """Joblib's processes, of a study with variants; a terminal sends Ctrl-C to the whole process group."""
+    arguments = ["-m", "study=roi_align", "launcher=joblib", *tiny_arguments, PYRAMID, "trainer.max_epochs=1000"]
+    process = start(tmp_path, *arguments, "variant=points_1,warped", "seed=0,1", start_new_session=True)
+    assert process.stdout is not None
+    lines, begun = [], 0
+    for line in process.stdout:
+        lines.append(line)
+        begun += line.startswith("epoch 1/")
+        if begun == 2:
+            break
+    os.killpg(process.pid, signal.SIGINT)
+    output = "".join(lines) + finish(process)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "Traceback" not in output
+    assert "0 of 4 runs finished, 0 failed, 4 not finished" in output
+    stopped = sorted(tmp_path.glob("logs/roi_align/*/status.json"))
+    assert [path.parent.name.rpartition("-")[0] for path in stopped] == [
+        "variant=points_1,seed=0",
+        "variant=points_1,seed=1",
+    ]
+    for path in stopped:
+        assert json.loads(path.read_text())["status"] == "interrupted"
+        assert torch.load(path.parent / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
+
+
+def test_optuna_survives_a_run_that_diverges(tmp_path, tiny_arguments):
+    chosen = ["optim.optimizer.lr=choice(0.01,1e18)", "sweeper=optuna", "hydra.sweeper.n_trials=3"]
+    process = start(tmp_path, "-m", *tiny_arguments, *SHORT, *UNSTABLE, *chosen)
+    output = finish(process)
+    assert process.returncode == 1, output
+    (sweep,) = tmp_path.glob("logs/train/multiruns/*")
+    rates = [OmegaConf.load(sweep / str(n) / "config.yaml").optim.optimizer.lr for n in range(3)]
+    assert set(rates) == {0.01, 1e18}
+    assert OmegaConf.load(sweep / "optimization_results.yaml").best_params == {"optim.optimizer.lr": 0.01}
+    assert output.count(": diverged: the loss is ") == rates.count(1e18)
+
+
+def test_study_needs_a_sweep(tmp_path):
+    process = start(tmp_path, "study=smallest")
+    assert "error: a study is a sweep: python train.py -m study=..." in finish(process)
+    assert process.returncode == 2
+    assert not (tmp_path / "logs").exists()

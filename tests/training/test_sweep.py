@@ -1,0 +1,150 @@
+"""Runs of a sweep in this process: skipped, resumed, begun anew, failed."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+
+from detpool.study.collect import collect
+from detpool.study.layout import read_status
+from detpool.study.stopping import Worker
+from detpool.training import runs, sweep
+from detpool.training.sweep import train_in_sweep
+
+DIVERGES = ["optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
+
+
+def go(config, in_worker=False):
+    return train_in_sweep(config, ["train.py", "seed=0"], in_worker)
+
+
+def stop_at(monkeypatch, hook, epoch, batch):
+    """Ctrl-C at the end of a batch of the training (hook on_train_batch_end) or of the validation."""
+
+    class Interrupt(Callback):
+        pass
+
+    def interrupt(self, trainer, module, *args):
+        if (trainer.current_epoch, args[2]) == (epoch, batch):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    setattr(Interrupt, hook, interrupt)
+    build = runs.instantiate_all
+    # Before the callback that stops the run, so that the step at hand is the last.
+    monkeypatch.setattr(
+        runs, "instantiate_all", lambda group: [Interrupt(), *build(group)] if "last" in group else build(group)
+    )
+
+
+def test_finished_run_is_skipped(tiny_config, tmp_path, monkeypatch, capsys):
+    result = go(tiny_config("trainer.max_epochs=1"))
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert result == record["metrics"]["AP"]
+    assert record["command"] == "train.py seed=0"
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("training has begun"))
+    assert go(tiny_config("trainer.max_epochs=1")) == result
+    assert f"{tmp_path / 'run'}: finished, skipped" in capsys.readouterr().out
+
+
+def test_interrupted_run_is_resumed_to_what_it_would_have_been(tiny_config, tmp_path, monkeypatch):
+    go(tiny_config(name="whole"))
+    stop_at(monkeypatch, "on_train_batch_end", epoch=1, batch=1)
+    with pytest.raises(SystemExit) as end:
+        go(tiny_config(name="part"))
+    assert end.value.code == 130
+    assert read_status(tmp_path / "part").state == "interrupted"
+    monkeypatch.undo()
+    go(tiny_config(name="part"))
+    assert read_status(tmp_path / "part") is None
+    part, whole = (collect([tmp_path / name]) for name in ("part", "whole"))
+    assert part.problems == whole.problems == []
+    assert part.runs[0].metrics == whole.runs[0].metrics
+    assert part.runs[0].curves["val/AP"] == whole.runs[0].curves["val/AP"]
+    for name in ("best", "last"):
+        a, b = (
+            torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]
+            for run in ("part", "whole")
+        )
+        assert all(torch.equal(a[key], b[key]) for key in b)
+
+
+@pytest.mark.parametrize(("hook", "batch"), [("on_train_batch_end", 3), ("on_validation_batch_end", 0)])
+def test_run_whose_validation_was_cut_begins_anew(tiny_config, tmp_path, monkeypatch, hook, batch):
+    stop_at(monkeypatch, hook, epoch=0, batch=batch)
+    with pytest.raises(SystemExit):
+        go(tiny_config())
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    monkeypatch.undo()
+    seen = []
+    monkeypatch.setattr(sweep, "train", lambda config, command: seen.append(config.ckpt_path) or {"AP": 0.5})
+    assert go(tiny_config()) == 0.5
+    assert seen == [None]
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_failed_runs_leave_their_error_and_begin_anew(tiny_config, tmp_path, monkeypatch, capsys):
+    assert go(tiny_config(*DIVERGES)) is None
+    status = read_status(tmp_path / "run")
+    assert status.state == "diverged"
+    assert status.error.startswith("the loss is ")
+    assert "error: the loss is " in capsys.readouterr().err
+
+    def fail(config, command):
+        assert not (tmp_path / "run" / "config.yaml").exists()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sweep, "train", fail)
+    assert go(tiny_config()) is None
+    assert read_status(tmp_path / "run").state == "failed"
+    assert "disk full" in read_status(tmp_path / "run").error
+    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in json.loads((tmp_path / "run" / "status.json").read_text())["traceback"]
+    monkeypatch.setattr(sweep, "train", lambda config, command: {"AP": 0.5})
+    assert go(tiny_config()) == 0.5
+    assert read_status(tmp_path / "run") is None
+
+
+def test_damaged_files_are_no_reason_to_stop(tiny_config, tmp_path, monkeypatch, capsys):
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "metrics.json").write_text('{"metrics": ')
+    (run_dir / "checkpoints" / "last.ckpt").write_bytes(b"half a file")
+    seen = []
+    monkeypatch.setattr(sweep, "train", lambda config, command: seen.append(config.ckpt_path) or {"AP": 0.5})
+    assert go(tiny_config()) == 0.5
+    assert seen == [None]
+    output = capsys.readouterr().out
+    assert "metrics.json is not valid JSON" in output
+    assert "last.ckpt cannot be read" in output
+    assert {path.name for path in run_dir.iterdir()} == {".lock"}
+
+
+def test_run_of_another_process_is_left_alone(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("training has begun"))
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert go(tiny_config()) is None
+    assert "another process is at it, skipped" in capsys.readouterr().out
+
+
+def test_interrupted_worker_ends_its_run_and_begins_no_other(tiny_config, tmp_path, monkeypatch):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Worker, "stopped", False)
+    monkeypatch.setattr(sweep, "train", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        assert go(tiny_config(name="a"), in_worker=True) is None
+        assert read_status(tmp_path / "a").state == "interrupted"
+        assert go(tiny_config(name="b"), in_worker=True) is None
+        assert not Path(tmp_path / "b").exists()
+        os.kill(os.getpid(), signal.SIGTERM)  # between two runs: the process lives on
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])

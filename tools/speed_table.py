@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""The table of speeds in README.md, from what `tools/bench_ops.py` has left in results/ops_cpu.
+
+python tools/speed_table.py    # writes the table into the page
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "README.md", ROOT / "results/ops_cpu"
+BEGIN, END = "<!-- speed: tools/speed_table.py -->\n", "<!-- end of speed -->"
+
+LINES = {
+    "c4: 2 x 256 x 50 x 76, 512 RoIs": ("roi_align", "roi_pool", "pr_roi_pool"),
+    "fpn: two 800 x 1216 images, 1024 RoIs": ("roi_align",),
+    "mask: 14 x 14 bins, 256 RoIs": ("roi_align", "roi_pool"),
+    "rfcn: 2 x 1029 x 50 x 76, 512 RoIs": ("ps_roi_pool", "ps_roi_align"),
+}
+"""Workloads, each by the name before the colon, and the operators shown of them."""
+OURS, PEER = "detpool cpu", "torchvision"
+
+
+def table(results: Path = RESULTS) -> str:
+    """Markdown: median milliseconds of ours, channels_last, and of the peers."""
+    with (results / "bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    times = {
+        (row["workload"], row["operator"], row["direction"], row["implementation"]): float(row["median_ms"])
+        for row in rows
+        if row["status"] == "timed" and (row["implementation"] != OURS or row["layout"] == "channels_last")
+    }
+    header = ["workload", "operator", "forward", PEER, "OpenVINO", "ONNX Runtime", "forward + backward", PEER]
+    lines = [_line(header), "|---" * len(header) + "|"]
+    for title, operators in LINES.items():
+        for operator in operators:
+            key = (title.partition(":")[0], operator)
+            cells = [title if operator == operators[0] else "", f"`{operator}`"]
+            for direction, peers in (("forward", (PEER, "openvino", "onnxruntime")), ("forward+backward", (PEER,))):
+                cells.append(_ours(times, (*key, direction)))
+                cells += [_ms(times.get((*key, direction, peer))) for peer in peers]
+            lines.append(_line(cells))
+    command = json.loads((results / "bench.json").read_text())["command"]
+    return "\n".join([*lines, "", f"`{command}`"]) + "\n"
+
+
+def _ours(times: dict[tuple[str, str, str, str], float], key: tuple[str, str, str]) -> str:
+    ours, peer = times[(*key, OURS)], times.get((*key, PEER))
+    boxes = times[(key[0], key[1], f"{key[2]}+boxes", OURS)] if key[2] != "forward" and peer is None else None
+    if boxes is not None:
+        return f"**{_ms(ours)}**, with box gradients **{_ms(boxes)}**"
+    return f"**{_ms(ours)}**" + (f" ({_digits(peer / ours)}x)" if peer else "")
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else _digits(value)
+
+
+def _digits(value: float) -> str:
+    """Two digits, and whole numbers from 10 on."""
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def with_table(page: str) -> str:
+    """The page with the table brought up to date."""
+    return re.sub(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", lambda _: table(), page, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_table(PAGE.read_text()))
