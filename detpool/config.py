@@ -7,21 +7,33 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detpool.errors import ConfigError, did_you_mean
 
-SLOTS = ("head_pool", "mask_pooler", "iou_pooler")
-"""Top-level keys of parts that only some models have, and that are given to them by these names."""
+SLOTS = {
+    "stem_pool": "backbone",
+    "downsample": "backbone",
+    "context": "model",
+    "head_pool": "model",
+    "mask_pooler": "model",
+    "iou_pooler": "model",
+}
+"""Top-level keys of parts that some backbones or models have, which are given to them by these names."""
+_SET_OTHER_KEYS = ("experiment", "hydra", "reduction")
+"""Groups whose members set keys of other names."""
 
 # Hydra's own options on the command line take one argument each; the rest are flags.
 _OPTIONS_WITH_VALUE = (
@@ -68,10 +80,16 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
             choices = _choices(override)
             _check_choices(config_dir, override.key_or_group.split("@")[0], choices)
             if choices and choices[0] is not None:
-                chosen.append(f"{'+' if override.is_add() else ''}{override.key_or_group}={choices[0]}")
+                chosen.append(f"{override.get_key_element()}={choices[0]}")
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             config = compose(config_name, overrides=chosen, return_hydra_config=True)
+    except ConfigCompositionException as error:
+        # Hydra's advice, to append the group, would have it ignored.
+        absent = re.search(r"Could not override '(?:\w+@)?(\w+)'", str(error))
+        if absent and absent[1] in SLOTS:
+            raise ConfigError(_no_slot(absent[1], SLOTS[absent[1]], config_dir, config_name)) from error
+        raise ConfigError(f"the configs do not compose: {error}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(f"the configs do not compose: {error}") from error
     groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
@@ -101,23 +119,29 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
 
 
 def check_keys(config: DictConfig, config_dir: Path, config_name: str) -> None:
-    """Checks the keys that no signature speaks for, at the top level and in the primary config's own sections.
+    """Checks the keys that no signature speaks for: at the top level, in the primary config's own sections, and slots.
 
     An experiment file can bring in any key; one that nothing reads would pass silently.
 
     Raises:
-        ConfigError: naming the key and the nearest valid one.
+        ConfigError: naming the key and the nearest valid one, or for a slot the choices that have it.
     """
     primary = OmegaConf.to_container(OmegaConf.load(config_dir / f"{config_name}.yaml"), resolve=False)
     assert isinstance(primary, dict)
     groups = {folder.name for folder in config_dir.iterdir() if folder.is_dir()}
-    allowed = {"": {str(key) for key in primary} - {"defaults"} | groups | set(SLOTS)}
+    allowed = {"": {str(key) for key in primary} - {"defaults"} | (groups - set(_SET_OTHER_KEYS)) | set(SLOTS)}
     allowed |= {str(name): set(section) for name, section in primary.items() if isinstance(section, dict)}
     for section, keys in allowed.items():
         for key in config if section == "" else config.get(section, {}):
             if key not in keys:
                 where = f"{section} has" if section else "the config has"
                 raise ConfigError(f"{where} an unknown key {key!r}{did_you_mean(str(key), keys)}")
+    for slot, owner in SLOTS.items():
+        if config.get(slot) is not None and not _takes(config.get(owner), slot):
+            raise ConfigError(_no_slot(slot, owner, config_dir, config_name))
+    reduction = OmegaConf.select(config, "pooler.operator.reduction")
+    if reduction and not _takes(config.pooler.operator, "reduction", reduction):
+        raise ConfigError(_no_slot("reduction", "pooler.operator", config_dir, config_name, reduction))
 
 
 def check_config(config: DictConfig) -> None:
@@ -138,6 +162,29 @@ def _parse(argument: str) -> Override:
         return OverridesParser.create().parse_override(argument)
     except HydraException as error:
         raise ConfigError(f"cannot read the argument {argument!r}: expected key=value. {error}") from error
+
+
+def _takes(node: DictConfig | None, argument: str, value: Any = None) -> bool:
+    """Whether the `_target_` of a node names an argument in its signature, and not as a string if `value` is a node."""
+    if node is None or "_target_" not in node:
+        return False
+    parameter = inspect.signature(_imported(str(node["_target_"]))).parameters.get(argument)
+    return parameter is not None and not (isinstance(value, DictConfig) and parameter.annotation in (str, "str"))
+
+
+def _no_slot(slot: str, owner: str, config_dir: Path, config_name: str, value: Any = None) -> str:
+    """Says that what was chosen for `owner` has no such slot, and which choices have it, or take it if none has."""
+    group = owner.split(".")[0]
+    having, taking = [], []
+    # Within `hydra.main` the folder is known already.
+    known = GlobalHydra.instance().is_initialized()
+    with nullcontext() if known else initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        for choice in sorted(path.stem for path in (config_dir / group).glob("*.yaml")):
+            config = compose(config_name, [f"{group}={choice}"])
+            having += [choice] if slot in config else []
+            taking += [choice] if _takes(OmegaConf.select(config, owner), slot, value) else []
+    what = "takes no such" if isinstance(value, DictConfig) else "has no"
+    return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"
 
 
 def _choices(override: Override) -> list[str | None]:
@@ -163,6 +210,8 @@ def _check_key(config: DictConfig, key: str, groups: list[str]) -> None:
         if not isinstance(node, dict):
             raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
         if part not in node:
+            if not walked and part in groups:
+                raise ConfigError(f"{key} is a setting of {part}, and none is chosen: add {part}=<one of its choices>")
             choices = {str(name) for name in node} - {"hydra"}
             where = f"{'.'.join(walked)} has no key {part!r}" if walked else f"there is no key or group {part!r}"
             raise ConfigError(f"{where}{did_you_mean(part, choices if walked else choices | set(groups))}")
@@ -180,11 +229,11 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _check_arguments(path: str, node: dict[str, Any]) -> None:
     target = str(node["_target_"])
-    module_name, _, name = target.rpartition(".")
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = _imported(target)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from error
+    name = target.rpartition(".")[2]
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -194,3 +243,8 @@ def _check_arguments(path: str, node: dict[str, Any]) -> None:
     for key in node:
         if not str(key).startswith("_") and key not in parameters:
             raise ConfigError(f"{path}: {name} has no argument {key!r}{did_you_mean(str(key), parameters)}")
+
+
+def _imported(target: str) -> Any:
+    module_name, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module_name), name)

@@ -18,6 +18,7 @@ from detpool.detection.detector import Prediction, Target, TwoStageDetector
 from detpool.detection.heads import FlattenHead
 from detpool.detection.localization import iou_guided_nms, jittered_boxes, paired_iou, refine_boxes
 from detpool.detection.roi_heads import Shapes, TwoStageHeads
+from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
@@ -33,6 +34,7 @@ def iou_net(
     iou_guided: bool = True,
     refine_steps: int = 5,
     refine_step_size: float = 0.05,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
     **arguments: Any,
 ) -> TwoStageDetector:
@@ -54,6 +56,7 @@ def iou_net(
         iou_guided: suppression by predicted IoU; otherwise by class score.
         refine_steps: gradient steps on each detected box; 0: no refinement.
         refine_step_size: see `detpool.detection.localization.refine_boxes`.
+        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
         anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
         arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
 
@@ -61,7 +64,7 @@ def iou_net(
         ConfigError: if the parts do not fit each other, for an unknown argument, or if refinement is asked for with a
             pooler that has no gradient with respect to boxes.
     """
-    backbone = FPNBackbone(body, fpn_channels)
+    backbone = FPNBackbone(body, fpn_channels, context)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = head_pool(shape)
     own_pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")
