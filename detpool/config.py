@@ -32,7 +32,7 @@ SLOTS = {
     "iou_pooler": "model",
 }
 """Top-level keys of parts that some backbones or models have, which are given to them by these names."""
-_SET_OTHER_KEYS = ("experiment", "hydra", "reduction")
+_SET_OTHER_KEYS = ("experiment", "hydra", "reduction", "study")
 """Groups whose members set keys of other names."""
 
 # Hydra's own options on the command line take one argument each; the rest are flags.
@@ -181,7 +181,7 @@ def _no_slot(slot: str, owner: str, config_dir: Path, config_name: str, value: A
     with nullcontext() if known else initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
         for choice in sorted(path.stem for path in (config_dir / group).glob("*.yaml")):
             config = compose(config_name, [f"{group}={choice}"])
-            having += [choice] if slot in config else []
+            having += [choice] if config.get(slot) is not None else []
             taking += [choice] if _takes(OmegaConf.select(config, owner), slot, value) else []
     what = "takes no such" if isinstance(value, DictConfig) else "has no"
     return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"
@@ -206,12 +206,13 @@ def _check_choices(config_dir: Path, group: str, choices: list[str | None]) -> N
 def _check_key(config: DictConfig, key: str, groups: list[str]) -> None:
     node: Any = OmegaConf.to_container(config, resolve=False)
     walked: list[str] = []
+    first = key.split(".")[0]
+    if first in groups and first not in _SET_OTHER_KEYS and config.get(first) is None:
+        raise ConfigError(f"{key} is a setting of {first}, and none is chosen that has any: add {first}=...")
     for part in key.split("."):
         if not isinstance(node, dict):
             raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
         if part not in node:
-            if not walked and part in groups:
-                raise ConfigError(f"{key} is a setting of {part}, and none is chosen: add {part}=<one of its choices>")
             choices = {str(name) for name in node} - {"hydra"}
             where = f"{'.'.join(walked)} has no key {part!r}" if walked else f"there is no key or group {part!r}"
             raise ConfigError(f"{where}{did_you_mean(part, choices if walked else choices | set(groups))}")

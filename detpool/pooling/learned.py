@@ -156,15 +156,16 @@ class TreePool2d(SlidingPool2d):
         self.depth = depth
         leaves = 2**depth
         average = 1 / (self.kernel_size[0] * self.kernel_size[1])
-        noise = torch.randn(leaves, channels, 1, *self.kernel_size)
+        # Node after node. A network in channels_last has no parameters of five sizes.
+        noise = torch.randn(leaves * channels, 1, *self.kernel_size)
         self.filters = nn.Parameter(average * (1 + 0.1 * noise))
-        self.gates = nn.Parameter(torch.zeros(leaves - 1, channels, 1, *self.kernel_size))
+        self.gates = nn.Parameter(torch.zeros((leaves - 1) * channels, 1, *self.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
         fitted(input, self.kernel_size, self.stride, self.padding)
-        level = [self._responses(input, leaf) for leaf in self.filters]
-        gates = iter(self.gates)  # of the lowest level first, each level from left to right
+        level = [self._responses(input, leaf) for leaf in self.filters.chunk(2**self.depth)]
+        gates = iter(self.gates.chunk(2**self.depth - 1))  # of the lowest level first, each level from left to right
         while len(level) > 1:
             level = [
                 torch.lerp(right, left, self._responses(input, next(gates)).sigmoid())
