@@ -40,7 +40,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
     metrics, reached = train_and_evaluate(config)
     # R-FCN's head are its score maps, which are computed before RoIs are pooled.
     parts = ["backbone.body", "backbone.neck" if model == "rfcn" else "roi_heads"]
-    for part in parts if config.model.proposals == "given" else [*parts, "rpn"]:
+    for part in [*parts, "rpn"] if config.model.proposals == "rpn" else parts:
         assert any(name.startswith(part) for name in reached), part
     assert ("mask_AP" in metrics) == model.startswith("mask")
 

@@ -204,6 +204,15 @@ def test_which_bins_a_token_head_sees(pool, arguments, bins):
     assert torch.equal(seen, expected.bool())
 
 
+@pytest.mark.parametrize("name", [name for name in MEMBERS["head_pool"] if name.startswith("token_")])
+def test_token_heads_are_the_same_in_evaluation(name):
+    torch.manual_seed(0)
+    head, rois = layer("head_pool", name)((8, 3, 4), channels=16), torch.rand(5, 8, 3, 4)
+    trained = head(rois)
+    with torch.inference_mode():  # PyTorch has another implementation of the transformer layer for it
+        torch.testing.assert_close(head.eval()(rois), trained, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", MEMBERS["head_pool"])
 def test_heads_take_no_roi_and_any_bins(name):
     head = layer("head_pool", name)((8, 5, 6), channels=16).eval()
