@@ -137,10 +137,10 @@ def check_keys(config: DictConfig, config_dir: Path, config_name: str) -> None:
                 where = f"{section} has" if section else "the config has"
                 raise ConfigError(f"{where} an unknown key {key!r}{did_you_mean(str(key), keys)}")
     for slot, owner in SLOTS.items():
-        if config.get(slot) is not None and not _takes(config.get(owner), slot):
+        if config.get(slot) is not None and not _takes(config, owner, slot):
             raise ConfigError(_no_slot(slot, owner, config_dir, config_name))
     reduction = OmegaConf.select(config, "pooler.operator.reduction")
-    if reduction and not _takes(config.pooler.operator, "reduction", reduction):
+    if reduction and not _takes(config, "pooler.operator", "reduction", reduction):
         raise ConfigError(_no_slot("reduction", "pooler.operator", config_dir, config_name, reduction))
 
 
@@ -164,11 +164,12 @@ def _parse(argument: str) -> Override:
         raise ConfigError(f"cannot read the argument {argument!r}: expected key=value. {error}") from error
 
 
-def _takes(node: DictConfig | None, argument: str, value: Any = None) -> bool:
-    """Whether the `_target_` of a node names an argument in its signature, and not as a string if `value` is a node."""
-    if node is None or "_target_" not in node:
+def _takes(config: DictConfig, owner: str, argument: str, value: Any = None) -> bool:
+    """Whether the `_target_` at `owner` has an argument of that name, and not a string where `value` is a node."""
+    target = OmegaConf.select(config, f"{owner}._target_")
+    if target is None:
         return False
-    parameter = inspect.signature(_imported(str(node["_target_"]))).parameters.get(argument)
+    parameter = inspect.signature(_imported(owner, str(target))).parameters.get(argument)
     return parameter is not None and not (isinstance(value, DictConfig) and parameter.annotation in (str, "str"))
 
 
@@ -182,7 +183,7 @@ def _no_slot(slot: str, owner: str, config_dir: Path, config_name: str, value: A
         for choice in sorted(path.stem for path in (config_dir / group).glob("*.yaml")):
             config = compose(config_name, [f"{group}={choice}"])
             having += [choice] if config.get(slot) is not None else []
-            taking += [choice] if _takes(OmegaConf.select(config, owner), slot, value) else []
+            taking += [choice] if _takes(config, owner, slot, value) else []
     what = "takes no such" if isinstance(value, DictConfig) else "has no"
     return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"
 
@@ -230,11 +231,7 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _check_arguments(path: str, node: dict[str, Any]) -> None:
     target = str(node["_target_"])
-    try:
-        function = _imported(target)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from error
-    name = target.rpartition(".")[2]
+    function, name = _imported(path, target), target.rpartition(".")[2]
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -246,6 +243,9 @@ def _check_arguments(path: str, node: dict[str, Any]) -> None:
             raise ConfigError(f"{path}: {name} has no argument {key!r}{did_you_mean(str(key), parameters)}")
 
 
-def _imported(target: str) -> Any:
+def _imported(path: str, target: str) -> Any:
     module_name, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module_name), name)
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from error

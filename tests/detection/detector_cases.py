@@ -43,9 +43,11 @@ MODELS = {
 }
 
 
-def composed(model, overrides):
+def composed(model, pooler, overrides):
+    """The config of a tiny detector; its own pooler if `pooler` is None."""
+    pooling = [] if pooler is None else [f"pooler={pooler}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", [*COMMON, f"model={model}", *MODELS[model], *overrides])
+        config = compose("train", [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides])
     check_keys(config, CONFIGS, "train")
     check_config(config)
     return config

