@@ -9,20 +9,31 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detpool.errors import ConfigError, did_you_mean
 
-SLOTS = ("head_pool", "mask_pooler", "iou_pooler")
-"""Top-level keys of parts that only some models have, and that are given to them by these names."""
+SLOTS = {
+    "stem_pool": "backbone",
+    "downsample": "backbone",
+    "context": "model",
+    "head_pool": "model",
+    "mask_pooler": "model",
+    "iou_pooler": "model",
+}
+"""Top-level keys of parts that some backbones or models have, which are given to them by these names."""
+_SET_OTHER_KEYS = ("experiment", "hydra", "launcher", "reduction", "study", "sweeper", "variant")
+"""Groups whose members set keys of other names."""
 
 # Plugins of Hydra, and our extras that install them.
 _EXTRAS = {
@@ -78,10 +89,16 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
             choices = _choices(override)
             _check_choices(config_dir, override.key_or_group.split("@")[0], choices)
             if choices and choices[0] is not None:
-                chosen.append(f"{'+' if override.is_add() else ''}{override.key_or_group}={choices[0]}")
+                chosen.append(f"{override.get_key_element()}={choices[0]}")
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             config = compose(config_name, overrides=chosen, return_hydra_config=True)
+    except ConfigCompositionException as error:
+        # Hydra's advice, to append the group, would have it ignored.
+        absent = re.search(r"Could not override '(?:\w+@)?(\w+)'", str(error))
+        if absent and absent[1] in SLOTS:
+            raise ConfigError(_no_slot(absent[1], SLOTS[absent[1]], config_dir, config_name)) from error
+        raise ConfigError(f"the configs do not compose: {error}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise compose_error(error) from error
     groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
@@ -111,23 +128,29 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
 
 
 def check_keys(config: DictConfig, config_dir: Path, config_name: str) -> None:
-    """Checks the keys that no signature speaks for, at the top level and in the primary config's own sections.
+    """Checks the keys that no signature speaks for: at the top level, in the primary config's own sections, and slots.
 
     An experiment file can bring in any key; one that nothing reads would pass silently.
 
     Raises:
-        ConfigError: naming the key and the nearest valid one.
+        ConfigError: naming the key and the nearest valid one, or for a slot the choices that have it.
     """
     primary = OmegaConf.to_container(OmegaConf.load(config_dir / f"{config_name}.yaml"), resolve=False)
     assert isinstance(primary, dict)
     groups = {folder.name for folder in config_dir.iterdir() if folder.is_dir()}
-    allowed = {"": {str(key) for key in primary} - {"defaults"} | groups | set(SLOTS)}
+    allowed = {"": {str(key) for key in primary} - {"defaults"} | (groups - set(_SET_OTHER_KEYS)) | set(SLOTS)}
     allowed |= {str(name): set(section) for name, section in primary.items() if isinstance(section, dict)}
     for section, keys in allowed.items():
         for key in config if section == "" else config.get(section, {}):
             if key not in keys:
                 where = f"{section} has" if section else "the config has"
                 raise ConfigError(f"{where} an unknown key {key!r}{did_you_mean(str(key), keys)}")
+    for slot, owner in SLOTS.items():
+        if config.get(slot) is not None and not _takes(config, owner, slot):
+            raise ConfigError(_no_slot(slot, owner, config_dir, config_name))
+    reduction = OmegaConf.select(config, "pooler.operator.reduction")
+    if reduction and not _takes(config, "pooler.operator", "reduction", reduction):
+        raise ConfigError(_no_slot("reduction", "pooler.operator", config_dir, config_name, reduction))
 
 
 def check_config(config: DictConfig) -> None:
@@ -162,6 +185,30 @@ def parse_override(argument: str) -> Override:
         raise ConfigError(f"cannot read the argument {argument!r}: expected key=value. {error}") from error
 
 
+def _takes(config: DictConfig, owner: str, argument: str, value: Any = None) -> bool:
+    """Whether the `_target_` at `owner` has an argument of that name, and not a string where `value` is a node."""
+    target = OmegaConf.select(config, f"{owner}._target_")
+    if target is None:
+        return False
+    parameter = inspect.signature(_imported(owner, str(target))).parameters.get(argument)
+    return parameter is not None and not (isinstance(value, DictConfig) and parameter.annotation in (str, "str"))
+
+
+def _no_slot(slot: str, owner: str, config_dir: Path, config_name: str, value: Any = None) -> str:
+    """Says that what was chosen for `owner` has no such slot, and which choices have it, or take it if none has."""
+    group = owner.split(".")[0]
+    having, taking = [], []
+    # Within `hydra.main` the folder is known already.
+    known = GlobalHydra.instance().is_initialized()
+    with nullcontext() if known else initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
+        for choice in sorted(path.stem for path in (config_dir / group).glob("*.yaml")):
+            config = compose(config_name, [f"{group}={choice}"])
+            having += [choice] if config.get(slot) is not None else []
+            taking += [choice] if _takes(config, owner, slot, value) else []
+    what = "takes no such" if isinstance(value, DictConfig) else "has no"
+    return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"
+
+
 def _choices(override: Override) -> list[str | None]:
     if override.is_sweep_override():
         return [None if text == "null" else text for text in override.sweep_string_iterator()]
@@ -181,6 +228,9 @@ def _check_choices(config_dir: Path, group: str, choices: list[str | None]) -> N
 def _check_key(config: DictConfig, key: str, groups: list[str]) -> None:
     node: Any = OmegaConf.to_container(config, resolve=False)
     walked: list[str] = []
+    first = key.split(".")[0]
+    if first in groups and first not in _SET_OTHER_KEYS and config.get(first) is None:
+        raise ConfigError(f"{key} is a setting of {first}, and none is chosen that has any: add {first}=...")
     for part in key.split("."):
         if not isinstance(node, dict):
             raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
@@ -202,11 +252,7 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _check_arguments(path: str, node: dict[str, Any]) -> None:
     target = str(node["_target_"])
-    module_name, _, name = target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from error
+    function, name = _imported(path, target), target.rpartition(".")[2]
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -216,3 +262,11 @@ def _check_arguments(path: str, node: dict[str, Any]) -> None:
     for key in node:
         if not str(key).startswith("_") and key not in parameters:
             raise ConfigError(f"{path}: {name} has no argument {key!r}{did_you_mean(str(key), parameters)}")
+
+
+def _imported(path: str, target: str) -> Any:
+    module_name, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{path}._target_={target} cannot be imported: {error}") from error

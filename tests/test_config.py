@@ -31,6 +31,7 @@ RECIPES_ON_COCO = [
 NEEDED |= {
     f"experiment={name}": ["data.root=somewhere"] for name in [*RECIPES_ON_COCO, "rfcn_r50_voc", "rfcn_r101_voc"]
 }
+NEEDED |= {f"reduction={path.stem}": ["pooler=pool"] for path in CONFIGS.glob("reduction/*.yaml")}
 CHOICES = sorted(f"{path.parent.relative_to(CONFIGS)}={path.stem}" for path in CONFIGS.glob("*/*.yaml"))
 
 

@@ -21,6 +21,7 @@ from detpool.detection.assemble import (
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.heads import FlattenHead, StageHead
+from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
@@ -33,6 +34,7 @@ def faster_rcnn_fpn(
     fpn_channels: int = 256,
     mask_channels: int = 256,
     mask_convolutions: int = 4,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
     **arguments: Any,
 ) -> TwoStageDetector:
@@ -50,13 +52,14 @@ def faster_rcnn_fpn(
         fpn_channels: channels of every pyramid level.
         mask_channels: channels of the mask head's convolutions.
         mask_convolutions: how many 3 x 3 convolutions the mask head has.
+        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
         anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
         arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
 
     Raises:
         ConfigError: if the parts do not fit each other, or for an unknown argument.
     """
-    backbone = FPNBackbone(body, fpn_channels)
+    backbone = FPNBackbone(body, fpn_channels, context)
     box = _box_head(backbone, box_pooler, head_pool, num_classes)
     mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
     return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
@@ -70,6 +73,7 @@ def faster_rcnn_c5(
     mask_pooler: PoolerFactory | None = None,
     mask_channels: int = 256,
     mask_convolutions: int = 4,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
     **arguments: Any,
 ) -> TwoStageDetector:
@@ -80,14 +84,14 @@ def faster_rcnn_c5(
     the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
 
     Args:
-        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, arguments: see
+        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, context, arguments: see
             `faster_rcnn_fpn`.
         anchor_sizes: a list of one list of anchor sides in pixels.
 
     Raises:
         ConfigError: if the parts do not fit each other, or for an unknown argument.
     """
-    backbone = SingleMapBackbone(body)
+    backbone = SingleMapBackbone(body, context=context)
     box = _box_head(backbone, box_pooler, head_pool, num_classes)
     mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
     return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
@@ -99,6 +103,7 @@ def faster_rcnn_c4(
     box_pooler: PoolerFactory,
     mask_pooler: PoolerFactory | None = None,
     mask_channels: int = 256,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
     **arguments: Any,
 ) -> TwoStageDetector:
@@ -108,7 +113,7 @@ def faster_rcnn_c4(
     predicts masks from the same stage.
 
     Args:
-        num_classes, body, box_pooler, mask_pooler, arguments: see `faster_rcnn_fpn`. The last stage halves the
+        num_classes, body, box_pooler, mask_pooler, context, arguments: see `faster_rcnn_fpn`. The last stage halves the
             resolution that the poolers give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
         mask_channels: channels of the deconvolution before the masks.
         anchor_sizes: a list of one list of anchor sides in pixels.
@@ -117,7 +122,7 @@ def faster_rcnn_c4(
         ConfigError: if the parts do not fit each other, or for an unknown argument.
     """
     stage, channels = body.take_last_stage()
-    backbone = SingleMapBackbone(body)
+    backbone = SingleMapBackbone(body, context=context)
     pooler, _ = build_pooler(box_pooler, backbone, "pooler")
     parts: list[nn.Module] = [pooler, StageHead(stage, channels), FastRCNNPredictor(channels, num_classes + 1)]
     if mask_pooler is not None:

@@ -18,6 +18,7 @@ from detpool.detection.detector import Prediction, Target, TwoStageDetector
 from detpool.detection.heads import FlattenHead
 from detpool.detection.localization import iou_guided_nms, jittered_boxes, paired_iou, refine_boxes
 from detpool.detection.roi_heads import Shapes, TwoStageHeads
+from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
@@ -33,6 +34,7 @@ def iou_net(
     iou_guided: bool = True,
     refine_steps: int = 5,
     refine_step_size: float = 0.02,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
     **arguments: Any,
 ) -> TwoStageDetector:
@@ -54,6 +56,7 @@ def iou_net(
         iou_guided: suppression by predicted IoU; otherwise by class score.
         refine_steps: gradient steps on each detected box; 0: no refinement.
         refine_step_size: see `detpool.detection.localization.refine_boxes`.
+        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
         anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
         arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
 
@@ -65,7 +68,7 @@ def iou_net(
         raise ConfigError(f"model.iou_boxes_per_image must be at least 1, got {iou_boxes_per_image}")
     if refine_steps < 0:
         raise ConfigError(f"model.refine_steps must be at least 0, got {refine_steps}")
-    backbone = FPNBackbone(body, fpn_channels)
+    backbone = FPNBackbone(body, fpn_channels, context)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = head_pool(shape)
     own_pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")

@@ -12,6 +12,7 @@ from detpool.detection.assemble import SINGLE_MAP_ANCHORS, PoolerFactory, assemb
 from detpool.detection.backbones import Body, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.heads import LargeSeparableConv, Vote, VotePredictor
+from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
@@ -21,6 +22,7 @@ def rfcn(
     box_pooler: PoolerFactory,
     reduced_channels: int = 1024,
     separate_rpn: bool = True,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
     box_batch_size_per_image: int = 128,
     box_hard_examples: bool = True,
@@ -37,6 +39,7 @@ def rfcn(
         box_pooler: a position-sensitive one; its output size is k.
         reduced_channels: channels after the first 1 x 1 convolution.
         separate_rpn: proposals come from the map before the last ("conv4"), as in the paper, or from the last one.
+        context: layer on the body's last map, which it keeps the shape of; None: none.
         anchor_sizes: a list of one list of anchor sides in pixels.
         box_batch_size_per_image, box_hard_examples: online hard example mining, the hardest 128 of an image.
         arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
@@ -49,7 +52,7 @@ def rfcn(
     maps = nn.Conv2d(reduced_channels, outputs * height * width, kernel_size=1)
     nn.init.normal_(maps.weight, std=0.01)
     neck = nn.Sequential(nn.Conv2d(body.channels[-1], reduced_channels, kernel_size=1), nn.ReLU(), maps)
-    backbone = SingleMapBackbone(body, neck, maps.out_channels, separate_rpn)
+    backbone = SingleMapBackbone(body, neck, maps.out_channels, separate_rpn, context)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     if shape[0] != outputs:
         raise ConfigError(
@@ -76,6 +79,7 @@ def light_head_rcnn(
     mid_channels: int = 256,
     kernel_size: int = 15,
     separate_rpn: bool = True,
+    context: LayerFactory | None = None,
     anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
     box_hard_examples: bool = True,
     **arguments: Any,
@@ -92,6 +96,7 @@ def light_head_rcnn(
         mid_channels: channels within the separable convolution (the paper: 64 or 256).
         kernel_size: of the separable convolution, odd.
         separate_rpn: proposals come from the map before the last, or from the last one.
+        context: layer on the body's last map, which it keeps the shape of; None: none.
         anchor_sizes: a list of one list of anchor sides in pixels.
         box_hard_examples: online hard example mining.
         arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
@@ -102,7 +107,7 @@ def light_head_rcnn(
     height, width = _output_size(box_pooler)
     thin = thin_channels * height * width
     neck = nn.Sequential(LargeSeparableConv(body.channels[-1], thin, mid_channels, kernel_size), nn.ReLU())
-    backbone = SingleMapBackbone(body, neck, thin, separate_rpn)
+    backbone = SingleMapBackbone(body, neck, thin, separate_rpn, context)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], head_channels), nn.ReLU())
     return assemble(

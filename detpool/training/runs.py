@@ -152,12 +152,16 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         pretrained: whether to load the backbone's weights; a checkpoint to be restored replaces them anyway.
     """
     loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
+    slots: dict[str, dict[str, Any]] = {"backbone": {}, "model": {}}
+    for slot, owner in SLOTS.items():
+        if config.get(slot) is not None:
+            slots[owner][slot] = instantiate(config[slot])
     model = instantiate(
         config.model,
         num_classes=len(config.class_names),
-        body=instantiate(config.backbone, **loading),
+        body=instantiate(config.backbone, **loading, **slots["backbone"]),
         box_pooler=instantiate(config.pooler),
-        **{slot: instantiate(config[slot]) for slot in SLOTS if slot in config},
+        **slots["model"],
     )
     evaluator = functools.partial(
         DetectionEvaluator,

@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_matrix import CASES, MODELS, POOLERS, SHARED, composed
+from detector_cases import MODELS, composed
+from test_matrix import CASES, POOLERS, SHARED
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from detpool import ops

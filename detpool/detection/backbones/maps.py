@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from detpool.detection.backbones.body import Body
+from detpool.detection.slots import LayerFactory, build_layer, tried
 from detpool.errors import ConfigError
 
 RPN_MAP = "rpn"
@@ -20,14 +22,16 @@ class FPNBackbone(nn.Module):
     Args:
         body: the feature maps to build on.
         out_channels: channels of every pyramid level.
+        context: layer on the body's last map, which it keeps the shape of, before the pyramid is built (as UPerNet has
+            it: Xiao et al., arXiv:1807.10221, 2018); None: no such layer.
 
     The result is a dict: "0" (finest) to "L-1", then "pool" (twice the coarsest stride), which only the RPN reads.
 
     Raises:
-        ConfigError: if two maps have the same stride (a dilated body): no pyramid.
+        ConfigError: if two maps have the same stride (a dilated body): no pyramid; if `context` does not fit.
     """
 
-    def __init__(self, body: Body, out_channels: int) -> None:
+    def __init__(self, body: Body, out_channels: int, context: LayerFactory | None = None) -> None:
         super().__init__()
         if any(coarse <= fine for fine, coarse in zip(body.strides, body.strides[1:], strict=False)):
             raise ConfigError(
@@ -35,6 +39,7 @@ class FPNBackbone(nn.Module):
                 f"leave backbone.output_stride at 32"
             )
         self.body = body
+        self.context = _build_context(context, body)
         self.fpn = FeaturePyramidNetwork(body.channels, out_channels, extra_blocks=LastLevelMaxPool())
         self.out_channels = self.rpn_channels = out_channels
         self.level_names = [str(i) for i in range(len(body.channels))]
@@ -42,7 +47,8 @@ class FPNBackbone(nn.Module):
         self.strides = list(body.strides)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.fpn(OrderedDict(zip(self.level_names, self.body(images), strict=True)))
+        maps = _with_context(self.body(images), self.context)
+        return self.fpn(OrderedDict(zip(self.level_names, maps, strict=True)))
 
 
 class SingleMapBackbone(nn.Module):
@@ -53,15 +59,21 @@ class SingleMapBackbone(nn.Module):
         neck: module that makes the map that RoIs are pooled from out of the last one, of the same size.
         neck_channels: channels the neck gives.
         separate_rpn: proposals come from the map before the last, of the same stride, as in R-FCN.
+        context: layer on the last map, which it keeps the shape of, before `neck` and RPN; None: no such layer.
 
     The result is a dict: "0", and with a neck or `separate_rpn` "rpn".
 
     Raises:
-        ConfigError: for `separate_rpn`, if the body has no such map.
+        ConfigError: for `separate_rpn`, if the body has no such map; if `context` does not fit.
     """
 
     def __init__(
-        self, body: Body, neck: nn.Module | None = None, neck_channels: int = 0, separate_rpn: bool = False
+        self,
+        body: Body,
+        neck: nn.Module | None = None,
+        neck_channels: int = 0,
+        separate_rpn: bool = False,
+        context: LayerFactory | None = None,
     ) -> None:
         super().__init__()
         if separate_rpn and body.strides[-2:-1] != body.strides[-1:]:
@@ -70,6 +82,7 @@ class SingleMapBackbone(nn.Module):
                 f"strides {body.strides}; a dilated last stage has it: backbone.output_stride={body.strides[-2:][0]}"
             )
         self.body = body
+        self.context = _build_context(context, body)
         self.neck = neck
         self.separate_rpn = separate_rpn
         self.out_channels = body.channels[-1] if neck is None else neck_channels
@@ -79,8 +92,23 @@ class SingleMapBackbone(nn.Module):
         self.strides = body.strides[-1:]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = self.body(images)
+        maps = _with_context(self.body(images), self.context)
         features = {"0": maps[-1] if self.neck is None else self.neck(maps[-1])}
         if self.rpn_names == [RPN_MAP]:
             features[RPN_MAP] = maps[-2] if self.separate_rpn else maps[-1]
         return features
+
+
+def _build_context(context: LayerFactory | None, body: Body) -> nn.Module | None:
+    if context is None:
+        return None
+    before = torch.zeros(1, body.channels[-1], 8, 8)
+    layer = build_layer(context, body.channels[-1], "context")
+    after = tried(layer, before, "context")
+    if after.shape != before.shape:
+        raise ConfigError(f"context must keep the shape of a map: {tuple(before.shape)} became {tuple(after.shape)}")
+    return layer
+
+
+def _with_context(maps: list[Tensor], context: nn.Module | None) -> list[Tensor]:
+    return maps if context is None else [*maps[:-1], context(maps[-1])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detpool.detection.backbones.body import StagedBody
 from detpool.detection.backbones.weights import download, load_state_dict, read_weights_file
+from detpool.detection.slots import LayerFactory, build_downsampling
 from detpool.errors import ConfigError, WeightsError, did_you_mean
 
 _STEM = ("conv1", "bn1", "relu", "maxpool")
@@ -24,6 +27,8 @@ def resnet(
     frozen_norm: bool = True,
     output_stride: int = 32,
     pretrained: bool = True,
+    stem_pool: LayerFactory | None = None,
+    downsample: LayerFactory | None = None,
 ) -> StagedBody:
     """A torchvision ResNet, maps at strides 4, 8, 16 and 32.
 
@@ -38,10 +43,15 @@ def resnet(
         output_stride: 32, or 16 or 8: stages beyond it keep the resolution, their convolutions dilated instead (the
             "hole algorithm" of DeepLab; R-FCN and DC5 have 16).
         pretrained: whether to load `weights`; False builds the same network for a checkpoint to fill.
+        stem_pool: layer in place of the stem's 3 x 3 max pooling of stride 2.
+        downsample: layer in place of the stride of 2 of each stage that has one, behind that convolution and its
+            activation, and in front of the shortcut's (Zhang, arXiv:1904.11486, 2019, section 3.2, and its published
+            ResNets); None: strided convolutions. What these two learn is trained in frozen stages too.
 
     Raises:
-        ConfigError: for an unknown network, a `trainable_stages` outside 0..5, or an `output_stride` that the network
-            cannot have (those of basic blocks, resnet18 and resnet34, have only 32).
+        ConfigError: for an unknown network, a `trainable_stages` outside 0..5, an `output_stride` that the network
+            cannot have (those of basic blocks, resnet18 and resnet34, have only 32), or if `stem_pool` or `downsample`
+            does not halve maps.
         WeightsError: if the weights are unknown, cannot be downloaded or read, or do not fit.
     """
     known = [n for n in torchvision.models.list_models() if n.startswith(("resnet", "resnext", "wide_resnet"))]
@@ -72,6 +82,12 @@ def resnet(
             stages.append("bn1")
         for parameter_name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter_name.startswith(tuple(stages)) if stages else False)
+    # After loading, whose names are torchvision's, and freezing.
+    if stem_pool is not None:
+        network.maxpool = build_downsampling(stem_pool, network.bn1.weight.numel(), "stem_pool")
+    if downsample is not None:
+        for stage in _STAGES:
+            _replace_stride(network.get_submodule(stage)[0], downsample)
     width = network.layer4[-1].conv3.out_channels if isinstance(network.layer4[-1], Bottleneck) else 512
     return StagedBody(
         {name: network.get_submodule(name) for name in _STEM},
@@ -79,6 +95,16 @@ def resnet(
         [width // 8, width // 4, width // 2, width],
         [min(stride, output_stride) for stride in (4, 8, 16, 32)],
     )
+
+
+def _replace_stride(block: Any, downsample: LayerFactory) -> None:
+    if block.stride == 1:  # of the first stage, or a dilated one
+        return
+    strided, following = ("conv2", "conv3") if isinstance(block, Bottleneck) else ("conv1", "conv2")
+    getattr(block, strided).stride = block.downsample[0].stride = (1, 1)
+    for name, layers in ((following, [getattr(block, following)]), ("downsample", block.downsample)):
+        pool = build_downsampling(downsample, layers[0].in_channels, "downsample")
+        setattr(block, name, nn.Sequential(pool, *layers))
 
 
 def _state_dict(name: str, weights: str) -> dict[str, Tensor]:

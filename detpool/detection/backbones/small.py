@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detpool.detection.backbones.body import StagedBody
+from detpool.detection.slots import LayerFactory, build_downsampling
 from detpool.errors import ConfigError
 
 
@@ -20,17 +21,34 @@ def _conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int =
 
 
 class _Residual(nn.Module):
-    """Basic block of ResNet (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut."""
+    """Basic block of ResNet (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut.
 
-    def __init__(self, channels_in: int, channels_out: int, stride: int, dilations: tuple[int, int] = (1, 1)) -> None:
+    With `downsample` a stride is left to that layer, behind the activation of the first convolution, and to another of
+    it in front of the shortcut's (Zhang, arXiv:1904.11486, 2019, section 3.2, and its published ResNets).
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: int,
+        dilations: tuple[int, int] = (1, 1),
+        downsample: LayerFactory | None = None,
+    ) -> None:
         super().__init__()
-        self.conv1 = _conv_bn(channels_in, channels_out, stride, dilation=dilations[0])
+        step = stride if downsample is None else 1
+        self.conv1 = _conv_bn(channels_in, channels_out, step, dilation=dilations[0])
         self.conv2 = _conv_bn(channels_out, channels_out, dilation=dilations[1])
         same = stride == 1 and channels_in == channels_out
-        self.shortcut = nn.Identity() if same else _conv_bn(channels_in, channels_out, stride, kernel=1)
+        self.shortcut = nn.Identity() if same else _conv_bn(channels_in, channels_out, step, kernel=1)
+        self.pool: nn.Module = nn.Identity()
+        self.shortcut_pool: nn.Module = nn.Identity()
+        if downsample is not None and stride > 1:
+            self.pool = build_downsampling(downsample, channels_out, "downsample")
+            self.shortcut_pool = build_downsampling(downsample, channels_in, "downsample")
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+        return F.relu(self.conv2(self.pool(F.relu(self.conv1(x)))) + self.shortcut(self.shortcut_pool(x)))
 
 
 class SmallCNN(StagedBody):
@@ -42,9 +60,13 @@ class SmallCNN(StagedBody):
         min_stride: stride in pixels of the finest map returned; 8 leaves out the first stage's, and with it most of
             the cost of a pyramid on top.
         output_stride: stages beyond this stride keep the resolution, their convolutions dilated instead.
+        stem_pool: layer in place of the stem's second stride of 2, behind that convolution and its activation.
+        downsample: layer in place of the stride of 2 of each stage that has one, behind the first convolution and its
+            activation, and in front of the shortcut's. Without either, strided convolutions.
 
     Raises:
-        ConfigError: if no stage has the stride `min_stride` or `output_stride`.
+        ConfigError: if no stage has the stride `min_stride` or `output_stride`, if `stem_pool` or `downsample` does not
+            halve maps, or if no stage has a stride that `downsample` could replace.
     """
 
     def __init__(
@@ -53,19 +75,29 @@ class SmallCNN(StagedBody):
         depth: int = 1,
         min_stride: int = 4,
         output_stride: int = 32,
+        stem_pool: LayerFactory | None = None,
+        downsample: LayerFactory | None = None,
     ) -> None:
         strides = [4 * 2**level for level in range(len(widths))]
         for name, value in {"min_stride": min_stride, "output_stride": output_stride}.items():
             # A body of fewer stages than the default's four ends before the default output stride.
             if value not in strides and not (name == "output_stride" and value > strides[-1]):
                 raise ConfigError(f"backbone.{name} must be one of {strides}, the strides of the stages, got {value}")
-        stem = nn.Sequential(_conv_bn(3, widths[0], 2), nn.ReLU(), _conv_bn(widths[0], widths[0], 2), nn.ReLU())
+        if downsample is not None and min(output_stride, strides[-1]) == strides[0]:
+            raise ConfigError(
+                f"downsample replaces strides between stages, and with backbone.output_stride={output_stride} and "
+                f"{len(widths)} stages there are none"
+            )
+        step = 2 if stem_pool is None else 1
+        stem = nn.Sequential(_conv_bn(3, widths[0], 2), nn.ReLU(), _conv_bn(widths[0], widths[0], step), nn.ReLU())
+        if stem_pool is not None:
+            stem.append(build_downsampling(stem_pool, widths[0], "stem_pool"))
         stages = {}
         for level, (width, stride) in enumerate(zip(widths, strides, strict=True)):
             # The convolution that would have had stride 2 reads what it would have read; those after it are dilated.
             before, dilation = (max(1, s // output_stride) for s in (stride // 2, stride))
             step = 1 if level == 0 or dilation > 1 else 2
-            blocks = [_Residual(widths[max(level - 1, 0)], width, step, (before, dilation))]
+            blocks = [_Residual(widths[max(level - 1, 0)], width, step, (before, dilation), downsample)]
             blocks += [_Residual(width, width, 1, (dilation, dilation)) for _ in range(depth - 1)]
             stages[f"stage{level + 1}"] = nn.Sequential(*blocks)
         super().__init__(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
+
+from detpool.detection.slots import LayerFactory, build_layer, tried
+from detpool.errors import ConfigError
+from detpool.pooling import to_tokens
 
 Shape = tuple[int, int, int]
 """Channels, height and width of pooled RoIs."""
@@ -20,6 +25,86 @@ class FlattenHead(TwoMLPHead):
     def __init__(self, shape: Shape, channels: int = 1024) -> None:
         super().__init__(shape[0] * shape[1] * shape[2], channels)
         self.out_channels = channels
+
+
+class PooledHead(nn.Sequential):
+    """A pooling layer over the bins, and what it leaves into the two fully connected layers of `FlattenHead`.
+
+    Args:
+        shape: channels, height and width of the pooled RoIs.
+        pool: on maps (K, C, PH, PW); its output is flattened.
+        channels: width of both layers.
+
+    Raises:
+        ConfigError: if `pool` does not fit the bins.
+    """
+
+    def __init__(self, shape: Shape, pool: LayerFactory, channels: int = 1024) -> None:
+        layer = build_layer(pool, shape[0], "head_pool.pool")
+        values = tried(layer, torch.zeros(1, *shape), "head_pool.pool").numel()
+        super().__init__(layer, TwoMLPHead(values, channels))
+        self.out_channels = channels
+
+
+class TokenHead(nn.Module):
+    """The bins as tokens of a transformer, pooled into one vector, and the two fully connected layers of `FlattenHead`.
+
+    Tokens get learned positions if there are encoder layers (Dosovitskiy et al., ViT, arXiv:2010.11929, 2020), which
+    let them know of each other: a class token and a last token mean nothing without.
+
+    Args:
+        shape: channels, height and width of the pooled RoIs.
+        pool: on tokens (K, PH PW, C), row by row.
+        channels: width of both fully connected layers.
+        encoder_layers: transformer layers, normalisation first, before pooling.
+        heads: of their attention; must divide the channels of the RoIs.
+        class_token: put a learned token in front, which `ClsTokenPool` takes.
+        causal: tokens attend to themselves and those before them; the last one, which `LastTokenPool` takes, to all.
+
+    Raises:
+        ConfigError: if `pool` does not fit the tokens or `heads` the channels, or for less than 0 encoder layers.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        pool: LayerFactory,
+        channels: int = 1024,
+        encoder_layers: int = 1,
+        heads: int = 4,
+        class_token: bool = False,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        width, count = shape[0], shape[1] * shape[2] + class_token
+        if heads < 1 or width % heads:
+            raise ConfigError(f"head_pool.heads must divide the {width} channels of pooled RoIs, got {heads}")
+        if encoder_layers < 0:
+            raise ConfigError(f"head_pool.encoder_layers must be at least 0, got {encoder_layers}")
+        self.causal = causal
+        self.class_token = nn.Parameter(torch.randn(width) * 0.02) if class_token else None
+        self.positions = nn.Parameter(torch.randn(count, width) * 0.02) if encoder_layers else None
+        self.encoder = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(encoder_layers)
+        )
+        self.pool = build_layer(pool, width, "head_pool.pool")
+        values = tried(self.pool, torch.zeros(1, count, width), "head_pool.pool").numel()
+        self.layers = TwoMLPHead(values, channels)
+        self.out_channels = channels
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """(K, C, PH, PW) to (K, channels)."""
+        tokens = to_tokens(pooled)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+        if self.positions is not None:
+            tokens = tokens + self.positions
+        count = tokens.shape[1]
+        mask = nn.Transformer.generate_square_subsequent_mask(count, tokens.device) if self.causal else None
+        for layer in self.encoder:
+            tokens = layer(tokens, src_mask=mask, is_causal=self.causal)
+        return self.layers(self.pool(tokens))
 
 
 class ConvHead(nn.Sequential):

@@ -1,0 +1,60 @@
+"""Layers as parts of a network: built for the channels of the map they are put on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from detpool.errors import ConfigError
+
+LayerFactory = Callable[..., nn.Module]
+"""Returns a layer, usually of `detpool.pooling`; called with `channels`, those of its input, if it takes them."""
+
+
+def build_layer(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
+    """The layer of a slot, on maps or tokens of so many channels.
+
+    Args:
+        slot: the config key to name in errors.
+
+    Raises:
+        ConfigError: if the layer refuses the channels or its own settings.
+    """
+    try:
+        return factory(channels=channels) if "channels" in inspect.signature(factory).parameters else factory()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{slot}, on a map of {channels} channels: {error}") from error
+
+
+def build_downsampling(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
+    """A layer that halves maps, in place of a stride of 2.
+
+    Raises:
+        ConfigError: if it refuses the channels or its own settings, or does not halve maps.
+    """
+    layer = build_layer(factory, channels, slot)
+    pooled = tried(layer, torch.zeros(1, channels, 8, 8), slot)
+    if pooled.shape != (1, channels, 4, 4):
+        raise ConfigError(
+            f"{slot} must halve maps and keep their channels: {channels} channels of 8 x 8 cells became "
+            f"{tuple(pooled.shape[1:])}; a window of 3 has stride 2 and padding 1, one of 2 stride 2 and padding 0"
+        )
+    return layer
+
+
+def tried(layer: nn.Module, input: Tensor, slot: str) -> Tensor:
+    """What a new layer makes of an input, in evaluation mode, for its shape.
+
+    Raises:
+        ConfigError: if the layer refuses it.
+    """
+    try:
+        with torch.no_grad():
+            return layer.eval()(input)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{slot}, on an input of shape {tuple(input.shape)}: {error}") from error
+    finally:
+        layer.train()

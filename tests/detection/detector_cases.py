@@ -1,0 +1,98 @@
+"""Tiny detectors from their configs, two training steps and an evaluation of them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+
+from detpool.config import check_config, check_keys
+from detpool.training.module import to_unit_range
+from detpool.training.runs import build_data, build_module
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+COMMON = [
+    "data.train_images=4",
+    "data.val_images=3",
+    "data.size=64",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "backbone.widths=[8,8,16,16]",
+    "model.box_batch_size_per_image=16",
+    "run_dir=run",
+]
+RPN = ["model.rpn_post_nms_top_n_train=20", "model.rpn_post_nms_top_n_test=10"]
+PYRAMID = ["model.fpn_channels=8", "head_pool.channels=16", "model.anchor_sizes=[[8],[16],[32],[48],[64]]"]
+SINGLE = ["model.anchor_sizes=[[8,16,32,64]]"]
+HEAD = ["head_pool.channels=16"]
+MASK = ["model.mask_channels=8"]
+MODELS = {
+    "faster_rcnn": [*PYRAMID, *RPN],
+    "faster_rcnn_c4": [*SINGLE, *RPN],
+    "faster_rcnn_c5": [*SINGLE, *HEAD, *RPN],
+    "faster_rcnn_dc5": [*SINGLE, *HEAD, *RPN],
+    "fast_rcnn": HEAD,
+    "spp_net": [*SINGLE, *HEAD, *RPN],
+    "mask_rcnn": [*PYRAMID, *MASK, *RPN],
+    "mask_rcnn_c4": [*SINGLE, *MASK, *RPN],
+    "mask_rcnn_c5": [*SINGLE, *HEAD, *MASK, *RPN],
+    "rfcn": [*SINGLE, *RPN, "model.reduced_channels=8", "pooler.output_size=3"],
+    "light_head_rcnn": [*SINGLE, *RPN, "model.head_channels=16", "model.mid_channels=8", "model.kernel_size=5"],
+    "iou_net": [*PYRAMID, *RPN, "model.iou_channels=16", "model.iou_boxes_per_image=16"],
+}
+
+
+def composed(model, pooler, overrides):
+    """The config of a tiny detector; its own pooler if `pooler` is None."""
+    pooling = [] if pooler is None else [f"pooler={pooler}"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides])
+    check_keys(config, CONFIGS, "train")
+    check_config(config)
+    return config
+
+
+def batches(loader, given: bool) -> Iterator:
+    for images, targets in loader:
+        for target in targets if given else []:
+            # Objects' boxes, moved, in place of a file of proposals.
+            target["proposals"] = torch.cat([target["boxes"] + shift for shift in (-3.0, 0.0, 4.0)])
+        yield to_unit_range(images), targets
+
+
+def train_and_evaluate(config):
+    """Two training steps of the detector of a config, in which every parameter gets a gradient, and an evaluation.
+
+    Returns:
+        the metrics, and the names of the parameters whose gradient was not zero in either step.
+    """
+    torch.manual_seed(0)
+    data = build_data(config)
+    config.class_names = list(data.class_names)
+    module = build_module(config)
+    module.train()
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    optimizer = torch.optim.SGD(trained.values(), lr=0.01)
+    given = config.model.proposals == "given"
+    reached = {name.removeprefix("model.") for name in trained}
+    for images, targets in batches(data.train_dataloader(), given):
+        losses = module.model(images, targets)
+        assert all(torch.isfinite(loss) for loss in losses.values()), losses
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        missing = [name for name, parameter in trained.items() if parameter.grad is None]
+        assert missing == []
+        reached &= {name.removeprefix("model.") for name, parameter in trained.items() if parameter.grad.any()}
+        optimizer.step()
+
+    module.eval()
+    module.prepare_evaluation(data.val_dataset)
+    with torch.inference_mode():  # as Lightning validates
+        for images, targets in batches(data.val_dataloader(), given):
+            predictions, losses = module.model.evaluate(images, targets)
+            assert all(torch.isfinite(loss) for loss in losses.values())
+            module.evaluator.update(predictions, targets, [tuple(image.shape[-2:]) for image in images])
+    metrics = module.evaluator.compute()
+    assert 0 <= metrics["AP"] <= 1
+    return metrics, reached

@@ -1,0 +1,321 @@
+"""Every member of every slot in a detector, and what a slot must leave as it is."""
+
+import functools
+import inspect
+import re
+
+import pytest
+import torch
+import torchvision
+from detector_cases import CONFIGS, composed, train_and_evaluate
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from detpool import ops, pooling
+from detpool.config import check_config, check_keys, check_overrides
+from detpool.detection.backbones import FPNBackbone, SingleMapBackbone, SmallCNN, resnet
+from detpool.detection.heads import FlattenHead, PooledHead, TokenHead
+from detpool.errors import ConfigError
+from detpool.training.runs import build_module
+
+MEMBERS = {
+    slot: sorted(path.stem for path in (CONFIGS / slot).glob("*.yaml"))
+    for slot in ("stem_pool", "downsample", "context", "head_pool", "reduction")
+}
+HALVING = [name for name in MEMBERS["downsample"] if name != "own"]
+CONTEXTS = [name for name in MEMBERS["context"] if name != "none"]
+TWO_POINTS = ["pooler=pool", "pooler.operator.sampling_ratio=2"]  # an axis: of one, all reductions are the same
+SMALL_ASPP = ["context.width=8", "context.rates=[1,2]"]
+
+
+@functools.cache
+def layer(slot, name):
+    """The factory that a config file describes."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return instantiate(compose("train", [f"{slot}={name}"])[slot])
+
+
+@pytest.mark.parametrize("name", HALVING)
+def test_downsampling_of_stem_and_stages_trains(name):
+    _, reached = train_and_evaluate(composed("faster_rcnn", None, [f"stem_pool={name}", f"downsample={name}"]))
+    # The stem's, and two in each of three stages.
+    learned = len(list(layer("downsample", name)(**channels_of(layer("downsample", name))).parameters()))
+    assert len([n for n in reached if re.search(r"stem\.4\.|\.(shortcut_)?pool\.", n)]) == 7 * learned
+
+
+def channels_of(factory):
+    return {"channels": 8} if "channels" in inspect.signature(factory).parameters else {}
+
+
+@pytest.mark.parametrize("model", ["faster_rcnn", "faster_rcnn_dc5"])
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_context_trains_on_pyramids_and_single_maps(model, name):
+    _, reached = train_and_evaluate(composed(model, None, [f"context={name}", *(SMALL_ASPP if name == "aspp" else [])]))
+    assert name == "lrn" or any(n.startswith("backbone.context.") for n in reached)
+
+
+@pytest.mark.parametrize("name", MEMBERS["head_pool"])
+def test_head_pools_train(name):
+    _, reached = train_and_evaluate(composed("faster_rcnn", None, [f"head_pool={name}"]))
+    learned = [n for n in reached if n.startswith("roi_heads.box_head.")]
+    assert len(learned) >= 4  # two layers
+
+
+@pytest.mark.parametrize("name", MEMBERS["reduction"])
+def test_reductions_train(name):
+    _, reached = train_and_evaluate(composed("faster_rcnn", None, [*TWO_POINTS, f"reduction={name}"]))
+    learned = [n for n in reached if n.startswith("roi_heads.box_roi_pool.")]
+    assert len(learned) == {"learned_mixed": 1, "gated": 2}.get(name, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides"),
+    [
+        ("faster_rcnn_c4", ["downsample=blur", "context=lrn"]),  # the taken stage downsamples RoIs
+        ("rfcn", ["stem_pool=lp", "downsample=gated", "context=spp"]),  # a dilated stage has nothing to replace
+        ("light_head_rcnn", ["downsample=softmax", "context=spp"]),
+        ("iou_net", ["head_pool=gem", "context=spp"]),
+        ("mask_rcnn", ["pooler@mask_pooler=pool", "+reduction@mask_pooler.operator=lp"]),
+        ("faster_rcnn", ["reduction=max"]),  # RoIAlign's own
+        ("faster_rcnn", [*TWO_POINTS, "reduction=lp", "pooler.operator.reduction.learnable=true"]),
+        ("faster_rcnn", ["context=aspp", *SMALL_ASPP, "data.batch_size=1", "data.train_images=2"]),
+    ],
+    ids=str,
+)
+def test_slots_in_other_detectors(model, overrides):
+    train_and_evaluate(composed(model, None, overrides))
+
+
+def dropped():
+    """Every second cell and nothing else: a strided convolution, split in two."""
+    return pooling.BlurPool2d(filter_size=1, stride=2)
+
+
+def with_values_of(network, other):
+    """Gives `network` the parameters and buffers of one of the same layers in the same order."""
+    values = list(other.state_dict().values())
+    names = list(network.state_dict())
+    network.load_state_dict(dict(zip(names, values, strict=True)))
+    return network.eval()
+
+
+def test_dropping_cells_behind_a_convolution_is_a_strided_one():
+    torch.manual_seed(0)
+    strided = SmallCNN((4, 6, 6, 8), depth=2).eval()
+    split = with_values_of(SmallCNN((4, 6, 6, 8), depth=2, stem_pool=dropped, downsample=dropped), strided)
+    image = torch.rand(2, 3, 96, 64)
+    with torch.no_grad():
+        for one, other in zip(split(image), strided(image), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 32), ("resnet50", 32), ("resnet50", 16)])
+def test_so_it_is_in_torchvisions_resnets(name, stride):
+    torch.manual_seed(0)
+    strided = resnet(name, weights=None, output_stride=stride).eval()
+    split = resnet(name, weights=None, output_stride=stride, stem_pool=layer("stem_pool", "max"), downsample=dropped)
+    with_values_of(split, strided)
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for one, other in zip(split(image), strided(image), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_empty_slots_leave_state_dicts_as_they_are():
+    network = torchvision.models.resnet18(weights=None)
+    names = [name for name in network.state_dict() if not name.startswith("fc.")]
+    assert list(resnet("resnet18", weights=None).state_dict()) == names
+    batch_norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
+    convolution = ["0.weight", *[f"1.{name}" for name in batch_norm]]
+    blocks = ["stem.0", "stem.2", "stage1.0.conv1", "stage1.0.conv2"]
+    blocks += [f"stage2.0.{part}" for part in ("conv1", "conv2", "shortcut")]
+    assert list(SmallCNN((4, 6)).state_dict()) == [f"{block}.{name}" for block in blocks for name in convolution]
+    pyramid = FPNBackbone(SmallCNN((4, 6)), 4)
+    assert {name.split(".")[0] for name in pyramid.state_dict()} == {"body", "fpn"}
+
+
+@pytest.mark.parametrize("name", HALVING)
+def test_strides_and_memory_format_stay(name):
+    pools = {"stem_pool": layer("stem_pool", name), "downsample": layer("downsample", name)}
+    bodies = [
+        SmallCNN((4, 6, 8, 8), **pools),
+        SmallCNN((4, 6, 8, 8), output_stride=8, **pools),
+        resnet("resnet18", weights=None, **pools),
+    ]
+    image = torch.rand(2, 3, 64, 96).contiguous(memory_format=torch.channels_last)
+    for body in bodies:
+        maps = body.to(memory_format=torch.channels_last)(image)
+        assert [tuple(m.shape) for m in maps] == [
+            (2, channels, 64 // stride, 96 // stride)
+            for channels, stride in zip(body.channels, body.strides, strict=True)
+        ]
+        assert all(m.is_contiguous(memory_format=torch.channels_last) for m in maps)
+
+
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_context_keeps_memory_format_and_small_maps(name):
+    torch.manual_seed(0)
+    backbone = SingleMapBackbone(SmallCNN((4, 6, 8)), context=layer("context", name))
+    backbone = backbone.to(memory_format=torch.channels_last)
+    for size in (16, 64):  # one cell, at stride 16
+        image = torch.rand(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+        before, after = backbone.body(image)[-1], backbone(image)["0"]
+        assert after.shape == before.shape
+        assert after.is_contiguous(memory_format=torch.channels_last)
+        assert not torch.equal(after, before)
+
+
+def test_what_pools_learn_is_trained_in_frozen_stages(tmp_path):
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "r.pth")
+    pools = {"stem_pool": layer("stem_pool", "gated"), "downsample": layer("downsample", "gated")}
+    body = resnet("resnet18", weights=str(tmp_path / "r.pth"), trainable_stages=0, **pools)
+    trained = {name for name, parameter in body.named_parameters() if parameter.requires_grad}
+    assert len(trained) == 7
+    assert all(name.endswith(".gate") for name in trained)
+
+
+def test_pooling_single_bins_is_the_flatten_head():
+    torch.manual_seed(0)
+    flatten = FlattenHead((4, 5, 3), 8)
+    pooled = PooledHead((4, 5, 3), functools.partial(pooling.TiledPool2d, tile_size=1), 8)
+    with_values_of(pooled, flatten)
+    rois = torch.rand(6, 4, 5, 3)
+    assert torch.equal(pooled(rois), flatten(rois))
+
+
+@pytest.mark.parametrize(
+    ("pool", "arguments", "bins"),
+    [
+        (pooling.ClsTokenPool, {"class_token": True}, "all"),
+        (pooling.LastTokenPool, {"causal": True}, "all"),
+        (pooling.LastTokenPool, {"encoder_layers": 0}, "last"),
+        (pooling.ClsTokenPool, {"encoder_layers": 0}, "first"),
+        (pooling.ClsTokenPool, {"causal": True}, "first"),
+    ],
+)
+def test_which_bins_a_token_head_sees(pool, arguments, bins):
+    torch.manual_seed(0)
+    rois = torch.rand(2, 8, 3, 4, requires_grad=True)
+    TokenHead((8, 3, 4), pool, 16, **arguments)(rois).square().sum().backward()
+    seen = rois.grad.abs().sum(dim=(0, 1)).flatten() > 0
+    expected = {"all": torch.ones(12), "last": torch.eye(12)[-1], "first": torch.eye(12)[0]}[bins]
+    assert torch.equal(seen, expected.bool())
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS["head_pool"] if name.startswith("token_")])
+def test_token_heads_are_the_same_in_evaluation(name):
+    torch.manual_seed(0)
+    head, rois = layer("head_pool", name)((8, 3, 4), channels=16), torch.rand(5, 8, 3, 4)
+    trained = head(rois)
+    with torch.inference_mode():  # PyTorch has another implementation of the transformer layer for it
+        torch.testing.assert_close(head.eval()(rois), trained, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", MEMBERS["head_pool"])
+def test_heads_take_no_roi_and_any_bins(name):
+    head = layer("head_pool", name)((8, 5, 6), channels=16).eval()
+    for count in (0, 3):
+        assert head(torch.rand(count, 8, 5, 6)).shape == (count, head.out_channels)
+
+
+def test_the_reduction_group_is_the_operator_librarys_code():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        factory = instantiate(compose("train", ["pooler=pool", "reduction=lp"]).pooler)
+    pooler = factory(featmap_names=["0"], strides=[4])
+    features, boxes = torch.rand(1, 3, 16, 16), torch.tensor([[3.0, 5.0, 40.0, 60.0]])
+    pooled = pooler({"0": features}, [boxes], [(64, 64)])
+    expected = ops.pool(features, [boxes], 7, 1 / 4, reduction=ops.reductions.Lp(3.0))
+    assert torch.equal(pooled, expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backbone=lite0", "downsample=max"], r"no downsample; these do: backbone=resnet101, resnet18, .*small"),
+        (["backbone=timm", "backbone.name=resnet18", "stem_pool=max"], r"has no stem_pool; these do: backbone=resnet"),
+        (["model=rfcn", "+head_pool=flatten"], r"has no head_pool; these do: model=fast_rcnn, faster_rcnn, .*spp_net"),
+        (["pooler=roi_pool", "reduction=mean"], r"no reduction; these do: pooler=all_levels, pool, .*roi_align"),
+        (["pooler=spp", "reduction=max"], "the pooler that was chosen has no reduction"),
+        (["model._target_=detpool.no_model"], "model._target_=detpool.no_model cannot be imported"),
+        (["reduction=lp"], r"takes no such reduction; these do: pooler=pool$"),
+    ],
+)
+def test_slots_that_nothing_reads_are_refused_with_what_does(overrides, message):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", [*overrides, "run_dir=run"])
+    with pytest.raises(ConfigError, match=message):
+        check_keys(config, CONFIGS, "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=rfcn", "head_pool=flatten"], "the model that was chosen has no head_pool; these do: model=fast_rcnn"),
+        (["pooler@mask_pooler=roi_pool"], "has no mask_pooler; these do: model=mask_rcnn, mask_rcnn_c4, mask_rcnn_c5"),
+        (
+            ["downsample.p=3"],
+            r"downsample\.p is a setting of downsample, and none is chosen that has any: add downsample=",
+        ),
+        (["downsample=lp", "downsample.q=3"], "downsample has no key 'q'; choose from"),
+        (["stem_pool=blurr"], "stem_pool=blurr does not exist; did you mean 'blur'"),
+        (["context=sppp"], "did you mean 'spp'"),
+    ],
+)
+def test_typos_and_absent_slots_fail_before_any_work(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        check_overrides(CONFIGS, "train", overrides)
+
+
+def test_a_slot_of_a_group_that_sets_other_keys_is_no_key():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", ["+reduction.p=3", "run_dir=run"])
+    with pytest.raises(ConfigError, match="unknown key 'reduction'"):
+        check_keys(config, CONFIGS, "train")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["downsample=max", "downsample.stride=1"], r"downsample must halve maps .* became \(8, 8, 8\)"),
+        (["stem_pool=lp", "stem_pool.p=0"], "stem_pool, on a map of 8 channels: p must be at least 1"),
+        (["downsample=max", "backbone.output_stride=4", "model=faster_rcnn_c5"], "downsample replaces strides"),
+        (["context=spp", "context.kernel_sizes=[4]"], "context, on a map of 16 channels: kernel_sizes must be odd"),
+        (["head_pool=adaptive_max", "head_pool.pool.output_size=-1"], r"head_pool\.pool"),
+        (["head_pool=token_cls", "head_pool.heads=3"], r"head_pool\.heads must divide the 8 channels"),
+    ],
+)
+def test_members_that_do_not_fit_are_refused(overrides, message):
+    model = next((o.split("=")[1] for o in overrides if o.startswith("model=")), "faster_rcnn")
+    config = composed(model, None, overrides)
+    check_config(config)
+    config.class_names = list("abcdef")
+    with pytest.raises(InstantiationException) as error:
+        build_module(config)
+    assert isinstance(error.value.__cause__, ConfigError)
+    assert re.search(message, str(error.value.__cause__))
+
+
+def test_a_context_that_changes_the_map_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"context must keep the shape of a map: \(1, 6, 8, 8\) became \(1, 6, 4, 4\)"
+    ):
+        SingleMapBackbone(SmallCNN((4, 6)), context=functools.partial(nn.MaxPool2d, 2))
+
+
+@pytest.mark.parametrize("slot", MEMBERS)
+def test_each_slot_has_a_study_of_all_members(slot):
+    path = CONFIGS / "study" / f"{slot}.yaml"
+    assert path.read_text().startswith(f"# @package _global_\n# python train.py -m study={slot}\n# ")
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("train", [f"study={slot}", "run_dir=run"], return_hydra_config=True)
+        swept = config.hydra.sweeper.params
+        members = swept[slot].split(",")
+        assert sorted(members) == MEMBERS[slot]
+        for member in members[:2]:
+            config = compose("train", [f"study={slot}", f"{slot}={member}", "run_dir=run"])
+            check_keys(config, CONFIGS, "train")
+            check_config(config)
+    assert swept.seed == "0,1,2"
+    assert config.data._target_.endswith("shapes_datamodule")
