@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -93,13 +93,11 @@ def check_overrides(config_dir: Path, config_name: str, arguments: Sequence[str]
     try:
         with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
             config = compose(config_name, overrides=chosen, return_hydra_config=True)
-    except ConfigCompositionException as error:
+    except (HydraException, OmegaConfBaseException) as error:
         # Hydra's advice, to append the group, would have it ignored.
         absent = re.search(r"Could not override '(?:\w+@)?(\w+)'", str(error))
         if absent and absent[1] in SLOTS:
             raise ConfigError(_no_slot(absent[1], SLOTS[absent[1]], config_dir, config_name)) from error
-        raise ConfigError(f"the configs do not compose: {error}") from error
-    except (HydraException, OmegaConfBaseException) as error:
         raise compose_error(error) from error
     groups = [folder.name for folder in config_dir.iterdir() if folder.is_dir()]
     for override, group in zip(overrides, is_group, strict=True):
