@@ -29,6 +29,15 @@ def test_all_proposals_go_through_the_second_stage_and_about_as_many_scores_pass
     assert (logits.softmax(-1)[:, 1:] > model.roi_heads.score_thresh).sum() == 7
 
 
+def test_proposals_are_pooled_from_one_map():
+    model = bench_detectors.DETECTORS["SPP-Net"]()
+    seen = []
+    model.backbone.register_forward_hook(lambda _, args, maps: seen.append(args[0].shape[0]))
+    pooled = bench_detectors.shared_map(model, torch.rand(3, 64, 96), bench_detectors.random_boxes(7, (64, 96)))
+    assert seen == [1]
+    assert len(pooled) == 7
+
+
 def test_crops_go_through_the_whole_backbone():
     seen = []
     body = torch.nn.Conv2d(3, 1, 1)
