@@ -57,7 +57,8 @@ def assemble(
             can change the kind alone.
 
     Raises:
-        ConfigError: for an unknown argument or kind of proposals, or if `anchor_sizes` does not have one entry per map.
+        ConfigError: for an unknown argument or kind of proposals, a value out of range, or if `anchor_sizes` does not
+            have one entry per map.
     """
     if proposals not in _PROPOSALS:
         raise ConfigError(f"model.proposals must be one of {', '.join(_PROPOSALS)}, got {proposals!r}")
@@ -76,6 +77,9 @@ def assemble(
             raise ConfigError(
                 f"model.{name} is not an argument of this model{did_you_mean(name, all_rpn_names | set(box_names))}"
             )
+    for name in ("rpn_batch_size_per_image", "box_batch_size_per_image"):
+        if arguments.get(name, 1) < 1:
+            raise ConfigError(f"model.{name} must be at least 1, got {arguments[name]}")
     rpn_arguments = {rpn_names[name]: value for name, value in arguments.items() if name in rpn_names}
     box_arguments = {box_names[name]: value for name, value in arguments.items() if name in box_names}
     rpn: nn.Module

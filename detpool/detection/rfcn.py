@@ -104,6 +104,8 @@ def light_head_rcnn(
     Raises:
         ConfigError: if the parts do not fit, or for an unknown argument.
     """
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ConfigError(f"model.kernel_size must be odd, got {kernel_size}")
     height, width = _output_size(box_pooler)
     thin = thin_channels * height * width
     neck = nn.Sequential(LargeSeparableConv(body.channels[-1], thin, mid_channels, kernel_size), nn.ReLU())

@@ -61,6 +61,18 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
         ),
         ("mask_rcnn_c4", "roi_align", ["mask_pooler.output_size=[8,6]"], "mask_pooler: masks are square, .* got 8 x 6"),
         (
+            "light_head_rcnn",
+            "ps_roi_align",
+            ["model.kernel_size=6"],
+            "model.kernel_size must be odd, got 6",
+        ),
+        (
+            "faster_rcnn",
+            "roi_align",
+            ["model.box_batch_size_per_image=0"],
+            "model.box_batch_size_per_image must be at least 1, got 0",
+        ),
+        (
             "iou_net",
             "roi_align",
             ["model.iou_boxes_per_image=0"],
