@@ -158,9 +158,15 @@ def differences(trees: Sequence[Mapping[str, Any]]) -> list[list[Part]]:
 
     Configs are compared leaf by leaf. Objects of different functions (`_target_`) differ as wholes: they are named by
     their function, and their arguments are compared only among objects of the same function. Keys are as short as they
-    can be: `pooler=roi_pool`, `optimizer.lr=0.01`.
+    can be: `pooler=roi_pool`, `optimizer.lr=0.01`. A `mask_pooler` or `iou_pooler` that differs wherever, and as, the
+    `pooler` does is not named.
     """
     found = _compare([(i, tree) for i, tree in enumerate(trees)], ())
+    values: dict[tuple[str, ...], dict[int, str]] = {}
+    for path, index, value in found:
+        values.setdefault(path, {})[index] = value
+    following = [p for p in values if p[0].endswith("_pooler") and values[p] == values.get(("pooler", *p[1:]))]
+    found = [entry for entry in found if entry[0] not in following]
     paths = list(dict.fromkeys(path for path, _, _ in found))
     names = {path: _short(path) for path in paths}
     names = {p: n if list(names.values()).count(n) == 1 else ".".join(p) for p, n in names.items()}

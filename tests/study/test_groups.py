@@ -102,6 +102,16 @@ def test_keys_that_would_be_the_same_are_written_out():
     assert differences(trees)[0] == [("a.x.rate", "1"), ("b.x.rate", "1")]
 
 
+def test_a_pooler_that_follows_the_boxes_pooler_is_not_named():
+    def tree(boxes, masks):
+        return {"pooler": {"operator": {"_target_": boxes}}, "mask_pooler": {"operator": {"_target_": masks}}}
+
+    followed = [tree("a.roi_pool", "a.roi_pool"), tree("a.roi_align", "a.roi_align")]
+    assert differences(followed) == [[("pooler", "roi_pool")], [("pooler", "roi_align")]]
+    own = [*followed, tree("a.roi_align", "a.roi_pool")]
+    assert differences(own)[2] == [("pooler", "roi_align"), ("mask_pooler", "roi_pool")]
+
+
 def test_true_and_one_are_not_the_same():
     """As limits of batches 1.0 is all of them, 1 is one."""
     assert differences([{"limit": 1.0}, {"limit": 1}, {"limit": True}]) == [
