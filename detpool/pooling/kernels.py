@@ -6,7 +6,7 @@ are (N, OH, OW, C). A backward adds to ``out``, (N, H, W, C).
 
 import numpy as np
 
-from detpool.ops.backends.cpu_kernels import _compiled as compiled
+from detpool.ops.backends.cpu_kernels import compiled
 
 TINY = np.float32(np.finfo(np.float32).tiny)
 LOWEST = np.float32(-126)
