@@ -18,8 +18,6 @@ from detpool.ops.layout import is_channels_last, memory_format
 
 Windows = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Kernel, stride and padding, each (rows, columns)."""
-POWERS = (1, 2, 3, 4)
-"""Those of ``lp`` that the kernels multiply out."""
 
 
 def serves(features: Tensor, *numbers: float | Tensor) -> bool:
@@ -32,8 +30,8 @@ def serves(features: Tensor, *numbers: float | Tensor) -> bool:
     )
 
 
-def lp(features: Tensor, p: int, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
-    """``mean(|f|^p)^(1/p)`` for p in `POWERS`; ``formula`` computes the same with PyTorch."""
+def lp(features: Tensor, p: float, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
+    """``mean(|f|^p)^(1/p)``; ``formula`` computes the same with PyTorch."""
     return _Lp.apply(features, p, windows, formula)
 
 
@@ -54,12 +52,12 @@ def stochastic(features: Tensor, windows: Windows) -> Tensor:
 
 class _Lp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, p: int, windows: Windows, formula: Callable) -> Tensor:
+    def forward(ctx: Any, features: Tensor, p: float, windows: Windows, formula: Callable) -> Tensor:
         from . import kernels
 
-        mean, scale = _outputs(features, windows, 2)
-        _each(features, kernels.lp, (windows, p, _array(mean), _array(scale)))
-        pooled = _like(mean.pow_(1 / p).mul_(scale), features)
+        (pooled,) = _outputs(features, windows, 1)
+        _each(features, kernels.lp, (windows, kernels.np.float32(p), _array(pooled)))
+        pooled = _like(pooled, features)
         ctx.save_for_backward(features, pooled)
         ctx.rest = (p, windows, formula)
         return pooled
@@ -72,7 +70,8 @@ class _Lp(torch.autograd.Function):
         p, windows, formula = ctx.rest
         if torch.is_grad_enabled():
             return _again(formula, features, grad), None, None, None
-        return _gradient(features, kernels.lp_backward, (pooled, grad), (windows, p)), None, None, None
+        arguments = (windows, kernels.np.float32(p))
+        return _gradient(features, kernels.lp_backward, (pooled, grad), arguments), None, None, None
 
 
 class _Softmax(torch.autograd.Function):

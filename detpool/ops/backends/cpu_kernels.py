@@ -21,9 +21,9 @@ _FAST = {"contract", "reassoc", "nsz"}
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` as a numba kernel that releases the GIL, cached on disk where a folder can be written."""
     try:
-        return numba.njit(nogil=True, cache=True, fastmath=_FAST)(function)
+        return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
     except RuntimeError:  # no folder to cache in can be written
-        return numba.njit(nogil=True, fastmath=_FAST)(function)
+        return numba.njit(nogil=True, fastmath=_FAST, error_model="numpy")(function)
 
 
 @compiled
