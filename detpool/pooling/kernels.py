@@ -167,7 +167,7 @@ def _scaled_lp(cells, p, pooled):
                 largest[c] = bits if bits > largest[c] else largest[c]
     for c in range(len(pooled)):
         size = np.int32(largest[c]).view(np.float32)
-        scale[c] = TINY if size < TINY else size
+        scale[c] = np.float32(1) if size == 0 else size
         pooled[c] = 0
     for y in range(cells.shape[0]):
         for z in range(cells.shape[1]):
@@ -256,13 +256,56 @@ def _scaled_lp_backward(cells, norms, grads, p, share, out):
             values, target = cells[y, z], out[y, z]
             if _is_whole(p):
                 for c in range(len(norms)):
-                    ratio = abs(values[c]) / (TINY if norms[c] < TINY else norms[c])
+                    ratio = abs(values[c]) / (np.float32(1) if norms[c] == 0 else norms[c])
                     target[c] += grads[c] * share * _sign(values[c]) * _multiplied(ratio, below)
             else:
                 for c in range(len(norms)):
-                    ratio = abs(values[c]) / (TINY if norms[c] < TINY else norms[c])
+                    ratio = abs(values[c]) / (np.float32(1) if norms[c] == 0 else norms[c])
                     power = _power(ratio, below)
                     target[c] += grads[c] * share * _sign(values[c]) * (power if ratio == ratio else ratio)
+
+
+@compiled
+def global_lp(x, first, last, p, pooled):
+    """:func:`lp` of rows first .. last - 1 of contiguous x (rows, cells), relative to their largest magnitudes."""
+    for row in range(first, last):
+        values = x[row]
+        bits = np.int32(0)
+        for k in range(len(values)):
+            size = np.float32(abs(values[k])).view(np.int32)
+            bits = size if size > bits else bits
+        largest = np.int32(bits).view(np.float32)
+        if not (largest > 0) & (largest < np.float32(np.inf)):
+            pooled[row] = largest  # 0, infinity and NaN are their own mean
+            continue
+        total = np.float32(0)
+        if _is_whole(p):
+            for k in range(len(values)):
+                total += _multiplied(abs(values[k]) / largest, p)
+        else:
+            for k in range(len(values)):
+                total += _power(abs(values[k]) / largest, p)
+        pooled[row] = total
+        _take_roots(p, np.float32(1) / np.float32(len(values)), pooled[row : row + 1])
+        pooled[row] *= largest
+
+
+@compiled
+def global_lp_backward(x, first, last, p, pooled, grad, out):
+    """:func:`lp_backward` of :func:`global_lp`; ``out`` is written, not added to."""
+    below = p - np.float32(1)
+    for row in range(first, last):
+        values, target = x[row], out[row]
+        norm = np.float32(1) if pooled[row] == 0 else pooled[row]
+        factor = grad[row] / np.float32(len(values))
+        if _is_whole(p):
+            for k in range(len(values)):
+                target[k] = factor * _sign(values[k]) * _multiplied(abs(values[k]) / norm, below)
+        else:
+            for k in range(len(values)):
+                ratio = abs(values[k]) / norm
+                power = _power(np.float32(1) if ratio == 0 else ratio, below)
+                target[k] = factor * _sign(values[k]) * (power if ratio == ratio else ratio)
 
 
 @compiled

@@ -10,7 +10,6 @@ from pooling_cases import GEOMETRIES, random_map
 from torch import Tensor, nn
 
 from detpool import pooling
-from detpool.pooling import fused
 
 C = 4
 FREE: dict[str, Callable[[], nn.Module]] = {
