@@ -42,7 +42,7 @@ def lp_pool2d(
         return formulas.lp(windows.means, p, scale, scale)
 
     if fused.serves(features, p):
-        return fused.lp(features, p, geometry, formula).to(input.dtype)
+        return fused.lp(features, float(p), geometry, formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 

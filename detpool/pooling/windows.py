@@ -175,7 +175,7 @@ class GlobalLpPool2d(nn.Module):
 
         if fused.serves(features, p):
             window = (input.shape[2], input.shape[3])
-            return fused.lp(features, p, (window, window, (0, 0)), formula).to(input.dtype)
+            return fused.lp(features, float(p), (window, window, (0, 0)), formula).to(input.dtype)
         return formula(features).to(input.dtype)
 
     def extra_repr(self) -> str:

@@ -47,8 +47,8 @@ def test_every_magnitude(geometry: tuple, p: float, layout: torch.memory_format)
     grad = random_map(*found.shape, seed=2, dtype=torch.float32)
     found.backward(grad)
     pooled, slopes = expected(x, grad, p, geometry)
-    # A logarithm up to 8 p or 60 is rounded to half of 2^-20 at most, its p-th root by 1 / p of that; and a few roundings
-    # to 6e-8 more. Subnormal results are multiples of 1.4e-45.
+    # A logarithm up to 8 p or 60 is rounded to half of 2^-20 at most, its p-th root by 1 / p of that; and a few
+    # roundings to 6e-8 more. Subnormal results are multiples of 1.4e-45.
     np.testing.assert_allclose(found.detach().numpy(), pooled, rtol=2e-6, atol=1.5e-45)
     # Slopes are powers of p - 1 of what has such an error, and cancel where windows overlap. Those of means that are
     # subnormal are as rough as these: here to a thousandth, to the power p - 1.

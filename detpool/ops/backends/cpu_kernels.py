@@ -20,6 +20,7 @@ _FAST = {"contract", "reassoc", "nsz"}
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` as a numba kernel that releases the GIL, cached on disk where a folder can be written."""
+    # Division by 0 as in NumPy: Python's error for it would keep loops from being vectorised.
     try:
         return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
     except RuntimeError:  # no folder to cache in can be written
