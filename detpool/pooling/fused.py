@@ -1,7 +1,8 @@
 """Sliding reductions of float32 maps on a CPU in one pass, where PyTorch's own operations would take ten.
 
 :mod:`~detpool.pooling.reductions` has the formulas, and computes them where :func:`serves` says no. Maps that are not
-channels_last are copied into that layout, and results back. Second derivatives are those of the formulas.
+channels_last are copied into that layout, and results back, but for global :func:`lp`. Second derivatives are those of
+the formulas.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from detpool.ops.layout import is_channels_last, memory_format
 
 Windows = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Kernel, stride and padding, each (rows, columns)."""
-POWERS = (1, 2, 3, 4)
-"""Those of ``lp`` that the kernels multiply out."""
 
 
 def serves(features: Tensor, *numbers: float | Tensor) -> bool:
@@ -32,8 +31,11 @@ def serves(features: Tensor, *numbers: float | Tensor) -> bool:
     )
 
 
-def lp(features: Tensor, p: int, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
-    """``mean(|f|^p)^(1/p)`` for p in `POWERS`; ``formula`` computes the same with PyTorch."""
+def lp(features: Tensor, p: float, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
+    """``mean(|f|^p)^(1/p)``; ``formula`` computes the same with PyTorch."""
+    kernel, _, padding = windows
+    if kernel == features.shape[2:] and padding == (0, 0) and features.is_contiguous():
+        return _GlobalLp.apply(features, p, formula)
     return _Lp.apply(features, p, windows, formula)
 
 
@@ -54,12 +56,12 @@ def stochastic(features: Tensor, windows: Windows) -> Tensor:
 
 class _Lp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, p: int, windows: Windows, formula: Callable) -> Tensor:
+    def forward(ctx: Any, features: Tensor, p: float, windows: Windows, formula: Callable) -> Tensor:
         from . import kernels
 
-        mean, scale = _outputs(features, windows, 2)
-        _each(features, kernels.lp, (windows, p, _array(mean), _array(scale)))
-        pooled = _like(mean.pow_(1 / p).mul_(scale), features)
+        (pooled,) = _outputs(features, windows, 1)
+        _each(features, kernels.lp, (windows, kernels.np.float32(p), _array(pooled)))
+        pooled = _like(pooled, features)
         ctx.save_for_backward(features, pooled)
         ctx.rest = (p, windows, formula)
         return pooled
@@ -72,7 +74,34 @@ class _Lp(torch.autograd.Function):
         p, windows, formula = ctx.rest
         if torch.is_grad_enabled():
             return _again(formula, features, grad), None, None, None
-        return _gradient(features, kernels.lp_backward, (pooled, grad), (windows, p)), None, None, None
+        arguments = (windows, kernels.np.float32(p))
+        return _gradient(features, kernels.lp_backward, (pooled, grad), arguments), None, None, None
+
+
+class _GlobalLp(torch.autograd.Function):
+    """One window, of maps that are contiguous: the only ones that are read without a copy in that layout."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, p: float, formula: Callable) -> Tensor:
+        from . import kernels
+
+        pooled = features.new_empty(*features.shape[:2], 1, 1)
+        _over_rows(kernels.global_lp, features, p, pooled.view(-1))
+        ctx.save_for_backward(features, pooled)
+        ctx.rest = (p, formula)
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from . import kernels
+
+        features, pooled = ctx.saved_tensors
+        p, formula = ctx.rest
+        if torch.is_grad_enabled():
+            return _again(formula, features, grad), None, None
+        out = torch.empty_like(features)
+        _over_rows(kernels.global_lp_backward, features, p, pooled.view(-1), grad.contiguous().view(-1), _rows(out))
+        return out, None, None
 
 
 class _Softmax(torch.autograd.Function):
@@ -175,6 +204,26 @@ def _over(features: Tensor, kernel: Callable[..., None], arguments: tuple[Any, .
         kernel(image, first, min(first + block, channels), *arguments)
 
     run(images * blocks, task)
+
+
+def _over_rows(kernel: Callable[..., None], features: Tensor, p: float, *arguments: Tensor) -> None:
+    """``kernel`` for as many blocks of the maps (H, W) of contiguous ``features`` as there are threads."""
+    from . import kernels
+
+    rows = _rows(features).numpy()
+    block = -(-len(rows) // torch.get_num_threads())
+    arrays = [argument.detach().numpy() for argument in arguments]
+
+    def task(number: int) -> None:
+        first = number * block
+        kernel(rows, first, min(first + block, len(rows)), kernels.np.float32(p), *arrays)
+
+    run(-(-len(rows) // block) if block else 0, task)
+
+
+def _rows(features: Tensor) -> Tensor:
+    """(N C, H W), of the same memory."""
+    return features.detach().flatten(0, 1).flatten(1)
 
 
 def _array(tensor: Tensor) -> Any:

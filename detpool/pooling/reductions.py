@@ -41,8 +41,8 @@ def lp_pool2d(
         scale = formulas.scale_of(windows.largest(torch.abs))
         return formulas.lp(windows.means, p, scale, scale)
 
-    if fused.serves(features, p) and p in fused.POWERS:
-        return fused.lp(features, int(p), geometry, formula).to(input.dtype)
+    if fused.serves(features, p):
+        return fused.lp(features, float(p), geometry, formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 

@@ -173,9 +173,9 @@ class GlobalLpPool2d(nn.Module):
             scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
             return formulas.lp(means, p, scale, scale)
 
-        if fused.serves(features, p) and p in fused.POWERS:
+        if fused.serves(features, p):
             window = (input.shape[2], input.shape[3])
-            return fused.lp(features, int(p), (window, window, (0, 0)), formula).to(input.dtype)
+            return fused.lp(features, float(p), (window, window, (0, 0)), formula).to(input.dtype)
         return formula(features).to(input.dtype)
 
     def extra_repr(self) -> str:

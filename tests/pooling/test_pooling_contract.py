@@ -10,7 +10,6 @@ from pooling_cases import GEOMETRIES, random_map
 from torch import Tensor, nn
 
 from detpool import pooling
-from detpool.pooling import fused
 
 C = 4
 FREE: dict[str, Callable[[], nn.Module]] = {
@@ -213,7 +212,7 @@ def test_layers_compile_to_one_graph(name: str) -> None:
 
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
-    **{f"lp {p}": lambda x, *g, p=p: pooling.lp_pool2d(x, float(p), *g) for p in fused.POWERS},
+    **{f"lp {p}": lambda x, *g, p=p: pooling.lp_pool2d(x, float(p), *g) for p in (1, 2, 3, 4, 2.5)},
     "softmax 1": lambda x, *g: pooling.softmax_pool2d(x, 1.0, *g),
     "softmax -3": lambda x, *g: pooling.softmax_pool2d(x, -3.0, *g),
     "expectation": lambda x, *g: pooling.stochastic_pool2d(x, *g, training=False),

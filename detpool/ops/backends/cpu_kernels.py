@@ -18,14 +18,16 @@ import numpy as np
 _FAST = {"contract", "reassoc", "nsz"}
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` as a numba kernel that releases the GIL, cached on disk where a folder can be written."""
+    # Division by 0 as in NumPy: Python's error for it would keep loops from being vectorised.
     try:
-        return numba.njit(nogil=True, cache=True, fastmath=_FAST)(function)
+        return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
     except RuntimeError:  # no folder to cache in can be written
-        return numba.njit(nogil=True, fastmath=_FAST)(function)
+        return numba.njit(nogil=True, fastmath=_FAST, error_model="numpy")(function)
 
 
-@_compiled
+@compiled
 def compact(index, weight, out_index, out_weight, count, slot):
     """Drop absent taps and merge repeated cells; ``slot[row, t]`` tells where tap t went, -1 for nowhere.
 
@@ -51,7 +53,7 @@ def compact(index, weight, out_index, out_weight, count, slot):
         count[row] = n
 
 
-@_compiled
+@compiled
 def expand(compacted, slot, out):
     """Give every tap the value of the place it went to in :func:`compact`."""
     for row in range(slot.shape[0]):
@@ -60,7 +62,7 @@ def expand(compacted, slot, out):
             out[row, t] = compacted[row, place] if place >= 0 else 0
 
 
-@_compiled
+@compiled
 def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, groups, group, cells, weights):
     """All taps of one bin as positions among the vectors of an image, of ``groups`` a cell; returns their number."""
     n = 0
@@ -73,14 +75,14 @@ def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, groups, group, cells, weights
     return n
 
 
-@_compiled
+@compiled
 def _copy(source, target):
     """target[c] = source[c]. Not ``target[:] = source``, whose error message takes numba two seconds to compile."""
     for c in range(target.shape[0]):
         target[c] = source[c]
 
 
-@_compiled
+@compiled
 def _transpose(source, target):
     """target[j, i] = source[i, j], in tiles that fit the first-level cache."""
     rows, columns = source.shape
@@ -91,13 +93,13 @@ def _transpose(source, target):
                     target[j, i] = source[i, j]
 
 
-@_compiled
+@compiled
 def vectors_to_planes(source, image, c0, channels, target):
     """Channels c0 .. of one image from (N, H * W, C) to (N, C, H * W)."""
     _transpose(source[image, :, c0 : c0 + channels], target[image, c0 : c0 + channels])
 
 
-@_compiled
+@compiled
 def planes_to_vectors(source, image, first, last, target):
     """Cells first .. last - 1 of one image from (N, C, H * W) to (N, H * W, C)."""
     channels = source.shape[1]
@@ -108,7 +110,7 @@ def planes_to_vectors(source, image, first, last, target):
                 target[image, p0 + p, c] = plane[p]
 
 
-@_compiled
+@compiled
 def _add_scaled_rows(source, cells, weights, n, out):
     """out[c] = sum over taps of weight * source[cell, c], four taps at a time to save passes over ``out``."""
     channels = out.shape[0]
@@ -132,7 +134,7 @@ def _add_scaled_rows(source, cells, weights, n, out):
             out[c] += w0 * f0[c]
 
 
-@_compiled
+@compiled
 def _add_to_rows(target, c0, cells, weights, n, values):
     """target[cell, c0 + c] += weight * values[c] for every tap."""
     channels = values.shape[0]
@@ -142,7 +144,7 @@ def _add_to_rows(target, c0, cells, weights, n, values):
             row[c] += w * values[c]
 
 
-@_compiled
+@compiled
 def vector_sum(features, batch, taps_y, taps_x, joint, bins, groups, width, first, last, channels_last, out, tile):
     """The separable sum for RoIs first .. last - 1; out is (K, PH * PW, C), or (K, C, PH * PW) by way of ``tile``.
 
@@ -168,7 +170,7 @@ def vector_sum(features, batch, taps_y, taps_x, joint, bins, groups, width, firs
             _transpose(tile, out[k])
 
 
-@_compiled
+@compiled
 def _load_grad(grad, k, channels_last, c0, tile):
     """tile[bin, c] = gradient of channel c0 + c."""
     bins, channels = tile.shape
@@ -185,7 +187,7 @@ def _load_grad(grad, k, channels_last, c0, tile):
                 tile[p, c] = row[p]
 
 
-@_compiled
+@compiled
 def vector_transpose(
     grad, rois, image, taps_y, taps_x, joint, bins, width, c0, channels, grad_last, out_last, cells_in_plane, out
 ):
@@ -213,7 +215,7 @@ def vector_transpose(
         _transpose(plane, out[image, c0 : c0 + channels])
 
 
-@_compiled
+@compiled
 def vector_weight_grads(
     grad, features, batch, taps_y, taps_x, joint, bins, width, first, last, grad_last, grad_wy, grad_wx
 ):
@@ -244,7 +246,7 @@ def vector_weight_grads(
                     grad_wy[y, a] += along_y
 
 
-@_compiled
+@compiled
 def _first_maximum(source, cells, n, best, where):
     """best[c] = the maximum of source[cell, c] over n cells, a multiple of four; where[c] = the first cell that holds
     it.
@@ -275,7 +277,7 @@ def _first_maximum(source, cells, n, best, where):
             best[c], where[c] = r if wins else b, p3 if wins else w
 
 
-@_compiled
+@compiled
 def vector_max(features, batch, y_windows, x_windows, width, first, last, channels_last, out, argmax, tile, where_tile):
     """The window maximum for RoIs first .. last - 1; layouts as in :func:`vector_sum`."""
     rows, columns = y_windows.shape[1], x_windows.shape[1]
@@ -314,7 +316,7 @@ def vector_max(features, batch, y_windows, x_windows, width, first, last, channe
             _transpose(where_tile, argmax[k])
 
 
-@_compiled
+@compiled
 def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out_last, cells_in_plane, out):
     """The gradient of the window maximum for channels c0 .. c0 + channels - 1 of one image; layouts as above."""
     grad_tile = np.empty((0 if grad_last else bins, channels), out.dtype)
@@ -337,7 +339,7 @@ def vector_scatter(grad, argmax, rois, image, c0, channels, bins, grad_last, out
         _transpose(plane, out[image, c0 : c0 + channels])
 
 
-@_compiled
+@compiled
 def group_sum(features, rois, image, group, taps_y, taps_x, joint, bins, groups, width, out):
     """The separable sum for the bins of one group and the RoIs of one image.
 
@@ -367,7 +369,7 @@ def group_sum(features, rois, image, group, taps_y, taps_x, joint, bins, groups,
                 _add_scaled_rows(tile, cells, weights, n, out[i * columns + j, k])
 
 
-@_compiled
+@compiled
 def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, groups, width, grad_last, out):
     """The transposed sum into the channels of one group of one image; grad as in :func:`_load_grad`."""
     iy, wy, ny = taps_y
@@ -397,7 +399,7 @@ def group_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, group
                 plane[p] = tile[p, c]
 
 
-@_compiled
+@compiled
 def group_vector_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins, groups, width, grad_last, out):
     """As :func:`group_transpose`, with out (N, H * W * GH * GW, C'), of zeros."""
     iy, wy, ny = taps_y
@@ -421,7 +423,7 @@ def group_vector_transpose(grad, rois, image, group, taps_y, taps_x, joint, bins
                 _add_to_rows(out[image], 0, cells, weights, n, values)
 
 
-@_compiled
+@compiled
 def transpose_each(source, first, last, rows, columns, target):
     """Rows first .. last - 1, each of them as a matrix (rows, columns) that is transposed; also in place."""
     matrix = np.empty(rows * columns, source.dtype)
@@ -432,7 +434,7 @@ def transpose_each(source, first, last, rows, columns, target):
                 target[p, j * rows + i] = matrix[i * columns + j]
 
 
-@_compiled
+@compiled
 def group_weight_grads(grad, features, batch, taps_y, taps_x, joint, bins, groups, first, last, grad_wy, grad_wx):
     """Gradients of the compacted weights of RoIs first .. last - 1."""
     iy, wy, ny = taps_y
