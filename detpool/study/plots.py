@@ -58,7 +58,7 @@ class Picture:
 def plot_metric(groups: Sequence[Group], baseline: Group, metric: str) -> Figure:
     """The metric of every seed and its mean; beside it the differences from the baseline with their intervals."""
     panels = 2 if len(groups) > 1 else 1
-    figure = _figure(1 + 4 * panels, 1.3 + 0.38 * len(groups))
+    figure = _figure(1 + 4 * panels, 1.3 + _rows_height(groups))
     left, *others = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     _seeds(left, groups, metric)
     for right in others:
@@ -77,7 +77,7 @@ def plot_metric(groups: Sequence[Group], baseline: Group, metric: str) -> Figure
 def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
     """AP over IoU thresholds, and its difference from the baseline, where what happens at high IoU can be seen."""
     panels = 2 if len(groups) > 1 else 1
-    figure = _figure(1 + 4 * panels, 3.6)
+    figure = _figure(1 + 4 * panels, 3.4 + 0.2 * len(groups))  # the legend has a row a configuration
     left, *others = figure.subplots(1, panels, squeeze=False)[0]
     x = [float(iou) for iou in IOUS]
     base = [baseline.values(f"{prefix}AP@{iou}") for iou in IOUS]
@@ -88,7 +88,7 @@ def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
         for right in others if group is not baseline else ():
             found = [paired_difference(v, b) for v, b in zip(values, base, strict=True)]
             _band(right, x, [(d.mean, d.low, d.high) for d in found], number)
-    left.set_ylabel(f"{prefix}AP, % (band: standard deviation)")
+    left.set_ylabel(f"{prefix}AP, %\n(band: standard deviation)")
     left.set_ylim(bottom=0)
     for right in others:
         right.axhline(0, color="0.5", linewidth=1)
@@ -102,7 +102,7 @@ def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
 
 def plot_sizes(groups: Sequence[Group], metrics: Mapping[str, str]) -> Figure:
     """Metrics by object size, a panel each; `metrics` maps their names to what they stand for."""
-    figure = _figure(1 + 2.7 * len(metrics), 1.3 + 0.38 * len(groups))
+    figure = _figure(1 + 2.7 * len(metrics), 1.3 + _rows_height(groups))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, (metric, title) in zip(panels, metrics.items(), strict=True):
         _seeds(panel, groups, metric)
@@ -155,7 +155,7 @@ def plot_cost(groups: Sequence[Group], metric: str) -> Figure:
 
 def plot_errors(groups: Sequence[Group]) -> Figure:
     """What the detections are, and how many objects were missed, per 100 objects; means over seeds."""
-    figure = _figure(9, 1.8 + 0.4 * len(groups))
+    figure = _figure(9, 1.8 + _rows_height(groups))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     for number, group in enumerate(groups):
         start = 0.0
@@ -206,6 +206,12 @@ _MEAN: dict[str, Any] = {"color": "black", "linestyle": "", "marker": "|", "mark
 def _figure(width: float, height: float) -> Figure:
     """In inches. Not pyplot's: a program that shows figures of its own keeps them."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _rows_height(groups: Sequence[Group]) -> float:
+    """Inches for a row a configuration, so high that the longest label does not touch its neighbours'."""
+    lines = max(_wrap(group.label).count("\n") + 1 for group in groups)
+    return max(0.38, 0.08 + 0.17 * lines) * len(groups)
 
 
 def _colour(number: int) -> str:
