@@ -20,10 +20,15 @@ def is_defined(groups: Sequence[Group], metric: str) -> bool:
     return None not in values and not all(math.isnan(value) for value in values if value is not None)
 
 
+def _shown(groups: Sequence[Group], metric: str, prefix: str, usual: Sequence[str]) -> list[str]:
+    """The metric, those of the usual ones that are defined, of boxes or masks as `prefix` says, and AP of the other."""
+    names = [prefix + name for name in usual] + ["AP" if prefix else "mask_AP"]
+    return [metric, *(name for name in names if name != metric and is_defined(groups, name))]
+
+
 def metrics_table(groups: Sequence[Group], metric: str, prefix: str) -> Table:
-    """The metric and COCO's usual ones, means and standard deviations over seeds."""
-    usual = [prefix + name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")]
-    shown = [metric, *(name for name in usual if name != metric and is_defined(groups, name))]
+    """The metric, COCO's usual ones, and AP of masks beside that of boxes: means and standard deviations over seeds."""
+    shown = _shown(groups, metric, prefix, ("AP", "AP50", "AP75", "APs", "APm", "APl"))
     rows = [
         [g.label, str(len(g.runs)), *(tables.percent(summarize(g.values(m).values()), len(g.runs)) for m in shown)]
         for g in groups
@@ -34,8 +39,7 @@ def metrics_table(groups: Sequence[Group], metric: str, prefix: str) -> Table:
 
 def differences_table(groups: Sequence[Group], baseline: Group, metric: str, prefix: str) -> Table:
     """Paired differences from the baseline, with their intervals."""
-    usual = [f"{prefix}{name}" for name in ("AP50", "AP75", "AP@0.90")]
-    shown = [metric, *(name for name in usual if name != metric and is_defined(groups, name))]
+    shown = _shown(groups, metric, prefix, ("AP50", "AP75", "AP@0.90"))
     rows = []
     for group in groups:
         if group is not baseline:

@@ -72,8 +72,8 @@ def touch_objects(dataset, index):
 def growth(dataset, touch, context):
     """Private bytes that reading the data set adds to a worker: those of the median sample, for each sample.
 
-    A forked worker copies pages of the interpreter too, when its garbage collector or an import touches them. These come
-    in a few leaps, whereas annotations are copied as they are read.
+    A forked worker copies pages of the interpreter too, when its garbage collector or an import touches them. These
+    come in a few leaps, whereas annotations are copied as they are read.
     """
     loader = DataLoader(Reader(dataset, touch), batch_size=None, num_workers=1, multiprocessing_context=context)
     return np.median(np.diff(list(loader))) * len(dataset)

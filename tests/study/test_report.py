@@ -91,6 +91,23 @@ def refused(tmp_path, capsys):
     return run
 
 
+def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, without_plots, tmp_path):
+    for seed in range(2):
+        for name, ap in (("roi_pool", 0.4), ("roi_align", 0.5)):
+            path = make_run(f"logs/{name}{seed}", ap, seed=seed, pooler=name) / "metrics.json"
+            record = json.loads(path.read_text())
+            record["metrics"] |= {f"mask_{key}": value and value - 0.1 for key, value in record["metrics"].items()}
+            path.write_text(json.dumps(record))
+    page, _ = run_report(tmp_path / "logs", "--metric", "mask_AP75", "--baseline", "pooler=roi_pool")
+    header, align, _ = page.tables[0]
+    assert header[2:] == ["mask_AP75", "mask_AP", "mask_AP50", "mask_APs", "mask_APm", "AP"]
+    assert (align[3], align[-1]) == ("40.0 ± 0.0", "50.0 ± 0.0")
+    assert page.tables[1][0][-1] == "Δ AP"
+    assert page.tables[1][1][-1].startswith("+10.00 [")
+    page, _ = run_report(tmp_path / "logs")
+    assert page.tables[0][0][-1] == page.tables[1][0][-1].removeprefix("Δ ") == "mask_AP"
+
+
 def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
     page, said = run_report(sweep)
     # 50, 52, 51 and 51, 54, 57.
