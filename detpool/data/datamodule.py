@@ -14,6 +14,7 @@ from detpool.data.dataset import DetectionDataset, Sample, Target
 from detpool.data.sampling import EvalSampler, TrainSampler
 from detpool.distributed import rank_and_world_size
 from detpool.errors import DataError
+from detpool.signals import ANNOUNCED, STOP
 
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -166,11 +167,11 @@ class DetectionDataModule(LightningDataModule):
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which a terminal or scheduler sends to all processes, to the one that trains.
+    """Leave signals that a terminal or scheduler sends to all processes to the one that trains.
 
     A worker that died of them would take the batch with it that the training process needs to come to a step's end.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (*STOP, *ANNOUNCED):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from detpool.signals import STOP
 
 
 class Worker:
@@ -25,7 +25,7 @@ class Worker:
     @contextmanager
     def run(cls) -> Iterator[None]:
         """A run in this process: a signal raises KeyboardInterrupt, unless training, which saves itself, handles it."""
-        for number in _SIGNALS:
+        for number in STOP:
             signal.signal(number, cls._handle)
         cls.running = True
         try:
@@ -58,7 +58,7 @@ def wait_for_workers() -> Iterator[None]:
         for process in _children():
             os.kill(process, signal.SIGTERM)
 
-    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in STOP}
     try:
         yield
     finally:

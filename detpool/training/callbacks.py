@@ -17,6 +17,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from detpool.distributed import is_main_process, say
+from detpool.signals import ANNOUNCED, STOP
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -59,6 +60,9 @@ class SaveOnInterrupt(Callback):
     A second Ctrl-C ends the program at once, without a checkpoint. The exit status is 128 + the signal's number, as
     usual.
 
+    SIGUSR2, with which SLURM announces the end of a job that submitit started (launcher=slurm), is handled likewise if
+    the program has a handler of it. That is called once the checkpoint is saved: it ends the job or queues it again.
+
     Args:
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
 
@@ -78,7 +82,7 @@ class SaveOnInterrupt(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not earlier: Lightning, which would end the program at SIGTERM without saving, sets its own handlers.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (*STOP, *(number for number in ANNOUNCED if callable(signal.getsignal(number)))):
             self._previous[number] = signal.signal(number, self._handle)
 
     def on_train_batch_end(
@@ -119,6 +123,8 @@ class SaveOnInterrupt(Callback):
         self.validation_cut = validation_cut
         trainer.save_checkpoint(self.path, weights_only=False)
         say(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
+        if self._signal is not None and self._signal in ANNOUNCED:
+            self._previous[self._signal](self._signal, None)
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
 

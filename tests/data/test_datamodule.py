@@ -1,3 +1,6 @@
+import multiprocessing
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -146,6 +149,26 @@ def test_samples_do_not_depend_on_the_number_of_workers():
     assert first != second
     for num_workers in (1, 2):
         assert epochs(num_workers) == [first, second]
+
+
+def test_workers_outlive_signals_to_all_processes():
+    """SLURM announces the end of a job to every process of it; submitit's handler, inherited, would end the workers."""
+
+    def end(number, frame):
+        raise SystemExit(1)
+
+    before = signal.signal(signal.SIGUSR2, end)
+    try:
+        data = small_data(num_workers=1, batch_size=1)
+        data.setup("fit")
+        batches = iter(data.train_dataloader())
+        next(batches)  # two are loaded in advance
+        for worker in multiprocessing.active_children():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                os.kill(worker.pid, number)
+        assert len(list(batches)) == len(data.train_dataset) - 1 > 3
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

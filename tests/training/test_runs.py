@@ -127,6 +127,41 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     )
 
 
+class JobEnds(Exception):
+    """What submitit's handler of SIGUSR2 raises, by whatever name."""
+
+
+def test_announced_end_of_a_job_saves_before_the_handler_ends_it(tiny_config, tmp_path, monkeypatch):
+    runs.train(tiny_config(name="whole"))
+    last = tmp_path / "part" / "checkpoints" / "last.ckpt"
+
+    def end_job(number, frame):
+        raise JobEnds(f"step {torch.load(last, weights_only=True)['global_step']}")
+
+    class Announce(Callback):
+        def on_train_batch_start(self, trainer, module, *args):
+            if trainer.global_step == 5:
+                os.kill(os.getpid(), signal.SIGUSR2)
+
+    build = runs.instantiate_all
+    monkeypatch.setattr(
+        runs, "instantiate_all", lambda group: [*build(group), Announce()] if "last" in group else build(group)
+    )
+    before = signal.signal(signal.SIGUSR2, end_job)
+    try:
+        with pytest.raises(JobEnds, match="step 6"):
+            runs.train(tiny_config(name="part"))
+        assert signal.getsignal(signal.SIGUSR2) is end_job
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    monkeypatch.undo()
+    runs.train(tiny_config(f"ckpt_path={last}", name="rest"))
+    assert_same_weights(
+        weights(tmp_path / "rest" / "checkpoints" / "last.ckpt"),
+        weights(tmp_path / "whole" / "checkpoints" / "last.ckpt"),
+    )
+
+
 def test_stopped_after_an_epoch_and_resumed_equals_uninterrupted(tiny_config, tmp_path, monkeypatch):
     runs.train(tiny_config(name="whole"))
 
