@@ -14,7 +14,7 @@ test: $(VENV)/installed-dev lint
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops/triton -n 2
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow --timeout=3600
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=3600 -n 2
 
 # On a machine with a GPU: its tests, then its benchmark, whose results are named after it.
 gpu: $(VENV)/installed-dev
