@@ -50,13 +50,13 @@ def main() -> None:
         if sweep.names is not None:
             write_plan(sweep.folder, sweep.names)
     sys.argv += sweep.overrides
-    failures = 0
+    complete = False
     try:
         with wait_for_workers() if sweep.in_workers else contextlib.nullcontext():
             run()
     finally:
-        failures = summarize(sweep)
-    sys.exit(1 if failures else 0)
+        complete = summarize(sweep)
+    sys.exit(0 if complete else 1)
 
 
 if __name__ == "__main__":

@@ -246,19 +246,18 @@ def command_of(hydra: DictConfig) -> list[str]:
     return ["train.py", *sweep, *hydra.overrides.task]
 
 
-def summarize(sweep: Sweep) -> int:
-    """Prints what became of a sweep; the number of runs that failed."""
+def summarize(sweep: Sweep) -> bool:
+    """Prints what became of a sweep, and says whether all of its runs are finished, as far as it knows of them."""
     if sweep.names is None:
         folders = sorted(path.parent for path in sweep.folder.glob(f"*/{STATUS}"))
     else:
         folders = [sweep.folder / name for name in sweep.names]
-    finished = [folder for folder in folders if (folder / "metrics.json").is_file()]
-    statuses = {folder: read_status(folder) for folder in folders if folder not in finished}
+    unfinished = [folder for folder in folders if not (folder / "metrics.json").is_file()]
+    statuses = {folder: read_status(folder) for folder in unfinished}
     failed = {folder: status for folder, status in statuses.items() if status and status.state != "interrupted"}
     for folder, status in failed.items():
         print(f"{folder}: {status.state}: {status.error}", file=sys.stderr)
     if sweep.names is not None:
-        rest = len(folders) - len(finished) - len(failed)
-        counts = f"{len(finished)} of {len(folders)} runs finished, {len(failed)} failed, {rest} not finished"
-        print(f"{sweep.folder}: {counts}")
-    return len(failed)
+        finished, rest = len(folders) - len(unfinished), len(unfinished) - len(failed)
+        print(f"{sweep.folder}: {finished} of {len(folders)} runs finished, {len(failed)} failed, {rest} not finished")
+    return not unfinished

@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 
 from detpool.config import check_overrides
 from detpool.errors import ConfigError
-from detpool.study.layout import fingerprint, run_name
-from detpool.study.plan import plan_sweep
+from detpool.study.layout import fingerprint, run_name, write_status
+from detpool.study.plan import Sweep, plan_sweep, summarize
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -190,3 +190,21 @@ def _has_ray() -> bool:
     except ImportError:
         return False
     return True
+
+
+def test_a_sweep_is_complete_only_if_all_its_runs_are_finished(tmp_path, capsys):
+    names = ["finished", "failed", "interrupted", "of another process"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    (tmp_path / "finished" / "metrics.json").touch()
+    write_status(tmp_path / "failed", "failed", "no such file")
+    write_status(tmp_path / "interrupted", "interrupted")
+    assert not summarize(Sweep(tmp_path, names, [], in_workers=False))
+    said = capsys.readouterr()
+    assert said.err == f"{tmp_path}/failed: failed: no such file\n"
+    assert said.out == f"{tmp_path}: 1 of 4 runs finished, 1 failed, 2 not finished\n"
+    for name in names[2:]:
+        assert not summarize(Sweep(tmp_path, ["finished", name], [], in_workers=False))
+    assert summarize(Sweep(tmp_path, ["finished"], [], in_workers=False))
+    # A sweeper chose them: only what they left is known.
+    assert not summarize(Sweep(tmp_path, None, [], in_workers=False))
