@@ -3,6 +3,7 @@
 
     python tools/report.py logs/demo
     python tools/report.py logs/demo/multiruns/2026-01-31_12-00-00-000000 --baseline pooler=roi_pool --metric AP75
+    python tools/report.py logs/pooling_nuclei --by backbone.output_stride # tables of their own for each stride
     python tools/report.py logs results/ops_cpu --output report           # with the operators' benchmark
 
 Runs lie anywhere below the folders. Those that differ in nothing but their seed are averaged; configurations are
@@ -35,7 +36,7 @@ PICTURES = "plots"
 def main(argv: Sequence[str] | None = None) -> None:
     options = _arguments(argv)
     with exit_with_message():
-        report = build_report(collect(options.logs), metric=options.metric, baseline=options.baseline)
+        report = build_report(collect(options.logs), metric=options.metric, baseline=options.baseline, by=options.by)
     command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
     revision = git_state(Path(detpool.__file__).parents[1])["revision"] or "unknown"
     write(report, options.output, f"Made by `{command}` at revision {revision}.")
@@ -64,6 +65,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("logs/report"), help="folder; default: logs/report")
     parser.add_argument("--metric", default="AP", help="that configurations are compared by; default: AP")
     parser.add_argument("--baseline", help="configuration to compare with, such as pooler=roi_pool; default: the first")
+    parser.add_argument("--by", help="dotted key of a setting whose values get tables of their own each")
     return parser.parse_args(argv)
 
 

@@ -1,7 +1,8 @@
 """Which runs belong together, and what to call them.
 
-A *section* holds the runs that were evaluated on the same data and split: only they are compared. A *group* holds the
-runs of a section that differ in nothing but their seed: only they are averaged.
+A *section* holds the runs that were evaluated on the same data and split and, if wished, have the same value of a
+setting: only they are compared. A *group* holds the runs of a section that differ in nothing but their seed: only they
+are averaged.
 """
 
 from __future__ import annotations
@@ -53,9 +54,17 @@ class Group:
 
 @dataclass
 class Section:
-    """Runs that were evaluated on the same data and split, in the order of the first run of each group."""
+    """Runs that are compared with each other, in the order of the first run of each group.
+
+    Attributes:
+        title: their data and split, and the value of the setting that sections are made by.
+        data: what identifies data and split.
+        groups: at least one.
+        problems: runs that were left out.
+    """
 
     title: str
+    data: str
     groups: list[Group]
     problems: list[Problem] = field(default_factory=list)
 
@@ -64,17 +73,27 @@ class Section:
         return [run for group in self.groups for run in group.runs.values()]
 
 
-def make_sections(runs: Sequence[Run]) -> list[Section]:
+def make_sections(runs: Sequence[Run], by: str | None = None) -> list[Section]:
     """Sorts runs into sections and groups.
 
     Of runs with the same settings *and* seed (a training and its evaluation by `eval.py`, say) the one with training
     curves stays, of several the one that finished last; the others become problems of the section.
+
+    Args:
+        runs: all runs.
+        by: dotted key of a setting, `backbone.output_stride`, each of whose values gets a section.
+
+    Raises:
+        ConfigError: no run has the setting.
     """
-    by_data: dict[str, list[Run]] = {}
+    if by is not None and all(_setting(run, by) is _UNSET for run in runs):
+        known = {key for run in runs for key in _dotted(run.config)}
+        raise ConfigError(f"--by {by!r} is in the config of no run{did_you_mean(by, known)}")
+    members: dict[str, list[Run]] = {}
     for run in runs:
-        by_data.setdefault(_key(_identity(run)), []).append(run)
-    titles = differences([_identity(members[0]) for members in by_data.values()])
-    return [_section(members, parts) for members, parts in zip(by_data.values(), titles, strict=True)]
+        members.setdefault(_key(_comparable(run, by)), []).append(run)
+    titles = differences([_comparable(alike[0], by) for alike in members.values()])
+    return [_section(alike, parts) for alike, parts in zip(members.values(), titles, strict=True)]
 
 
 def _section(runs: Sequence[Run], parts: Sequence[Part]) -> Section:
@@ -95,7 +114,8 @@ def _section(runs: Sequence[Run], parts: Sequence[Part]) -> Section:
     groups = [Group(name, seeds) for name, seeds in zip(names, members, strict=True)]
     name = _function(runs[0].config["data"]).removesuffix("_datamodule") or "data"
     shown = ", ".join(f"{key}={value}" for key, value in parts if key not in ("_target_", "split"))
-    return Section(f"{name}, {runs[0].split} split" + (f" ({shown})" if shown else ""), groups, problems)
+    title = f"{name}, {runs[0].split} split" + (f" ({shown})" if shown else "")
+    return Section(title, _key(_identity(runs[0])), groups, problems)
 
 
 def find_baseline(section: Section, wanted: str | None) -> Group | None:
@@ -129,6 +149,27 @@ def check_baseline(sections: Sequence[Section], wanted: str | None) -> None:
 def _identity(run: Run) -> dict[str, Any]:
     """Which data a run was evaluated on."""
     return {**{k: v for k, v in run.config["data"].items() if k not in _LOADING}, "split": run.split}
+
+
+def _comparable(run: Run, by: str | None) -> dict[str, Any]:
+    """What all runs of a section have in common."""
+    value = _UNSET if by is None else _setting(run, by)
+    return {**_identity(run), **({} if value is _UNSET else {str(by): value})}
+
+
+def _setting(run: Run, key: str) -> Any:
+    node: Any = run.config
+    for word in key.split("."):
+        node = node.get(word, _UNSET) if isinstance(node, dict) else _UNSET
+    return node
+
+
+def _dotted(node: Mapping[str, Any]) -> list[str]:
+    """Dotted keys of all settings below a node."""
+    found = []
+    for key, value in node.items():
+        found += [str(key), *(f"{key}.{rest}" for rest in (_dotted(value) if isinstance(value, dict) else ()))]
+    return found
 
 
 def _settings(run: Run) -> dict[str, Any]:

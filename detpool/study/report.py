@@ -46,7 +46,7 @@ class Report:
     Attributes:
         title: its heading, what it is about.
         problems: what was found and is not in the numbers, and what else concerns all parts.
-        parts: one for each data set and split, then one for each benchmark.
+        parts: one for each data set and split (and value of a setting), then one for each benchmark.
         runs: a record for each run, with all of its numbers.
         summary: a record for each configuration and metric.
     """
@@ -58,7 +58,9 @@ class Report:
     summary: list[dict[str, Any]]
 
 
-def build_report(collected: Collected, metric: str = "AP", baseline: str | None = None) -> Report:
+def build_report(
+    collected: Collected, metric: str = "AP", baseline: str | None = None, by: str | None = None
+) -> Report:
     """A report of everything that was collected.
 
     Args:
@@ -66,26 +68,27 @@ def build_report(collected: Collected, metric: str = "AP", baseline: str | None 
         metric: the metric that configurations are compared by.
         baseline: the configuration that others are compared with, by its label or some of its `key=value` parts;
             default the first of each section.
+        by: dotted key of a setting, each of whose values gets a part with a baseline of its own.
 
     Raises:
-        ConfigError: nothing can be reported, no run has the metric, or none is the baseline.
+        ConfigError: nothing can be reported, no run has the metric or the setting, or none is the baseline.
     """
     problems = list(collected.problems)
     runs = _with_metric(collected.runs, metric, problems)
     if not runs and not collected.benchmarks:
         reasons = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"there is nothing to report:\n{reasons}")
-    sections = make_sections(runs)
+    sections = make_sections(runs, by)
     if baseline is not None:
         check_baseline(sections, baseline)
     notes = [str(problem) for problem in problems]
-    if len(sections) > 1:
+    if (count := len({section.data for section in sections})) > 1:
         notes.append(
-            f"The runs were evaluated on {len(sections)} different data sets or splits. Each has tables of its own; "
+            f"The runs were evaluated on {count} different data sets or splits. Each has tables of its own; "
             "nothing is averaged or compared across them."
         )
     counts = {"run": len(runs), "benchmark": len(collected.benchmarks)}
-    title = " and ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count)
+    title = " and ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n)
     report = Report(title, notes, [], [], [])
     for number, section in enumerate(sections, 1):
         chosen = find_baseline(section, baseline)

@@ -199,6 +199,24 @@ def test_interrupted_sweep(sweep, make_run, run_report):
 
 
 @pytest.mark.usefixtures("without_plots")
+def test_values_of_a_setting_get_parts_and_baselines_of_their_own(make_run, run_report, refused, tmp_path):
+    for rate, gain in ((0.02, 0.01), (0.2, 0.05)):
+        for seed in range(2):
+            for name, ap in (("roi_pool", 0.4), ("roi_align", 0.4 + gain)):
+                make_run(f"logs/{gain}/{name}{seed}", ap, seed=seed, pooler=name, **{"optim.optimizer.lr": rate})
+    arguments = [tmp_path / "logs", "--baseline", "pooler=roi_pool"]
+    assert "fits 2 configurations" in refused(*arguments)
+    assert "did you mean 'optim.optimizer.lr'" in refused(*arguments, "--by", "optim.optimiser.lr")
+    page, said = run_report(*arguments, "--by", "optim.optimizer.lr")
+    titles = [heading for heading in page.headings if heading.startswith("shapes")]
+    assert titles == ["shapes, test split (optim.optimizer.lr=0.02)", "shapes, test split (optim.optimizer.lr=0.2)"]
+    differences = [table[1][:3] for table in page.tables if table[0][1] == "pairs"]
+    assert [row[:2] for row in differences] == [["pooler=roi_align", "2"]] * 2
+    assert [row[2].split()[0] for row in differences] == ["+1.00", "+5.00"]
+    assert "different data sets" not in said
+
+
+@pytest.mark.usefixtures("without_plots")
 def test_two_data_sets_are_never_mixed(make_run, run_report, tmp_path):
     make_run("logs/0", 0.4)
     make_run("logs/1", 0.6, seed=1, **{"data.size": 64})
