@@ -106,6 +106,7 @@ def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, without_p
     assert page.tables[1][1][-1].startswith("+10.00 [")
     page, _ = run_report(tmp_path / "logs")
     assert page.tables[0][0][-1] == page.tables[1][0][-1].removeprefix("Δ ") == "mask_AP"
+    assert page.headings.count("Kinds of errors of boxes") == 2  # whatever the metric
 
 
 def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
@@ -118,7 +119,7 @@ def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
     ]
     # All resamples of 1, 2 and 6: 1/27 of them has the mean 1, and 1/27 the mean 6.
     assert page.tables[1][1][:3] == ["pooler=pr_roi_pool", "3", "+3.00 [+1.00, +6.00]"]
-    assert "With 3 seeds in common, bootstrap intervals are too narrow" in said
+    assert "nominally 95 %, are too narrow: they hold 75 % of the time with 3 seeds" in said
     assert page.tables[3][1][:4] == ["pooler=roi_pool", "60.0 ± 0.0", "5.0 ± 0.0", "10.0 ± 0.0"]
     assert page.tables[4][1] == ["pooler=roi_pool", "250.0 ± 0.0", "1.00", "3 ± 0", "2.0 ± 0.0"]
     runs = page.tables[5]
@@ -196,6 +197,19 @@ def test_interrupted_sweep(sweep, make_run, run_report):
     assert [row[1] for row in page.tables[0][1:]] == ["3", "2"]
     # Of the seeds that both have: 1 and 2.
     assert page.tables[1][1][1:3] == ["2", "+1.50 [+1.00, +2.00]"]
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_notes_on_intervals_name_whom_they_concern(sweep, make_run, run_report, tmp_path):
+    make_run("logs/6", pooler="roi_warp")
+    _, said = run_report(sweep)
+    assert "Not all configurations share two seeds with the baseline (not pooler=roi_warp)" in said
+    assert "75 % of the time with 3 seeds" in said
+    make_run("more/0", pooler="roi_pool")
+    make_run("more/1")
+    _, said = run_report(tmp_path / "more")
+    assert "No configuration shares two seeds with the baseline: without, there are no intervals" in said
+    assert "too narrow" not in said
 
 
 @pytest.mark.usefixtures("without_plots")
