@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -33,6 +34,15 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; choose from {', '.join(choices)}" if choices else ""
+
+
+@contextmanager
+def writing(output: str | Path) -> Iterator[None]:
+    """Raises ConfigError, which names what a program was told to write, in place of OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 @contextmanager

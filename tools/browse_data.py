@@ -28,7 +28,7 @@ from detpool.config import check_config, check_keys, check_overrides
 from detpool.data import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample
 from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
-from detpool.errors import ConfigError, did_you_mean, exit_with_message
+from detpool.errors import ConfigError, did_you_mean, exit_with_message, writing
 from detpool.evaluation.pictures import contact_sheet, draw_panels
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not pictures:
             raise ConfigError(f"the {own['split']} split has no samples")
         output = Path(own["output"] or f"logs/browse_data/{own['split']}.png")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(pictures, COLUMNS).save(output)
+        with writing(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            contact_sheet(pictures, COLUMNS).save(output)
     print(f"{len(pictures)} of {len(dataset)} samples of the {own['split']} split: {output}")
 
 

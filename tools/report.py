@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import detpool
-from detpool.errors import exit_with_message
+from detpool.errors import exit_with_message, writing
 from detpool.evaluation.files import write_text_atomically
 from detpool.evaluation.metrics_file import git_state
 from detpool.study.collect import collect
@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _arguments(argv)
     with exit_with_message():
         report = build_report(collect(options.logs), metric=options.metric, baseline=options.baseline, by=options.by)
-    command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
-    revision = git_state(Path(detpool.__file__).parents[1])["revision"] or "unknown"
-    write(report, options.output, f"Made by `{command}` at revision {revision}.")
+        command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
+        revision = git_state(Path(detpool.__file__).parents[1])["revision"] or "unknown"
+        with writing(options.output):
+            write(report, options.output, f"Made by `{command}` at revision {revision}.")
     for note in [*report.problems, *(f"{part.title}: {note}" for part in report.parts for note in part.notes)]:
         print(f"note: {note}", file=sys.stderr)
     print(f"{options.output / 'report.html'}: {report.title}; beside it Markdown, CSV and LaTeX")
@@ -50,9 +51,11 @@ def write(report: Report, folder: Path, footer: str) -> None:
     write_text_atomically(folder / "report.html", to_html(report, footer))
     write_text_atomically(folder / "report.md", to_markdown_page(report, PICTURES, footer))
     write_text_atomically(folder / "report.tex", to_latex_tables(report))
-    if report.runs:
-        write_text_atomically(folder / "runs.csv", to_csv(report.runs))
-        write_text_atomically(folder / "summary.csv", to_csv(report.summary))
+    for name, records in (("runs.csv", report.runs), ("summary.csv", report.summary)):
+        if records:
+            write_text_atomically(folder / name, to_csv(records))
+        else:  # one of an earlier report would be taken for this one's
+            (folder / name).unlink(missing_ok=True)
     (folder / PICTURES).mkdir(exist_ok=True)
     for picture in (block for part in report.parts for block in part.blocks if isinstance(block, Picture)):
         for suffix, content in picture.files.items():

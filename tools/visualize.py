@@ -15,6 +15,7 @@ import argparse
 import csv
 import inspect
 import io
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bench.operators import Operator, examine, functions_of
 from bench.output import console
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 from rich.table import Table
 
 from detpool.data.images import image_size, read_image
-from detpool.errors import ConfigError, exit_with_message
+from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.files import write_text_atomically
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import read_results
@@ -71,12 +73,11 @@ def bins(options: argparse.Namespace) -> None:
         raise ConfigError(f"--box {' '.join(f'{edge:g}' for edge in box)} lies outside the image{of}")
     cells = (int(-(-height // stride)), int(-(-width // stride)))
     found = _of_each(options, lambda op: footprint(_bound(op, options), box, tuple(options.bins), cells, stride))
-    save(plot_footprints(found, image), options.output / "bins.png")
     numbers = {
         name: {"cells a bin": f.cells, "off right, px": f.offset[0], "off down, px": f.offset[1]}
         for name, f in found.items()
     }
-    _report(options, numbers)
+    _report(options, plot_footprints(found, image), numbers)
 
 
 def continuity(options: argparse.Namespace) -> None:
@@ -92,7 +93,6 @@ def continuity(options: argparse.Namespace) -> None:
             position_sensitive=op.position_sensitive,
         ),
     )
-    save(plot_continuity(found), options.output / "continuity.png")
     numbers = {
         name: {
             "J, coarse": c.jumps[0],
@@ -103,7 +103,7 @@ def continuity(options: argparse.Namespace) -> None:
         }
         for name, c in found.items()
     }
-    _report(options, numbers)
+    _report(options, plot_continuity(found), numbers)
 
 
 def gradients(options: argparse.Namespace) -> None:
@@ -119,8 +119,11 @@ def gradients(options: argparse.Namespace) -> None:
             position_sensitive=op.position_sensitive,
         ),
     )
-    save(plot_gradient_fields(found), options.output / "gradients.png")
-    _report(options, {name: {"alignment": f.alignment, "astray": f.astray} for name, f in found.items()})
+    _report(
+        options,
+        plot_gradient_fields(found),
+        {name: {"alignment": f.alignment, "astray": f.astray} for name, f in found.items()},
+    )
 
 
 def predictions(options: argparse.Namespace) -> None:
@@ -140,7 +143,8 @@ def predictions(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     masks = "segm" in config.evaluation.iou_types
-    paths = write_pictures(folder, dataset, rows, limit=options.count, score_threshold=options.score, masks=masks)
+    with writing(folder):
+        paths = write_pictures(folder, dataset, rows, limit=options.count, score_threshold=options.score, masks=masks)
     print(f"{len(paths)} pictures in {folder}")
 
 
@@ -168,11 +172,13 @@ def _box(options: argparse.Namespace) -> tuple[float, float, float, float]:
     x1, y1, x2, y2 = options.box
     if not (x1 < x2 and y1 < y2):
         raise ConfigError(f"--box must have x1 < x2 and y1 < y2, got {x1:g} {y1:g} {x2:g} {y2:g}")
+    if not all(map(math.isfinite, options.box)):
+        raise ConfigError(f"--box must be finite, got {x1:g} {y1:g} {x2:g} {y2:g}")
     return x1, y1, x2, y2
 
 
-def _report(options: argparse.Namespace, numbers: Numbers) -> None:
-    """Write the numbers to `<command>.csv` beside the picture, and print them."""
+def _report(options: argparse.Namespace, figure: Figure, numbers: Numbers) -> None:
+    """Write the picture to `<command>.png` and the numbers to a CSV file beside it, and print them."""
     columns = list(next(iter(numbers.values())))
     text, table = io.StringIO(), Table(title=options.command)
     writer = csv.writer(text, lineterminator="\n")
@@ -183,7 +189,9 @@ def _report(options: argparse.Namespace, numbers: Numbers) -> None:
         writer.writerow([name, *row.values()])
         # + 0.0: no "-0.0000"
         table.add_row(name, *(f"{round(value, 4) + 0.0:.4f}" for value in row.values()))
-    write_text_atomically(options.output / f"{options.command}.csv", text.getvalue())
+    with writing(options.output):
+        save(figure, options.output / f"{options.command}.png")
+        write_text_atomically(options.output / f"{options.command}.csv", text.getvalue())
     console().print(table)
     print(f"{options.output / options.command}.png and .csv")
 

@@ -194,6 +194,8 @@ def _read_run(folder: Path) -> Run:
     errors = _entry(record, "errors", dict)
     if errors is not None and (lacking := {"objects", "correct", *ERRORS} - errors.keys()):
         raise ValueError(f"metrics.json: errors lacks {', '.join(sorted(lacking, reverse=True))}")
+    if odd := [f"{kind}={count!r}" for kind, count in (errors or {}).items() if type(count) is not int or count < 0]:
+        raise ValueError(f"metrics.json: errors must be counts, got {', '.join(odd)}")
     return Run(
         folder=folder,
         config=config,
@@ -205,10 +207,10 @@ def _read_run(folder: Path) -> Run:
         # A resumed run recorded those since then.
         seconds=None if config.get("ckpt_path") else _entry(record, "seconds", (int, float)),
         command=_entry(record, "command", str) or "",
-        revision=git.get("revision"),
+        revision=_entry(git, "revision", str),
         dirty=bool(git.get("dirty")),
         versions=_entry(record, "versions", dict) or {},
-        hardware=_entry(record, "hardware", dict) or {},
+        hardware=_hardware(record),
         curves=_read_curves(folder),
         finished=(folder / "metrics.json").stat().st_mtime,
     )
@@ -233,12 +235,18 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in config.items()}
 
 
-def _entry(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) -> Any:
-    """An entry of metrics.json that may be null or, in an older file, absent."""
+def _entry(record: Mapping[str, Any], name: str, kind: type | tuple[type, ...], file: str = "metrics.json") -> Any:
+    """An entry of a record that may be null or, in an older file, absent."""
     value = record.get(name)
     if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        raise ValueError(f"metrics.json: {name} has the value {value!r}")
+        raise ValueError(f"{file}: {name} has the value {value!r}")
     return value
+
+
+def _hardware(record: Mapping[str, Any], file: str = "metrics.json") -> dict[str, Any]:
+    hardware: dict[str, Any] = _entry(record, "hardware", dict, file) or {}
+    _entry(hardware, "gpus", list, file)
+    return hardware
 
 
 def _read_curves(folder: Path) -> dict[str, Curve]:
@@ -288,6 +296,13 @@ def _read_benchmark(path: Path, found: Collected) -> None:
         return
     if not isinstance(record, dict) or "command" not in record:
         found.problems.append(Problem(path, "is not the record of a benchmark: it has no 'command'"))
+        return
+    try:
+        _entry(_entry(record, "git", dict, path.name) or {}, "revision", str, path.name)
+        _entry(record, "versions", dict, path.name)
+        _hardware(record, path.name)
+    except ValueError as error:
+        found.problems.append(Problem(path, f"unreadable: {error}"))
         return
     broken = [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]
     if broken:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -58,18 +60,20 @@ class Picture:
 def plot_metric(groups: Sequence[Group], baseline: Group, metric: str) -> Figure:
     """The metric of every seed and its mean; beside it the differences from the baseline with their intervals."""
     panels = 2 if len(groups) > 1 else 1
-    figure = _figure(1 + 4 * panels, 1.3 + _rows_height(groups))
+    figure = _figure(_labels_width(groups) + 3.7 * panels, 1.3 + _rows_height(groups))
     left, *others = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
     _seeds(left, groups, metric)
     for right in others:
         for number, group in enumerate(groups):
-            if group is not baseline:
-                difference = paired_difference(group.values(metric), baseline.values(metric))
-                ends = [100 * difference.low, 100 * difference.high]
-                right.plot(ends, [number, number], color=_colour(number), linewidth=2)
-                right.plot([100 * difference.mean], [number], color=_colour(number), marker=_marker(number))
+            if group is baseline:
+                right.text(0.5, number, "baseline", transform=right.get_yaxis_transform(), ha="center", va="center")
+                continue
+            difference = paired_difference(group.values(metric), baseline.values(metric))
+            ends = [100 * difference.low, 100 * difference.high]
+            right.plot(ends, [number, number], color=_colour(number), linewidth=2)
+            right.plot([100 * difference.mean], [number], color=_colour(number), marker=_marker(number))
         right.axvline(0, color="0.5", linewidth=1)
-        right.set_xlabel(f"points above {_wrap(baseline.label)}\n(line: 95 % interval)")
+        right.set_xlabel("points above the baseline (line: 95 % interval)")
         right.grid(axis="x", color="0.92")
     return figure
 
@@ -77,7 +81,7 @@ def plot_metric(groups: Sequence[Group], baseline: Group, metric: str) -> Figure
 def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
     """AP over IoU thresholds, and its difference from the baseline, where what happens at high IoU can be seen."""
     panels = 2 if len(groups) > 1 else 1
-    figure = _figure(1 + 4 * panels, 3.4 + 0.2 * len(groups))  # the legend has a row a configuration
+    figure = _figure(1 + 4 * panels, 3.2)
     left, *others = figure.subplots(1, panels, squeeze=False)[0]
     x = [float(iou) for iou in IOUS]
     base = [baseline.values(f"{prefix}AP@{iou}") for iou in IOUS]
@@ -92,17 +96,17 @@ def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
     left.set_ylim(bottom=0)
     for right in others:
         right.axhline(0, color="0.5", linewidth=1)
-        right.set_ylabel(f"points above {_wrap(baseline.label)}\n(band: 95 % interval)")
+        right.set_ylabel("points above the baseline\n(band: 95 % interval)")
     for panel in (left, *others):
         panel.set_xlabel("IoU threshold")
         panel.grid(color="0.92")
-    _legend(figure, groups)
+    _legend(figure, groups, baseline)
     return figure
 
 
 def plot_sizes(groups: Sequence[Group], metrics: Mapping[str, str]) -> Figure:
     """Metrics by object size, a panel each; `metrics` maps their names to what they stand for."""
-    figure = _figure(1 + 2.7 * len(metrics), 1.3 + _rows_height(groups))
+    figure = _figure(_labels_width(groups) + 2.5 * len(metrics), 1.3 + _rows_height(groups))
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, (metric, title) in zip(panels, metrics.items(), strict=True):
         _seeds(panel, groups, metric)
@@ -111,10 +115,18 @@ def plot_sizes(groups: Sequence[Group], metrics: Mapping[str, str]) -> Figure:
 
 
 def plot_curves(groups: Sequence[Group], metric: str) -> Figure:
-    """Training loss and the validation metric over epochs, a line a seed."""
-    figure = _figure(9, 3.6)
-    left, right = figure.subplots(1, 2)
-    for panel, name, scale in ((left, "train/loss", 1), (right, f"val/{metric}", 100)):
+    """Training loss and the validation metric over epochs, where they were recorded, a line a seed."""
+    shown = [
+        (name, scale, label)
+        for name, scale, label in (
+            ("train/loss", 1, "training loss (mean of the epoch)"),
+            (f"val/{metric}", 100, f"{metric} of the validation set, %"),
+        )
+        if any(name in run.curves for group in groups for run in group.runs.values())
+    ]
+    figure = _figure(1 + 4 * len(shown), 3.2)
+    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    for panel, (name, scale, label) in zip(panels, shown, strict=True):
         for number, group in enumerate(groups):
             for run in group.runs.values():
                 curve = run.curves.get(name, {})
@@ -123,8 +135,7 @@ def plot_curves(groups: Sequence[Group], metric: str) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(color="0.92")
         panel.set_ylim(bottom=0)
-    left.set_ylabel("training loss (mean of the epoch)")
-    right.set_ylabel(f"{metric} of the validation set, %")
+        panel.set_ylabel(label)
     _legend(figure, groups)
     return figure
 
@@ -133,7 +144,7 @@ def plot_cost(groups: Sequence[Group], metric: str) -> Figure:
     """What the metric costs: against the seconds and, where known, the memory of a training step; a point a run."""
     known = [run.peak_memory_bytes is not None for group in groups for run in group.runs.values()]
     panels = 2 if any(known) else 1
-    figure = _figure(1 + 4 * panels, 3.6)
+    figure = _figure(1 + 4 * panels, 3.2)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     for panel, name, scale in zip(axes, ("step_seconds", "peak_memory_bytes"), (1e3, 2**-20), strict=False):
         for number, group in enumerate(groups):
@@ -155,7 +166,7 @@ def plot_cost(groups: Sequence[Group], metric: str) -> Figure:
 
 def plot_errors(groups: Sequence[Group]) -> Figure:
     """What the detections are, and how many objects were missed, per 100 objects; means over seeds."""
-    figure = _figure(9, 1.8 + _rows_height(groups))
+    figure = _figure(_labels_width(groups) + 8, 1.8 + _rows_height(groups))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     for number, group in enumerate(groups):
         start = 0.0
@@ -214,6 +225,11 @@ def _rows_height(groups: Sequence[Group]) -> float:
     return max(0.38, 0.08 + 0.17 * lines) * len(groups)
 
 
+def _labels_width(groups: Sequence[Group]) -> float:
+    """Inches for the labels of rows: a character is about 1/13 inch wide."""
+    return 0.3 + max(len(line) for group in groups for line in _wrap(group.label).split("\n")) / 13
+
+
 def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
@@ -246,14 +262,20 @@ def _band(panel: Axes, x: Sequence[float], y: Sequence[tuple[float, float, float
     panel.fill_between(x, low, high, color=_colour(number), alpha=0.15, linewidth=0)
 
 
-def _legend(figure: Figure, groups: Sequence[Group], lines: bool = True) -> None:
-    handles = [
-        Line2D([], [], label=group.label, **{**_line(number), **({} if lines else {"linestyle": ""})})
-        for number, group in enumerate(groups)
-    ]
+def _legend(figure: Figure, groups: Sequence[Group], baseline: Group | None = None, lines: bool = True) -> None:
+    """Adds a legend below the panels, and to the figure the height that it takes."""
     # A character of the legend is about 1/11 inch wide, and a handle as wide as eight.
-    columns = int(11 * figure.get_figwidth() / (8 + max(len(group.label) for group in groups)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, columns)), frameon=False)
+    room = int(11 * figure.get_figwidth())
+    labels = [textwrap.fill(group.label + (" (baseline)" if group is baseline else ""), room - 8) for group in groups]
+    handles = [
+        Line2D([], [], label=label, **{**_line(number), **({} if lines else {"linestyle": ""})})
+        for number, label in enumerate(labels)
+    ]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    columns = max(1, min(4, room // (8 + longest)))
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    height = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer()).height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + height)
 
 
 def _wrap(label: str) -> str:

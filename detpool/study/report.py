@@ -24,7 +24,7 @@ from detpool.study.run_tables import (
     runs_table,
     summary_records,
 )
-from detpool.study.statistics import FEW_SEEDS
+from detpool.study.statistics import COVERAGE
 from detpool.study.tables import Table
 
 SIZES = {"s": "small: below 32² pixels", "m": "medium", "l": "large: above 96² pixels"}
@@ -137,9 +137,9 @@ def _part(section: Section, baseline: Group, metric: str, name: str) -> Part:
     if sizes:
         blocks.append(to_picture(plots.plot_sizes(groups, sizes), f"{name}sizes", "AP by size of the objects"))
     if recorded := [group for group in groups if any(run.errors for run in group.runs.values())]:
-        blocks.append(to_picture(plots.plot_errors(recorded), f"{name}errors", "Kinds of errors", _ERROR_NOTE))
+        blocks.append(to_picture(plots.plot_errors(recorded), f"{name}errors", "Kinds of errors of boxes", _ERROR_NOTE))
         blocks.append(errors_table(recorded))
-    if any(run.curves for run in section.runs):
+    if any(run.curves.keys() & {"train/loss", f"val/{metric}"} for run in section.runs):
         blocks.append(to_picture(plots.plot_curves(groups, metric), f"{name}training", "Training, a line a seed"))
     if any(run.step_seconds is not None for run in section.runs):
         blocks.append(to_picture(plots.plot_cost(groups, metric), f"{name}cost", f"{metric} and what a step costs"))
@@ -150,10 +150,10 @@ def _part(section: Section, baseline: Group, metric: str, name: str) -> Part:
 
 _IOU_NOTE = "Where on the left lines lie on each other, the right shows what sets them apart at high IoU."
 _ERROR_NOTE = (
-    "Of each class the n best-scored detections, n being its number of objects. Correct: IoU >= 0.5 with an object of "
-    "its class that no other has; duplicate: that another has; classification: with an object of another class; "
-    "localisation: 0.1 <= IoU < 0.5 with one of its class; both: with one of another class; background: none. Missed: "
-    "objects that no detection accounts for by being correct or nearly so."
+    "Of boxes; of each class the n best-scored detections, n being its number of objects. Correct: IoU >= 0.5 with an "
+    "object of its class that no other has; duplicate: that another has; classification: with an object of another "
+    "class; localisation: 0.1 <= IoU < 0.5 with one of its class; both: with one of another class; background: none. "
+    "Missed: objects that no detection accounts for by being correct or nearly so."
 )
 
 
@@ -167,12 +167,15 @@ def _notes(section: Section, baseline: Group) -> list[str]:
             plural = "s" if len(missing) > 1 else ""
             notes.append(f"{group.label} has no finished run of seed{plural} {', '.join(missing)}, which others have.")
     if len(groups) > 1:
-        pairs = min(len(group.runs.keys() & baseline.runs.keys()) for group in groups)
-        if pairs < FEW_SEEDS:
-            notes.append(
-                f"With {pairs} seed{'s' if pairs != 1 else ''} in common, bootstrap intervals "
-                + ("do not exist." if pairs < 2 else "are too narrow (of nominally 95 %, they hold 75 % with 3 seeds).")
-            )
+        pairs = {g.label: len(g.runs.keys() & baseline.runs.keys()) for g in groups if g is not baseline}
+        if lacking := [label for label, n in pairs.items() if n < 2]:
+            everyone = len(lacking) == len(pairs)
+            who = "No configuration shares" if everyone else "Not all configurations share"
+            listed = "" if everyone else f" (not {'; '.join(lacking)})"
+            notes.append(f"{who} two seeds with the baseline{listed}: without, there are no intervals.")
+        if few := sorted({n for n in pairs.values() if n in COVERAGE}):
+            held = ", ".join(f"{COVERAGE[n]} % of the time with {n} seeds" for n in few)
+            notes.append(f"Bootstrap intervals of so few seeds, nominally 95 %, are too narrow: they hold {held}.")
     about: dict[str, Callable[[Run], str]] = {
         "git revisions": lambda run: tables.revision(run.revision and run.revision[:10], run.dirty),
         "versions of packages": lambda run: ", ".join(f"{name} {v}" for name, v in run.versions.items()),

@@ -69,7 +69,9 @@ def errors_table(groups: Sequence[Group]) -> Table:
         [g.label, *(tables.percent(summarize(plots.error_shares(g, kind)), len(g.runs)) for kind in kinds)]
         for g in groups
     ]
-    return Table("Kinds of errors", ["configuration", *kinds], rows, "Per 100 objects, mean ± standard deviation.")
+    return Table(
+        "Kinds of errors of boxes", ["configuration", *kinds], rows, "Per 100 objects, mean ± standard deviation."
+    )
 
 
 def cost_table(groups: Sequence[Group], baseline: Group) -> Table:

@@ -38,7 +38,7 @@ class RunCheckpoint(ModelCheckpoint):
         if self.monitor is None or not best.is_file():
             return
         copy = Path(self.dirpath) / best.name
-        if is_main_process() and copy != best:
+        if is_main_process() and copy.resolve() != best.resolve():
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(best, copy)
         super().load_state_dict(

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from detpool.evaluation.errors import ERRORS
 from detpool.study.collect import collect
 from detpool.study.layout import write_plan, write_status
 
 ROOT = Path(__file__).parents[2]
+ODD_COUNTS = {"objects": "200", "correct": 1, **dict.fromkeys(ERRORS, 1)}
 
 
 def messages(*paths):
@@ -78,6 +80,9 @@ def test_incomplete_runs_say_how_far_they_came(make_run, tmp_path):
         ("metrics.json", '{"metrics": {"AP": 0.5}, "seconds": "long"}', "seconds has the value 'long'"),
         ("metrics.json", '{"metrics": {"AP": 0.5}, "errors": [1]}', "errors has the value [1]"),
         ("metrics.json", '{"metrics": {"AP": 0.5}, "errors": {"correct": 3}}', "errors lacks objects, missed"),
+        ("metrics.json", f'{{"metrics": {{"AP": 0.5}}, "errors": {json.dumps(ODD_COUNTS)}}}', "got objects='200'"),
+        ("metrics.json", '{"metrics": {"AP": 0.5}, "git": {"revision": 5}}', "revision has the value 5"),
+        ("metrics.json", '{"metrics": {"AP": 0.5}, "hardware": {"gpus": 3}}', "gpus has the value 3"),
         ("config.yaml", "seed: [", "config.yaml"),
         ("config.yaml", "- 1\n", "config.yaml is not the config of a run"),
         ("config.yaml", "seed: 1\ndata: {}\n", "no evaluation"),
@@ -184,6 +189,11 @@ def test_benchmarks_of_the_operators():
             '{"command": "x"}',
             "operator,median_ms\nroi_align\n",
             "bench.csv: line 2 has not the 2 columns of the header",
+        ),
+        (
+            '{"command": "x", "git": "abc"}',
+            "operator,median_ms\nroi_align,1\n",
+            "unreadable: bench.json: git has the value 'abc'",
         ),
     ],
 )

@@ -106,6 +106,7 @@ def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, without_p
     assert page.tables[1][1][-1].startswith("+10.00 [")
     page, _ = run_report(tmp_path / "logs")
     assert page.tables[0][0][-1] == page.tables[1][0][-1].removeprefix("Δ ") == "mask_AP"
+    assert "Kinds of errors of boxes" in page.headings  # whatever the metric
 
 
 def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
@@ -118,7 +119,7 @@ def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
     ]
     # All resamples of 1, 2 and 6: 1/27 of them has the mean 1, and 1/27 the mean 6.
     assert page.tables[1][1][:3] == ["pooler=pr_roi_pool", "3", "+3.00 [+1.00, +6.00]"]
-    assert "With 3 seeds in common, bootstrap intervals are too narrow" in said
+    assert "nominally 95 %, are too narrow: they hold 75 % of the time with 3 seeds" in said
     assert page.tables[3][1][:4] == ["pooler=roi_pool", "60.0 ± 0.0", "5.0 ± 0.0", "10.0 ± 0.0"]
     assert page.tables[4][1] == ["pooler=roi_pool", "250.0 ± 0.0", "1.00", "3 ± 0", "2.0 ± 0.0"]
     runs = page.tables[5]
@@ -217,6 +218,19 @@ def test_values_of_a_setting_get_parts_and_baselines_of_their_own(make_run, run_
 
 
 @pytest.mark.usefixtures("without_plots")
+def test_notes_on_intervals_name_whom_they_concern(sweep, make_run, run_report, tmp_path):
+    make_run("logs/6", pooler="roi_warp")
+    _, said = run_report(sweep)
+    assert "Not all configurations share two seeds with the baseline (not pooler=roi_warp)" in said
+    assert "75 % of the time with 3 seeds" in said
+    make_run("more/0", pooler="roi_pool")
+    make_run("more/1")
+    _, said = run_report(tmp_path / "more")
+    assert "No configuration shares two seeds with the baseline: without, there are no intervals" in said
+    assert "too narrow" not in said
+
+
+@pytest.mark.usefixtures("without_plots")
 def test_two_data_sets_are_never_mixed(make_run, run_report, tmp_path):
     make_run("logs/0", 0.4)
     make_run("logs/1", 0.6, seed=1, **{"data.size": 64})
@@ -253,6 +267,26 @@ def test_nothing_to_report(make_run, refused, tmp_path):
     assert "0: unreadable" in refused(tmp_path / "logs")
     make_run("more/0", finished=False)
     assert "0: incomplete" in refused(tmp_path / "more")
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_an_output_that_is_no_folder(make_run, tmp_path, capsys):
+    make_run("logs/0")
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        report.main([str(tmp_path / "logs"), "--output", str(tmp_path / "file")])
+    assert end.value.code == 2
+    assert f"error: cannot write {tmp_path / 'file'}: " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_plots")
+def test_no_tables_of_an_earlier_report_stay(make_run, run_report, tmp_path):
+    make_run("logs/0")
+    run_report(tmp_path / "logs")
+    assert (tmp_path / "report" / "runs.csv").exists()
+    run_report(ROOT / "results" / "ops_cpu")
+    assert not (tmp_path / "report" / "runs.csv").exists()
+    assert not (tmp_path / "report" / "summary.csv").exists()
 
 
 @pytest.mark.usefixtures("without_plots")

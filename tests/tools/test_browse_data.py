@@ -44,6 +44,14 @@ def test_boxes_labels_and_masks_are_drawn(tmp_path, capsys):
     assert np.abs(boxes - masks).sum() > 0
 
 
+def test_an_output_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        browse_data.main(["data=shapes", "data.train_images=2", "count=1", f"output={tmp_path}/file/sheet.png"])
+    assert end.value.code == 2
+    assert f"error: cannot write {tmp_path}/file/sheet.png: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -97,8 +97,10 @@ def test_predictions_of_a_run(run_dir, capsys):
             ["bins", "--operators", "roi_align:alined=True"],
             "roi_align has no argument 'alined'; did you mean 'aligned'",
         ),
+        (["bins", "--operators", "roi_align:aligned=true"], "aligned of roi_align must be True or False, got 'true'"),
         (["bins", "--operators", "roi_align_rotated"], "no upright bins"),
         (["bins", "--box", "61", "9", "13", "50"], "--box must have x1 < x2 and y1 < y2, got 61 9 13 50"),
+        (["bins", "--box", "0", "0", "inf", "9"], "--box must be finite, got 0 0 inf 9"),
         (["bins", "--box", "-9", "-9", "-2", "-2"], "lies outside the image"),
         (["bins", "--image", "nowhere.png"], "nowhere.png: the image does not exist"),
         (["continuity", "--operators", "deform_roi_pool"], "its bins move by offsets"),
@@ -120,6 +122,16 @@ def test_a_box_beyond_its_image(tmp_path, capsys):
     with pytest.raises(SystemExit):
         visualize.main(["bins", "--image", str(tmp_path / "small.png"), "--box", "25", "5", "40", "20"])
     assert "small.png, which is 20 pixels wide and 30 high" in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_folder(run_dir, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    for command in (["bins", "--operators", "roi_pool"], ["predictions", str(run_dir)]):
+        with pytest.raises(SystemExit) as end:
+            visualize.main([*command, "--output", str(file)])
+        assert end.value.code == 2
+        assert f"error: cannot write {file}: " in capsys.readouterr().err
 
 
 def test_broken_predictions(run_dir, capsys):

@@ -55,13 +55,16 @@ def test_finished_run_is_skipped(tiny_config, tmp_path, monkeypatch, capsys):
 
 def test_interrupted_run_is_resumed_to_what_it_would_have_been(tiny_config, tmp_path, monkeypatch):
     go(tiny_config(name="whole"))
-    stop_at(monkeypatch, "on_train_batch_end", epoch=1, batch=1)
-    with pytest.raises(SystemExit) as end:
-        go(tiny_config(name="part"))
+    monkeypatch.chdir(tmp_path)
+    part = tiny_config()
+    part.run_dir = "part"  # relative, as a study's
+    with monkeypatch.context() as patch:
+        stop_at(patch, "on_train_batch_end", epoch=1, batch=1)
+        with pytest.raises(SystemExit) as end:
+            go(part.copy())
     assert end.value.code == 130
     assert read_status(tmp_path / "part").state == "interrupted"
-    monkeypatch.undo()
-    go(tiny_config(name="part"))
+    go(part.copy())
     assert read_status(tmp_path / "part") is None
     part, whole = (collect([tmp_path / name]) for name in ("part", "whole"))
     assert part.problems == whole.problems == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -106,7 +106,7 @@ def _split(text: str) -> list[str]:
     return text.split(",") if text else []
 
 
-def _keyword(function: str, text: str, known: Iterable[str]) -> tuple[str, Any]:
+def _keyword(function: str, text: str, known: Mapping[str, inspect.Parameter]) -> tuple[str, Any]:
     """`key=value` as a pair; the value a Python literal, or else a string."""
     key, _, value = text.partition("=")
     if not value:
@@ -114,9 +114,12 @@ def _keyword(function: str, text: str, known: Iterable[str]) -> tuple[str, Any]:
     if key not in known:
         raise ValueError(f"{function} has no argument {key!r}{did_you_mean(key, known)}")
     try:
-        return key, ast.literal_eval(value)
+        found = ast.literal_eval(value)
     except (ValueError, SyntaxError):
-        return key, value
+        found = value
+    if isinstance(known[key].default, bool) and not isinstance(found, bool):
+        raise ValueError(f"{key} of {function} must be True or False, got {value!r}")
+    return key, found
 
 
 @cache
