@@ -173,7 +173,10 @@ def _dotted(node: Mapping[str, Any]) -> list[str]:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What a run computes: its config without seeds, without its data's identity and without paths of its own."""
+    """What a run computes: its config without seeds, without its data's identity and without paths of its own.
+
+    Without nulls too: a setting that a later revision added, and that is off, leaves a run what it was before.
+    """
     settings = {key: value for key, value in run.config.items() if key not in (*RUN_LOCAL, "seed")}
     settings["data"] = {k: v for k, v in run.config["data"].items() if k in _LOADING and k != "seed"}
     settings["evaluation"] = {k: v for k, v in run.config["evaluation"].items() if k not in ("split", "pictures")}
@@ -182,7 +185,13 @@ def _settings(run: Run) -> dict[str, Any]:
         for name, callback in (run.config.get("callbacks") or {}).items()
         if callback is not None
     }
-    return settings
+    return _without_nulls(settings)
+
+
+def _without_nulls(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    return {key: _without_nulls(value) for key, value in node.items() if value is not None}
 
 
 def _pooler(run: Run) -> list[Part]:

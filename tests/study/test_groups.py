@@ -47,6 +47,14 @@ def test_leaves_are_named_where_they_differ(make_run, tmp_path):
     ]
 
 
+def test_a_setting_that_is_off_is_as_good_as_none(make_run, tmp_path):
+    make_run("0", seed=0)
+    make_run("1", seed=1, context=None, **{"trainer.gradient_clip_val": None})
+    make_run("2", **{"trainer.gradient_clip_val": 10})
+    (section,) = sections_of(tmp_path)
+    assert labels(section) == {"trainer.gradient_clip_val=unset": [0, 1], "trainer.gradient_clip_val=10": [0]}
+
+
 def test_how_data_is_loaded_is_a_setting_and_which_data_it_is_a_section(make_run, tmp_path):
     make_run("0")
     make_run("1", **{"data.batch_size": 4})
