@@ -53,6 +53,10 @@ DIFFERENTIABLE = ("roi_align:aligned=True,sampling_ratio=1", "roi_align:aligned=
 MOTIONS = {"slide": SLIDE, "grow": GROW}
 
 
+MOST_CELLS = 40_000
+"""Of a map in `bins`, which takes 20 seconds and a gigabyte for so many, and more than in proportion for more."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     options = _arguments(argv)
     with exit_with_message():
@@ -72,6 +76,11 @@ def bins(options: argparse.Namespace) -> None:
         of = f" {options.image}, which is {width} pixels wide and {height} high" if options.image else ""
         raise ConfigError(f"--box {' '.join(f'{edge:g}' for edge in box)} lies outside the image{of}")
     cells = (int(-(-height // stride)), int(-(-width // stride)))
+    if cells[0] * cells[1] > MOST_CELLS:
+        raise ConfigError(
+            f"a map of {cells[0]} x {cells[1]} cells is more than can be drawn ({MOST_CELLS} cells): "
+            "give a larger --stride"
+        )
     found = _of_each(options, lambda op: footprint(_bound(op, options), box, tuple(options.bins), cells, stride))
     numbers = {
         name: {"cells a bin": f.cells, "off right, px": f.offset[0], "off down, px": f.offset[1]}

@@ -101,6 +101,10 @@ def test_predictions_of_a_run(run_dir, capsys):
         (["bins", "--operators", "roi_align_rotated"], "no upright bins"),
         (["bins", "--box", "61", "9", "13", "50"], "--box must have x1 < x2 and y1 < y2, got 61 9 13 50"),
         (["bins", "--box", "0", "0", "inf", "9"], "--box must be finite, got 0 0 inf 9"),
+        (
+            ["bins", "--box", "0", "0", "1e5", "1e5"],
+            "cells is more than can be drawn (40000 cells): give a larger --stride",
+        ),
         (["bins", "--box", "-9", "-9", "-2", "-2"], "lies outside the image"),
         (["bins", "--image", "nowhere.png"], "nowhere.png: the image does not exist"),
         (["continuity", "--operators", "deform_roi_pool"], "its bins move by offsets"),
