@@ -50,7 +50,6 @@ def main() -> None:
         if sweep.names is not None:
             write_plan(sweep.folder, sweep.names)
     sys.argv += sweep.overrides
-    complete = False
     try:
         with wait_for_workers() if sweep.in_workers else contextlib.nullcontext():
             run()

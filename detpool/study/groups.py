@@ -86,9 +86,8 @@ def make_sections(runs: Sequence[Run], by: str | None = None) -> list[Section]:
     Raises:
         ConfigError: no run has the setting.
     """
-    if by is not None and all(_setting(run, by) is _UNSET for run in runs):
-        known = {key for run in runs for key in _dotted(run.config)}
-        raise ConfigError(f"--by {by!r} is in the config of no run{did_you_mean(by, known)}")
+    if by is not None and by not in (known := {key for run in runs for key in _dotted(run.config)}):
+        raise ConfigError(f"--by {by!r} is set in the config of no run{did_you_mean(by, known)}")
     members: dict[str, list[Run]] = {}
     for run in runs:
         members.setdefault(_key(_comparable(run, by)), []).append(run)
@@ -153,22 +152,17 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def _comparable(run: Run, by: str | None) -> dict[str, Any]:
     """What all runs of a section have in common."""
-    value = _UNSET if by is None else _setting(run, by)
-    return {**_identity(run), **({} if value is _UNSET else {str(by): value})}
+    return {**_identity(run), **{key: value for key, value in _dotted(run.config).items() if key == by}}
 
 
-def _setting(run: Run, key: str) -> Any:
-    node: Any = run.config
-    for word in key.split("."):
-        node = node.get(word, _UNSET) if isinstance(node, dict) else _UNSET
-    return node
-
-
-def _dotted(node: Mapping[str, Any]) -> list[str]:
-    """Dotted keys of all settings below a node."""
-    found = []
+def _dotted(node: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings below a node by their dotted keys, but for those that are null."""
+    found = {}
     for key, value in node.items():
-        found += [str(key), *(f"{key}.{rest}" for rest in (_dotted(value) if isinstance(value, dict) else ()))]
+        if value is not None:
+            found[str(key)] = value
+        if isinstance(value, dict):
+            found.update({f"{key}.{rest}": below for rest, below in _dotted(value).items()})
     return found
 
 
