@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, max_pool2d, max_pool3d
 from torch.profiler import ProfilerActivity, profile
 
-from detpool import pooling
+from detpool import layers
 from detpool.evaluation.files import write_text_atomically
 
 LINE = 4.0
@@ -121,77 +121,77 @@ class _OnTokens(nn.Module):
         self.weights = torch.rand(MASK.shape) if weighted else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        tokens, count = pooling.to_tokens(maps), len(maps)
+        tokens, count = layers.to_tokens(maps), len(maps)
         more = [] if self.weights is None else [self.weights[:count]]
         return self.layer(tokens, *more, None if self.mask is None else self.mask[:count])
 
 
 CASES: dict[str, Case] = {
-    "AvgPool2d": _sliding(pooling.AvgPool2d),
-    "SumPool2d": _sliding(pooling.SumPool2d),
-    "LpPool2d p=1": _sliding(pooling.LpPool2d, p=1),
-    "L2Pool2d": _sliding(pooling.L2Pool2d),
-    "LpPool2d p=3": _sliding(pooling.LpPool2d, p=3),
-    "LpPool2d p=2.5": _sliding(pooling.LpPool2d, p=2.5),
-    "SoftmaxPool2d": _sliding(pooling.SoftmaxPool2d),
-    "StochasticPool2d": _sliding(pooling.StochasticPool2d),
-    "StochasticPool2d eval": _sliding(lambda *a: pooling.StochasticPool2d(*a).eval()),
-    "MixedPool2d": _sliding(pooling.MixedPool2d),
-    "MixedPool2d eval": _sliding(lambda *a: pooling.MixedPool2d(*a).eval()),
-    "LPPool2d": Case(lambda _: pooling.LPPool2d(3, 3, 2), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2)),
+    "AvgPool2d": _sliding(layers.AvgPool2d),
+    "SumPool2d": _sliding(layers.SumPool2d),
+    "LpPool2d p=1": _sliding(layers.LpPool2d, p=1),
+    "L2Pool2d": _sliding(layers.L2Pool2d),
+    "LpPool2d p=3": _sliding(layers.LpPool2d, p=3),
+    "LpPool2d p=2.5": _sliding(layers.LpPool2d, p=2.5),
+    "SoftmaxPool2d": _sliding(layers.SoftmaxPool2d),
+    "StochasticPool2d": _sliding(layers.StochasticPool2d),
+    "StochasticPool2d eval": _sliding(lambda *a: layers.StochasticPool2d(*a).eval()),
+    "MixedPool2d": _sliding(layers.MixedPool2d),
+    "MixedPool2d eval": _sliding(lambda *a: layers.MixedPool2d(*a).eval()),
+    "LPPool2d": Case(lambda _: layers.LPPool2d(3, 3, 2), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2)),
     "FractionalMaxPool2d": Case(
-        lambda _: pooling.FractionalMaxPool2d(3, output_ratio=0.5),
+        lambda _: layers.FractionalMaxPool2d(3, output_ratio=0.5),
         "max_pool2d 3 x 3, stride 2",
         lambda x: max_pool2d(x, 3, 2, 1),
     ),
     "BlurPool2d": Case(
-        lambda _: pooling.BlurPool2d(3, 2), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2, 1)
+        lambda _: layers.BlurPool2d(3, 2), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2, 1)
     ),
     "MaxBlurPool2d": Case(
-        lambda _: pooling.MaxBlurPool2d(3, 2, 1), "max_pool2d 3 x 3, stride 1", lambda x: max_pool2d(x, 3, 1, 1)
+        lambda _: layers.MaxBlurPool2d(3, 2, 1), "max_pool2d 3 x 3, stride 1", lambda x: max_pool2d(x, 3, 1, 1)
     ),
     "TiledPool2d": Case(
-        lambda _: pooling.TiledPool2d(2), "max_pool2d 2 x 2, stride 2", lambda x: max_pool2d(x, 2, ceil_mode=True)
+        lambda _: layers.TiledPool2d(2), "max_pool2d 2 x 2, stride 2", lambda x: max_pool2d(x, 2, ceil_mode=True)
     ),
-    "AdaptiveTiledPool2d": _adaptive(pooling.AdaptiveTiledPool2d, 7, 7),
-    "AdaptiveAvgPool2d": _adaptive(pooling.AdaptiveAvgPool2d, 7, 7),
-    "GlobalPool2d mean": _adaptive(pooling.GlobalPool2d, 1),
-    "GlobalPool2d sum": _adaptive(pooling.GlobalPool2d, 1, "sum"),
-    "GlobalPool2d max": _adaptive(pooling.GlobalPool2d, 1, "max"),
-    "GlobalLpPool2d": _adaptive(pooling.GlobalLpPool2d, 1),
+    "AdaptiveTiledPool2d": _adaptive(layers.AdaptiveTiledPool2d, 7, 7),
+    "AdaptiveAvgPool2d": _adaptive(layers.AdaptiveAvgPool2d, 7, 7),
+    "GlobalPool2d mean": _adaptive(layers.GlobalPool2d, 1),
+    "GlobalPool2d sum": _adaptive(layers.GlobalPool2d, 1, "sum"),
+    "GlobalPool2d max": _adaptive(layers.GlobalPool2d, 1, "max"),
+    "GlobalLpPool2d": _adaptive(layers.GlobalLpPool2d, 1),
     "SpatialPyramidPool2d": Case(
-        lambda _: pooling.SpatialPyramidPool2d(), "adaptive_max_pool2d of 1, 2 and 4, concatenated", _grids
+        lambda _: layers.SpatialPyramidPool2d(), "adaptive_max_pool2d of 1, 2 and 4, concatenated", _grids
     ),
     "SpatialPyramidPool2d mean": Case(
-        lambda _: pooling.SpatialPyramidPool2d(reduction="mean"),
+        lambda _: layers.SpatialPyramidPool2d(reduction="mean"),
         "adaptive_max_pool2d of 1, 2 and 4, concatenated",
         _grids,
     ),
     "SpatialPyramidContext2d": Case(
-        lambda _: pooling.SpatialPyramidContext2d(),
+        lambda _: layers.SpatialPyramidContext2d(),
         "max_pool2d of 5, 9 and 13, stride 1, concatenated",
         _neighbourhoods,
     ),
     "LocalResponseNorm": Case(
-        lambda _: pooling.LocalResponseNorm(5), "max_pool3d of 5 channels, stride 1", _channel_windows
+        lambda _: layers.LocalResponseNorm(5), "max_pool3d of 5 channels, stride 1", _channel_windows
     ),
-    "ClsTokenPool": _tokens(lambda _: pooling.ClsTokenPool()),
-    "LastTokenPool masked": _tokens(lambda _: pooling.LastTokenPool(), masked=True),
-    "MeanTokenPool": _tokens(lambda _: pooling.MeanTokenPool()),
-    "MeanTokenPool masked": _tokens(lambda _: pooling.MeanTokenPool(), masked=True),
-    "MaxTokenPool": _tokens(lambda _: pooling.MaxTokenPool()),
-    "MaxTokenPool masked": _tokens(lambda _: pooling.MaxTokenPool(), masked=True),
-    "WeightedMeanTokenPool": _tokens(lambda _: pooling.WeightedMeanTokenPool(), weighted=True),
-    "LpPool2d learnable": _sliding(pooling.LpPool2d, learnable=True),
-    "SoftmaxPool2d learnable": _sliding(pooling.SoftmaxPool2d, learnable=True),
-    "StridedConv2d": _learned(pooling.StridedConv2d),
-    "LeNetSubsampling": _learned(pooling.LeNetSubsampling),
-    "LearnedMixedPool2d": _sliding(pooling.LearnedMixedPool2d),
-    "GatedPool2d": _learned(pooling.GatedPool2d),
-    "TreePool2d": _learned(pooling.TreePool2d),
-    "ASPP": Case(lambda c: pooling.ASPP(c, c), "max_pool2d 3 x 3, stride 1", lambda x: max_pool2d(x, 3, 1, 1)),
-    "LearnedMeanTokenPool": _tokens(pooling.LearnedMeanTokenPool),
-    "AttentionTokenPool": _tokens(pooling.AttentionTokenPool),
+    "ClsTokenPool": _tokens(lambda _: layers.ClsTokenPool()),
+    "LastTokenPool masked": _tokens(lambda _: layers.LastTokenPool(), masked=True),
+    "MeanTokenPool": _tokens(lambda _: layers.MeanTokenPool()),
+    "MeanTokenPool masked": _tokens(lambda _: layers.MeanTokenPool(), masked=True),
+    "MaxTokenPool": _tokens(lambda _: layers.MaxTokenPool()),
+    "MaxTokenPool masked": _tokens(lambda _: layers.MaxTokenPool(), masked=True),
+    "WeightedMeanTokenPool": _tokens(lambda _: layers.WeightedMeanTokenPool(), weighted=True),
+    "LpPool2d learnable": _sliding(layers.LpPool2d, learnable=True),
+    "SoftmaxPool2d learnable": _sliding(layers.SoftmaxPool2d, learnable=True),
+    "StridedConv2d": _learned(layers.StridedConv2d),
+    "LeNetSubsampling": _learned(layers.LeNetSubsampling),
+    "LearnedMixedPool2d": _sliding(layers.LearnedMixedPool2d),
+    "GatedPool2d": _learned(layers.GatedPool2d),
+    "TreePool2d": _learned(layers.TreePool2d),
+    "ASPP": Case(lambda c: layers.ASPP(c, c), "max_pool2d 3 x 3, stride 1", lambda x: max_pool2d(x, 3, 1, 1)),
+    "LearnedMeanTokenPool": _tokens(layers.LearnedMeanTokenPool),
+    "AttentionTokenPool": _tokens(layers.AttentionTokenPool),
 }
 
 

@@ -1,4 +1,4 @@
-"""Context on top of a backbone: poolings of `detpool.pooling` that look around, on maps whose shape they keep."""
+"""Context on top of a backbone: poolings of `detpool.layers` that look around, on maps whose shape they keep."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from detpool.pooling import ASPP, SpatialPyramidContext2d
+from detpool.layers import ASPP, SpatialPyramidContext2d
 
 
 def spp_context(channels: int, kernel_sizes: Sequence[int] = (5, 9, 13)) -> nn.Sequential:

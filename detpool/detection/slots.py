@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detpool.errors import ConfigError
 
 LayerFactory = Callable[..., nn.Module]
-"""Returns a layer, usually of `detpool.pooling`; called with `channels`, those of its input, if it takes them."""
+"""Returns a layer, usually of `detpool.layers`; called with `channels`, those of its input, if it takes them."""
 
 
 def build_layer(factory: LayerFactory, channels: int, slot: str) -> nn.Module:

@@ -17,6 +17,7 @@ from yaml import YAMLError
 
 from detpool.evaluation.errors import ERRORS
 from detpool.evaluation.metrics_file import read_metrics
+from detpool.run_config import read_run_config
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
 Curve = dict[int, float]
@@ -218,7 +219,7 @@ def _read_run(folder: Path) -> Run:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        config = OmegaConf.to_container(read_run_config(path), resolve=True)
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config.yaml: {error}") from error
     if not isinstance(config, dict):

@@ -25,6 +25,7 @@ from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
+from detpool.run_config import read_run_config
 from detpool.training.callbacks import EpochLines, StepCost
 from detpool.training.module import DetectionModule
 
@@ -231,7 +232,7 @@ def load_config(checkpoint: Path) -> DictConfig:
         raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()}){hint}")
     for folder in (checkpoint.parent, checkpoint.parent.parent):
         if (folder / "config.yaml").is_file():
-            return OmegaConf.create(OmegaConf.load(folder / "config.yaml"))  # type: ignore[return-value]
+            return read_run_config(folder / "config.yaml")
     raise ConfigError(f"no config.yaml beside {checkpoint} or one folder up: it says which model to restore")
 
 

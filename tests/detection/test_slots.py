@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import nn
 
-from detpool import ops, pooling
+from detpool import layers, ops
 from detpool.config import check_config, check_keys, check_overrides
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone, SmallCNN, resnet
 from detpool.detection.heads import FlattenHead, PooledHead, TokenHead
@@ -90,7 +90,7 @@ def test_slots_in_other_detectors(model, overrides):
 
 def dropped():
     """Every second cell and nothing else: a strided convolution, split in two."""
-    return pooling.BlurPool2d(filter_size=1, stride=2)
+    return layers.BlurPool2d(filter_size=1, stride=2)
 
 
 def with_values_of(network, other):
@@ -179,7 +179,7 @@ def test_what_pools_learn_is_trained_in_frozen_stages(tmp_path):
 def test_pooling_single_bins_is_the_flatten_head():
     torch.manual_seed(0)
     flatten = FlattenHead((4, 5, 3), 8)
-    pooled = PooledHead((4, 5, 3), functools.partial(pooling.TiledPool2d, tile_size=1), 8)
+    pooled = PooledHead((4, 5, 3), functools.partial(layers.TiledPool2d, tile_size=1), 8)
     with_values_of(pooled, flatten)
     rois = torch.rand(6, 4, 5, 3)
     assert torch.equal(pooled(rois), flatten(rois))
@@ -188,11 +188,11 @@ def test_pooling_single_bins_is_the_flatten_head():
 @pytest.mark.parametrize(
     ("pool", "arguments", "bins"),
     [
-        (pooling.ClsTokenPool, {"class_token": True}, "all"),
-        (pooling.LastTokenPool, {"causal": True}, "all"),
-        (pooling.LastTokenPool, {"encoder_layers": 0}, "last"),
-        (pooling.ClsTokenPool, {"encoder_layers": 0}, "first"),
-        (pooling.ClsTokenPool, {"causal": True}, "first"),
+        (layers.ClsTokenPool, {"class_token": True}, "all"),
+        (layers.LastTokenPool, {"causal": True}, "all"),
+        (layers.LastTokenPool, {"encoder_layers": 0}, "last"),
+        (layers.ClsTokenPool, {"encoder_layers": 0}, "first"),
+        (layers.ClsTokenPool, {"causal": True}, "first"),
     ],
 )
 def test_which_bins_a_token_head_sees(pool, arguments, bins):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from detpool import pooling
+from detpool import layers
 from detpool.study.collect import collect
 
 
@@ -28,10 +28,10 @@ def test_a_small_run_writes_a_benchmark(tmp_path, capsys) -> None:
 
 
 def test_every_layer_is_measured() -> None:
-    layers = {name for name in pooling.__all__ if isinstance(getattr(pooling, name), type)}
+    classes = {name for name in layers.__all__ if isinstance(getattr(layers, name), type)}
     # what the others are measured against
-    layers -= {"MaxPool2d", "AdaptiveMaxPool2d"}
-    assert {name.split()[0] for name in bench_pooling.CASES} == layers
+    classes -= {"MaxPool2d", "AdaptiveMaxPool2d"}
+    assert {name.split()[0] for name in bench_pooling.CASES} == classes
 
 
 @pytest.mark.parametrize("name", bench_pooling.CASES)

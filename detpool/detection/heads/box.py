@@ -8,7 +8,7 @@ from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from detpool.detection.slots import LayerFactory, build_layer, tried
 from detpool.errors import ConfigError
-from detpool.pooling import to_tokens
+from detpool.layers import to_tokens
 
 Shape = tuple[int, int, int]
 """Channels, height and width of pooled RoIs."""

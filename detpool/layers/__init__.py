@@ -1,6 +1,6 @@
 """Pooling layers for feature maps (N, C, H, W) and tokens (N, L, C), other than RoI pooling.
 
-Those that PyTorch has are PyTorch's own; ``docs/pooling.md`` lists all with their formulas.
+Those that PyTorch has are PyTorch's own; ``docs/layers.md`` lists all with their formulas.
 """
 
 from torch.nn import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, LPPool2d, MaxPool2d

@@ -1,6 +1,6 @@
 """Windows other than a sliding kernel: tiles, the whole map, random ones, a pyramid of grids.
 
-PyTorch's own layers are in :mod:`detpool.pooling` too, as they are: sliding windows ``MaxPool2d`` and ``AvgPool2d``
+PyTorch's own layers are in :mod:`detpool.layers` too, as they are: sliding windows ``MaxPool2d`` and ``AvgPool2d``
 (overlapping where the stride is less than the kernel), and adaptive ones ``AdaptiveMaxPool2d`` and
 ``AdaptiveAvgPool2d``, where bin i of P takes rows ``floor(i H / P) .. ceil((i + 1) H / P)``, never none.
 """

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from pooling_cases import GEOMETRIES, random_map, train_towards
+from layer_cases import GEOMETRIES, random_map, train_towards
 from torch import nn
 
-from detpool import pooling
+from detpool import layers
 
 
 def windows(values: np.ndarray, geometry: tuple) -> tuple[np.ndarray, np.ndarray]:
@@ -32,29 +32,29 @@ def maximum_and_mean(values: np.ndarray, geometry: tuple) -> tuple[np.ndarray, n
     return np.where(exists > 0, cells, -np.inf).max((4, 5)), cells.sum((4, 5)) / exists.sum((4, 5))
 
 
-def strided_conv(layer: pooling.StridedConv2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+def strided_conv(layer: layers.StridedConv2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
     return np.einsum("ncijab,dcab->ndij", windows(values, geometry)[0], weight) + bias[:, None, None]
 
 
-def lenet(layer: pooling.LeNetSubsampling, values: np.ndarray, geometry: tuple) -> np.ndarray:
+def lenet(layer: layers.LeNetSubsampling, values: np.ndarray, geometry: tuple) -> np.ndarray:
     scale, bias = layer.scale.detach().numpy(), layer.bias.detach().numpy()
     return sigmoid(scale[:, None, None] * windows(values, geometry)[0].sum((4, 5)) + bias[:, None, None])
 
 
-def learned_mixed(layer: pooling.LearnedMixedPool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+def learned_mixed(layer: layers.LearnedMixedPool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
     share = sigmoid(layer.logit.detach().numpy())
     largest, average = maximum_and_mean(values, geometry)
     return share * largest + (1 - share) * average
 
 
-def gated(layer: pooling.GatedPool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+def gated(layer: layers.GatedPool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
     share = sigmoid(np.einsum("ncijab,cab->ncij", windows(values, geometry)[0], layer.gate.detach().numpy()[:, 0]))
     largest, average = maximum_and_mean(values, geometry)
     return share * largest + (1 - share) * average
 
 
-def tree(layer: pooling.TreePool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
+def tree(layer: layers.TreePool2d, values: np.ndarray, geometry: tuple) -> np.ndarray:
     """Two levels of inner nodes written out: gates 0 and 1 over leaves (0, 1) and (2, 3), gate 2 at the root."""
 
     def masks(parameter: torch.Tensor) -> np.ndarray:
@@ -69,11 +69,11 @@ def tree(layer: pooling.TreePool2d, values: np.ndarray, geometry: tuple) -> np.n
 
 
 LAYERS = {
-    "strided convolution": (lambda *a: pooling.StridedConv2d(2, *a), strided_conv),
-    "LeNet": (lambda *a: pooling.LeNetSubsampling(2, *a), lenet),
-    "learned mixed": (pooling.LearnedMixedPool2d, learned_mixed),
-    "gated": (lambda *a: pooling.GatedPool2d(2, *a), gated),
-    "tree": (lambda *a: pooling.TreePool2d(2, *a, depth=2), tree),
+    "strided convolution": (lambda *a: layers.StridedConv2d(2, *a), strided_conv),
+    "LeNet": (lambda *a: layers.LeNetSubsampling(2, *a), lenet),
+    "learned mixed": (layers.LearnedMixedPool2d, learned_mixed),
+    "gated": (lambda *a: layers.GatedPool2d(2, *a), gated),
+    "tree": (lambda *a: layers.TreePool2d(2, *a, depth=2), tree),
 }
 
 
@@ -122,35 +122,35 @@ def test_training_finds_a_layer_of_the_same_kind(name: str) -> None:
 
 def test_they_begin_as_averages() -> None:
     x = random_map(2, 3, 8, 8, dtype=torch.float32)
-    largest, average = pooling.MaxPool2d(2)(x), pooling.AvgPool2d(2)(x)
-    torch.testing.assert_close(pooling.LeNetSubsampling(3, 2)(x), average.sigmoid())
-    for layer in (pooling.LearnedMixedPool2d(2), pooling.GatedPool2d(3, 2)):
+    largest, average = layers.MaxPool2d(2)(x), layers.AvgPool2d(2)(x)
+    torch.testing.assert_close(layers.LeNetSubsampling(3, 2)(x), average.sigmoid())
+    for layer in (layers.LearnedMixedPool2d(2), layers.GatedPool2d(3, 2)):
         torch.testing.assert_close(layer(x), (largest + average) / 2)
     torch.manual_seed(0)
-    near = pooling.TreePool2d(3, 2)(x) - average
+    near = layers.TreePool2d(3, 2)(x) - average
     assert 0 < near.abs().max() < 0.5 * average.abs().max()
 
 
 def test_lee_counts_of_parameters() -> None:
     """Section 3 of the paper: one number; a mask a channel; and for a tree 2^levels - 1 masks."""
-    assert [p.numel() for p in pooling.LearnedMixedPool2d(3).parameters()] == [1]
-    assert sum(p.numel() for p in pooling.GatedPool2d(5, 3).parameters()) == 5 * 9
+    assert [p.numel() for p in layers.LearnedMixedPool2d(3).parameters()] == [1]
+    assert sum(p.numel() for p in layers.GatedPool2d(5, 3).parameters()) == 5 * 9
     for depth in (1, 2, 3):
         masks = 2**depth + 2**depth - 1
-        assert sum(p.numel() for p in pooling.TreePool2d(5, 3, depth=depth).parameters()) == masks * 5 * 9
+        assert sum(p.numel() for p in layers.TreePool2d(5, 3, depth=depth).parameters()) == masks * 5 * 9
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: pooling.StridedConv2d(0, 2), "channels must be a positive integer, got 0"),
-        (lambda: pooling.GatedPool2d(2.5, 2), "channels must be a positive integer, got 2.5"),
-        (lambda: pooling.LeNetSubsampling(True, 2), "channels must be a positive integer, got True"),
-        (lambda: pooling.TreePool2d(2, 2, depth=0), "depth must be an integer of at least 1, got 0"),
-        (lambda: pooling.TreePool2d(2, 3, padding=2), "padding must be 0 to half of kernel_size"),
-        (lambda: pooling.ASPP(4, rates=()), r"rates must be positive integers, at least one, got \[\]"),
-        (lambda: pooling.ASPP(4, rates=(6, 0)), r"rates must be positive integers, at least one, got \[6, 0\]"),
-        (lambda: pooling.ASPP(4, 0), "channels must be a positive integer, got 0"),
+        (lambda: layers.StridedConv2d(0, 2), "channels must be a positive integer, got 0"),
+        (lambda: layers.GatedPool2d(2.5, 2), "channels must be a positive integer, got 2.5"),
+        (lambda: layers.LeNetSubsampling(True, 2), "channels must be a positive integer, got True"),
+        (lambda: layers.TreePool2d(2, 2, depth=0), "depth must be an integer of at least 1, got 0"),
+        (lambda: layers.TreePool2d(2, 3, padding=2), "padding must be 0 to half of kernel_size"),
+        (lambda: layers.ASPP(4, rates=()), r"rates must be positive integers, at least one, got \[\]"),
+        (lambda: layers.ASPP(4, rates=(6, 0)), r"rates must be positive integers, at least one, got \[6, 0\]"),
+        (lambda: layers.ASPP(4, 0), "channels must be a positive integer, got 0"),
     ],
 )
 def test_wrong_arguments(build, message: str) -> None:
@@ -158,7 +158,7 @@ def test_wrong_arguments(build, message: str) -> None:
         build()
 
 
-def aspp_by_hand(layer: pooling.ASPP, x: torch.Tensor, rates: tuple[int, ...]) -> np.ndarray:
+def aspp_by_hand(layer: layers.ASPP, x: torch.Tensor, rates: tuple[int, ...]) -> np.ndarray:
     """DeepLabv3's branches in evaluation, cell by cell."""
     weights = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
     values = x.numpy()
@@ -197,7 +197,7 @@ def aspp_by_hand(layer: pooling.ASPP, x: torch.Tensor, rates: tuple[int, ...]) -
 def test_aspp(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     rates = (1, 2, 6)
-    layer = pooling.ASPP(3, 4, rates).double().eval()
+    layer = layers.ASPP(3, 4, rates).double().eval()
     for module in layer.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean)
@@ -211,7 +211,7 @@ def test_aspp(size: tuple[int, int]) -> None:
 
 def test_aspp_drops_half_in_training_alone() -> None:
     torch.manual_seed(0)
-    layer = pooling.ASPP(4, 64, (2,))
+    layer = layers.ASPP(4, 64, (2,))
     x = random_map(4, 4, 8, 8, dtype=torch.float32)
     assert torch.equal(layer.eval()(x), layer(x))
     layer.train()
@@ -224,7 +224,7 @@ def test_aspp_learns_to_see_the_whole_image() -> None:
     """The mean over the map, which only the image-level branch sees."""
     torch.manual_seed(0)
     x = random_map(16, 2, 6, 6, dtype=torch.float32)
-    layer = pooling.ASPP(2, 8, (1,))
+    layer = layers.ASPP(2, 8, (1,))
     layer.project[3] = nn.Identity()
     head = nn.Conv2d(8, 2, 1)
     both = nn.ModuleList([layer, head])

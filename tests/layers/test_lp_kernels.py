@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from pooling_cases import cells_of, random_map
+from layer_cases import cells_of, random_map
 from torch import Tensor
 
-from detpool import pooling
+from detpool import layers
 
 POWERS = [1.0, 1.01, 2.0, 2.5, 3.0, 4.0, 7.3, 50.0]
 MAGNITUDES = [0.0, 1e-41, 1e-30, 1e-6, 0.02, 1.0, 200.0, 1e5, 1e20, 1e38]
@@ -43,7 +43,7 @@ def expected(x: Tensor, grad: Tensor, p: float, geometry: tuple) -> tuple[np.nda
 @pytest.mark.parametrize("geometry", [((3, 3), (2, 2), (1, 1)), ((9, 11), (1, 1), (0, 0))], ids=["sliding", "global"])
 def test_every_magnitude(geometry: tuple, p: float, layout: torch.memory_format) -> None:
     x = magnitudes(layout).requires_grad_()
-    found = pooling.lp_pool2d(x, p, *geometry)
+    found = layers.lp_pool2d(x, p, *geometry)
     grad = random_map(*found.shape, seed=2, dtype=torch.float32)
     found.backward(grad)
     pooled, slopes = expected(x, grad, p, geometry)
@@ -61,7 +61,7 @@ def test_every_magnitude(geometry: tuple, p: float, layout: torch.memory_format)
 def test_global_layer_is_the_window_of_the_whole_map(p: float) -> None:
     for layout in LAYOUTS:
         x = magnitudes(layout)
-        found = pooling.GlobalLpPool2d(p)(x)
+        found = layers.GlobalLpPool2d(p)(x)
         pooled, _ = expected(x, torch.zeros(2, len(MAGNITUDES), 1, 1), p, ((9, 11), (1, 1), (0, 0)))
         np.testing.assert_allclose(found.numpy(), pooled, rtol=2e-6, atol=1.5e-45)
 
@@ -73,11 +73,11 @@ def test_infinity_and_nan_stay_in_their_windows(p: float, layout: torch.memory_f
     x[0, 0, 2, 3], x[0, 1, 2, 3], x[1, 2, 5, 5] = torch.inf, torch.nan, -torch.inf
     x[0, 1, 2, 4] = torch.inf  # beside a NaN
     clean = x.nan_to_num(0, 0, 0)
-    for layer in (pooling.LpPool2d(2, p=p), pooling.GlobalLpPool2d(p)):
+    for layer in (layers.LpPool2d(2, p=p), layers.GlobalLpPool2d(p)):
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         found, finite = layer(leaf), layer(clean)
         found.sum().backward()
-        if isinstance(layer, pooling.LpPool2d):
+        if isinstance(layer, layers.LpPool2d):
             special = {
                 (0, 0, 1, 1): torch.inf,
                 (0, 1, 1, 1): torch.nan,
@@ -99,7 +99,7 @@ def test_infinity_and_nan_stay_in_their_windows(p: float, layout: torch.memory_f
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_global_gradients_twice(layout: torch.memory_format) -> None:
     def twice(x: Tensor) -> Tensor:
-        (first,) = torch.autograd.grad(pooling.GlobalLpPool2d(2.5)(x).square().sum(), x, create_graph=True)
+        (first,) = torch.autograd.grad(layers.GlobalLpPool2d(2.5)(x).square().sum(), x, create_graph=True)
         return torch.autograd.grad(first.square().sum(), x)[0]
 
     x = (random_map(2, 3, 5, 6).abs() + 0.1).contiguous(memory_format=layout)
@@ -112,7 +112,7 @@ def test_threads_change_no_global_pooling() -> None:
     try:
         for threads in (1, 3, 64):
             torch.set_num_threads(threads)
-            results.append(pooling.GlobalLpPool2d(2.5)(x))
+            results.append(layers.GlobalLpPool2d(2.5)(x))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from pooling_cases import GEOMETRIES, random_map, reduced, train_towards
+from layer_cases import GEOMETRIES, random_map, reduced, train_towards
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from detpool import pooling
+from detpool import layers
 
 
 def softmax_mean(beta: float):
@@ -26,16 +26,16 @@ def expectation(cells: np.ndarray) -> np.ndarray:
 
 
 LAYERS = {
-    "max": (pooling.MaxPool2d, lambda v: v.max(2)),
-    "average": (lambda *a: pooling.AvgPool2d(*a, count_include_pad=False), lambda v: v.mean(2)),
-    "sum": (pooling.SumPool2d, lambda v: v.sum(2)),
-    "Lp 1": (lambda *a: pooling.LpPool2d(*a, p=1), lambda v: np.abs(v).mean(2)),
-    "Lp 2.5": (lambda *a: pooling.LpPool2d(*a, p=2.5), lambda v: (np.abs(v) ** 2.5).mean(2) ** (1 / 2.5)),
-    "L2": (pooling.L2Pool2d, lambda v: np.sqrt((v**2).mean(2))),
-    "softmax 1": (pooling.SoftmaxPool2d, softmax_mean(1.0)),
-    "softmax -3": (lambda *a: pooling.SoftmaxPool2d(*a, beta=-3.0), softmax_mean(-3.0)),
-    "stochastic": (lambda *a: pooling.StochasticPool2d(*a).eval(), expectation),
-    "mixed": (lambda *a: pooling.MixedPool2d(*a).eval(), lambda v: (v.max(2) + v.mean(2)) / 2),
+    "max": (layers.MaxPool2d, lambda v: v.max(2)),
+    "average": (lambda *a: layers.AvgPool2d(*a, count_include_pad=False), lambda v: v.mean(2)),
+    "sum": (layers.SumPool2d, lambda v: v.sum(2)),
+    "Lp 1": (lambda *a: layers.LpPool2d(*a, p=1), lambda v: np.abs(v).mean(2)),
+    "Lp 2.5": (lambda *a: layers.LpPool2d(*a, p=2.5), lambda v: (np.abs(v) ** 2.5).mean(2) ** (1 / 2.5)),
+    "L2": (layers.L2Pool2d, lambda v: np.sqrt((v**2).mean(2))),
+    "softmax 1": (layers.SoftmaxPool2d, softmax_mean(1.0)),
+    "softmax -3": (lambda *a: layers.SoftmaxPool2d(*a, beta=-3.0), softmax_mean(-3.0)),
+    "stochastic": (lambda *a: layers.StochasticPool2d(*a).eval(), expectation),
+    "mixed": (lambda *a: layers.MixedPool2d(*a).eval(), lambda v: (v.max(2) + v.mean(2)) / 2),
 }
 
 
@@ -51,9 +51,9 @@ def test_values_and_gradients(name: str, geometry: tuple) -> None:
 
 def test_the_worked_example() -> None:
     x = torch.tensor([[1.0, 3, 2, 4], [5, 6, 7, 8], [9, 4, 3, 2], [1, 2, 3, 1]])[None, None]
-    assert pooling.MaxPool2d(2, 2)(x).tolist() == [[[[6, 8], [9, 3]]]]
-    assert pooling.AvgPool2d(2, 2)(x).tolist() == [[[[3.75, 5.25], [4.0, 2.25]]]]
-    assert pooling.SumPool2d(2)(x).tolist() == [[[[15, 21], [16, 9]]]]
+    assert layers.MaxPool2d(2, 2)(x).tolist() == [[[[6, 8], [9, 3]]]]
+    assert layers.AvgPool2d(2, 2)(x).tolist() == [[[[3.75, 5.25], [4.0, 2.25]]]]
+    assert layers.SumPool2d(2)(x).tolist() == [[[[15, 21], [16, 9]]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -65,12 +65,12 @@ def test_limits(dtype: torch.dtype) -> None:
     largest = max_pool2d(x.abs(), 3, 2, 1)
     # n^(-1/p) below the maximum at most, n = 9, and a rounding of the dtype
     near = {"atol": 0, "rtol": 1 - 9 ** (-1 / 1000) + torch.finfo(dtype).eps}
-    torch.testing.assert_close(pooling.lp_pool2d(x, 1000.0, 3, 2, 1), largest, **near)
-    average = pooling.mean_pool2d(x.abs().float(), 3, 2, 1)
-    torch.testing.assert_close(pooling.lp_pool2d(x, 1.0, 3, 2, 1).float(), average, atol=0, rtol=0.01)
-    even = pooling.softmax_pool2d(x, 0.0, 3, 2, 1).float()
-    torch.testing.assert_close(even, pooling.mean_pool2d(x.float(), 3, 2, 1), atol=1e-5, rtol=0.01)
-    maximum, minimum = (pooling.softmax_pool2d(x, beta, 3, 2, 1) for beta in (1e9, -1e9))
+    torch.testing.assert_close(layers.lp_pool2d(x, 1000.0, 3, 2, 1), largest, **near)
+    average = layers.mean_pool2d(x.abs().float(), 3, 2, 1)
+    torch.testing.assert_close(layers.lp_pool2d(x, 1.0, 3, 2, 1).float(), average, atol=0, rtol=0.01)
+    even = layers.softmax_pool2d(x, 0.0, 3, 2, 1).float()
+    torch.testing.assert_close(even, layers.mean_pool2d(x.float(), 3, 2, 1), atol=1e-5, rtol=0.01)
+    maximum, minimum = (layers.softmax_pool2d(x, beta, 3, 2, 1) for beta in (1e9, -1e9))
     torch.testing.assert_close(maximum, max_pool2d(x, 3, 2, 1), atol=1e-6, rtol=1e-3)
     torch.testing.assert_close(minimum, -max_pool2d(-x, 3, 2, 1), atol=1e-6, rtol=1e-3)
 
@@ -81,7 +81,7 @@ def test_lp_has_finite_gradients_where_features_are_zero(p: float) -> None:
     x[:, 0] = 0
     x[:, 1, :3] = 0
     x.requires_grad_()
-    layer = pooling.LpPool2d(3, 2, 1, p=p, learnable=True)
+    layer = layers.LpPool2d(3, 2, 1, p=p, learnable=True)
     layer(x).sum().backward()
     assert not layer(x)[:, 0].any()
     assert x.grad.isfinite().all()
@@ -92,18 +92,18 @@ def test_lp_has_finite_gradients_where_features_are_zero(p: float) -> None:
 def test_values_that_are_not_finite_are_not_hidden() -> None:
     x = torch.ones(1, 1, 2, 4)
     x[..., 0, 0] = torch.nan
-    for layer in (pooling.LpPool2d(2), pooling.SoftmaxPool2d(2), pooling.SumPool2d(2), pooling.MixedPool2d(2).eval()):
+    for layer in (layers.LpPool2d(2), layers.SoftmaxPool2d(2), layers.SumPool2d(2), layers.MixedPool2d(2).eval()):
         got = layer(x)
         assert got[..., 0].isnan().all()
         assert got[..., 1].isfinite().all()
     x[..., 0, 0] = torch.inf
-    assert pooling.LpPool2d(2, p=3)(x).flatten().tolist() == [math.inf, 1.0]
+    assert layers.LpPool2d(2, p=3)(x).flatten().tolist() == [math.inf, 1.0]
 
 
 def test_half_precision_is_computed_in_single() -> None:
     x = 300 * random_map(2, 3, 8, 8, dtype=torch.float16).abs()
-    layers = [pooling.LpPool2d(2, p=4), pooling.SoftmaxPool2d(2, beta=2.0), pooling.StochasticPool2d(2).eval()]
-    for layer in layers:
+    modules = [layers.LpPool2d(2, p=4), layers.SoftmaxPool2d(2, beta=2.0), layers.StochasticPool2d(2).eval()]
+    for layer in modules:
         torch.testing.assert_close(layer(x), layer(x.float()).half(), atol=0, rtol=0)
 
 
@@ -111,7 +111,7 @@ def test_stochastic_draws_in_proportion() -> None:
     window = torch.tensor([[1.0, 3.0, -2.0], [0.0, 4.0, 2.0]])
     x = window.tile(100, 100)[None, None]  # 10,000 windows
     torch.manual_seed(0)
-    layer = pooling.StochasticPool2d((2, 3))
+    layer = layers.StochasticPool2d((2, 3))
     drawn = layer(x)
     torch.manual_seed(0)
     assert torch.equal(layer(x), drawn)
@@ -129,7 +129,7 @@ def test_stochastic_draws_in_proportion() -> None:
 
 def test_the_gradient_of_a_stochastic_layer_goes_to_what_was_drawn() -> None:
     x = random_map(2, 3, 9, 8, dtype=torch.float32).abs().requires_grad_()
-    got = pooling.StochasticPool2d(3, 2, 1)(x)
+    got = layers.StochasticPool2d(3, 2, 1)(x)
     got.sum().backward()
     drawn = x.grad.nonzero()
     assert x.grad.sum() == got.numel()
@@ -141,7 +141,7 @@ def test_an_extreme_draw_is_a_value_that_can_be_drawn(draw: float, monkeypatch: 
     monkeypatch.setattr(torch, "rand_like", lambda x, **_: torch.full_like(x, draw))
     x = torch.rand(1, 5, 40, 40, generator=torch.Generator().manual_seed(0))
     x[x < 0.3] = 0
-    got = pooling.stochastic_pool2d(x, 3, 2, 1)
+    got = layers.stochastic_pool2d(x, 3, 2, 1)
     some = max_pool2d(x, 3, 2, 1) > 0
     assert (got[some] > 0).all()
     assert not got[~some].any()
@@ -149,7 +149,7 @@ def test_an_extreme_draw_is_a_value_that_can_be_drawn(draw: float, monkeypatch: 
 
 def test_mixed_is_a_fair_coin_for_each_window() -> None:
     x = random_map(1, 4, 100, 100, dtype=torch.float32).requires_grad_()
-    layer = pooling.MixedPool2d(2)
+    layer = layers.MixedPool2d(2)
     torch.manual_seed(0)
     got = layer(x)
     largest, average = max_pool2d(x, 2), avg_pool2d(x, 2)
@@ -168,11 +168,11 @@ def test_mixed_is_a_fair_coin_for_each_window() -> None:
 
 def test_learned_parameters_reach_the_optimum() -> None:
     x = random_map(4, 3, 9, 9, dtype=torch.float32)
-    power = pooling.LpPool2d(3, 2, p=1.0, learnable=True)
-    assert train_towards(power, lambda: power(x), pooling.lp_pool2d(x, 3.0, 3, 2)) < 1e-6
+    power = layers.LpPool2d(3, 2, p=1.0, learnable=True)
+    assert train_towards(power, lambda: power(x), layers.lp_pool2d(x, 3.0, 3, 2)) < 1e-6
     assert power.p.item() == pytest.approx(3, abs=0.01)
-    temperature = pooling.SoftmaxPool2d(3, 2, beta=0.0, learnable=True)
-    assert train_towards(temperature, lambda: temperature(x), pooling.softmax_pool2d(x, 2.0, 3, 2), 500) < 1e-6
+    temperature = layers.SoftmaxPool2d(3, 2, beta=0.0, learnable=True)
+    assert train_towards(temperature, lambda: temperature(x), layers.softmax_pool2d(x, 2.0, 3, 2), 500) < 1e-6
     assert temperature.beta.item() == pytest.approx(2, abs=0.01)
 
 
@@ -180,25 +180,25 @@ def test_gradients_of_learned_parameters() -> None:
     x = random_map(1, 2, 5, 6).requires_grad_()
     for start in (1.3, 2.0, 7.5):
         p = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda x, p: pooling.lp_pool2d(x, p, 3, 2, 1), (x, p))
-        assert torch.autograd.gradcheck(lambda x, b: pooling.softmax_pool2d(x, b, 3, 2, 1), (x, p))
-    assert torch.autograd.gradgradcheck(lambda x: pooling.lp_pool2d(x, 3.0, 3, 2, 1), x)
+        assert torch.autograd.gradcheck(lambda x, p: layers.lp_pool2d(x, p, 3, 2, 1), (x, p))
+        assert torch.autograd.gradcheck(lambda x, b: layers.softmax_pool2d(x, b, 3, 2, 1), (x, p))
+    assert torch.autograd.gradgradcheck(lambda x: layers.lp_pool2d(x, 3.0, 3, 2, 1), x)
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: pooling.LpPool2d(2, p=0.5), "p must be at least 1 and finite, got 0.5"),
-        (lambda: pooling.LpPool2d(2, p=math.inf), "p must be at least 1 and finite, got inf"),
-        (lambda: pooling.SoftmaxPool2d(2, beta=math.nan), "beta must be finite, got nan"),
-        (lambda: pooling.SumPool2d(0), "kernel_size must be a positive integer or a pair.*got 0"),
-        (lambda: pooling.SumPool2d(2, (1, 0)), r"stride must be a positive integer or a pair.*got \(1, 0\)"),
+        (lambda: layers.LpPool2d(2, p=0.5), "p must be at least 1 and finite, got 0.5"),
+        (lambda: layers.LpPool2d(2, p=math.inf), "p must be at least 1 and finite, got inf"),
+        (lambda: layers.SoftmaxPool2d(2, beta=math.nan), "beta must be finite, got nan"),
+        (lambda: layers.SumPool2d(0), "kernel_size must be a positive integer or a pair.*got 0"),
+        (lambda: layers.SumPool2d(2, (1, 0)), r"stride must be a positive integer or a pair.*got \(1, 0\)"),
         (
-            lambda: pooling.SumPool2d(3, padding=2),
+            lambda: layers.SumPool2d(3, padding=2),
             r"padding must be 0 to half of kernel_size \(3, 3\), in cells, got 2",
         ),
-        (lambda: pooling.SumPool2d(3, padding=-1), "padding must be 0 to half"),
-        (lambda: pooling.SumPool2d(3, padding=(1, 1, 1)), "padding must be 0 to half"),
+        (lambda: layers.SumPool2d(3, padding=-1), "padding must be 0 to half"),
+        (lambda: layers.SumPool2d(3, padding=(1, 1, 1)), "padding must be 0 to half"),
     ],
 )
 def test_wrong_arguments(build, message: str) -> None:

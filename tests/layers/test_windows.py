@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from pooling_cases import random_map, train_towards
+from layer_cases import random_map, train_towards
 
-from detpool import pooling
+from detpool import layers
 
 REDUCE = {"mean": np.mean, "max": np.max, "sum": np.sum}
 
@@ -29,7 +29,7 @@ def tiles(x: torch.Tensor, tile: tuple[int, int], reduction: str) -> torch.Tenso
 @pytest.mark.parametrize("tile", [(1, 1), (2, 2), (3, 2), (4, 5), (9, 20)])
 def test_tiles(tile: tuple[int, int], size: tuple[int, int], reduction: str) -> None:
     x = random_map(2, 3, *size)
-    layer = pooling.TiledPool2d(tile, reduction)
+    layer = layers.TiledPool2d(tile, reduction)
     torch.testing.assert_close(layer(x), tiles(x, tile, reduction), atol=1e-12, rtol=0)
     assert torch.autograd.gradcheck(layer, x[:1, :1].clone().requires_grad_())
 
@@ -38,7 +38,7 @@ def test_tiles(tile: tuple[int, int], size: tuple[int, int], reduction: str) -> 
 @pytest.mark.parametrize(("size", "output"), [((7, 9), (3, 3)), ((1, 1), (1, 1)), ((5, 6), (5, 2)), ((14, 14), (7, 4))])
 def test_adaptive_tiles(size: tuple[int, int], output: tuple[int, int], reduction: str) -> None:
     x = random_map(2, 3, *size)
-    got = pooling.AdaptiveTiledPool2d(output, reduction)(x)
+    got = layers.AdaptiveTiledPool2d(output, reduction)(x)
     assert got.shape == (2, 3, *output)
     tile = (math.ceil(size[0] / output[0]), math.ceil(size[1] / output[1]))
     torch.testing.assert_close(got, tiles(x, tile, reduction), atol=1e-12, rtol=0)
@@ -48,9 +48,9 @@ def test_an_empty_tile_is_named() -> None:
     with pytest.raises(
         ValueError, match="window 3 of 4 would be empty: the input's 5 rows are used up by 3 tiles of 2"
     ):
-        pooling.AdaptiveTiledPool2d(4)(torch.zeros(1, 1, 5, 8))
+        layers.AdaptiveTiledPool2d(4)(torch.zeros(1, 1, 5, 8))
     with pytest.raises(ValueError, match="window 2 of 3 would be empty: the input's 2 columns are used up by 2 tiles"):
-        pooling.AdaptiveTiledPool2d(3)(torch.zeros(1, 1, 3, 2))
+        layers.AdaptiveTiledPool2d(3)(torch.zeros(1, 1, 3, 2))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (3, 11)])
@@ -58,7 +58,7 @@ def test_an_empty_tile_is_named() -> None:
 def test_adaptive_windows_are_never_empty(size: tuple[int, int], output: tuple[int, int]) -> None:
     """PyTorch's rule, as its documentation of windows has it: floor(i H / P) .. ceil((i + 1) H / P)."""
     x = random_map(2, 3, *size)
-    for layer, reduce in ((pooling.AdaptiveAvgPool2d(output), np.mean), (pooling.AdaptiveMaxPool2d(output), np.max)):
+    for layer, reduce in ((layers.AdaptiveAvgPool2d(output), np.mean), (layers.AdaptiveMaxPool2d(output), np.max)):
         got = layer(x)
         for i in range(output[0]):
             rows = slice(i * size[0] // output[0], -(-(i + 1) * size[0] // output[0]))
@@ -72,7 +72,7 @@ def test_adaptive_windows_are_never_empty(size: tuple[int, int], output: tuple[i
 @pytest.mark.parametrize("size", [(1, 1), (5, 7)])
 def test_global(size: tuple[int, int], reduction: str) -> None:
     x = random_map(2, 3, *size)
-    layer = pooling.GlobalPool2d(reduction)
+    layer = layers.GlobalPool2d(reduction)
     expected = REDUCE[reduction](x.numpy(), axis=(2, 3))[:, :, None, None]
     torch.testing.assert_close(layer(x), torch.from_numpy(expected))
     assert torch.autograd.gradcheck(layer, x[:1].clone().requires_grad_())
@@ -84,21 +84,21 @@ def test_generalised_mean() -> None:
     x[0, 1] *= 1e-30
     for p in (1.0, 3.0, 4.5):
         expected = (np.abs(x.numpy()) ** p).mean((2, 3)) ** (1 / p)
-        got = pooling.GlobalLpPool2d(p)(x)[:, :, 0, 0]
+        got = layers.GlobalLpPool2d(p)(x)[:, :, 0, 0]
         torch.testing.assert_close(got, torch.from_numpy(expected), atol=0, rtol=1e-12)
         # the same scale in single precision, where (1e-30)^3 is none
-        torch.testing.assert_close(pooling.GlobalLpPool2d(p)(x.float())[:, :, 0, 0].double(), got, atol=0, rtol=1e-5)
-    assert torch.autograd.gradcheck(pooling.GlobalLpPool2d(3.0), x[1:].clone().requires_grad_())
-    learned = pooling.GlobalLpPool2d(2.0, learnable=True)
+        torch.testing.assert_close(layers.GlobalLpPool2d(p)(x.float())[:, :, 0, 0].double(), got, atol=0, rtol=1e-5)
+    assert torch.autograd.gradcheck(layers.GlobalLpPool2d(3.0), x[1:].clone().requires_grad_())
+    learned = layers.GlobalLpPool2d(2.0, learnable=True)
     sample = x[1:].float()
-    assert train_towards(learned, lambda: learned(sample), pooling.GlobalLpPool2d(5.0)(sample), 500) < 1e-6
+    assert train_towards(learned, lambda: learned(sample), layers.GlobalLpPool2d(5.0)(sample), 500) < 1e-6
     assert learned.p.item() == pytest.approx(5, abs=0.02)
-    assert list(pooling.GlobalLpPool2d(2.0).parameters()) == []
+    assert list(layers.GlobalLpPool2d(2.0).parameters()) == []
 
 
 def test_fractional_windows() -> None:
     x = random_map(2, 3, 11, 9).requires_grad_()
-    layer = pooling.FractionalMaxPool2d(2, output_size=(6, 5)).eval()
+    layer = layers.FractionalMaxPool2d(2, output_size=(6, 5)).eval()
     got = layer(x)
 
     def starts(length: int, windows: int) -> list[int]:
@@ -119,13 +119,13 @@ def test_fractional_windows() -> None:
     assert not torch.equal(layer(x), drawn)
     torch.manual_seed(0)
     assert torch.equal(layer(x), drawn)
-    assert pooling.FractionalMaxPool2d(2, output_ratio=(0.5, 0.7))(x).shape == (2, 3, 5, 6)
+    assert layers.FractionalMaxPool2d(2, output_ratio=(0.5, 0.7))(x).shape == (2, 3, 5, 6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (13, 13), (5, 11)])
 def test_spatial_pyramid(size: tuple[int, int]) -> None:
     x = random_map(2, 256, *size)
-    got = pooling.SpatialPyramidPool2d((1, 2, 4))(x)
+    got = layers.SpatialPyramidPool2d((1, 2, 4))(x)
     assert got.shape == (2, 5376)
     values = x.numpy()
     position = 0
@@ -144,18 +144,18 @@ def test_spatial_pyramid(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: pooling.TiledPool2d(0), "tile_size must be a positive integer"),
-        (lambda: pooling.TiledPool2d(2, "sum"), "reduction must be one of 'mean', 'max', got 'sum'"),
-        (lambda: pooling.AdaptiveTiledPool2d(2, "avg"), "reduction must be one of 'mean', 'max', got 'avg'"),
-        (lambda: pooling.GlobalPool2d("median"), "reduction must be one of 'mean', 'max', 'sum', got 'median'"),
-        (lambda: pooling.SpatialPyramidPool2d(()), r"levels must be a sequence of at least one grid, got \(\)"),
-        (lambda: pooling.SpatialPyramidPool2d(3), "levels must be a sequence of at least one grid, got 3"),
-        (lambda: pooling.GlobalLpPool2d(0.9), "p must be at least 1 and finite, got 0.9"),
-        (lambda: pooling.FractionalMaxPool2d(2), "give one of output_size and output_ratio"),
-        (lambda: pooling.FractionalMaxPool2d(2, 3, 0.5), "give one of output_size and output_ratio"),
-        (lambda: pooling.FractionalMaxPool2d(2, None, 1.5), "output_ratio must lie between 0 and 1, got 1.5"),
+        (lambda: layers.TiledPool2d(0), "tile_size must be a positive integer"),
+        (lambda: layers.TiledPool2d(2, "sum"), "reduction must be one of 'mean', 'max', got 'sum'"),
+        (lambda: layers.AdaptiveTiledPool2d(2, "avg"), "reduction must be one of 'mean', 'max', got 'avg'"),
+        (lambda: layers.GlobalPool2d("median"), "reduction must be one of 'mean', 'max', 'sum', got 'median'"),
+        (lambda: layers.SpatialPyramidPool2d(()), r"levels must be a sequence of at least one grid, got \(\)"),
+        (lambda: layers.SpatialPyramidPool2d(3), "levels must be a sequence of at least one grid, got 3"),
+        (lambda: layers.GlobalLpPool2d(0.9), "p must be at least 1 and finite, got 0.9"),
+        (lambda: layers.FractionalMaxPool2d(2), "give one of output_size and output_ratio"),
+        (lambda: layers.FractionalMaxPool2d(2, 3, 0.5), "give one of output_size and output_ratio"),
+        (lambda: layers.FractionalMaxPool2d(2, None, 1.5), "output_ratio must lie between 0 and 1, got 1.5"),
         (
-            lambda: pooling.FractionalMaxPool2d(3, 4)(torch.zeros(1, 1, 5, 9)),
+            lambda: layers.FractionalMaxPool2d(3, 4)(torch.zeros(1, 1, 5, 9)),
             "4 windows of 3 cells do not fit into 5: .* input 5 x 9",
         ),
     ],

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pooling_cases import GEOMETRIES, random_map, reduced
+from layer_cases import GEOMETRIES, random_map, reduced
 
-from detpool import pooling
+from detpool import layers
 
 BINOMIAL = {1: [1], 2: [1, 1], 3: [1, 2, 1], 4: [1, 3, 3, 1], 5: [1, 4, 6, 4, 1], 7: [1, 6, 15, 20, 15, 6, 1]}
 
@@ -30,7 +30,7 @@ def blurred(values: np.ndarray, size: int, stride: tuple[int, int]) -> np.ndarra
 @pytest.mark.parametrize("size", BINOMIAL)
 def test_blur(size: int, stride: tuple[int, int], map_size: tuple[int, int]) -> None:
     x = random_map(2, 3, *map_size)
-    layer = pooling.BlurPool2d(size, stride)
+    layer = layers.BlurPool2d(size, stride)
     torch.testing.assert_close(layer(x), torch.from_numpy(blurred(x.numpy(), size, stride)), atol=1e-12, rtol=0)
     assert torch.equal(layer.eval()(x), layer.train()(x))
     assert torch.autograd.gradcheck(layer, x[:1, :2].clone().requires_grad_(), fast_mode=True)
@@ -40,7 +40,7 @@ def test_blur(size: int, stride: tuple[int, int], map_size: tuple[int, int]) -> 
 def test_max_blur(geometry: tuple) -> None:
     kernel, stride, padding, size = geometry
     x = random_map(2, 3, *size)
-    layer = pooling.MaxBlurPool2d(kernel, stride, padding, filter_size=5)
+    layer = layers.MaxBlurPool2d(kernel, stride, padding, filter_size=5)
     largest = reduced(x, (kernel, (1, 1), padding, size), lambda cells: cells.max(2)).numpy()
     torch.testing.assert_close(layer(x), torch.from_numpy(blurred(largest, 5, stride)), atol=1e-12, rtol=0)
     assert torch.autograd.gradcheck(layer, x[:1, :2].clone().requires_grad_(), fast_mode=True)
@@ -49,7 +49,7 @@ def test_max_blur(geometry: tuple) -> None:
 def test_constant_maps_stay_constant_up_to_the_border() -> None:
     for size in BINOMIAL:
         torch.testing.assert_close(
-            pooling.BlurPool2d(size)(torch.full((1, 2, 5, 6), 3.0)), torch.full((1, 2, 3, 3), 3.0)
+            layers.BlurPool2d(size)(torch.full((1, 2, 5, 6), 3.0)), torch.full((1, 2, 3, 3), 3.0)
         )
 
 
@@ -62,23 +62,23 @@ def test_a_shift_changes_less_than_after_max_pooling() -> None:
     def change(layer: torch.nn.Module) -> float:
         return (layer(wave) - layer(moved))[..., 1:-1].abs().max().item()
 
-    assert change(pooling.MaxPool2d(1, 2)) == 1  # subsampling sees all of it, or none
-    assert change(pooling.BlurPool2d(3, 2)) == pytest.approx(0, abs=1e-7)
+    assert change(layers.MaxPool2d(1, 2)) == 1  # subsampling sees all of it, or none
+    assert change(layers.BlurPool2d(3, 2)) == pytest.approx(0, abs=1e-7)
 
 
 def test_fewer_cells_than_a_window_are_named() -> None:
     with pytest.raises(ValueError, match=r"kernel_size \(3, 3\) does not fit into the input's 2 x 5 cells"):
-        pooling.MaxBlurPool2d(3, 2)(torch.zeros(1, 1, 2, 5))
+        layers.MaxBlurPool2d(3, 2)(torch.zeros(1, 1, 2, 5))
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: pooling.BlurPool2d(0), "filter_size must be a positive integer, got 0"),
-        (lambda: pooling.BlurPool2d((3, 5)), r"filter_size must be a positive integer, got \(3, 5\)"),
-        (lambda: pooling.BlurPool2d(3, 0), "stride must be a positive integer or a pair"),
-        (lambda: pooling.MaxBlurPool2d(2, filter_size=-1), "filter_size must be a positive integer, got -1"),
-        (lambda: pooling.blur_pool2d(torch.zeros(1, 1, 2, 2), 1.5), "filter_size must be a positive integer, got 1.5"),
+        (lambda: layers.BlurPool2d(0), "filter_size must be a positive integer, got 0"),
+        (lambda: layers.BlurPool2d((3, 5)), r"filter_size must be a positive integer, got \(3, 5\)"),
+        (lambda: layers.BlurPool2d(3, 0), "stride must be a positive integer or a pair"),
+        (lambda: layers.MaxBlurPool2d(2, filter_size=-1), "filter_size must be a positive integer, got -1"),
+        (lambda: layers.blur_pool2d(torch.zeros(1, 1, 2, 2), 1.5), "filter_size must be a positive integer, got 1.5"),
     ],
 )
 def test_wrong_arguments(build, message: str) -> None:

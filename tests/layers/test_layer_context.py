@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pooling_cases import random_map
+from layer_cases import random_map
 
-from detpool import pooling
+from detpool import layers
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 9)])
@@ -23,7 +23,7 @@ def test_spatial_pyramid_context(kernels: tuple[int, ...], size: tuple[int, int]
                 columns = slice(max(j - around, 0), j + around + 1)
                 found[:, :, i, j] = values[:, :, rows, columns].max((2, 3))
         maps.append(found)
-    layer = pooling.SpatialPyramidContext2d(kernels)
+    layer = layers.SpatialPyramidContext2d(kernels)
     got = layer(x)
     assert np.array_equal(got.numpy(), np.concatenate(maps, axis=1))
     assert torch.equal(layer.eval()(x), got)
@@ -33,14 +33,14 @@ def test_spatial_pyramid_context(kernels: tuple[int, ...], size: tuple[int, int]
 @pytest.mark.parametrize("kernels", [(), (4,), (5, 3), (3, 3), (1, 3)])
 def test_wrong_windows(kernels: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="kernel_sizes must be odd, 3 or more, and increasing, got"):
-        pooling.SpatialPyramidContext2d(kernels)
+        layers.SpatialPyramidContext2d(kernels)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8])
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_local_response_normalisation(size: int, channels: int) -> None:
     x = random_map(2, channels, 3, 4)
-    layer = pooling.LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)
+    layer = layers.LocalResponseNorm(size, alpha=0.3, beta=0.6, k=1.5)
     values, expected = x.numpy(), np.zeros(x.shape)
     for c in range(channels):
         near = values[:, max(c - size // 2, 0) : c + (size - 1) // 2 + 1]

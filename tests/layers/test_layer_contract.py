@@ -6,59 +6,59 @@ from pathlib import Path
 
 import pytest
 import torch
-from pooling_cases import GEOMETRIES, random_map
+from layer_cases import GEOMETRIES, random_map
 from torch import Tensor, nn
 
-from detpool import pooling
+from detpool import layers
 
 C = 4
 FREE: dict[str, Callable[[], nn.Module]] = {
-    "MaxPool2d": lambda: pooling.MaxPool2d(3, 2, 1),
-    "AvgPool2d": lambda: pooling.AvgPool2d(3, 2, 1),
-    "LPPool2d": lambda: pooling.LPPool2d(2, 2),
-    "AdaptiveAvgPool2d": lambda: pooling.AdaptiveAvgPool2d(3),
-    "AdaptiveMaxPool2d": lambda: pooling.AdaptiveMaxPool2d(3),
-    "LocalResponseNorm": lambda: pooling.LocalResponseNorm(3),
-    "SumPool2d": lambda: pooling.SumPool2d(3, 2, 1),
-    "LpPool2d": lambda: pooling.LpPool2d(3, 2, 1, p=3),
-    "LpPool2d p=2.5": lambda: pooling.LpPool2d(3, 2, 1, p=2.5),
-    "L2Pool2d": lambda: pooling.L2Pool2d(3, 2, 1),
-    "SoftmaxPool2d": lambda: pooling.SoftmaxPool2d(3, 2, 1),
-    "StochasticPool2d": lambda: pooling.StochasticPool2d(3, 2, 1),
-    "StochasticPool2d eval": lambda: pooling.StochasticPool2d(3, 2, 1).eval(),
-    "MixedPool2d": lambda: pooling.MixedPool2d(3, 2, 1),
-    "MixedPool2d eval": lambda: pooling.MixedPool2d(3, 2, 1).eval(),
-    "BlurPool2d": lambda: pooling.BlurPool2d(3, 2),
-    "MaxBlurPool2d": lambda: pooling.MaxBlurPool2d(3, 2, 1),
-    "TiledPool2d": lambda: pooling.TiledPool2d(2),
-    "AdaptiveTiledPool2d": lambda: pooling.AdaptiveTiledPool2d(1),
-    "GlobalPool2d": pooling.GlobalPool2d,
-    "GlobalLpPool2d": pooling.GlobalLpPool2d,
-    "FractionalMaxPool2d": lambda: pooling.FractionalMaxPool2d(1, 1),
-    "SpatialPyramidPool2d": pooling.SpatialPyramidPool2d,
-    "SpatialPyramidContext2d": pooling.SpatialPyramidContext2d,
+    "MaxPool2d": lambda: layers.MaxPool2d(3, 2, 1),
+    "AvgPool2d": lambda: layers.AvgPool2d(3, 2, 1),
+    "LPPool2d": lambda: layers.LPPool2d(2, 2),
+    "AdaptiveAvgPool2d": lambda: layers.AdaptiveAvgPool2d(3),
+    "AdaptiveMaxPool2d": lambda: layers.AdaptiveMaxPool2d(3),
+    "LocalResponseNorm": lambda: layers.LocalResponseNorm(3),
+    "SumPool2d": lambda: layers.SumPool2d(3, 2, 1),
+    "LpPool2d": lambda: layers.LpPool2d(3, 2, 1, p=3),
+    "LpPool2d p=2.5": lambda: layers.LpPool2d(3, 2, 1, p=2.5),
+    "L2Pool2d": lambda: layers.L2Pool2d(3, 2, 1),
+    "SoftmaxPool2d": lambda: layers.SoftmaxPool2d(3, 2, 1),
+    "StochasticPool2d": lambda: layers.StochasticPool2d(3, 2, 1),
+    "StochasticPool2d eval": lambda: layers.StochasticPool2d(3, 2, 1).eval(),
+    "MixedPool2d": lambda: layers.MixedPool2d(3, 2, 1),
+    "MixedPool2d eval": lambda: layers.MixedPool2d(3, 2, 1).eval(),
+    "BlurPool2d": lambda: layers.BlurPool2d(3, 2),
+    "MaxBlurPool2d": lambda: layers.MaxBlurPool2d(3, 2, 1),
+    "TiledPool2d": lambda: layers.TiledPool2d(2),
+    "AdaptiveTiledPool2d": lambda: layers.AdaptiveTiledPool2d(1),
+    "GlobalPool2d": layers.GlobalPool2d,
+    "GlobalLpPool2d": layers.GlobalLpPool2d,
+    "FractionalMaxPool2d": lambda: layers.FractionalMaxPool2d(1, 1),
+    "SpatialPyramidPool2d": layers.SpatialPyramidPool2d,
+    "SpatialPyramidContext2d": layers.SpatialPyramidContext2d,
 }
 LEARNED: dict[str, Callable[[], nn.Module]] = {
-    "LpPool2d learnable": lambda: pooling.LpPool2d(3, 2, 1, learnable=True),
-    "SoftmaxPool2d learnable": lambda: pooling.SoftmaxPool2d(3, 2, 1, learnable=True),
-    "GlobalLpPool2d learnable": lambda: pooling.GlobalLpPool2d(learnable=True),
-    "StridedConv2d": lambda: pooling.StridedConv2d(C, 3, 2, 1),
-    "LeNetSubsampling": lambda: pooling.LeNetSubsampling(C, 3, 2, 1),
-    "LearnedMixedPool2d": lambda: pooling.LearnedMixedPool2d(3, 2, 1),
-    "GatedPool2d": lambda: pooling.GatedPool2d(C, 3, 2, 1),
-    "TreePool2d": lambda: pooling.TreePool2d(C, 3, 2, 1, depth=2),
-    "ASPP": lambda: pooling.ASPP(C, 6, (1, 2)).eval(),
+    "LpPool2d learnable": lambda: layers.LpPool2d(3, 2, 1, learnable=True),
+    "SoftmaxPool2d learnable": lambda: layers.SoftmaxPool2d(3, 2, 1, learnable=True),
+    "GlobalLpPool2d learnable": lambda: layers.GlobalLpPool2d(learnable=True),
+    "StridedConv2d": lambda: layers.StridedConv2d(C, 3, 2, 1),
+    "LeNetSubsampling": lambda: layers.LeNetSubsampling(C, 3, 2, 1),
+    "LearnedMixedPool2d": lambda: layers.LearnedMixedPool2d(3, 2, 1),
+    "GatedPool2d": lambda: layers.GatedPool2d(C, 3, 2, 1),
+    "TreePool2d": lambda: layers.TreePool2d(C, 3, 2, 1, depth=2),
+    "ASPP": lambda: layers.ASPP(C, 6, (1, 2)).eval(),
 }
 FREE_TOKENS: dict[str, Callable[[], nn.Module]] = {
-    "ClsTokenPool": pooling.ClsTokenPool,
-    "LastTokenPool": pooling.LastTokenPool,
-    "MeanTokenPool": pooling.MeanTokenPool,
-    "MaxTokenPool": pooling.MaxTokenPool,
-    "WeightedMeanTokenPool": pooling.WeightedMeanTokenPool,
+    "ClsTokenPool": layers.ClsTokenPool,
+    "LastTokenPool": layers.LastTokenPool,
+    "MeanTokenPool": layers.MeanTokenPool,
+    "MaxTokenPool": layers.MaxTokenPool,
+    "WeightedMeanTokenPool": layers.WeightedMeanTokenPool,
 }
 LEARNED_TOKENS: dict[str, Callable[[], nn.Module]] = {
-    "LearnedMeanTokenPool": lambda: pooling.LearnedMeanTokenPool(C),
-    "AttentionTokenPool": lambda: pooling.AttentionTokenPool(C, 2, 2),
+    "LearnedMeanTokenPool": lambda: layers.LearnedMeanTokenPool(C),
+    "AttentionTokenPool": lambda: layers.AttentionTokenPool(C, 2, 2),
 }
 MAPS, TOKENS = FREE | LEARNED, FREE_TOKENS | LEARNED_TOKENS
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -68,14 +68,14 @@ LAYOUTS = [torch.channels_last, torch.contiguous_format]
 def call_tokens(layer: nn.Module, x: Tensor) -> Tensor:
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
     mask[:1, 3:] = False
-    if isinstance(layer, pooling.WeightedMeanTokenPool):
+    if isinstance(layer, layers.WeightedMeanTokenPool):
         return layer(x, torch.linspace(0.5, 1, x.shape[1], dtype=x.dtype).expand(x.shape[:2]), mask)
     return layer(x, mask)
 
 
 def test_all_layers_are_here() -> None:
-    layers = {name for name in pooling.__all__ if isinstance(getattr(pooling, name), type)}
-    assert {name.split()[0] for name in MAPS | TOKENS} == layers
+    classes = {name for name in layers.__all__ if isinstance(getattr(layers, name), type)}
+    assert {name.split()[0] for name in MAPS | TOKENS} == classes
 
 
 @pytest.mark.parametrize("name", MAPS | TOKENS)
@@ -177,7 +177,7 @@ SLIDING = (
 
 @pytest.mark.parametrize("name", [*SLIDING, "GatedPool2d", "TreePool2d", "StridedConv2d", "LeNetSubsampling"])
 def test_windows_that_would_be_missing_are_named(name: str) -> None:
-    layer = getattr(pooling, name)(*(() if name in SLIDING else (C,)), (3, 4), 1, 1)
+    layer = getattr(layers, name)(*(() if name in SLIDING else (C,)), (3, 4), 1, 1)
     assert layer(torch.zeros(1, C, 1, 2)).shape == (1, C, 1, 1)
     with pytest.raises(ValueError, match=r"kernel_size \(3, 4\) does not fit into the input's 1 x 1 cells.*no window"):
         layer(torch.zeros(1, C, 1, 1))
@@ -212,10 +212,10 @@ def test_layers_compile_to_one_graph(name: str) -> None:
 
 
 KERNELS: dict[str, Callable[..., Tensor]] = {
-    **{f"lp {p}": lambda x, *g, p=p: pooling.lp_pool2d(x, float(p), *g) for p in (1, 2, 3, 4, 2.5)},
-    "softmax 1": lambda x, *g: pooling.softmax_pool2d(x, 1.0, *g),
-    "softmax -3": lambda x, *g: pooling.softmax_pool2d(x, -3.0, *g),
-    "expectation": lambda x, *g: pooling.stochastic_pool2d(x, *g, training=False),
+    **{f"lp {p}": lambda x, *g, p=p: layers.lp_pool2d(x, float(p), *g) for p in (1, 2, 3, 4, 2.5)},
+    "softmax 1": lambda x, *g: layers.softmax_pool2d(x, 1.0, *g),
+    "softmax -3": lambda x, *g: layers.softmax_pool2d(x, -3.0, *g),
+    "expectation": lambda x, *g: layers.stochastic_pool2d(x, *g, training=False),
 }
 
 
@@ -257,7 +257,7 @@ def test_threads_change_nothing() -> None:
         for threads in (1, 5):
             torch.set_num_threads(threads)
             torch.manual_seed(0)
-            results.append([call(x, 3, 2, 1) for call in (*KERNELS.values(), pooling.stochastic_pool2d)])
+            results.append([call(x, 3, 2, 1) for call in (*KERNELS.values(), layers.stochastic_pool2d)])
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
@@ -269,12 +269,12 @@ def test_stochastic_windows_are_drawn_apart(dtype: torch.dtype) -> None:
     x = torch.tensor([1.0, 1.0], dtype=dtype).repeat(4, 8, 100, 50)
     x[..., ::2] = 2
     torch.manual_seed(0)
-    first = (pooling.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3  # 160,000 draws
+    first = (layers.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3  # 160,000 draws
     for axis in range(4):
         shifted = first.roll(1, axis)
         correlation = ((first * shifted).mean() / (2 / 9)).item()
         assert abs(correlation) < 5 / 400  # five standard deviations
-    again = (pooling.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3
+    again = (layers.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3
     assert abs((first * again).mean().item() / (2 / 9)) < 5 / 400
 
 
@@ -282,7 +282,7 @@ def test_stochastic_keeps_nan() -> None:
     for dtype in (torch.float32, torch.float64):
         x = torch.ones(1, 2, 2, 4, dtype=dtype)
         x[0, 0, 1, 1] = torch.nan
-        found = pooling.StochasticPool2d(2)(x)
+        found = layers.StochasticPool2d(2)(x)
         assert found.isnan().nonzero().tolist() == [[0, 0, 0, 0]]
 
 
@@ -290,14 +290,14 @@ def test_stochastic_keeps_nan() -> None:
 def test_coins_of_mixed_pooling_are_apart(layout: torch.memory_format) -> None:
     x = random_map(3, 5, 62, 62, dtype=torch.float32).contiguous(memory_format=layout)
     torch.manual_seed(0)
-    heads = (pooling.MixedPool2d(2)(x) == pooling.MaxPool2d(2)(x)).double() - 0.5
+    heads = (layers.MixedPool2d(2)(x) == layers.MaxPool2d(2)(x)).double() - 0.5
     for axis in range(4):
         correlation = ((heads * heads.roll(1, axis)).mean() / 0.25).item()
         assert abs(correlation) < 5 / heads.numel() ** 0.5
 
 
 def test_the_page_has_every_layer_and_its_example_runs() -> None:
-    page = (Path(__file__).parents[2] / "docs/pooling.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/layers.md").read_text()
     for name in {name.split()[0] for name in MAPS | TOKENS}:
         assert f"`{name}`" in page
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

@@ -1,6 +1,6 @@
 """Sliding reductions of float32 maps on a CPU in one pass, where PyTorch's own operations would take ten.
 
-:mod:`~detpool.pooling.reductions` has the formulas, and computes them where :func:`serves` says no. Maps that are not
+:mod:`~detpool.layers.reductions` has the formulas, and computes them where :func:`serves` says no. Maps that are not
 channels_last are copied into that layout, and results back, but for global :func:`lp`. Second derivatives are those of
 the formulas.
 """

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from pooling_cases import random_map, train_towards
+from layer_cases import random_map, train_towards
 from torch import Tensor, nn
 
-from detpool import pooling
+from detpool import layers
 
 MASK = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
 WEIGHTS = torch.tensor([[1, 0, 2, 0.5, 3], [9, 1, 9, 0, 9], [0.1, 0, 0, 0, 0]], dtype=torch.float64)
@@ -21,11 +21,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def scored(layer: pooling.LearnedMeanTokenPool, x: np.ndarray) -> np.ndarray:
+def scored(layer: layers.LearnedMeanTokenPool, x: np.ndarray) -> np.ndarray:
     return softmax(x @ layer.score.weight.detach().numpy()[0]) @ x
 
 
-def attended(layer: pooling.AttentionTokenPool, x: np.ndarray) -> np.ndarray:
+def attended(layer: layers.AttentionTokenPool, x: np.ndarray) -> np.ndarray:
     """Set Transformer's equations (6) to (8), head by head."""
     p = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
     heads = layer.attention.num_heads
@@ -51,13 +51,13 @@ def attended(layer: pooling.AttentionTokenPool, x: np.ndarray) -> np.ndarray:
 
 
 LAYERS = {
-    "CLS": (lambda c: pooling.ClsTokenPool(), None),
-    "last": (lambda c: pooling.LastTokenPool(), lambda layer, x: x[-1]),
-    "mean": (lambda c: pooling.MeanTokenPool(), lambda layer, x: x.mean(0)),
-    "max": (lambda c: pooling.MaxTokenPool(), lambda layer, x: x.max(0)),
-    "learned mean": (pooling.LearnedMeanTokenPool, scored),
-    "attention, 1 seed": (lambda c: pooling.AttentionTokenPool(c, 1, 1), attended),
-    "attention, 3 seeds": (lambda c: pooling.AttentionTokenPool(c, 3, 2), attended),
+    "CLS": (lambda c: layers.ClsTokenPool(), None),
+    "last": (lambda c: layers.LastTokenPool(), lambda layer, x: x[-1]),
+    "mean": (lambda c: layers.MeanTokenPool(), lambda layer, x: x.mean(0)),
+    "max": (lambda c: layers.MaxTokenPool(), lambda layer, x: x.max(0)),
+    "learned mean": (layers.LearnedMeanTokenPool, scored),
+    "attention, 1 seed": (lambda c: layers.AttentionTokenPool(c, 1, 1), attended),
+    "attention, 3 seeds": (lambda c: layers.AttentionTokenPool(c, 3, 2), attended),
 }
 
 
@@ -87,7 +87,7 @@ def test_values_and_gradients(name: str, mask: Tensor | None) -> None:
 
 @pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
 def test_given_weights(mask: Tensor | None) -> None:
-    layer, x = pooling.WeightedMeanTokenPool(), tokens()
+    layer, x = layers.WeightedMeanTokenPool(), tokens()
     got = layer(x, WEIGHTS, mask)
     for image in range(3):
         weights = (WEIGHTS[image] if mask is None else WEIGHTS[image] * mask[image]).numpy()
@@ -111,38 +111,38 @@ def test_what_is_masked_has_no_influence_be_it_nan(name: str) -> None:
 def test_nan_that_counts_is_seen() -> None:
     x = tokens()
     x[1, 3, 0] = torch.nan
-    for layer in (pooling.MeanTokenPool(), pooling.MaxTokenPool()):
+    for layer in (layers.MeanTokenPool(), layers.MaxTokenPool()):
         for mask in (None, MASK):
             assert layer(x, mask).isnan().nonzero().tolist() == [[1, 0]]
 
 
 def test_one_token_and_one_channel() -> None:
     x = random_map(2, 1, 1)
-    for layer in (pooling.ClsTokenPool(), pooling.LastTokenPool(), pooling.MeanTokenPool(), pooling.MaxTokenPool()):
+    for layer in (layers.ClsTokenPool(), layers.LastTokenPool(), layers.MeanTokenPool(), layers.MaxTokenPool()):
         assert torch.equal(layer(x), x[:, 0])
-    assert torch.equal(pooling.LearnedMeanTokenPool(1).double()(x), x[:, 0])
-    assert pooling.AttentionTokenPool(1, 2, 1).double()(x).shape == (2, 2, 1)
+    assert torch.equal(layers.LearnedMeanTokenPool(1).double()(x), x[:, 0])
+    assert layers.AttentionTokenPool(1, 2, 1).double()(x).shape == (2, 2, 1)
 
 
 def test_cells_become_tokens_row_by_row() -> None:
     maps = random_map(2, 3, 7, 7)
-    found = pooling.to_tokens(maps)
+    found = layers.to_tokens(maps)
     assert found.shape == (2, 49, 3)
     assert torch.equal(found[1, 7 * 4 + 2], maps[1, :, 4, 2])
-    torch.testing.assert_close(pooling.MeanTokenPool()(found), maps.mean((2, 3)))
+    torch.testing.assert_close(layers.MeanTokenPool()(found), maps.mean((2, 3)))
 
 
 def test_half_precision_sums_are_single() -> None:
     """4,096 ones and more: a sum in float16 would stop at 2,048."""
     x = torch.ones(1, 5000, 2, dtype=torch.float16)
     mask = torch.ones(1, 5000, dtype=torch.bool)
-    assert torch.equal(pooling.MeanTokenPool()(x, mask), x[:, 0])
-    assert torch.equal(pooling.WeightedMeanTokenPool()(x, mask.half()), x[:, 0])
+    assert torch.equal(layers.MeanTokenPool()(x, mask), x[:, 0])
+    assert torch.equal(layers.WeightedMeanTokenPool()(x, mask.half()), x[:, 0])
 
 
 def test_training_finds_the_scores() -> None:
     x = random_map(32, 5, 3, dtype=torch.float32)
-    layer, goal = pooling.LearnedMeanTokenPool(3), pooling.LearnedMeanTokenPool(3)
+    layer, goal = layers.LearnedMeanTokenPool(3), layers.LearnedMeanTokenPool(3)
     known = torch.tensor([[1.5, 0.0, -0.7]])
     goal.score.weight.data.copy_(known)
     target = goal(x).detach()
@@ -152,9 +152,9 @@ def test_training_finds_the_scores() -> None:
 
 def test_attention_learns_a_layer_of_the_same_kind() -> None:
     torch.manual_seed(1)
-    goal = pooling.AttentionTokenPool(8, 2, 2)
+    goal = layers.AttentionTokenPool(8, 2, 2)
     torch.manual_seed(0)
-    layer = pooling.AttentionTokenPool(8, 2, 2)
+    layer = layers.AttentionTokenPool(8, 2, 2)
     x = random_map(64, 5, 8, dtype=torch.float32)
     with torch.no_grad():
         target = goal(x)
@@ -167,37 +167,37 @@ def test_attention_learns_a_layer_of_the_same_kind() -> None:
     ("call", "message"),
     [
         (
-            lambda: pooling.MeanTokenPool()(torch.zeros(2, 3)),
+            lambda: layers.MeanTokenPool()(torch.zeros(2, 3)),
             r"tokens must be floating, of shape \(N, L, C\).*\(2, 3\)",
         ),
-        (lambda: pooling.MaxTokenPool()(torch.zeros(2, 0, 3)), r"L at least 1, got \(2, 0, 3\)"),
-        (lambda: pooling.ClsTokenPool()(torch.zeros(2, 3, 1, dtype=torch.int64)), "tokens must be floating"),
+        (lambda: layers.MaxTokenPool()(torch.zeros(2, 0, 3)), r"L at least 1, got \(2, 0, 3\)"),
+        (lambda: layers.ClsTokenPool()(torch.zeros(2, 3, 1, dtype=torch.int64)), "tokens must be floating"),
         (
-            lambda: pooling.MeanTokenPool()(torch.zeros(2, 3, 1), torch.ones(2, 4, dtype=torch.bool)),
+            lambda: layers.MeanTokenPool()(torch.zeros(2, 3, 1), torch.ones(2, 4, dtype=torch.bool)),
             r"mask must be boolean, of shape \(2, 3\), got \(2, 4\)",
         ),
-        (lambda: pooling.LastTokenPool()(torch.zeros(2, 3, 1), torch.ones(2, 3)), "mask must be boolean.*float32"),
+        (lambda: layers.LastTokenPool()(torch.zeros(2, 3, 1), torch.ones(2, 3)), "mask must be boolean.*float32"),
         (
-            lambda: pooling.AttentionTokenPool(4)(
+            lambda: layers.AttentionTokenPool(4)(
                 tokens(dtype=torch.float32), MASK & torch.tensor([[1], [0], [1]]).bool()
             ),
             "mask must leave a token in every row: it leaves none in row 1 of 3",
         ),
         (
-            lambda: pooling.WeightedMeanTokenPool()(tokens(), WEIGHTS[:, :4]),
+            lambda: layers.WeightedMeanTokenPool()(tokens(), WEIGHTS[:, :4]),
             r"weights must have the tokens' first two sizes \(3, 5\), got \(3, 4\)",
         ),
-        (lambda: pooling.WeightedMeanTokenPool()(tokens(), WEIGHTS - 1), "weights must be 0 or more, got -1"),
+        (lambda: layers.WeightedMeanTokenPool()(tokens(), WEIGHTS - 1), "weights must be 0 or more, got -1"),
         (
-            lambda: pooling.WeightedMeanTokenPool()(tokens(), torch.where(MASK, 0.0, WEIGHTS), MASK),
+            lambda: layers.WeightedMeanTokenPool()(tokens(), torch.where(MASK, 0.0, WEIGHTS), MASK),
             "weights must be positive somewhere in every row: they are all 0 in row 0 of 3",
         ),
         (
-            lambda: pooling.AttentionTokenPool(6, heads=4),
+            lambda: layers.AttentionTokenPool(6, heads=4),
             "channels a multiple of heads, got channels=6, seeds=1, heads=4",
         ),
-        (lambda: pooling.AttentionTokenPool(4, seeds=0), "seeds and heads must be positive"),
-        (lambda: pooling.LearnedMeanTokenPool(0), "channels must be a positive integer, got 0"),
+        (lambda: layers.AttentionTokenPool(4, seeds=0), "seeds and heads must be positive"),
+        (lambda: layers.LearnedMeanTokenPool(0), "channels must be a positive integer, got 0"),
     ],
 )
 def test_wrong_arguments(call, message: str) -> None:
