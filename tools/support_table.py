@@ -6,18 +6,17 @@ python tools/support_table.py    # writes the table into the page
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 from detpool import ops
-from detpool.ops.backends import ORDER, triton
+from detpool.ops.backends import ORDER, list_reasons
+from detpool.ops.spec import Spec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/operators.md"
 BEGIN, END = "<!-- support: tools/support_table.py -->\n", "<!-- end of support -->"
@@ -44,6 +43,9 @@ OPERATORS: dict[str, Call] = {
     "spp": lambda f, b, **k: ops.spp(f, b, [1, 2], **k),
 }
 
+MAXIMA = {"roi_pool", "roi_align, maximum", "roi_align, maximum, adaptive", "spp"}
+"""Those whose reduction is the maximum."""
+
 
 def table() -> str:
     """Markdown: for each operator the types that each backend takes, and what gets gradients."""
@@ -58,14 +60,28 @@ def table() -> str:
 
 
 def _types(name: str, call: Call, backend: str) -> str:
+    """The types for which the dispatcher has no reason against a backend."""
     served = []
     for label, dtype in DTYPES.items():
-        with contextlib.suppress(ops.BackendError), _no_kernels() if backend == "triton" else contextlib.nullcontext():
-            _run(name, call, dtype, backend)
+        on_device = torch.empty((1, 1, 1, 1), dtype=dtype, device="cpu" if backend == "cpu" else "meta")
+        spec, primitive = _asked(name, call)
+        reasons = list_reasons(primitive, on_device, spec)[backend]
+        # where it runs, which is not here, is no property of the operator
+        if not [reason for reason in reasons if not reason.startswith(("tensors are on", "triton is not installed"))]:
             served.append(label)
     if len(served) == len(DTYPES):
         return "all types"
     return ", ".join(served) or "no"
+
+
+def _asked(name: str, call: Call) -> tuple[Spec, str]:
+    """What the operator asks the dispatcher for."""
+    boxes = ROTATED if "rotated" in name else BOX
+    arguments = {"offsets": torch.zeros(1, 2, SIZE, SIZE)} if name.startswith("deform") else {}
+    made = ops.record_samples(
+        lambda f, b, *_: call(f, b, **arguments), torch.rand(1, SIZE * SIZE, 8, 8), boxes, SIZE, 1.0
+    )
+    return made[0].spec, "window_max" if name in MAXIMA else "weighted_sum"
 
 
 def _gradients(name: str, call: Call) -> str:
@@ -82,29 +98,6 @@ def _run(name: str, call: Call, dtype: torch.dtype, backend: str) -> tuple[Tenso
         offsets = torch.zeros(1, 2, SIZE, SIZE, requires_grad=True)
         return functools.partial(call, offsets=offsets)(features, boxes, backend=backend), inputs | {"offsets": offsets}
     return call(features, boxes, backend=backend), inputs
-
-
-@contextlib.contextmanager
-def _no_kernels() -> Iterator[None]:
-    """As on a GPU, except that nothing is computed: only whether the backend would take the call is asked."""
-
-    def bin_sum(features: Tensor, batch: Tensor, y: Tensor, x: Tensor, *rest: object) -> Tensor:
-        groups = rest[3]
-        assert isinstance(groups, tuple)
-        return features.new_zeros(len(batch), features.shape[1] // (groups[0] * groups[1]), y.shape[1], x.shape[1])
-
-    def window_max(
-        features: Tensor, batch: Tensor, y: Tensor, x: Tensor, groups: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        out = bin_sum(features, batch, y, x, None, None, None, groups)
-        return out, torch.zeros_like(out, dtype=torch.int16)
-
-    with (
-        mock.patch.object(triton, "_INTERPRETED", True),
-        mock.patch.object(triton, "bin_sum", bin_sum),
-        mock.patch.object(triton, "window_max", window_max),
-    ):
-        yield
 
 
 def with_table(page: str) -> str:

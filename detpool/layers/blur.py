@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d, pad
 
-from detpool.ops.boxes import check_features, pair
+from detpool.ops.inputs import check_features, pair
 
 from .sliding import Size, SlidingPool2d, fitted
 

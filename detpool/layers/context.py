@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool2d
 from torchvision.models.segmentation import deeplabv3
 
 from detpool.ops import formulas
-from detpool.ops.boxes import check_features
+from detpool.ops.inputs import check_features
 from detpool.ops.layout import is_channels_last, memory_format
 
 from .learned import checked_channels

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detpool.ops.backends.threads import run
+from detpool.ops.backends.cpu.threads import run
 from detpool.ops.layout import is_channels_last, memory_format
 
 Windows = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]

@@ -6,7 +6,7 @@ are (N, OH, OW, C). A backward adds to ``out``, (N, H, W, C).
 
 import numpy as np
 
-from detpool.ops.backends.cpu_kernels import compiled
+from detpool.ops.backends.cpu.compiling import compiled
 
 TINY = np.float32(np.finfo(np.float32).tiny)
 LOWEST = np.float32(-126)
@@ -228,8 +228,10 @@ def lp_backward(x, pooled, grad, image, c0, c1, windows, p, out):
                 else:
                     for c in range(c1 - c0):
                         size = abs(values[c])
-                        # The power of 0 is not used; it would make subnormal products, which take longer.
-                        power = _power(size if (size > 0) & (size < limit) else limit, below)
+                        # The power of 0 is not used; it would make subnormal products, which take longer. That of 1 is
+                        # taken: one of the limit times the sums may overflow before the sign of 0 multiplies it.
+                        bounded = size if size < limit else limit
+                        power = _power(bounded if size > 0 else np.float32(1), below)
                         target[c] += sums[c] * _sign(values[c]) * power
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from detpool.ops.boxes import check_features, pair
+from detpool.ops.inputs import check_features, pair
 
 Size = int | Sequence[int]
 

@@ -21,7 +21,7 @@ from torch.nn.functional import (
 )
 
 from detpool.ops import formulas
-from detpool.ops.boxes import check_features, pair
+from detpool.ops.inputs import check_features, pair
 from detpool.ops.layout import is_channels_last, memory_format
 
 from . import fused

@@ -1,61 +1,158 @@
-"""Bin rules: from boxes (K, 4) in pixels to the bins of both axes in feature cells, as ``(y, x)``."""
+"""Where bins lie: all bin rules, from box edges in pixels to bins in feature cells, one image axis at a time.
+
+Shapes: K RoIs, P bins along the axis, J bins along the other axis where a bin depends on them (deformable bins) and 1
+where it does not. All is plain PyTorch, so gradients with respect to boxes are PyTorch's own.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from .axes import Bins, continuous_bins, round_half_away, rounded_bins
-
-Rule = Callable[[Tensor, float, tuple[int, int]], tuple[Bins, Bins]]
-
-
-def continuous(coords: Tensor, scale: float, size: tuple[int, int]) -> tuple[Bins, Bins]:
-    """No rounding: equal bins over the box."""
-    edges = coords * scale
-    return _both(continuous_bins, edges[:, :2], edges[:, 2:] - edges[:, :2], size)
+LARGEST = {torch.float32: 1e30, torch.float64: 1e300}
+"""Coordinates in cells are kept within these, so that differences of finite boxes are finite."""
 
 
-def aligned(coords: Tensor, scale: float, size: tuple[int, int]) -> tuple[Bins, Bins]:
-    """As :func:`continuous`, moved by half a cell: integer coordinates are the corners of cells."""
-    edges = coords * scale - 0.5
-    return _both(continuous_bins, edges[:, :2], edges[:, 2:] - edges[:, :2], size)
+@dataclass(frozen=True)
+class Bins:
+    """Bin edges along one axis, in feature cells: bin p of a RoI spans ``origin + lower`` to ``origin + upper``."""
+
+    origin: Tensor
+    """(K, 1, 1); not zero only where the original operator rounds edges before it adds an integral start."""
+    lower: Tensor
+    """(K, P, J)"""
+    upper: Tensor
+    """(K, P, J)"""
+    size: Tensor
+    """(K, 1, 1), of one bin"""
 
 
-def at_least_one(coords: Tensor, scale: float, size: tuple[int, int]) -> tuple[Bins, Bins]:
-    """As :func:`continuous` for boxes of at least one cell: RoIAlign's first version."""
-    edges = coords * scale
-    return _both(continuous_bins, edges[:, :2], (edges[:, 2:] - edges[:, :2]).clamp(min=1), size)
+@dataclass(frozen=True)
+class BinRule:
+    """How the low and high edges of a box become bins: ``origin + start + p extent / P``, p = 0 .. P."""
+
+    edges: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor, Tensor]]
+    """from edges (K,) in pixels and the spatial scale to origin, start and extent (K,) in cells"""
+    rounds: bool = False
+    """whether edges are rounded, so that boxes get no gradient"""
+    without_last: bool = False
+    """whether the last row and column of the map are never read, as in torchvision's position-sensitive RoIPool"""
 
 
-def rounded(coords: Tensor, scale: float, size: tuple[int, int]) -> tuple[Bins, Bins]:
-    """RoIPool: both edges rounded to cells, the last cell included."""
-    edges = round_half_away(coords * scale)
-    return _both(rounded_bins, edges[:, :2], (edges[:, 2:] - edges[:, :2] + 1).clamp(min=1), size)
+def round_half_away(x: Tensor) -> Tensor:
+    """C's ``round``: halves go away from zero (``torch.round`` takes them to the even neighbour). No gradient."""
+    x = x.detach()
+    whole = x.div(1, rounding_mode="trunc")
+    return whole + torch.where((x - whole).abs() >= 0.5, x.sign(), 0.0)
 
 
-def rfcn(coords: Tensor, scale: float, size: tuple[int, int]) -> tuple[Bins, Bins]:
-    """R-FCN: edges rounded to pixels, the last pixel included."""
-    start, extent = rfcn_box(coords, scale)
-    return _both(continuous_bins, start, extent, size)
+def floor(x: Tensor) -> Tensor:
+    """The largest integers not above ``x``. No gradient.
+
+    Not ``torch.floor``: like ``ceil`` and ``trunc`` it wakes PyTorch's thread pool for a few thousand numbers, and the
+    pool's threads then spin for milliseconds on the cores that the kernels need.
+    """
+    return x.detach().div(1, rounding_mode="floor")
 
 
-def rfcn_box(coords: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Start and size (K, 2) of the boxes of :func:`rfcn`."""
-    edges = round_half_away(coords)
-    start = edges[:, :2] * scale
-    return start, ((edges[:, 2:] + 1) * scale - start).clamp(min=0.1)
+def ceil(x: Tensor) -> Tensor:
+    """The smallest integers not below ``x``. No gradient."""
+    return -floor(-x)
 
 
-def _both(
-    bins: Callable[[Tensor, Tensor, int], Bins], start: Tensor, extent: Tensor, size: tuple[int, int]
+def clip(x: Tensor, least: float, most: float) -> Tensor:
+    """``x`` kept in ``least .. most``, with gradient 1 at these themselves, where ``torch.clamp`` depends on PyTorch's
+    version."""
+    return torch.where(x < least, least, torch.where(x > most, most, x))
+
+
+def _continuous(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    start = _bounded(low * scale)
+    return torch.zeros_like(start), start, _bounded(high * scale) - start
+
+
+def _aligned(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    start = _bounded(low * scale - 0.5)
+    return torch.zeros_like(start), start, _bounded(high * scale - 0.5) - start
+
+
+def _at_least_one(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    origin, start, extent = _continuous(low, high, scale)
+    return origin, start, torch.where(extent < 1, 1.0, extent)
+
+
+def _rounded(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    origin = round_half_away(_bounded(low * scale))
+    extent = round_half_away(_bounded(high * scale)) - origin + 1
+    return origin, torch.zeros_like(origin), extent.clamp(min=1)
+
+
+def _ps_rounded(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    origin = round_half_away(_bounded(low * scale))
+    extent = round_half_away(_bounded(high * scale)) - origin
+    return origin, torch.zeros_like(origin), extent.clamp(min=1)
+
+
+def _rfcn(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    start = _bounded(round_half_away(low) * scale)
+    extent = _bounded((round_half_away(high) + 1) * scale) - start
+    return torch.zeros_like(start), start, extent.clamp(min=0.1)
+
+
+def _rfcn_centered(low: Tensor, high: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    origin, start, extent = _rfcn(low, high, scale)
+    return origin, start - 0.5, extent
+
+
+BINS: dict[str, BinRule] = {
+    "continuous": BinRule(_continuous),
+    "aligned": BinRule(_aligned),
+    "at_least_one": BinRule(_at_least_one),
+    "rounded": BinRule(_rounded, rounds=True),
+    "rfcn": BinRule(_rfcn, rounds=True),
+    "rfcn_centered": BinRule(_rfcn_centered, rounds=True),
+    "ps_rounded": BinRule(_ps_rounded, rounds=True, without_last=True),
+}
+"""Continuous bins are equal parts of the box; "aligned" moves them by half a cell, so that integer coordinates are the
+corners of cells; "at_least_one" takes boxes of at least one cell (RoIAlign's first version). "rounded" (RoIPool) rounds
+both edges to cells, the last cell included; "ps_rounded" (torchvision's position-sensitive RoIPool) excluded. "rfcn"
+rounds edges to pixels, the last pixel included; "rfcn_centered" moves that by half a cell."""
+
+
+def make_bins(
+    rule: BinRule,
+    rois: Tensor,
+    scale: float,
+    size: tuple[int, int],
+    lengths: tuple[int, int],
+    offsets: Tensor | None = None,
 ) -> tuple[Bins, Bins]:
-    return bins(start[:, 1], extent[:, 1], size[0]), bins(start[:, 0], extent[:, 0], size[1])
+    """Bins of both axes, as (y, x).
+
+    Args:
+        rule: a value of :data:`BINS`.
+        rois: (K, 5), in pixels.
+        scale: feature cells per pixel.
+        size: bins, (PH, PW).
+        lengths: rows and columns of the map.
+        offsets: (K, 2, PH, PW), by which each bin is moved, x before y, in units of the RoI's size.
+    """
+    axes = []
+    for column, count, length in ((2, size[0], lengths[0]), (1, size[1], lengths[1])):
+        origin, start, extent = (t[:, None, None] for t in rule.edges(rois[:, column], rois[:, column + 2], scale))
+        step = extent / count
+        number = torch.arange(count, dtype=step.dtype, device=step.device)[:, None]
+        lower, upper = start + number * step, start + (number + 1) * step
+        if offsets is not None:
+            shift = (offsets[:, 1] if column == 2 else offsets[:, 0].transpose(1, 2)).to(step.dtype) * extent
+            lower, upper = lower + shift, upper + shift
+        if rule.without_last:
+            upper = torch.minimum(upper, length - 1 - origin)
+        axes.append(Bins(origin, lower, upper, step))
+    return axes[0], axes[1]
 
 
-def shift_by(y: Bins, x: Bins, offsets: Tensor, extent: Tensor) -> tuple[Bins, Bins]:
-    """Move every bin by ``offsets`` (K, 2, PH, PW), x before y, in units of ``extent`` (K, 2), also x before y."""
-    shift = offsets * extent[:, :, None, None]
-    return (
-        Bins(y.origin, y.lower + shift[:, 1], y.upper + shift[:, 1], y.size),
-        Bins(x.origin, x.lower + shift[:, 0].transpose(1, 2), x.upper + shift[:, 0].transpose(1, 2), x.size),
-    )
+def _bounded(cells: Tensor) -> Tensor:
+    limit = LARGEST[cells.dtype]
+    return clip(cells, -limit, limit)

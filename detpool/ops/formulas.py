@@ -39,7 +39,8 @@ def lp(means: Means, p: float | Tensor, scale: Tensor, bin_scale: Tensor) -> Ten
         bin_scale: the same, broadcastable to the bins.
     """
     (powers,) = means(lambda values: ((values.abs() / scale) ** p,))
-    some = powers != 0
+    # The root of a denormal number has a gradient that overflows, and the number itself hardly a digit.
+    some = powers >= torch.finfo(powers.dtype).tiny
     roots = torch.where(some, powers, 1.0) ** (1 / p)
     return torch.where(some, roots * bin_scale, 0.0)
 

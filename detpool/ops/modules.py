@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .boxes import Boxes
+from .inputs import Boxes
 from .pr_roi_pool import pr_roi_pool
 from .ps_roi_align import ps_roi_align
 from .ps_roi_pool import ps_roi_pool

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import bins
-from . import boxes as box_formats
-from .sampled import Sampled
-from .sampling import INTEGRAL
-from .separable import check_groups
+from .inputs import Boxes
+from .pool import pool
 
 
 def pr_roi_pool(
     input: Tensor,
-    boxes: box_formats.Boxes,
+    boxes: Boxes,
     output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
     *,
@@ -28,26 +25,25 @@ def pr_roi_pool(
     without area. Nothing is rounded, so the output is continuously differentiable with respect to boxes.
 
     Args:
-        input: features (N, C, H, W), floating.
-        boxes: (K, 5) rows (image index, x1, y1, x2, y2), or a list of N tensors (L, 4), in pixels;
-            ``x1 <= x2`` and ``y1 <= y2``.
-        output_size: bins as (height, width), or one integer for both.
-        spatial_scale: feature cells per pixel of box coordinates.
+        input, boxes, output_size, spatial_scale, backend: see :func:`pool`.
         aligned: shift by half a cell, as in :func:`roi_align`; the paper does not.
         position_sensitive: bin (i, j) reads input channel ``(c PH + i) PW + j`` for output channel c, as
             :func:`ps_roi_pool`.
-        backend: backend by name; None takes the first that can serve the call.
 
     Returns:
         (K, C, height, width), or (K, C / (height width), height, width) if position-sensitive; dtype and memory format
         of ``input``; differentiable with respect to ``input`` and boxes.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, device or value; the message names it.
-        BackendError: ``backend`` cannot serve the call.
+        TypeError, ValueError, BackendError: as :func:`pool`.
     """
-    batch, coords, size, scale = box_formats.prepare(input, boxes, output_size, spatial_scale)
-    groups = size if position_sensitive else (1, 1)
-    check_groups(input.shape[1], size, groups)
-    y, x = (bins.aligned if aligned else bins.continuous)(coords.to(INTEGRAL.dtype), scale, size)
-    return Sampled(input, batch, y, x, INTEGRAL, groups=groups, backend=backend).mean()
+    return pool(
+        input,
+        boxes,
+        output_size,
+        spatial_scale,
+        bins="aligned" if aligned else "continuous",
+        sampling="integral",
+        channels="position_sensitive" if position_sensitive else "shared",
+        backend=backend,
+    )

@@ -1,6 +1,6 @@
 """Reductions: from the samples of a bin to one number for each channel.
 
-A reduction is a callable of a :class:`~detpool.ops.sampled.Sampled`; those with parameters or a mode are modules.
+A reduction is a callable of :class:`~detpool.ops.samples.Samples`; those with parameters or a mode are modules.
 """
 
 import math
@@ -9,22 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from . import formulas
-from .sampled import Sampled
+from .samples import Samples
 
 
-def mean(samples: Sampled) -> Tensor:
+def mean(samples: Samples) -> Tensor:
     """The mean."""
     return samples.mean()
 
 
-def maximum(samples: Sampled) -> Tensor:
+def maximum(samples: Samples) -> Tensor:
     """The maximum; its gradient goes to the first."""
     return samples.max()
 
 
-def total(samples: Sampled) -> Tensor:
+def total(samples: Samples) -> Tensor:
     """The sum over cells or points, or the integral."""
-    return samples.mean() * samples.measure().to(samples.features.dtype)
+    # a sum may be representable in half precision where its mean, or the number of samples, is not
+    total = samples.mean(formulas.widened(samples.features)) * samples.measure()
+    return total.to(samples.features.dtype)
 
 
 class Lp(nn.Module):
@@ -44,7 +46,7 @@ class Lp(nn.Module):
             raise ValueError(f"p must be at least 1 and finite, got {p!r}")
         self.p = nn.Parameter(torch.tensor(float(p)), requires_grad=learnable)
 
-    def forward(self, samples: Sampled) -> Tensor:
+    def forward(self, samples: Samples) -> Tensor:
         features = formulas.widened(samples.features)
         scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
         p = formulas.power(self.p.to(features.dtype))
@@ -67,7 +69,7 @@ class Softmax(nn.Module):
         super().__init__()
         self.beta = nn.Parameter(torch.tensor(float(beta)), requires_grad=learnable)
 
-    def forward(self, samples: Sampled) -> Tensor:
+    def forward(self, samples: Samples) -> Tensor:
         features = formulas.widened(samples.features)
         beta = self.beta.to(features.dtype)
         largest = (beta * features).detach().amax((2, 3), keepdim=True)
@@ -89,7 +91,7 @@ class Stochastic(nn.Module):
         super().__init__()
         self.generator = generator
 
-    def forward(self, samples: Sampled) -> Tensor:
+    def forward(self, samples: Samples) -> Tensor:
         features = samples.features.clamp(min=0)
         if not self.training:
             expected = formulas.weighted(_means(samples, formulas.widened(features)), lambda v: v)
@@ -132,7 +134,7 @@ class Mixed(nn.Module):
         elif mode == "gated":
             self.gate = nn.Conv2d(channels or 1, 1, 1)
 
-    def forward(self, samples: Sampled) -> Tensor:
+    def forward(self, samples: Samples) -> Tensor:
         average, largest = samples.mean(), samples.max()
         if self.mode == "learned":
             share = self.logit.sigmoid().to(average.dtype)
@@ -146,5 +148,5 @@ class Mixed(nn.Module):
         return share * largest + (1 - share) * average
 
 
-def _means(samples: Sampled, features: Tensor) -> formulas.Means:
+def _means(samples: Samples, features: Tensor) -> formulas.Means:
     return lambda function: tuple(samples.mean(values) for values in function(features))

@@ -4,16 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import bins
-from . import boxes as box_formats
-from .reductions import maximum
-from .sampled import Sampled
-from .sampling import CELLS
+from .inputs import Boxes
+from .pool import pool
 
 
 def roi_pool(
     input: Tensor,
-    boxes: box_formats.Boxes,
+    boxes: Boxes,
     output_size: int | Sequence[int],
     spatial_scale: float = 1.0,
     *,
@@ -27,19 +24,14 @@ def roi_pool(
     gradient: they are rounded.
 
     Args:
-        input: features (N, C, H, W), floating.
-        boxes: (K, 5) rows (image index, x1, y1, x2, y2), or a list of N tensors (L, 4), in pixels;
-            ``x1 <= x2`` and ``y1 <= y2``.
-        output_size: bins as (height, width), or one integer for both.
-        spatial_scale: feature cells per pixel of box coordinates.
-        backend: backend by name; None takes the first that can serve the call.
+        input, boxes, output_size, spatial_scale, backend: see :func:`pool`.
 
     Returns:
         (K, C, height, width), dtype and memory format of ``input``.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, device or value; the message names it.
-        BackendError: ``backend`` cannot serve the call.
+        TypeError, ValueError, BackendError: as :func:`pool`.
     """
-    batch, coords, size, scale = box_formats.prepare(input, boxes, output_size, spatial_scale)
-    return maximum(Sampled(input, batch, *bins.rounded(coords, scale, size), CELLS, backend=backend))
+    return pool(
+        input, boxes, output_size, spatial_scale, bins="rounded", sampling="cells", reduction="max", backend=backend
+    )

@@ -1,163 +1,159 @@
-"""Primitive 2, the maximum over the integer cells of each bin, with gradients of any order.
+"""Primitive 2: the maximum over what each bin reads, with gradients for features, and for RoIs if points are sampled.
 
-The gradient goes to the first maximum in row-major order. Its transpose, reading the features at those cells, is linear
-as well, so the two give each other's derivatives.
+    out[k,c,i,j] = max over n of V[k, channel(c,i,j), n]
+
+V are the features in the integer cells of the bin, or their bilinear values at its points. Beside the maximum comes its
+place, by which the gradient finds its way back: the cell ``y W + x``, or the point ``a 2^15 + b``, the
+first in row-major order; -1 where a bin reads nothing.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import check_name, choose
-from .layout import cell_dtype, is_channels_last, memory_format
-from .registration import differentiable, fake, operator
-from .separable import check_groups, check_indices
+from .backends import ask, choose, reference
+from .bins import BINS
+from .layout import is_channels_last
+from .registration import batched, differentiable, fake, operator
+from .sampling import SAMPLING, argmax_dtype
+from .spec import Spec
+from .weighted_sum import empty_maps, empty_pooled
 
 
 def window_max(
-    features: Tensor,
-    batch: Tensor,
-    y_windows: Tensor,
-    x_windows: Tensor,
-    *,
-    groups: tuple[int, int] = (1, 1),
-    backend: str | None = None,
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec, backend: str | None = None
 ) -> Tensor:
-    """The maximum over each bin's cells.
+    """The maximum over each bin.
 
     Args:
-        features: (N, C, H, W), any floating dtype.
-        batch: (K,) int64, the image of each RoI.
-        y_windows: (K, PH, 2) int32, the first and last + 1 row of each bin, within 0 .. H.
-        x_windows: (K, PW, 2) int32, the same for columns.
-        groups: as in :func:`detpool.ops.separable.separable_sum`.
+        maps: features (N, C, H, W) of one level or several, with ``spec.scales``; of any floating dtype.
+        rois: (K, 5) rows (image index, x1, y1, x2, y2) in pixels; float64 for float64 features, else float32.
+        levels: (K,) int64, the map of each RoI; None for one map.
+        spec: bin rule, sampling rule (with windows or points) and sizes.
         backend: name of a backend, or None for the first that can serve the call.
 
     Returns:
-        (K, C / (GH GW), PH, PW), dtype of ``features``, channels_last if ``features`` are; 0 for a bin without cells,
-        NaN for one that holds NaN. Differentiable with respect to features.
+        (K, C / (GH GW), PH, PW), dtype of the features, channels_last if the first map is; 0 for a bin without cells
+        or points, NaN for one that holds NaN. Differentiable with respect to maps, and to RoIs if points are sampled.
+
+    Raises:
+        ValueError: If values of RoIs are not valid, on a CPU; elsewhere such a RoI yields NaN.
+        BackendError: If ``backend`` cannot serve the call.
     """
-    return _window_max(features, batch, y_windows, x_windows, *groups, check_name(backend))[0]
+    if BINS[spec.bins].rounds or SAMPLING[spec.sampling].windows is not None:
+        rois = rois.detach()  # of rounded edges or whole cells: nothing moves with them
+    chosen = choose(backend, "window_max", maps[0], spec)
+    if chosen == "reference":
+        return reference.window_max(maps, rois, levels, spec)
+    return _window_max(maps, rois, levels, spec.text, chosen)[0]
 
 
 @operator
 def _window_max(
-    features: Tensor,
-    batch: Tensor,
-    y_windows: Tensor,
-    x_windows: Tensor,
-    group_rows: int,
-    group_columns: int,
-    backend: str,
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    groups = (group_rows, group_columns)
-    check_groups(features.shape[1], (y_windows.shape[1], x_windows.shape[1]), groups)
-    check_indices(batch, features.shape[0], (y_windows, features.shape[2] + 1), (x_windows, features.shape[3] + 1))
-    tensors = {"features": features, "batch": batch, "y_windows": y_windows, "x_windows": x_windows}
-    implementation = choose(backend, "window_max", tensors)
-    output, argmax = implementation.window_max(features, batch, y_windows, x_windows, groups)
-    layout = memory_format(is_channels_last(features))
-    return output.contiguous(memory_format=layout), argmax.contiguous(memory_format=layout)
+    return ask(backend).window_max(maps, rois, levels, Spec.of(spec))
+
+
+@operator
+def _window_max_of_grad(
+    grad: Tensor,
+    argmax: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    shapes: Sequence[int],
+    channels_last: Sequence[bool],
+    spec: str,
+    backend: str,
+) -> list[Tensor]:
+    """Gradients of the maps, whose shapes follow each other in ``shapes``."""
+    sizes = [tuple(shapes[n : n + 4]) for n in range(0, len(shapes), 4)]
+    return ask(backend).window_max_of_grad(grad, argmax, rois, levels, sizes, channels_last, Spec.of(spec))
+
+
+@operator
+def _window_max_roi_grads(
+    grad: Tensor,
+    argmax: Tensor,
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    spec: str,
+    backend: str,
+) -> Tensor:
+    return ask(backend).window_max_roi_grads(grad, argmax, maps, rois, levels, Spec.of(spec))
 
 
 @fake(_window_max)
-def _(
-    features: Tensor,
-    batch: Tensor,
-    y_windows: Tensor,
-    x_windows: Tensor,
-    group_rows: int,
-    group_columns: int,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    channels = features.shape[1] // (group_rows * group_columns)
-    output = features.new_empty((batch.shape[0], channels, y_windows.shape[1], x_windows.shape[1]))
-    output = output.contiguous(memory_format=memory_format(is_channels_last(features)))
-    return output, torch.empty_like(output, dtype=cell_dtype(features))
+def _(maps: Sequence[Tensor], rois: Tensor, levels: Any, spec: str, backend: str) -> tuple[Tensor, Tensor]:
+    output = empty_pooled(maps[0], rois.shape[0], Spec.of(spec))
+    return output, torch.empty_like(output, dtype=argmax_dtype(maps, Spec.of(spec)))
 
 
-@operator
-def _window_scatter(
-    grad: Tensor,
-    argmax: Tensor,
-    batch: Tensor,
-    shape: list[int],
-    group_rows: int,
-    group_columns: int,
-    channels_last: bool,
-    backend: str,
-) -> Tensor:
-    images, channels, height, width = shape
-    check_indices(batch, images)
-    implementation = choose(backend, "window_scatter", {"grad": grad, "argmax": argmax, "batch": batch})
-    output = implementation.window_scatter(
-        grad, argmax, batch, (images, channels, height, width), (group_rows, group_columns), channels_last
-    )
-    return output.contiguous(memory_format=memory_format(channels_last))
+@fake(_window_max_of_grad)
+def _(grad: Tensor, argmax: Any, rois: Any, levels: Any, shapes: Any, channels_last: Any, *_: Any) -> list[Tensor]:
+    return empty_maps(grad, shapes, channels_last)
 
 
-@fake(_window_scatter)
-def _(
-    grad: Tensor,
-    argmax: Tensor,
-    batch: Tensor,
-    shape: list[int],
-    group_rows: int,
-    group_columns: int,
-    channels_last: bool,
-    backend: str,
-) -> Tensor:
-    return grad.new_empty(shape).contiguous(memory_format=memory_format(channels_last))
+@fake(_window_max_roi_grads)
+def _(grad: Tensor, argmax: Any, maps: Any, rois: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(rois)
 
 
-@operator
-def _window_gather(
-    features: Tensor, argmax: Tensor, batch: Tensor, group_rows: int, group_columns: int, backend: str
-) -> Tensor:
-    check_indices(batch, features.shape[0])
-    implementation = choose(backend, "window_gather", {"features": features, "argmax": argmax, "batch": batch})
-    output = implementation.window_gather(features, argmax, batch, (group_rows, group_columns))
-    return output.contiguous(memory_format=memory_format(is_channels_last(features)))
-
-
-@fake(_window_gather)
-def _(features: Tensor, argmax: Tensor, batch: Tensor, group_rows: int, group_columns: int, backend: str) -> Tensor:
-    return features.new_empty(argmax.shape).contiguous(memory_format=memory_format(is_channels_last(features)))
-
-
-def _save_max(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, batch = inputs[:2]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    maps, rois, levels, spec, backend = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # or the positions would get a gradient of zeros, as large as the output
-    ctx.save_for_backward(output[1], batch)
-    ctx.rest = (features.shape, *inputs[4:6], is_channels_last(features), inputs[6])
+    ctx.set_materialize_grads(False)  # or the places would get a gradient of zeros, as large as the output
+    of_rois = rois.requires_grad
+    ctx.save_for_backward(output[1], rois, levels, *(maps if of_rois else ()))
+    ctx.like = [(m.shape, m.dtype, m.device, is_channels_last(m)) for m in maps]
+    ctx.rest = (spec, backend, of_rois)
 
 
-def _max_backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * 7
-    return _window_scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None
+        return [None] * len(ctx.like), None, None, None, None
+    argmax, rois, levels, *maps = ctx.saved_tensors
+    spec, backend, of_rois = ctx.rest
+    of_maps = ctx.needs_input_grad[0]
+    if torch.is_grad_enabled():
+        # the gradients are to be differentiated in their turn
+        return *_differentiable_grads(ctx, grad, argmax, rois, levels, maps, Spec.of(spec)), None, None, None
+    grad_maps: list[Any] = [None] * len(of_maps)
+    grad_rois = None
+    if any(of_maps):
+        shapes = [n for shape, *_ in ctx.like for n in shape]
+        last = [channels_last for *_, channels_last in ctx.like]
+        grad_maps = _window_max_of_grad(grad, argmax, rois, levels, shapes, last, spec, backend)
+    if of_rois:
+        grad_rois = _window_max_roi_grads(grad, argmax, maps, rois, levels, spec, backend)
+    return grad_maps, grad_rois, None, None, None
 
 
-def _save_scatter(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:3])
-    ctx.rest = (*inputs[4:6], inputs[7])
+def _differentiable_grads(
+    ctx: Any,
+    grad: Tensor,
+    argmax: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    maps: list[Tensor],
+    spec: Spec,
+) -> tuple[Any, Any]:
+    """Gradients of maps and RoIs through the reference's value at the places of the maxima."""
+    of_maps, of_rois = ctx.needs_input_grad[0], ctx.rest[2]
+    # Where features were not kept, any will do: given the places, the output is linear in them.
+    maps = maps or [torch.zeros(s, dtype=t, device=d, requires_grad=True) for s, t, d, _ in ctx.like]
+    inputs = [*maps, rois]
+    needed = [n for n, need in enumerate((*of_maps, of_rois)) if need]
+    with torch.enable_grad():
+        output = reference.value_at(maps, rois, levels, argmax, spec)
+    found = torch.autograd.grad(output, [inputs[n] for n in needed], grad, create_graph=True, allow_unused=True)
+    grads = dict(zip(needed, found, strict=True))
+    return [grads.get(n) for n in range(len(maps))], grads.get(len(maps))
 
 
-def _scatter_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _window_gather(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None, None, None
-
-
-def _save_gather(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[1:3])
-    ctx.rest = (inputs[0].shape, *inputs[3:5], is_channels_last(inputs[0]), inputs[5])
-
-
-def _gather_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _window_scatter(grad, *ctx.saved_tensors, *ctx.rest), None, None, None, None, None
-
-
-differentiable(_window_max, _max_backward, _save_max)
-differentiable(_window_scatter, _scatter_backward, _save_scatter)
-differentiable(_window_gather, _gather_backward, _save_gather)
+differentiable(_window_max, _backward, _save)
+for _registered in (_window_max, _window_max_of_grad, _window_max_roi_grads):
+    batched(_registered)

@@ -1,7 +1,8 @@
 """The modules every detector calls to pool its RoIs: operators of `detpool.ops` on pyramids of feature maps."""
 
+from detpool.ops import assign_levels
 from detpool.poolers.all_levels import AllLevelsPooler
-from detpool.poolers.roi_pooler import RoIPooler, assign_levels, multi_scale_roi_align
+from detpool.poolers.roi_pooler import RoIPooler, multi_scale_roi_align
 from detpool.poolers.spatial_pyramid import SpatialPyramidPooler
 
 __all__ = ["AllLevelsPooler", "RoIPooler", "SpatialPyramidPooler", "assign_levels", "multi_scale_roi_align"]

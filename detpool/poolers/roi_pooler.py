@@ -9,65 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import MultiScaleRoIAlign, box_area
+from torch.overrides import handle_torch_function
+from torchvision.ops import MultiScaleRoIAlign
 
-from detpool.ops import roi_align
+from detpool.ops import PyramidRoIs, assign_levels, pools_pyramids, roi_align
+from detpool.ops.inputs import is_proxy, join_images
+from detpool.ops.layout import sum_dtype
 
 Operator = Callable[..., Tensor]
-
-
-def assign_levels(
-    boxes: Tensor,
-    num_levels: int,
-    min_level: float,
-    canonical_scale: float = 224,
-    canonical_level: float = 4,
-) -> Tensor:
-    """Pyramid level of each box: `floor(k0 + log2(sqrt(area) / canonical_scale) + 1e-6)`, clamped.
-
-    Feature Pyramid Networks (Lin et al., CVPR 2017), equation 1; the 1e-6 is torchvision's and Detectron's guard
-    against a box of exactly the canonical size falling one level down by rounding.
-
-    Args:
-        boxes: (K, 4) `x1, y1, x2, y2` in image pixels.
-        num_levels: number of levels to choose from.
-        min_level: level of the finest map, `log2(stride)`.
-        canonical_scale: side in image pixels of the box that belongs to `canonical_level`.
-        canonical_level: level, as `log2(stride)`, of a box of the canonical size.
-
-    Returns:
-        (K,) int64, 0 (the finest map) to `num_levels - 1`. A box without area goes to the finest map.
-    """
-    side = box_area(boxes.float()).clamp(min=0).sqrt()
-    level = torch.floor(canonical_level + torch.log2(side / canonical_scale) + 1e-6 - min_level)
-    # A box that is not finite goes to the finest map too, where the operator refuses it.
-    return level.nan_to_num(nan=0.0).clamp(min=0, max=num_levels - 1).to(torch.int64)
-
-
-class _Reunite(torch.autograd.Function):
-    """The rows of all levels in the order of the boxes: `_Reunite.apply(rows of each level, *pooled)`.
-
-    One pass over the pooled features each way. Indexing a concatenation takes two, and its gradient, an addition that
-    must be ready for repeated rows, longer than pooling itself.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: list[Tensor], *pooled: Tensor) -> Tensor:
-        ctx.rows = rows
-        channels_last = all(part.is_contiguous(memory_format=torch.channels_last) for part in pooled)
-        out = torch.empty(
-            (sum(len(part) for part in pooled), *pooled[0].shape[1:]),
-            dtype=pooled[0].dtype,
-            device=pooled[0].device,
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        )
-        for row, part in zip(rows, pooled, strict=True):
-            out.index_copy_(0, row, part)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *(grad.index_select(0, row) for row in ctx.rows)
 
 
 class RoIPooler(MultiScaleRoIAlign):
@@ -137,20 +86,21 @@ class RoIPooler(MultiScaleRoIAlign):
             KeyError: if none, or not all, of `featmap_names` are in `x`.
             ValueError: if the number of lists of boxes is not the number of images.
         """
+        traced = [value for value in (x, boxes) if is_proxy(value)]
+        if traced:
+            return handle_torch_function(self.forward, traced, x, boxes, image_shapes)
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         if len(features) == 1:
             return self._pool(features[0], rois, scales[0])
-
         levels = assign_levels(
             rois[:, 1:], len(features), -math.log2(scales[0]), self.canonical_scale, self.canonical_level
         )
+        if pools_pyramids(self.operator):
+            return self._pool(features, PyramidRoIs(rois, levels), scales)
         # Empty levels are pooled too: they keep every map in the graph, which DDP needs.
-        picked = [torch.nonzero(levels == level).squeeze(1) for level in range(len(features))]
-        pooled = [
-            self._pool(feature, rois[rows], scale)
-            for feature, rows, scale in zip(features, picked, scales, strict=True)
-        ]
-        return _Reunite.apply(picked, *pooled)
+        rows = [torch.nonzero(levels == level).squeeze(1) for level in range(len(features))]
+        parts = [self._pool(f, rois[k], scale) for f, k, scale in zip(features, rows, scales, strict=True)]
+        return torch.cat(parts)[torch.cat(rows).argsort()]
 
     def _inputs(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
@@ -164,20 +114,25 @@ class RoIPooler(MultiScaleRoIAlign):
             raise ValueError(
                 f"boxes must hold one (L, 4) tensor per image: got {len(boxes)} for {features[0].shape[0]} images"
             )
-        index = torch.cat([box.new_full((len(box), 1), i) for i, box in enumerate(boxes)])
-        rois = torch.cat([index, torch.cat(boxes)], dim=1)
+        dtype = sum_dtype(features[0].dtype)
+        rois = join_images(boxes, dtype) if boxes else features[0].new_zeros((0, 5), dtype=dtype)
         return features, rois, self._scales(features, image_shapes)
 
-    def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        return self.operator(feature, rois, output_size=self.output_size, spatial_scale=scale)
+    def _pool(self, features: Any, rois: Any, scale: Any) -> Tensor:
+        """One map, RoIs (K, 5) and a scale; or those of a pyramid."""
+        return self.operator(features, rois, output_size=self.output_size, spatial_scale=scale)
 
     def _scales(self, features: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[float]:
         if self.strides is not None:
             return [1 / stride for stride in self.strides]
         if not image_shapes:
+            if features[0].shape[0] == 0:
+                return [1.0] * len(features)  # nothing to pool
             raise ValueError("image_shapes is empty, so the scales of the feature maps cannot be inferred")
-        height = max(shape[0] for shape in image_shapes)
-        return [2.0 ** round(math.log2(feature.shape[-2] / height)) for feature in features]
+        # Of the longer side of the batch, where rounding to whole cells matters less.
+        sides = [max(shape[axis] for shape in image_shapes) for axis in (0, 1)]
+        axis = 0 if sides[0] >= sides[1] else 1
+        return [2.0 ** round(math.log2(feature.shape[axis - 2] / sides[axis])) for feature in features]
 
     def __repr__(self) -> str:
         operator = getattr(self.operator, "func", self.operator)

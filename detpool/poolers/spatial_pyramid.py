@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -45,5 +46,5 @@ class SpatialPyramidPooler(RoIPooler):
         )
         self.levels = grids
 
-    def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        return spp(feature, rois, self.levels, scale).unsqueeze(-1)
+    def _pool(self, features: Any, rois: Any, scale: Any) -> Tensor:
+        return spp(features, rois, self.levels, scale).unsqueeze(-1)

@@ -1,7 +1,7 @@
 """What an operator reads for a box: its bins, its sample points, and the cells behind each bin with their weights.
 
-Nothing here knows an operator's rules. The bins and points are those that the operator itself made
-(:class:`detpool.ops.sampled.Sampled`), the weights are its answers to maps that are 1 in one cell and 0 elsewhere.
+Nothing here knows an operator's rules. The bins and points are those that the operator itself makes
+(:func:`detpool.ops.record_samples`), the weights are its answers to maps that are 1 in one cell and 0 elsewhere.
 
 Everything is in pixels of the image. Cell i of an axis covers the pixels ``i stride .. (i + 1) stride``. Rules that
 read whole cells count positions from the edge of cell 0, rules that interpolate count them from its centre: position p
@@ -10,8 +10,7 @@ is the pixel ``p stride`` to the former and ``(p + 0.5) stride`` to the latter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +22,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 from torch import Tensor
 
-from detpool.ops.axes import Points
-from detpool.ops.sampled import Sampled
+from detpool.ops import Points, record_samples
+from detpool.ops.bins import BINS
+from detpool.ops.sampling import SAMPLING
 from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
 
 _CHANNELS = 512
@@ -97,25 +97,28 @@ def footprint(
     """
     rois = torch.tensor([[0.0, *box]], dtype=torch.float64)
     bins = output_size[0] * output_size[1]
-    with _caught() as made:
-        # As many channels as bins serve operators with shared and with position-sensitive channels.
-        operator(torch.zeros(1, bins, *map_size, dtype=torch.float64), rois, output_size, 1 / stride)
-    if not made:
-        raise ValueError("the operator has no upright bins to show: it reads without detpool.ops.sampled.Sampled")
+    # As many channels as bins serve operators with shared and with position-sensitive channels.
+    features = torch.zeros(1, bins, *map_size, dtype=torch.float64)
+    made = record_samples(operator, features, rois, output_size, 1 / stride)
+    if not made or made[0].spec.bins not in BINS:
+        raise ValueError(
+            "the operator has no upright bins to show: it is no form of detpool.ops.pool with upright boxes"
+        )
     samples = made[0]
-    origin = 0.0 if samples.sampling.windows is not None else 0.5
+    rule = SAMPLING[samples.spec.sampling]
+    origin = 0.0 if rule.windows is not None else 0.5
     y1, y2, x1, x2 = (
         ((edge + origin) * stride).detach()
-        for axis in (samples.y, samples.x)
+        for axis in samples.bins
         for edge in ((axis.origin + axis.lower)[0], (axis.origin + axis.upper)[0])
     )
     edges = torch.stack([edge.expand(output_size) for edge in (x1.T, y1, x2.T, y2)], dim=2)
 
     points = None
-    if samples.sampling.points is not None:
+    if rule.points is not None:
         y, x = (
-            (_positions(samples.sampling.points(axis, length, samples.ratio)) + origin) * stride
-            for axis, length in zip((samples.y, samples.x), samples.lengths, strict=True)
+            (_positions(rule.points(axis, length, samples.spec.ratio)) + origin) * stride
+            for axis, length in zip(samples.bins, map_size, strict=True)
         )
         grid = (*output_size, y.shape[2], x.shape[2])
         x, y = x.transpose(0, 1)[:, :, None].expand(grid), y[..., None].expand(grid)
@@ -123,33 +126,13 @@ def footprint(
         points = points.where(points.isfinite().all(3, keepdim=True), torch.nan)
 
     weights = torch.zeros(*output_size, map_size[0] * map_size[1], dtype=torch.float64)
-    channels_a_cell = bins if samples.groups != (1, 1) else 1
+    channels_a_cell = bins if samples.spec.groups != (1, 1) else 1
     for cells in torch.arange(weights.shape[2]).split(max(1, _CHANNELS // channels_a_cell)):
         features = torch.zeros(len(cells), weights.shape[2], dtype=torch.float64)
         features[torch.arange(len(cells)), cells] = 1
         features = features.repeat_interleave(channels_a_cell, dim=0).unflatten(1, map_size)[None]
         weights[..., cells] = operator(features, rois, output_size, 1 / stride)[0].permute(1, 2, 0)
     return Footprint(box, stride, edges, points, weights.unflatten(2, map_size))
-
-
-@contextmanager
-def _caught() -> Iterator[list[Sampled]]:
-    """The samples that operators make meanwhile.
-
-    They hand them straight to a reduction, so the constructor is the one place where all pass.
-    """
-    made: list[Sampled] = []
-    construct = Sampled.__init__
-
-    def construct_and_keep(self: Sampled, *args: Any, **kwargs: Any) -> None:
-        construct(self, *args, **kwargs)
-        made.append(self)
-
-    Sampled.__init__ = construct_and_keep  # type: ignore[method-assign]
-    try:
-        yield made
-    finally:
-        Sampled.__init__ = construct  # type: ignore[method-assign]
 
 
 def _positions(points: Points) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 import torchvision
 
 from detpool import ops
+from detpool.ops.spec import Spec
 
 FEATURES = torch.arange(2 * 4 * 6 * 6, dtype=torch.float32).view(2, 4, 6, 6)
 BOX = torch.tensor([[0.0, 1, 1, 4, 4]])
@@ -98,12 +99,15 @@ def test_unknown_choices() -> None:
 
 
 def test_operators_called_below_their_checks_do_not_touch_foreign_memory() -> None:
-    index = torch.tensor([[[[9]]]], dtype=torch.int32)
-    weight, batch = torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.int64)
-    good = torch.zeros_like(index)
-    for y, x, image in ((index, good, batch), (good, index, batch), (good, good, batch + 2), (good, good, batch - 1)):
-        with pytest.raises(IndexError, match="an index must be from"):
-            torch.ops.detpool.separable_sum(FEATURES, image, y, weight, x, weight, 1, 1, "")
+    spec = Spec("aligned", "points", (1, 1), (1.0,), 2).text
+    for image in (2.0, -1.0, 0.5, torch.nan):
+        rois = torch.tensor([[image, 0, 0, 1, 1]])
+        with pytest.raises(ValueError, match=r"boxes\[0, 0\]"):
+            torch.ops.detpool.weighted_sum([FEATURES], rois, None, None, spec, "cpu")
+    rois = torch.zeros(1, 5)
+    for level in (-1, 1):
+        with pytest.raises(ValueError, match="levels must be from 0 to 0"):
+            torch.ops.detpool.weighted_sum([FEATURES], rois, torch.tensor([level]), None, spec, "cpu")
 
 
 @every_operator

@@ -15,10 +15,7 @@ from ops_cases import random_boxes
 from torch.profiler import ProfilerActivity, profile
 
 from detpool import ops
-from detpool.ops.axes import Taps
 from detpool.ops.backends import BackendError
-from detpool.ops.separable import separable_sum
-from detpool.ops.window_max import window_max
 
 # float16 and bfloat16 results are those of float32, rounded; sums of gradients reach some tens
 TOLERANCE = {
@@ -29,64 +26,125 @@ TOLERANCE = {
 }
 
 
-def random_taps(rois: int, bins: tuple[int, int], lengths: tuple[int, int], joint: bool, dtype: torch.dtype):
-    """Taps of any kind: absent ones, repeated cells, more of them along one axis."""
-    shapes = [(*bins, 5), (*bins, 3)] if joint else [(bins[0], 1, 5), (1, bins[1], 3)]
-    taps = []
-    for shape, length in zip(shapes, lengths, strict=True):
-        index = torch.randint(-1, length, (rois, *shape), dtype=torch.int32)
-        weight = torch.randn(index.shape, dtype=dtype).where(index >= 0, 0.0)
-        taps.append((index, weight))
-    return taps
-
-
 def strided(tensor: torch.Tensor, layout: str) -> torch.Tensor:
     if layout == "channels_last":
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor.transpose(2, 3).contiguous().transpose(2, 3) if layout == "strided" else tensor
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize(("groups", "joint"), [((1, 1), False), ((1, 1), True), ((2, 3), False), ((2, 3), True)])
-def test_separable_sum_equals_the_reference(groups, joint: bool, layout: str, dtype: torch.dtype) -> None:
+def rotate(boxes: torch.Tensor) -> torch.Tensor:
+    size = (boxes[:, 3:] - boxes[:, 1:3]).clamp(max=100)
+    angle = torch.linspace(-200, 200, len(boxes), dtype=boxes.dtype)[:, None]
+    return torch.cat([boxes[:, :1], (boxes[:, 1:3] + boxes[:, 3:]) / 2, size, angle], dim=1)
+
+
+BINS = (4, 3)
+POOLS = {
+    # name: (channels per output channel, function of features, RoIs, offsets and backend)
+    "points": (1, lambda f, b, o, k: ops.roi_align(f, b, BINS, 1 / 8, 2, True, backend=k)),
+    "adaptive points": (1, lambda f, b, o, k: ops.roi_align(f, b, BINS, 1 / 8, backend=k)),
+    "integral, groups": (12, lambda f, b, o, k: ops.pr_roi_pool(f, b, BINS, 1 / 8, position_sensitive=True, backend=k)),
+    "cells, groups": (12, lambda f, b, o, k: ops.ps_roi_pool(f, b, BINS, 1 / 8, backend=k)),
+    "deformable": (1, lambda f, b, o, k: ops.deform_roi_pool(f, b, o, BINS, 1 / 8, 2, backend=k)),
+    "deformable, groups": (12, lambda f, b, o, k: ops.deform_ps_roi_pool(f, b, o, BINS, 1 / 8, backend=k)),
+    "rotated": (1, lambda f, b, o, k: ops.roi_align_rotated(f, rotate(b), BINS, 1 / 8, 2, backend=k)),
+    "maximum of cells": (1, lambda f, b, o, k: ops.roi_pool(f, b, BINS, 1 / 8, backend=k)),
+    "maximum of cells, groups": (
+        12,
+        lambda f, b, o, k: ops.pool(
+            f,
+            b,
+            BINS,
+            1 / 8,
+            bins="rfcn",
+            sampling="cells",
+            channels="position_sensitive",
+            reduction="max",
+            backend=k,
+        ),
+    ),
+    "maximum of points": (1, lambda f, b, o, k: ops.roi_align(f, b, BINS, 1 / 8, 0, reduction="max", backend=k)),
+    "maximum of points, groups": (
+        12,
+        lambda f, b, o, k: ops.ps_roi_align(f, b, BINS, 1 / 8, 2, reduction="max", backend=k),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        ("contiguous", torch.float64),
+        ("channels_last", torch.float32),
+        ("strided", torch.float32),
+        ("channels_last", torch.bfloat16),
+        ("contiguous", torch.float16),
+    ],
+)
+@pytest.mark.parametrize("name", POOLS)
+def test_equals_the_reference(name: str, layout: str, dtype: torch.dtype) -> None:
+    """Output and gradients of features, boxes and offsets; of odd numbers of channels, more than a register holds."""
     torch.manual_seed(0)
-    channels = 3 if groups == (1, 1) and joint else 37  # fewer and more than a register holds
-    source = torch.randn(3, channels * groups[0] * groups[1], 5, 9).to(dtype)
-    weights = torch.float64 if dtype == torch.float64 else torch.float32
-    (iy, wy), (ix, wx) = random_taps(41, (4, 3), (5, 9), joint, weights)
-    batch = torch.randint(0, 3, (41,))
+    channels, function = POOLS[name]
+    source = torch.randn(3, (3 if "rotated" in name else 37) * channels, 9, 11).to(dtype)
+    boxes = random_boxes(41, (72, 88), 3, seed=0)
+    # not where a point lies on a cell or an edge on a pixel: there a gradient has two sides
+    boxes[:, 1:] += torch.tensor([0.013, 0.017, 0.031, 0.029])
+    boxes = boxes.to(torch.float64 if dtype == torch.float64 else torch.float32)
     results = {}
     for backend in ("reference", "cpu"):
         features = strided(source, layout).detach().requires_grad_()
-        y, x = Taps(iy, wy.clone().requires_grad_()), Taps(ix, wx.clone().requires_grad_())
-        output = separable_sum(features, batch, y, x, groups=groups, backend=backend)
+        coords, offsets = boxes.clone().requires_grad_(), torch.linspace(-2, 2, 984).view(41, 2, *BINS).requires_grad_()
+        output = function(features, coords, offsets, backend)
         cotangent = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype)
-        results[backend] = (output, *torch.autograd.grad(output, (features, y.weight, x.weight), cotangent))
-    for name, expected, got in zip(("output", "features", "wy", "wx"), *results.values(), strict=True):
-        torch.testing.assert_close(got, expected, **TOLERANCE[dtype], msg=lambda m, n=name: f"{n}: {m}")
-        assert got.stride() == expected.stride() or name != "output"
+        inputs = (features, coords, offsets)
+        results[backend] = (output, *torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
+    for part, expected, got in zip(("output", "features", "boxes", "offsets"), *results.values(), strict=True):
+        if expected is None:
+            assert got is None, f"{part}: the reference has no gradient"
+            continue
+        # boxes and offsets sum over channels and bins
+        scale = 1 if part in ("output", "features") else float(expected.abs().max().clamp(min=1))
+        torch.testing.assert_close(got / scale, expected / scale, **TOLERANCE[dtype], msg=lambda m, n=part: f"{n}: {m}")
+        assert got.stride() == expected.stride() or part != "output"
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("groups", [(1, 1), (2, 3)])
-def test_window_maximum_equals_the_reference(groups, layout: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", ["maximum of cells", "maximum of points"])
+def test_maxima_of_infinite_and_missing_values_and_ties_equal_the_reference(name: str) -> None:
     torch.manual_seed(0)
-    source = torch.randn(3, 37 * groups[0] * groups[1], 5, 9).to(dtype)
+    source = torch.randn(3, 5, 9, 11)
     source.view(-1)[::50] = torch.nan
     source.view(-1)[::7] = -torch.inf
     source.view(-1)[::11] = 0.5  # ties
-    windows = [torch.randint(0, n + 1, (41, p, 2), dtype=torch.int32).sort(-1).values for n, p in ((5, 4), (9, 3))]
-    batch = torch.randint(0, 3, (41,))
-    results = {}
+    boxes, results = random_boxes(41, (72, 88), 3, seed=0), []
     for backend in ("reference", "cpu"):
-        features = strided(source, layout).detach().requires_grad_()
-        output = window_max(features, batch, *windows, groups=groups, backend=backend)
-        cotangent = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype)
-        results[backend] = (output.detach(), *torch.autograd.grad(output, features, cotangent))
-    torch.testing.assert_close(results["cpu"][0], results["reference"][0], atol=0, rtol=0, equal_nan=True)
-    torch.testing.assert_close(results["cpu"][1], results["reference"][1], **TOLERANCE[dtype])
+        features = source.clone().requires_grad_()
+        output = POOLS[name][1](features, boxes, None, backend)
+        cotangent = torch.linspace(-1, 1, output.numel()).view(output.shape).where(output.isfinite(), 0.0)
+        results.append((output.detach(), torch.autograd.grad(output, features, cotangent)[0]))
+    # the order of a sum of four decides between NaN and infinity only
+    exact = {"atol": 0, "rtol": 0} if "cells" in name else {"atol": 1e-5, "rtol": 1e-5}
+    torch.testing.assert_close(results[1][0], results[0][0], equal_nan=True, **exact)
+    torch.testing.assert_close(results[1][1], results[0][1], equal_nan=True, **TOLERANCE[torch.float32])
+
+
+def test_a_pyramid_at_once_equals_its_maps_one_by_one() -> None:
+    torch.manual_seed(0)
+    maps = [torch.randn(2, 24, 40 // s, 52 // s) for s in (1, 2, 4)]
+    boxes, levels = random_boxes(60, (160, 208), 2, seed=0), torch.arange(60) % 3
+    for backend in ("cpu", "reference"):
+        for function in (ops.roi_align, ops.roi_pool, ops.ps_roi_pool, ops.pr_roi_pool, ops.spp):
+            size = [1, 2] if function is ops.spp else 2
+            leaves = [m.clone().requires_grad_() for m in maps]
+            scales = [1 / 4, 1 / 8, 1 / 16]
+            got = function(leaves, ops.PyramidRoIs(boxes, levels), size, scales, backend=backend)
+            got.square().sum().backward()
+            for level, (features, scale) in enumerate(zip(maps, scales, strict=True)):
+                features = features.clone().requires_grad_()
+                expected = function(features, boxes[levels == level], size, scale, backend=backend)
+                torch.testing.assert_close(got[levels == level], expected)
+                expected.square().sum().backward()
+                torch.testing.assert_close(leaves[level].grad, features.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

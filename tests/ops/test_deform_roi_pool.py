@@ -69,7 +69,9 @@ def test_bins_share_the_offsets_of_their_part() -> None:
     ("offsets", "error", "message"),
     [
         (torch.zeros(1, 2, 3, 3), ValueError, r"offsets must have shape \(1, 2, 2, 2\), got \(1, 2, 3, 3\)"),
-        (torch.zeros(1, 2, 2), ValueError, r"got \(1, 2, 2\)"),
+        (torch.zeros(1, 2, 2), ValueError, r"offsets must have shape .* got \(1, 2, 2\)"),
+        (torch.full((1, 2, 2, 2), torch.nan), ValueError, "offsets must be finite, got .* row 0"),
+        (torch.full((1, 2, 2, 2), -torch.inf), ValueError, "offsets must be finite, got .* row 0"),
         (torch.zeros(1, 2, 2, 2, dtype=torch.int64), TypeError, "floating tensor .* got torch.int64"),
         (None, TypeError, "got NoneType"),
     ],

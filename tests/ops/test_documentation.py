@@ -9,7 +9,7 @@ import torch
 from ops_cases import random_boxes
 
 from detpool import ops
-from detpool.ops import general as registers
+from detpool.ops import pool as registers
 
 PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text()
 

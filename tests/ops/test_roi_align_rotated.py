@@ -51,5 +51,5 @@ def test_errors() -> None:
         ops.roi_align_rotated(features, torch.zeros(1, 5), 2)
     with pytest.raises(ValueError, match="width >= 0 and height >= 0"):
         ops.roi_align_rotated(features, torch.tensor([[0.0, 4, 4, -1, 2, 0]]), 2)
-    with pytest.raises(ValueError, match="500 points a bin .* positive sampling_ratio"):
+    with pytest.raises(ValueError, match="500 points per bin .* positive sampling_ratio"):
         ops.roi_align_rotated(features, torch.tensor([[0.0, 4, 4, 1000, 2, 0]]), 2)

@@ -3,7 +3,7 @@ import torch
 from ops_cases import random_boxes
 
 from detpool import ops
-from detpool.ops.axes import round_half_away
+from detpool.ops.bins import round_half_away
 
 
 @pytest.mark.parametrize("reduction", ["mean", "max"])

@@ -39,8 +39,11 @@ def rows(tmp_path_factory) -> list[dict[str, str]]:
 def test_every_kernel_is_compiled_for_every_target(rows) -> None:
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
-        *(f"separable.{name}" for name in ("forward", "transpose_atomic", "transpose_gather", "extents", "bin_grads")),
-        *(f"window.{name}" for name in ("forward", "scatter_atomic", "scatter_gather", "extents")),
+        *(
+            f"weighted_sum.{name}"
+            for name in ("forward", "transpose_atomic", "transpose_gather", "extents", "roi_grads")
+        ),
+        *(f"window_max.{name}" for name in ("forward", "scatter_atomic", "scatter_gather", "extents")),
     }
     for target in TARGETS:
         assert {row["kernel"] for row in rows if row["target"] == target} == kernels
@@ -48,9 +51,9 @@ def test_every_kernel_is_compiled_for_every_target(rows) -> None:
 
 def test_each_tap_is_read_once_and_each_result_written_once(rows) -> None:
     for row in rows:
-        if row["kernel"] == "separable.forward":
+        if row["kernel"] == "weighted_sum.forward":
             assert (row["loads"], row["stores"]) == ("1 at depth 2", "1 at depth 0"), row
-        if row["kernel"] in ("separable.transpose_gather", "window.scatter_gather"):
+        if row["kernel"] in ("weighted_sum.transpose_gather", "window_max.scatter_gather"):
             assert row["stores"] == "1 at depth 0", row
 
 
@@ -61,10 +64,10 @@ def test_all_specialisations(tmp_path) -> None:
 
 def test_what_is_complained_about() -> None:
     forward, *others = every_launch(32, ["float32"], ["channels_last"])
-    assert forward.kernel == "separable.forward"
+    assert forward.kernel == "weighted_sum.forward"
     assert kernel_report.complaints("sm_90", forward, FACTS) == []
     (spills,) = kernel_report.complaints("sm_90", forward, dataclasses.replace(FACTS, spilled=8))
-    assert "separable.forward of roi_align, float32 channels_last, on sm_90: spills 8" in spills
+    assert "weighted_sum.forward of roi_align, float32 channels_last, on sm_90: spills 8" in spills
     (narrow,) = kernel_report.complaints("sm_90", forward, dataclasses.replace(FACTS, load_bits=64))
     assert "64 bits at a time, not 128" in narrow
     assert all(
@@ -79,7 +82,7 @@ def test_features_that_are_not_aligned_are_not_loaded_as_if_they_were() -> None:
     (forward,) = (
         launched
         for launched in every_launch(32, ["float32"], ["contiguous"])
-        if launched.operator == "roi_align" and launched.kernel == "separable.forward"
+        if launched.operator == "roi_align" and launched.kernel == "weighted_sum.forward"
     )
     assert compile_launch(forward, "sm_90").load_bits < 128
 

@@ -8,15 +8,16 @@ import torch
 from bench.traffic import bytes_moved
 from bench.workloads import Workload
 
-from detpool.ops import axes, bins
-from detpool.ops.axes import Taps
-from detpool.poolers import assign_levels
+from detpool.ops import assign_levels
+from detpool.ops.bins import BINS, make_bins
+from detpool.ops.sampling import SAMPLING
 
 GPUS = {"A100 SXM 80 GB": (2039e9, 19.5e12), "H100 SXM": (3350e9, 66.9e12)}
 """Bytes a second of memory and float32 operations a second outside tensor cores, from NVIDIA's data sheets."""
 
-OPERATORS = {"roi_align": (bins.aligned, "points"), "pr_roi_pool": (bins.continuous, "integral")}
-POSITION_SENSITIVE = {"ps_roi_align": (bins.aligned, "points"), "ps_roi_pool": (bins.rfcn, "cells")}
+OPERATORS = {"roi_align": ("aligned", "points"), "pr_roi_pool": ("continuous", "integral")}
+POSITION_SENSITIVE = {"ps_roi_align": ("aligned", "points"), "ps_roi_pool": ("rfcn", "cells")}
+"""Bin and sampling rule."""
 
 
 @dataclass(frozen=True)
@@ -54,24 +55,18 @@ def costs(workload: Workload) -> list[Cost]:
     return found
 
 
-def _taps(workload: Workload, rule: bins.Rule, sampling: str) -> int:
+def _taps(workload: Workload, rule: str, sampling: str) -> int:
     """Taps of all bins together."""
     rois = workload.rois
     finest = torch.tensor(float(workload.strides[0])).log2().item()
     levels = assign_levels(rois[:, 1:], len(workload.strides), finest)
     total = 0
     for level, (features, stride) in enumerate(zip(workload.features, workload.strides, strict=True)):
-        sizes = workload.output_size
-        y, x = rule(rois[levels == level, 1:], 1 / stride, sizes)
+        lengths = (features.shape[2], features.shape[3])
+        axes = make_bins(BINS[rule], rois[levels == level], 1 / stride, workload.output_size, lengths)
         counts = [
-            (_axis_taps(axis, length, sampling).index >= 0).sum(dim=(2, 3))
-            for axis, length in zip((y, x), features.shape[2:], strict=True)
+            (SAMPLING[sampling].taps(axis, length, 2).index >= 0).sum(dim=(2, 3))
+            for axis, length in zip(axes, lengths, strict=True)
         ]
         total += int((counts[0].sum(dim=1) * counts[1].sum(dim=1)).sum())
     return total
-
-
-def _axis_taps(axis: axes.Bins, length: int, sampling: str) -> Taps:
-    if sampling == "points":
-        return axes.point_taps(axis, length, 2)
-    return axes.integral_taps(axis, length) if sampling == "integral" else axes.cell_taps(axis, length)

@@ -15,9 +15,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from detpool.ops.backends import triton as backend
-from detpool.ops.backends.triton import launch
-from detpool.ops.sampling import CELLS, COUNTED_POINTS, INTEGRAL, POINTS, Sampling
+from detpool.ops.backends.triton import launch, primitives
+from detpool.ops.layout import sum_dtype
+from detpool.ops.spec import Spec
 
 IMAGES, HEIGHT, WIDTH = 2, 50, 76
 ROIS, BINS = 512, 7
@@ -43,29 +43,26 @@ _POINTER = {
 }
 
 
-@dataclass(frozen=True)
-class Linear:
-    """An operator that is a mean: its rule, and the shapes of its bins."""
+OWN = (BINS, BINS)
+"""The groups of position-sensitive channels."""
 
-    sampling: Sampling
-    ratio: int = -1
-    position_sensitive: bool = False
-    joint: bool = False
+
+def _spec(bins: str, sampling: str, ratio: int = -1, groups: tuple[int, int] = (1, 1)) -> Spec:
+    return Spec(bins, sampling, (BINS, BINS), (1 / 16,), ratio, groups)
 
 
 LINEAR = {
-    "roi_align": Linear(POINTS, 2),
-    "roi_align adaptive": Linear(POINTS),
-    "pr_roi_pool": Linear(INTEGRAL),
-    "mean of cells": Linear(CELLS),
-    "ps_roi_pool": Linear(CELLS, position_sensitive=True),
-    "ps_roi_align": Linear(POINTS, 2, position_sensitive=True),
-    "ps pr_roi_pool": Linear(INTEGRAL, position_sensitive=True),
-    "deform_roi_pool": Linear(POINTS, 2, joint=True),
-    "deform_ps_roi_pool": Linear(COUNTED_POINTS, 4, position_sensitive=True, joint=True),
+    "roi_align": _spec("aligned", "points", 2),
+    "roi_align adaptive": _spec("aligned", "points"),
+    "pr_roi_pool": _spec("continuous", "integral"),
+    "mean of cells": _spec("rounded", "cells"),
+    "ps_roi_pool": _spec("ps_rounded", "cells", groups=OWN),
+    "ps_roi_align": _spec("aligned", "points", 2, OWN),
+    "ps pr_roi_pool": _spec("continuous", "integral", groups=OWN),
+    "deform_roi_pool": _spec("aligned", "points", 2),
+    "deform_ps_roi_pool": _spec("rfcn_centered", "counted_points", 4, OWN),
 }
-MAXIMUM = {"roi_pool": False, "maximum of own channels": True}
-"""Whether channels are position-sensitive."""
+MAXIMUM = {"roi_pool": _spec("rounded", "cells"), "maximum of own channels": _spec("rounded", "cells", groups=OWN)}
 
 
 @dataclass(frozen=True)
@@ -123,39 +120,34 @@ def _launches_of(operator: str, dtype: str, layout: str, lanes: int) -> Iterator
 
 
 def _call_linear(operator: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
-    case = LINEAR[operator]
-    groups = (BINS, BINS) if case.position_sensitive else (1, 1)
-    features, pooled, batch = _tensors(case.position_sensitive, dtype, layout)
-    bins_dtype = torch.float64 if torch.float64 in (case.sampling.dtype, dtype) else torch.float32
-    bins = torch.empty((ROIS, BINS, BINS if case.joint else 1, 4), dtype=bins_dtype, device="meta")
-    assert case.sampling.triton is not None
-    rest = ((HEIGHT, WIDTH), case.sampling.triton, case.ratio, groups)
-    last = layout == torch.channels_last
-    backend.bin_sum(features, batch, bins, bins, *rest, last)
+    spec = LINEAR[operator]
+    features, pooled, rois = _tensors(spec, dtype, layout)
+    offsets = None
+    if operator.startswith("deform"):
+        offsets = torch.empty((ROIS, 2, BINS, BINS), dtype=rois.dtype, device="meta")
+    call = (rois, None, offsets)
+    primitives.weighted_sum([features], *call, spec)
     for _ in _both_forms():
         shape = (IMAGES, features.shape[1], HEIGHT, WIDTH)
-        backend.bin_transpose(pooled, batch, bins, bins, shape, *rest, last)
-    backend.bin_grads(pooled, features, batch, bins, bins, *rest)
+        primitives.weighted_sum_of_grad(pooled, *call, [shape], [layout == torch.channels_last], spec)
+    primitives.weighted_sum_roi_grads(pooled, [features], *call, spec)
 
 
 def _call_maximum(operator: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
-    groups = (BINS, BINS) if MAXIMUM[operator] else (1, 1)
-    features, pooled, batch = _tensors(MAXIMUM[operator], dtype, layout)
-    windows = torch.empty((ROIS, BINS, 2), dtype=torch.int32, device="meta")
-    _, argmax = backend.window_max(features, batch, windows, windows, groups)
+    spec = MAXIMUM[operator]
+    features, pooled, rois = _tensors(spec, dtype, layout)
+    _, argmax = primitives.window_max([features], rois, None, spec)
     for _ in _both_forms():
         shape = (IMAGES, features.shape[1], HEIGHT, WIDTH)
-        backend.window_scatter(pooled, argmax, batch, shape, groups, layout == torch.channels_last)
+        primitives.window_max_of_grad(pooled, argmax, rois, None, [shape], [layout == torch.channels_last], spec)
 
 
-def _tensors(
-    position_sensitive: bool, dtype: torch.dtype, layout: torch.memory_format
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, pooled features and image indices."""
-    inside, outside = (CLASSES * BINS * BINS, CLASSES) if position_sensitive else (CHANNELS, CHANNELS)
+def _tensors(spec: Spec, dtype: torch.dtype, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
+    """Features, pooled features and RoIs."""
+    inside, outside = (CLASSES * BINS * BINS, CLASSES) if spec.groups == OWN else (CHANNELS, CHANNELS)
     features = torch.empty((IMAGES, inside, HEIGHT, WIDTH), dtype=dtype, device="meta", memory_format=layout)
     pooled = torch.empty((ROIS, outside, BINS, BINS), dtype=dtype, device="meta", memory_format=layout)
-    return features, pooled, torch.empty(ROIS, dtype=torch.int64, device="meta")
+    return features, pooled, torch.empty((ROIS, 5), dtype=sum_dtype(dtype), device="meta")
 
 
 def _both_forms() -> Iterator[None]:
@@ -188,8 +180,8 @@ def _specialised(
         if isinstance(value, Tensor):
             signature[name] = _POINTER[value.dtype]
             divisible.append(name)
-        elif value == 1:
-            constants[name] = 1
+        elif value is None or value == 1:
+            constants[name] = value
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
             if value % 16 == 0:
@@ -209,4 +201,5 @@ def _specialised(
 def kernel_of(launched: Launch) -> Any:
     """The Triton function of a launch."""
     module, _, name = launched.kernel.partition(".")
-    return getattr({"separable": launch.separable, "window": launch.window}[module], name)
+    modules = {"weighted_sum": launch.sums, "window_max": launch.maxima}
+    return getattr(modules[module], name)

@@ -1,54 +1,71 @@
-"""Implementations of the two primitives, and the choice between them.
+"""Implementations of the two primitives, and the only choice between them.
 
-A backend is a module of this package with ``reasons_against``, which lists why it cannot serve a call, and functions
-for the calls that it can serve: those of ``reference``, or of ``triton``, which begins with bins where the others take
-taps. The first backend of ``ORDER`` without a reason runs; modules are imported when first asked.
+A backend has ``reasons_against``, which lists why it cannot serve a call; the first of ``ORDER`` without a reason runs.
+``reference`` is a composition of differentiable operations. The others have ``primitives``, with a function for each
+operator of :mod:`~detpool.ops.weighted_sum` and :mod:`~detpool.ops.window_max`.
 """
 
 from importlib import import_module
-from types import ModuleType
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..spec import Spec
+from . import cpu, reference, triton
+
 ORDER = ("triton", "cpu", "reference")
+
+_BACKENDS: dict[str, Any] = {"triton": triton, "cpu": cpu, "reference": reference}
+_primitives: dict[str, Any] = {}
+_chosen: dict[Any, str] = {}
 
 
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot serve the call."""
 
 
-def check_name(backend: str | None) -> str:
-    """``backend`` as the primitives take it: a known name, or the empty string for the first that can serve."""
-    if backend is None:
-        return ""
-    if backend not in ORDER:
-        raise ValueError(f"backend must be None or one of {', '.join(map(repr, ORDER))}, got {backend!r}")
-    return backend
+def ask(name: str) -> Any:
+    """The primitives of a compiled backend, imported when first asked: compilers take a second to import."""
+    if name not in _primitives:
+        _primitives[name] = import_module(f"{__name__}.{name}.primitives")
+    return _primitives[name]
 
 
-def _ask(name: str, primitive: str, tensors: dict[str, Tensor]) -> tuple[ModuleType | None, list[str]]:
-    try:
-        module = import_module(f"{__name__}.{name}")
-    except ImportError as error:
-        return None, [f"it cannot be imported: {error}"]
-    return module, module.reasons_against(primitive, tensors)
+def has_roi_grads(name: str, spec: Spec) -> bool:
+    """Whether a compiled backend has gradients of RoIs for this description."""
+    return _BACKENDS[name].has_roi_grads(spec)
 
 
-def choose(backend: str, primitive: str, tensors: dict[str, Tensor]) -> ModuleType:
-    """The module that will compute ``primitive`` on these tensors.
+def choose(backend: str | None, primitive: str, features: Tensor, spec: Spec) -> str:
+    """The name of the backend that will compute ``primitive``: "weighted_sum" or "window_max".
 
     Raises:
-        BackendError: the backend asked for, or every backend, has reasons against the call.
+        ValueError: If there is no backend of that name.
+        BackendError: If the backend asked for has reasons against the call.
     """
-    reasons: dict[str, list[str]] = {}
-    for name in (backend,) if backend else ORDER:
-        module, reasons[name] = _ask(name, primitive, tensors)
-        if module is not None and not reasons[name]:
-            return module
-    for name in ORDER:
-        if name not in reasons:
-            reasons[name] = _ask(name, primitive, tensors)[1]
-    got = "\n".join(f"  {k}: {tuple(t.shape)} {t.dtype} on {t.device}" for k, t in tensors.items())
+    if torch.compiler.is_compiling():
+        return _choose(backend, primitive, features, spec)
+    key = (backend, primitive, features.dtype, features.device.type, spec.bins, spec.sampling, spec.ratio > 0)
+    if key not in _chosen:
+        _chosen[key] = _choose(backend, primitive, features, spec)
+    return _chosen[key]
+
+
+def list_reasons(primitive: str, features: Tensor, spec: Spec) -> dict[str, list[str]]:
+    """Why each backend cannot compute ``primitive``; no reason for one that can."""
+    return {name: _BACKENDS[name].reasons_against(primitive, features, spec) for name in ORDER}
+
+
+def _choose(backend: str | None, primitive: str, features: Tensor, spec: Spec) -> str:
+    if backend is not None and backend not in ORDER:
+        raise ValueError(f"backend must be None or one of {', '.join(map(repr, ORDER))}, got {backend!r}")
+    reasons = list_reasons(primitive, features, spec)
+    name = backend or next(name for name in ORDER if not reasons[name])
+    if not reasons[name]:
+        return name
     why = "\n".join(f"  {name}: {'; '.join(r) or 'could serve this call'}" for name, r in reasons.items())
-    who = f"backend {backend!r} cannot" if backend else "no backend can"
-    raise BackendError(f"{who} compute {primitive} for\n{got}\nReasons:\n{why}")
+    raise BackendError(
+        f"backend {backend!r} cannot compute {primitive} with bins {spec.bins!r} and sampling {spec.sampling!r} for\n"
+        f"  features: {tuple(features.shape)} {features.dtype} on {features.device}\nReasons:\n{why}"
+    )

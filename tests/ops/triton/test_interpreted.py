@@ -13,10 +13,9 @@ from torch import Tensor
 
 from detpool import ops
 from detpool.ops import Sampling
-from detpool.ops.axes import Bins, continuous_bins
-from detpool.ops.backends import triton as backend
-from detpool.ops.bin_sum import bin_sum
-from detpool.ops.sampling import POINTS
+from detpool.ops.backends.triton import primitives
+from detpool.ops.sampling import SAMPLING
+from detpool.ops.spec import Spec
 
 BINS = (3, 2)
 SCALE = 0.25
@@ -166,41 +165,54 @@ def test_second_derivatives() -> None:
     assert torch.autograd.gradgradcheck(pool, (features, coords), fast_mode=True)
 
 
-def bins_of(start: list[float], size: list[float], count: int) -> Bins:
-    return continuous_bins(torch.tensor(start), torch.tensor(size), count)
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Values are not inspected, as on a GPU, where the interpreter's CPU tensors would be."""
+    monkeypatch.setattr(primitives, "checks_values", lambda device: False)
 
 
-@pytest.mark.parametrize("wrong", ["nan", "infinite", "batch too large", "batch negative"])
-def test_values_that_are_not_valid_give_nan_and_no_gradient(wrong: str, either_form) -> None:
-    """Below the checks of the operators, which do not look at values on a GPU."""
-    features = make_features(2, "channels_last", torch.float32)
-    batch = torch.tensor([0, {"batch too large": 2, "batch negative": -1}.get(wrong, 0)])
-    start = {"nan": float("nan"), "infinite": float("inf")}.get(wrong, 0.0)
-    y, x = bins_of([0.5, start], [2.0, 2.0], 1), bins_of([0.5, 1.0], [3.0, 2.0], 1)
-    arguments = {"lengths": (HEIGHT, WIDTH), "rule": POINTS.triton, "groups": (1, 1)}
-    for ratio in (2, 0):
-        output = bin_sum(features, batch, y, x, ratio=ratio, **arguments)
+@pytest.mark.parametrize("column_and_value", [(1, torch.nan), (2, torch.inf), (0, 2.0), (0, -0.5), (3, -5.0)])
+def test_values_that_are_not_valid_give_nan_and_no_gradient(column_and_value, either_form, unchecked) -> None:
+    rois = ROIS[[0, 0]].clone()
+    rois[1, column_and_value[0]] = column_and_value[1]
+    for operator in (ops.roi_pool, functools.partial(ops.roi_align, sampling_ratio=2), ops.pr_roi_pool):
+        features, leaf = make_features(2, "channels_last", torch.float32), rois.clone().requires_grad_()
+        output = operator(features, leaf, BINS, SCALE, backend="triton")
         assert output[0].isfinite().all()
         assert output[1].isnan().all()
-        (grad,) = torch.autograd.grad(output, features, torch.ones_like(output))
-        expected = bin_sum(
-            features, batch[:1], bins_of([0.5], [2.0], 1), bins_of([0.5], [3.0], 1), ratio=ratio, **arguments
-        )
+        inputs = (features, leaf) if output.grad_fn and operator is not ops.roi_pool else (features,)
+        grads = torch.autograd.grad(output, inputs, torch.ones_like(output))
+        expected = operator(features, rois[:1], BINS, SCALE, backend="triton")
         (grad_expected,) = torch.autograd.grad(expected, features, torch.ones_like(expected))
-        torch.testing.assert_close(grad, grad_expected)
+        torch.testing.assert_close(grads[0], grad_expected)
+        assert all(not grad[1].any() for grad in grads[1:])
 
 
-def test_maximum_of_an_image_that_does_not_exist_is_nan_without_gradient(either_form) -> None:
-    features = make_features(2, "contiguous", torch.float32)
-    windows = torch.tensor([[[0, 2]], [[-5, 99]], [[0, 2]]], dtype=torch.int32)  # the second reaches outside
-    batch = torch.tensor([0, 0, 2])
-    # below the primitive, which checks the values of CPU tensors
-    output, argmax = backend.window_max(features.detach(), batch, windows, windows, (1, 1))
-    assert torch.equal(output[1], features[0].detach().amax(dim=(1, 2), keepdim=True))
-    assert output[2].isnan().all()
-    assert (argmax[2] == -1).all()
-    grad = backend.window_scatter(torch.ones_like(output), argmax, batch, (2, 2, HEIGHT, WIDTH), (1, 1), False)
-    assert grad.sum() == 4
+def test_offsets_that_are_not_finite_give_nan(unchecked) -> None:
+    features, offsets = make_features(2, "channels_last", torch.float32), torch.zeros(2, 2, *BINS)
+    offsets[1, 0, 1, 1] = torch.nan
+    output = ops.deform_roi_pool(features, ROIS[[0, 0]], offsets, BINS, SCALE, 2, backend="triton")
+    assert output[1].isnan().sum() == 2  # of one bin, in both channels
+    assert not output[0].isnan().any()
+
+
+def test_a_pyramid_at_once_equals_its_maps_one_by_one(either_form) -> None:
+    maps = [make_features(2, layout, torch.float32) for layout in ("channels_last", "contiguous")]
+    levels = torch.tensor([1, 0, 1, 0, 0, 1])
+    for operator in (ops.roi_pool, functools.partial(ops.roi_align, sampling_ratio=2)):
+        results = []
+        for backend in ("reference", "triton"):
+            output = operator(maps, ops.PyramidRoIs(ROIS, levels), BINS, [SCALE, SCALE / 2], backend=backend)
+            weight = torch.linspace(-1, 1, output.numel()).view(output.shape)
+            results.append((output, *torch.autograd.grad(output, maps, weight)))
+        for got, expected in zip(*results, strict=True):
+            torch.testing.assert_close(got, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_levels_are_those_of_the_tensor_operations() -> None:
+    sides = torch.tensor([0.0, 1, 56, 111.9, 112, 223.9, 224, 447.9, 448, 5000, torch.nan])
+    boxes = torch.stack([torch.zeros(11), torch.zeros(11), sides, sides], 1)
+    assert ops.assign_levels(boxes, 4, 2).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 0]
 
 
 def test_infinite_gradients_stay_in_their_cells(either_form) -> None:
@@ -243,22 +255,21 @@ def test_the_rule_of_the_documentation(tmp_path, monkeypatch) -> None:
 
 
 def test_a_rule_without_a_triton_form_is_refused_by_name() -> None:
-    rule = Sampling(taps=POINTS.taps)
+    rule = Sampling(taps=SAMPLING["points"].taps)
     with pytest.raises(ops.BackendError, match="the rule has no Triton form"):
         ops.pool(torch.randn(1, 1, 4, 4), ROIS[:1], 1, SCALE, sampling=rule, backend="triton")
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_opcheck(groups: int) -> None:
-    features = torch.randn(2, 2 * groups * groups, 4, 5, requires_grad=True)
-    y, x = (torch.rand(2, 2, 1, 4).requires_grad_() for _ in range(2))
-    rest = (4, 5, POINTS.triton, 1, groups, groups)
-    batch = torch.tensor([1, 0])
-    torch.library.opcheck(torch.ops.detpool.bin_sum, (features, batch, y, x, *rest))
-    grad = torch.randn(2, 2, 2, 2)
-    bins = (batch, y.detach(), x.detach())
-    torch.library.opcheck(torch.ops.detpool.bin_transpose, (grad, *bins, list(features.shape), *rest, False))
-    torch.library.opcheck(torch.ops.detpool.bin_grads, (grad, features.detach(), *bins, *rest))
+def test_opcheck() -> None:
+    spec = Spec("aligned", "points", (2, 2), (SCALE,), 1).text
+    features, rois = torch.randn(2, 2, 4, 5, requires_grad=True), ROIS[:2].clone().requires_grad_()
+    torch.library.opcheck(torch.ops.detpool.weighted_sum, ([features], rois, None, None, spec, "triton"))
+    grad, bare = torch.randn(2, 2, 2, 2), features.detach()
+    shape = ([2, 2, 4, 5], [False])
+    torch.library.opcheck(torch.ops.detpool.weighted_sum_of_grad, (grad, ROIS[:2], None, None, *shape, spec, "triton"))
+    torch.library.opcheck(
+        torch.ops.detpool.weighted_sum_roi_grads, (grad, [bare], ROIS[:2], None, None, spec, "triton")
+    )
 
 
 @pytest.mark.parametrize("name", ["roi_pool", "roi_align adaptive", "pr_roi_pool"])
@@ -291,5 +302,5 @@ def test_exports_with_any_number_of_rois(name: str) -> None:
     number = torch.export.Dim("rois", min=2)
     program = torch.export.export(Module(), (features, ROIS[:3]), dynamic_shapes=({}, {0: number}))
     called = {str(node.target) for node in program.graph.nodes}
-    assert {"detpool.bin_sum.default", "detpool.window_max.default"} & called
+    assert {"detpool.weighted_sum.default", "detpool.window_max.default"} & called
     torch.testing.assert_close(program.module()(features, ROIS), operator(features, ROIS))

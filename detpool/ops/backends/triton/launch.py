@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import struct
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import separable_kernels as separable
-from . import window_kernels as window
-
-Groups = tuple[int, int]
+from ...sampling import SAMPLING
+from ...spec import Spec
+from . import bins
+from . import weighted_sum_kernels as sums
+from . import window_max_kernels as maxima
 
 TILE = 4
 """Side in cells of the square that one program of a deterministic gradient owns: about as large as a bin."""
@@ -40,155 +43,138 @@ def resolve(rule: str) -> Any:
     return function
 
 
-def bin_sum(
-    out: Tensor,
-    features: Tensor,
-    batch: Tensor,
-    y: Tensor,
-    x: Tensor,
-    lengths: tuple[int, int],
-    rule: str,
-    ratio: int,
-    groups: Groups,
-) -> None:
-    """See :func:`separable_kernels.forward`."""
-    block = channel_block((features, out), out.shape[1])
-    sizes = (features.shape[0], out.shape[1], *lengths)
-    options = _options((features, out), out.shape[1], block)
-    run_kernel(
-        separable.forward,
-        (_bins(out), triton.cdiv(out.shape[1], block)),
-        (features, batch, y, x, out, *sizes, *features.stride(), *out.stride()),
-        {**_geometry(y, x, groups), **_rule(rule, ratio), **options, "SUM": _sum_type(features)},
-    )
+@dataclass(frozen=True)
+class Call:
+    """What all kernels are told of a call, for the RoIs of one level."""
+
+    rois: Tensor
+    levels: Tensor | None
+    offsets: Tensor | None
+    spec: Spec
+    level: int
+
+    @property
+    def tensors(self) -> tuple[Any, ...]:
+        return self.rois, self.levels, self.offsets
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """The scale as the bits of a float64, and the level."""
+        return struct.unpack("q", struct.pack("d", self.spec.scales[self.level]))[0], self.level
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        (rows, columns), groups = self.spec.output_size, self.spec.groups
+        return {"PH": rows, "PW": columns, "GH": groups[0], "GW": groups[1]}
+
+    @property
+    def bins(self) -> dict[str, Any]:
+        double = torch.float64 in (self.rois.dtype, SAMPLING[self.spec.sampling].dtype)
+        return {"BINS": self.spec.bins, "POSITION": tl.float64 if double else tl.float32}
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        name = SAMPLING[self.spec.sampling].triton
+        assert name is not None
+        return {"RULE": resolve(name), "RATIO": max(self.spec.ratio, 0)}
 
 
-def bin_transpose_atomic(
-    out: Tensor,
-    grad: Tensor,
-    batch: Tensor,
-    y: Tensor,
-    x: Tensor,
-    lengths: tuple[int, int],
-    rule: str,
-    ratio: int,
-    groups: Groups,
-) -> None:
-    """See :func:`separable_kernels.transpose_atomic`."""
-    block = channel_block((grad, out), grad.shape[1])
-    sizes = (out.shape[0], grad.shape[1], *lengths)
-    options = _options((grad, out), grad.shape[1], block)
-    run_kernel(
-        separable.transpose_atomic,
-        (_bins(grad), triton.cdiv(grad.shape[1], block)),
-        (grad, batch, y, x, out, *sizes, *grad.stride(), *out.stride()),
-        {**_geometry(y, x, groups), **_rule(rule, ratio), **options},
-    )
-
-
-def bin_transpose_gather(
-    out: Tensor,
-    extent: Tensor,
-    grad: Tensor,
-    batch: Tensor,
-    y: Tensor,
-    x: Tensor,
-    lengths: tuple[int, int],
-    rule: str,
-    ratio: int,
-    groups: Groups,
-) -> None:
-    """See :func:`separable_kernels.transpose_gather`; ``extent`` (K, 4) int32 is scratch."""
-    geometry = _geometry(y, x, groups)
-    shared = {name: geometry[name] for name in ("PH", "PW", "Y_JOINT", "X_JOINT")}
-    rois, channels = grad.shape[:2]
-    images, _, height, width = out.shape
-    strides = (*grad.stride(), *out.stride())
-    if rois:
-        run_kernel(
-            separable.extents,
-            (rois,),
-            (batch, y, x, extent, images, *lengths),
-            {**shared, **_rule(rule, ratio), "num_warps": 1},
-        )
-    block = square_block(channels)
-    squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
-    options = _options((grad, out), channels, block) | {"TILE": TILE, "num_warps": 4}
-    run_kernel(
-        separable.transpose_gather,
-        (images * squares, triton.cdiv(channels, block), groups[0] * groups[1]),
-        (grad, batch, y, x, extent, out, rois, images, channels, height, width, *lengths, *strides),
-        {**geometry, **_rule(rule, ratio), **options, "SUM": _sum_type(grad)},
-    )
-
-
-def bin_grads(
-    out: Tensor,
-    grad: Tensor,
-    features: Tensor,
-    batch: Tensor,
-    y: Tensor,
-    x: Tensor,
-    lengths: tuple[int, int],
-    rule: str,
-    ratio: int,
-    groups: Groups,
-) -> None:
-    """See :func:`separable_kernels.bin_grads`."""
-    # with fewer channels ptxas allots fewer registers than the float64 sums need, and spills
-    block = max(64, channel_block((grad, features), grad.shape[1]))
-    sizes = (features.shape[0], grad.shape[1], *lengths)
-    options = _options((grad, features), grad.shape[1], block)
-    run_kernel(
-        separable.bin_grads,
-        (_bins(grad),),
-        (grad, features, batch, y, x, out, *sizes, *grad.stride(), *features.stride()),
-        {**_geometry(y, x, groups), **_rule(rule, ratio), **options, "SUM": _sum_type(grad)},
-    )
-
-
-def maximum(
-    out: Tensor,
-    argmax: Tensor,
-    features: Tensor,
-    batch: Tensor,
-    y_windows: Tensor,
-    x_windows: Tensor,
-    groups: Groups,
-) -> None:
-    """See :func:`window_kernels.forward`; ``argmax`` has the strides of ``out``."""
+def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
+    """See :func:`weighted_sum_kernels.forward`."""
     block = channel_block((features, out), out.shape[1])
     sizes = (features.shape[0], out.shape[1], *features.shape[2:])
     options = _options((features, out), out.shape[1], block)
     run_kernel(
-        window.forward,
+        sums.forward,
         (_bins(out), triton.cdiv(out.shape[1], block)),
-        (features, batch, y_windows, x_windows, out, argmax, *sizes, *features.stride(), *out.stride()),
-        {**_grid(out, groups), **options},
+        (features, *call.tensors, out, *sizes, *call.numbers, *features.stride(), *out.stride()),
+        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(features)},
     )
 
 
-def scatter_atomic(out: Tensor, grad: Tensor, argmax: Tensor, batch: Tensor, groups: Groups) -> None:
-    """See :func:`window_kernels.scatter_atomic`."""
-    block = channel_block((grad, argmax, out), grad.shape[1])
+def weighted_sum_of_grad_atomic(out: Tensor, grad: Tensor, call: Call) -> None:
+    """See :func:`weighted_sum_kernels.transpose_atomic`."""
+    block = channel_block((grad, out), grad.shape[1])
     sizes = (out.shape[0], grad.shape[1], *out.shape[2:])
-    options = _options((grad, argmax, out), grad.shape[1], block)
+    options = _options((grad, out), grad.shape[1], block)
     run_kernel(
-        window.scatter_atomic,
+        sums.transpose_atomic,
         (_bins(grad), triton.cdiv(grad.shape[1], block)),
-        (grad, argmax, batch, out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
-        {**_grid(grad, groups), **options},
+        (grad, *call.tensors, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
+        {**call.grid, **call.bins, **call.rule, **options},
     )
 
 
-def scatter_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax: Tensor, batch: Tensor, groups: Groups) -> None:
-    """See :func:`window_kernels.scatter_gather`; ``extent`` (K, PH, PW, 4) int32 is scratch."""
+def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, call: Call) -> None:
+    """See :func:`weighted_sum_kernels.transpose_gather`; ``extent`` (K, 4) int32 is scratch."""
     rois, channels = grad.shape[:2]
     images, _, height, width = out.shape
-    strides = (*grad.stride(), *argmax.stride(), *out.stride())
+    if rois:
+        run_kernel(
+            sums.extents,
+            (rois,),
+            (*call.tensors, extent, images, height, width, *call.numbers),
+            {"PH": grad.shape[2], "PW": grad.shape[3], **call.bins, **call.rule, "num_warps": 1},
+        )
+    block = square_block(channels)
+    squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
+    options = _options((grad, out), channels, block) | {"TILE": TILE, "num_warps": 4}
+    sizes = (rois, images, channels, height, width)
+    run_kernel(
+        sums.transpose_gather,
+        (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
+        (grad, *call.tensors, extent, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
+        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(grad)},
+    )
+
+
+def weighted_sum_roi_grads(out: Tensor, grad: Tensor, features: Tensor, call: Call) -> None:
+    """See :func:`weighted_sum_kernels.roi_grads`."""
+    # with fewer channels ptxas allots fewer registers than the float64 sums need, and spills
+    block = max(64, channel_block((grad, features), grad.shape[1]))
+    sizes = (features.shape[0], grad.shape[1], *features.shape[2:])
+    options = _options((grad, features), grad.shape[1], block)
+    run_kernel(
+        sums.roi_grads,
+        (_bins(grad),),
+        (grad, features, *call.tensors, out, *sizes, *call.numbers, *grad.stride(), *features.stride()),
+        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(grad)},
+    )
+
+
+def window_max(out: Tensor, argmax: Tensor, features: Tensor, call: Call) -> None:
+    """See :func:`window_max_kernels.forward`; ``argmax`` has the strides of ``out``."""
+    block = channel_block((features, out), out.shape[1])
+    sizes = (features.shape[0], out.shape[1], *features.shape[2:])
+    options = _options((features, out), out.shape[1], block)
+    run_kernel(
+        maxima.forward,
+        (_bins(out), triton.cdiv(out.shape[1], block)),
+        (features, *call.tensors[:2], out, argmax, *sizes, *call.numbers, *features.stride(), *out.stride()),
+        {**call.grid, **call.bins, **options},
+    )
+
+
+def window_max_of_grad_atomic(out: Tensor, grad: Tensor, argmax: Tensor, call: Call) -> None:
+    """See :func:`window_max_kernels.scatter_atomic`."""
+    block = channel_block((grad, argmax, out), grad.shape[1])
+    sizes = (out.shape[0], grad.shape[1], *out.shape[2:], call.level)
+    options = _options((grad, argmax, out), grad.shape[1], block)
+    run_kernel(
+        maxima.scatter_atomic,
+        (_bins(grad), triton.cdiv(grad.shape[1], block)),
+        (grad, argmax, *call.tensors[:2], out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
+        {**call.grid, **options},
+    )
+
+
+def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax: Tensor, call: Call) -> None:
+    """See :func:`window_max_kernels.scatter_gather`; ``extent`` (K, PH, PW, 4) int32 is scratch."""
+    rois, channels = grad.shape[:2]
+    images, _, height, width = out.shape
     if grad.numel():
         run_kernel(
-            window.extents,
+            maxima.extents,
             (_bins(grad),),
             (argmax, extent, channels, width, *argmax.stride()),
             {"PH": grad.shape[2], "PW": grad.shape[3], "BLOCK_C": channel_block((argmax,), channels), "num_warps": 1},
@@ -196,12 +182,19 @@ def scatter_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax: Tensor, ba
     block = square_block(channels)
     squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
     options = _options((grad, argmax, out), channels, block) | {"TILE": TILE, "num_warps": 4}
+    sizes = (rois, images, channels, height, width, call.level)
     run_kernel(
-        window.scatter_gather,
-        (images * squares, triton.cdiv(channels, block), groups[0] * groups[1]),
-        (grad, argmax, batch, extent, out, rois, channels, height, width, *strides),
-        {**_grid(grad, groups), **options, "SUM": _sum_type(grad)},
+        maxima.scatter_gather,
+        (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
+        (grad, argmax, *call.tensors[:2], extent, out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
+        {**call.grid, **options, "SUM": _sum_type(grad)},
     )
+
+
+def assign_levels(out: Tensor, boxes: Tensor, levels: int, shift: float, canonical_scale: float) -> None:
+    """See :func:`bins.assign_levels`."""
+    arguments = (boxes, out, len(boxes), levels, shift, float(canonical_scale))
+    run_kernel(bins.assign_levels, (triton.cdiv(len(boxes), 128),), arguments, {"BLOCK": 128, "num_warps": 4})
 
 
 def lanes() -> int:
@@ -254,25 +247,6 @@ def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str
 
 def _sum_type(values: Tensor) -> Any:
     return tl.float64 if values.dtype == torch.float64 else tl.float32
-
-
-def _grid(pooled: Tensor, groups: Groups) -> dict[str, Any]:
-    return {"PH": pooled.shape[2], "PW": pooled.shape[3], "GH": groups[0], "GW": groups[1]}
-
-
-def _geometry(y: Tensor, x: Tensor, groups: Groups) -> dict[str, Any]:
-    return {
-        "PH": y.shape[1],
-        "PW": x.shape[1],
-        "GH": groups[0],
-        "GW": groups[1],
-        "Y_JOINT": y.shape[2] > 1,
-        "X_JOINT": x.shape[2] > 1,
-    }
-
-
-def _rule(rule: str, ratio: int) -> dict[str, Any]:
-    return {"RULE": resolve(rule), "RATIO": max(ratio, 0)}
 
 
 def _bins(pooled: Tensor) -> int:

@@ -1,7 +1,7 @@
 """Sampling rules as Triton functions: the taps of one bin along one axis, computed inside the kernels.
 
 A rule is one function ``rule(t, origin, lower, upper, size, length, RATIO)`` of a tap's number and a bin (scalars; see
-``detpool.ops.axes.Bins``: the bin spans ``origin + lower`` to ``origin + upper``), the number of cells along the axis
+``detpool.ops.Bins``: the bin spans ``origin + lower`` to ``origin + upper``), the number of cells along the axis
 and the sampling ratio. It returns six scalars:
 
 - how many taps the bin has, the same for every t;
@@ -17,7 +17,7 @@ import triton.language as tl
 
 @triton.jit
 def cells(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
-    """The mean over the cells that a bin touches: ``detpool.ops.axes.cell_taps``."""
+    """The mean over the cells that a bin touches: ``detpool.ops.sampling.cell_taps``."""
     first = _clamp(origin + tl.floor(lower), 0, length)
     last = tl.maximum(_clamp(origin + tl.ceil(upper), 0, length), first)
     count = (last - first).to(tl.int32)
@@ -27,14 +27,14 @@ def cells(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
 
 @triton.jit
 def points(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
-    """The mean over bilinear points at ``lower + (number + 0.5) size / G``: ``detpool.ops.axes.point_taps``."""
+    """The mean over bilinear points at ``lower + (number + 0.5) size / G``: ``detpool.ops.sampling.point_taps``."""
     start = origin + lower
     if RATIO > 0:
         taps = 2 * RATIO
         count = size * 0 + RATIO
         number = tl.cast(t // 2, size.dtype)
     else:
-        # as in ``axes.points``: of very many points begin with the first that can read anything
+        # as in ``sampling.points``: of very many points begin with the first that can read anything
         count = tl.ceil(size)
         limit = 2 * length + 6
         spacing = size / tl.maximum(count, 1)
@@ -55,7 +55,7 @@ def points(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
 def counted_points(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
     """The mean over the bilinear points ``lower + number / G size`` that lie within half a cell of the image.
 
-    ``detpool.ops.axes.counted_point_taps``.
+    ``detpool.ops.sampling.counted_point_taps``.
     """
     start = origin + lower
     inside = 0
@@ -73,15 +73,22 @@ def counted_points(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
 
 @triton.jit
 def integral(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
-    """The mean of each cell's hat function over the bin: ``detpool.ops.axes.integral_taps``."""
-    start, end = origin + lower, origin + upper
-    first = _clamp(tl.floor(start), 0, length)
-    last = _clamp(tl.ceil(end), -1, length - 1) + 1
-    cell = first + t
-    scale = tl.where(size > 0, 1 / tl.where(size > 0, size, 1), 0)
-    weight = (_hat_integral(end - cell) - _hat_integral(start - cell)) * scale
-    taps = tl.maximum(last - first, 0).to(tl.int32)
-    return taps, cell.to(tl.int32), weight, -_hat(start - cell) * scale, _hat(end - cell) * scale, -weight * scale
+    """The mean of each cell's hat function over the bin: ``detpool.ops.sampling.integral_taps``."""
+    low, high = origin + lower, origin + upper
+    first = _clamp(tl.floor(low), 0, length)
+    last = _clamp(tl.ceil(high), -1, length - 1) + 1
+    start = low - (first + t)
+    extent = tl.where(size > 0, size, 1)
+    # where the hat begins, peaks and ends, as shares of the bin
+    left = _clamp((-1 - start) / extent, 0, 1)
+    top = _clamp(-start / extent, 0, 1)
+    right = _clamp((1 - start) / extent, 0, 1)
+    rising = (top - left) * (1 + start + extent * ((left + top) / 2))
+    falling = (right - top) * (1 - start - extent * ((top + right) / 2))
+    by_start = 2 * top - left - right
+    by_size = ((top * top - left * left) - (right * right - top * top)) / 2
+    taps = tl.where(size > 0, tl.maximum(last - first, 0), 0).to(tl.int32)
+    return taps, (first + t).to(tl.int32), rising + falling, by_start, size * 0, by_size
 
 
 @triton.jit
@@ -95,17 +102,6 @@ def _bilinear(side, position, reads, length):
     moves = (position >= 0) & (position <= length - 1)
     slope = tl.where(moves, tl.where(side == 0, -1, 1), 0).to(position.dtype)
     return tl.where(reads, cell, -1), tl.where(reads, weight, 0), tl.where(reads, slope, 0)
-
-
-@triton.jit
-def _hat(x):
-    return tl.maximum(1 - tl.abs(x), 0)
-
-
-@triton.jit
-def _hat_integral(x):
-    x = _clamp(x, -1, 1)
-    return 0.5 + x - 0.5 * x * tl.abs(x)
 
 
 @triton.jit

@@ -22,10 +22,13 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)  # a forked child inherits the pool but none of its threads
 
 
-def run(tasks: int, task: Callable[[int], None]) -> None:
-    """Call ``task(0) .. task(tasks - 1)`` on up to ``torch.get_num_threads()`` threads; return when all are done."""
+def run(tasks: int, task: Callable[[int], None], threads: int | None = None) -> None:
+    """Call ``task(0) .. task(tasks - 1)`` on up to ``threads`` threads; return when all are done.
+
+    Default: ``torch.get_num_threads()``. Waking a thread takes longer than a little work.
+    """
     global _pool
-    threads = min(torch.get_num_threads(), tasks)
+    threads = min(torch.get_num_threads() if threads is None else threads, tasks)
     if threads <= 1:
         for number in range(tasks):
             task(number)

@@ -2,32 +2,34 @@
 
     out[k,c,i,j] = sum_a sum_b wy[k,i,j,a] wx[k,i,j,b] F[batch[k], channel(c,i,j), iy[k,i,j,a], ix[k,i,j,b]]
 
-Shapes: ``features`` (N, C GH GW, H, W), ``batch`` (K,) int64, ``out`` and ``grad`` (K, C, PH, PW), any strides. The
-bins of an axis are packed, (K, P, J, 4) contiguous: origin, lower, upper and size of bin p; J is the number of bins of
-the other axis if the bins depend on it, else 1. ``channel(c,i,j) = (c GH + i GH / PH) GW + j GW / PW``, integer
-divisions.
+Shapes: ``features`` (N, C GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``offsets`` (K, 2, PH, PW) or
+None, ``out`` and ``grad`` (K, C, PH, PW), any strides. ``channel(c,i,j) = (c GH + i GH / PH) GW + j GW / PW``, integer
+divisions. A launch serves the RoIs of one level of a pyramid, that of ``features``.
 
-A RoI whose image index is out of range, or with a bin that is not finite, reads nothing: its output is NaN, and it has
-no part in any gradient.
+A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN, and it has no part in any gradient.
 """
 
 import triton
 import triton.language as tl
+
+from .bins import load_offset, load_roi, make_bin
 
 
 @triton.jit
 def forward(
     # pointers
     features,
-    batch,
-    y_bins,
-    x_bins,
+    rois,
+    levels,
+    offsets,
     out,
     # sizes
     images,
     channels,
     height,
     width,
+    scale_bits,
+    level,
     # strides
     features_n,
     features_c,
@@ -44,8 +46,8 @@ def forward(
     PW: tl.constexpr,
     GH: tl.constexpr,
     GW: tl.constexpr,
-    Y_JOINT: tl.constexpr,
-    X_JOINT: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
@@ -59,11 +61,11 @@ def forward(
     """
     k, i, j = _bin(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
-        batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
     )
     plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
     x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
     total = tl.zeros((BLOCK_C,), SUM)
     for a in range(y_taps):
@@ -75,22 +77,24 @@ def forward(
             total += (wy * wx).to(total.dtype) * value.to(total.dtype)
     total = tl.where(valid, total, float("nan"))
     at = out + _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
-    tl.store(at, total.to(out.dtype.element_ty), mask=_mask(c, channels, ALIGNED))
+    tl.store(at, total.to(out.dtype.element_ty), mask=_mask(c, tl.where(here, channels, 0), ALIGNED))
 
 
 @triton.jit
 def transpose_atomic(
     # pointers
     grad,
-    batch,
-    y_bins,
-    x_bins,
+    rois,
+    levels,
+    offsets,
     out,
     # sizes
     images,
     channels,
     height,
     width,
+    scale_bits,
+    level,
     # strides
     grad_k,
     grad_c,
@@ -107,8 +111,8 @@ def transpose_atomic(
     PW: tl.constexpr,
     GH: tl.constexpr,
     GW: tl.constexpr,
-    Y_JOINT: tl.constexpr,
-    X_JOINT: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -121,13 +125,13 @@ def transpose_atomic(
     """
     k, i, j = _bin(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
-        batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
     )
     at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
     value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
     plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
     x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
     for a in range(y_taps):
         _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
@@ -141,40 +145,42 @@ def transpose_atomic(
 @triton.jit
 def extents(
     # pointers
-    batch,
-    y_bins,
-    x_bins,
+    rois,
+    levels,
+    offsets,
     out,
     # sizes
     images,
     height,
     width,
+    scale_bits,
+    level,
     # compile time
     RULE: tl.constexpr,
     RATIO: tl.constexpr,
     PH: tl.constexpr,
     PW: tl.constexpr,
-    Y_JOINT: tl.constexpr,
-    X_JOINT: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
 ):
     """``out`` (K, 4) int32: the first and last row, and the first and last column, that any tap of a RoI reads.
 
-    One program visits all bins of one RoI along each axis. The last is -1 for an axis without taps, or if the RoI is
-    not valid. Sixteen bytes a RoI are all the memory that the deterministic gradient needs.
+    One program visits all bins of one RoI along each axis. The last is -1 for an axis without taps, and if the
+    RoI is not valid or of another level. Sixteen bytes a RoI are all the memory that the deterministic gradient needs.
     """
     k = tl.program_id(0).to(tl.int64)
     top, bottom, left, right = height, -1, width, -1
-    for n in range(PH * PW if Y_JOINT or X_JOINT else max(PH, PW)):
-        i = n // PW if Y_JOINT or X_JOINT else tl.minimum(n, PH - 1)
-        j = n % PW if Y_JOINT or X_JOINT else tl.minimum(n, PW - 1)
-        _, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
-            batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    for n in range(PH * PW if offsets is not None else max(PH, PW)):
+        i = n // PW if offsets is not None else tl.minimum(n, PH - 1)
+        j = n % PW if offsets is not None else tl.minimum(n, PW - 1)
+        _, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+            rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
         )
-        for a in range(tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)):
+        for a in range(tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)):
             iy = RULE(a, yo, yl, yu, ys, height, RATIO)[1]
             top = tl.where(iy >= 0, tl.minimum(top, iy), top)
             bottom = tl.maximum(bottom, iy)
-        for b in range(tl.where(valid, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)):
+        for b in range(tl.where(valid & here, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)):
             ix = RULE(b, xo, xl, xu, xs, width, RATIO)[1]
             left = tl.where(ix >= 0, tl.minimum(left, ix), left)
             right = tl.maximum(right, ix)
@@ -188,19 +194,19 @@ def extents(
 def transpose_gather(
     # pointers
     grad,
-    batch,
-    y_bins,
-    x_bins,
+    rois,
+    levels,
+    offsets,
     extent,
     out,
     # sizes
-    rois,
+    count,
     images,
     channels,
     height,
     width,
-    y_length,
-    x_length,
+    scale_bits,
+    level,
     # strides
     grad_k,
     grad_c,
@@ -217,8 +223,8 @@ def transpose_gather(
     PW: tl.constexpr,
     GH: tl.constexpr,
     GW: tl.constexpr,
-    Y_JOINT: tl.constexpr,
-    X_JOINT: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
@@ -240,20 +246,20 @@ def transpose_gather(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
     total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
-    for n in range(rois):
+    for n in range(count):
         k = tl.cast(n, tl.int64)
         meets = (tl.load(extent + 4 * k) < y0 + TILE) & (tl.load(extent + 4 * k + 1) >= y0)
         meets &= (tl.load(extent + 4 * k + 2) < x0 + TILE) & (tl.load(extent + 4 * k + 3) >= x0)
-        if meets & (tl.load(batch + k) == image):
+        if meets & (tl.load(rois + 5 * k).to(tl.int64) == image):
             for p in range(PH // GH * (PW // GW)):
                 i = u * (PH // GH) + p // (PW // GW)
                 j = v * (PW // GW) + p % (PW // GW)
-                _, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
-                    batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+                _, yo, yl, yu, ys, xo, xl, xu, xs, valid, _ = _load_bin(
+                    rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
                 )
-                wy, some_y = _axis_weights(y, y0, TILE, RULE, yo, yl, yu, ys, y_length, RATIO)
+                wy, some_y = _axis_weights(y, y0, TILE, RULE, yo, yl, yu, ys, height, RATIO)
                 if some_y & valid:
-                    wx, some_x = _axis_weights(x, x0, TILE, RULE, xo, xl, xu, xs, x_length, RATIO)
+                    wx, some_x = _axis_weights(x, x0, TILE, RULE, xo, xl, xu, xs, width, RATIO)
                     if some_x:
                         at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
                         value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(total.dtype)
@@ -268,19 +274,21 @@ def transpose_gather(
 
 
 @triton.jit
-def bin_grads(
+def roi_grads(
     # pointers
     grad,
     features,
-    batch,
-    y_bins,
-    x_bins,
+    rois,
+    levels,
+    offsets,
     out,
     # sizes
     images,
     channels,
     height,
     width,
+    scale_bits,
+    level,
     # strides
     grad_k,
     grad_c,
@@ -297,26 +305,27 @@ def bin_grads(
     PW: tl.constexpr,
     GH: tl.constexpr,
     GW: tl.constexpr,
-    Y_JOINT: tl.constexpr,
-    X_JOINT: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Gradients of the bins: ``out`` (K, PH, PW, 6), lower, upper and size of the y bin, then of the x bin.
+    """Gradients of the box and the offsets of each bin: ``out`` (K, PH, PW, 6), x1, y1, x2, y2 in pixels, then x and y.
 
     One program computes all six for one bin of one RoI, by the chain rule through the weights of the taps: it visits
     the taps as the forward does, block by block of channels, with the derivatives of the weights beside the weights.
-    Sums run over its own channels and taps only, so the result is always the same.
+    Sums run over its own channels and taps only, so the result is always the same. Another level's launch writes the
+    RoIs of that level.
     """
     k, i, j = _bin(PH, PW)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid = _load_bin(
-        batch, y_bins, x_bins, k, i, j, images, PH, PW, Y_JOINT, X_JOINT
+    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
     )
-    y_taps = tl.where(valid, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
     # a count that the compiler cannot know: unrolled, six sums and their derivatives need too many registers
-    x_taps = tl.where(valid, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)
+    x_taps = tl.where(valid & here, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)
     zero = tl.zeros((BLOCK_C,), SUM)
     y_lower, y_upper, y_size, x_lower, x_upper, x_size = zero, zero, zero, zero, zero, zero
     for first in range(0, channels, BLOCK_C):
@@ -342,13 +351,88 @@ def bin_grads(
             x_lower += tl.cast(wy, SUM) * row_lower
             x_upper += tl.cast(wy, SUM) * row_upper
             x_size += tl.cast(wy, SUM) * row_size
+    _, x1, y1, x2, y2, _, _ = load_roi(rois, levels, k, level, images, POSITION)
     at = out + 6 * ((k * PH + i) * PW + j)
-    tl.store(at, tl.sum(y_lower))
-    tl.store(at + 1, tl.sum(y_upper))
-    tl.store(at + 2, tl.sum(y_size))
-    tl.store(at + 3, tl.sum(x_lower))
-    tl.store(at + 4, tl.sum(x_upper))
-    tl.store(at + 5, tl.sum(x_size))
+    _store_axis_grads(
+        at,
+        0,
+        tl.sum(x_lower),
+        tl.sum(x_upper),
+        tl.sum(x_size),
+        x1,
+        x2,
+        offsets,
+        k,
+        i,
+        j,
+        j,
+        scale_bits,
+        width,
+        here,
+        PW,
+        PH,
+        PW,
+        BINS,
+        POSITION,
+    )
+    _store_axis_grads(
+        at,
+        1,
+        tl.sum(y_lower),
+        tl.sum(y_upper),
+        tl.sum(y_size),
+        y1,
+        y2,
+        offsets,
+        k,
+        i,
+        j,
+        i,
+        scale_bits,
+        height,
+        here,
+        PH,
+        PH,
+        PW,
+        BINS,
+        POSITION,
+    )
+
+
+@triton.jit
+def _store_axis_grads(
+    at,
+    axis,
+    lower,
+    upper,
+    size,
+    low,
+    high,
+    offsets,
+    k,
+    i,
+    j,
+    p,
+    scale_bits,
+    length,
+    here,
+    COUNT: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+):
+    """From gradients of bin p of an axis, ``start + (p or p + 1) extent / COUNT + offset extent``, to those of the
+    edges of the box and of the offset."""
+    offset = load_offset(offsets, k, axis, i, j, PH, PW, POSITION)
+    _, _, _, _, extent, moves = make_bin(low, high, offset, p, scale_bits, length, COUNT, BINS, POSITION)
+    start = lower + upper
+    along = (p * lower + (p + 1) * upper + size) / COUNT + offset.to(lower.dtype) * start
+    along = tl.where(moves, along, 0)
+    scale = scale_bits.to(tl.float64, bitcast=True).to(lower.dtype)
+    tl.store(at + axis, scale * (start - along), mask=here)
+    tl.store(at + 2 + axis, scale * along, mask=here)
+    tl.store(at + 4 + axis, start * extent.to(lower.dtype), mask=here)
 
 
 @triton.jit
@@ -360,31 +444,31 @@ def _bin(PH: tl.constexpr, PW: tl.constexpr):
 
 @triton.jit
 def _load_bin(
-    batch,
-    y_bins,
-    x_bins,
+    rois,
+    levels,
+    offsets,
     k,
     i,
     j,
     images,
+    height,
+    width,
+    scale_bits,
+    level,
     PH: tl.constexpr,
     PW: tl.constexpr,
-    Y_JOINT: tl.constexpr,
-    X_JOINT: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
 ):
-    """Image and both axes of bin (i, j) of RoI k, zeros if they are not valid, and whether they are."""
-    image = tl.load(batch + k)
-    y = y_bins + 4 * ((k * PH + i) * PW + j if Y_JOINT else k * PH + i)
-    x = x_bins + 4 * ((k * PW + j) * PH + i if X_JOINT else k * PW + j)
-    yo, yl, yu, ys = tl.load(y), tl.load(y + 1), tl.load(y + 2), tl.load(y + 3)
-    xo, xl, xu, xs = tl.load(x), tl.load(x + 1), tl.load(x + 2), tl.load(x + 3)
-    # a number minus itself is 0 unless the number is infinite or NaN
-    sums = (yo - yo) + (yl - yl) + (yu - yu) + (ys - ys) + (xo - xo) + (xl - xl) + (xu - xu) + (xs - xs)
-    valid = (image >= 0) & (image < images) & (sums == 0)
-    image = tl.where(valid, image, 0)
-    yo, yl, yu, ys = tl.where(valid, yo, 0), tl.where(valid, yl, 0), tl.where(valid, yu, 0), tl.where(valid, ys, 0)
-    xo, xl, xu, xs = tl.where(valid, xo, 0), tl.where(valid, xl, 0), tl.where(valid, xu, 0), tl.where(valid, xs, 0)
-    return image, yo, yl, yu, ys, xo, xl, xu, xs, valid
+    """Image and both axes of bin (i, j) of RoI k; whether it is valid, and whether it is of this level."""
+    image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    x_offset = load_offset(offsets, k, 0, i, j, PH, PW, POSITION)
+    y_offset = load_offset(offsets, k, 1, i, j, PH, PW, POSITION)
+    finite = (x_offset - x_offset) + (y_offset - y_offset) == 0
+    x_offset, y_offset = tl.where(finite, x_offset, 0), tl.where(finite, y_offset, 0)
+    yo, yl, yu, ys, _, _ = make_bin(y1, y2, y_offset, i, scale_bits, height, PH, BINS, POSITION)
+    xo, xl, xu, xs, _, _ = make_bin(x1, x2, x_offset, j, scale_bits, width, PW, BINS, POSITION)
+    return image, yo, yl, yu, ys, xo, xl, xu, xs, valid & finite, here
 
 
 @triton.jit

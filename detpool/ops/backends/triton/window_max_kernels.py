@@ -1,26 +1,25 @@
 """Primitive 2 on a GPU: the maximum over each bin's cells, and its transpose.
 
-Shapes: ``features`` (N, C GH GW, H, W), ``batch`` (K,) int64, ``out``, ``argmax`` and ``grad`` (K, C, PH, PW), any
-strides (``argmax`` those of ``out``). Windows are packed, (K, P, 2) int32 contiguous: first and last + 1 cell of each
-bin. ``argmax`` holds ``y W + x`` of the first maximum in row-major order, -1 for a bin without cells. Channels of
-groups as in ``separable_kernels``.
+Shapes: ``features`` (N, C GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``out``, ``argmax`` and
+``grad`` (K, C, PH, PW), any strides (``argmax`` those of ``out``). ``argmax`` holds ``y W + x`` of the first maximum in
+row-major order, -1 for a bin without cells. Channels of groups, and levels, as in ``weighted_sum_kernels``.
 
-A RoI whose image index is out of range reads nothing: its output is NaN and its argmax -1.
+A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN and its argmax -1.
 """
 
 import triton
 import triton.language as tl
 
-from .separable_kernels import _bin, _cell, _image, _input_channels, _mask, _offsets, _plane_offset, _pooled
+from .bins import load_roi, make_bin, window
+from .weighted_sum_kernels import _bin, _cell, _image, _input_channels, _mask, _offsets, _plane_offset, _pooled
 
 
 @triton.jit
 def forward(
     # pointers
     features,
-    batch,
-    y_windows,
-    x_windows,
+    rois,
+    levels,
     out,
     argmax,
     # sizes
@@ -28,6 +27,8 @@ def forward(
     channels,
     height,
     width,
+    scale_bits,
+    level,
     # strides
     features_n,
     features_c,
@@ -42,6 +43,8 @@ def forward(
     PW: tl.constexpr,
     GH: tl.constexpr,
     GW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -54,12 +57,18 @@ def forward(
     """
     k, i, j = _bin(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, y0, y1, x0, x1, valid = _load_window(batch, y_windows, x_windows, k, i, j, images, height, width, PH, PW)
+    image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    none = tl.cast(0, POSITION)
+    yo, yl, yu, _, _, _ = make_bin(y1, y2, none, i, scale_bits, height, PH, BINS, POSITION)
+    xo, xl, xu, _, _, _ = make_bin(x1, x2, none, j, scale_bits, width, PW, BINS, POSITION)
+    top, bottom = window(yo, yl, yu, height)
+    left, right = window(xo, xl, xu, width)
+    bottom = tl.where(valid & here, bottom, top)
     plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
     best = tl.full((BLOCK_C,), float("-inf"), features.dtype.element_ty)
     where = tl.full((BLOCK_C,), -1, tl.int32)
-    for y in range(y0, y1):
-        for x in range(x0, x1):
+    for y in range(top, bottom):
+        for x in range(left, right):
             cell = _cell(y, x, features_h, features_w, ALIGNED)
             value = tl.load(plane + cell, mask=_mask(c, channels, ALIGNED), other=0)
             wins = (value > best) | (where < 0) | ((value != value) & (best == best))
@@ -67,7 +76,7 @@ def forward(
             where = tl.where(wins, y * width + x, where)
     best = tl.where(where >= 0, best, 0)
     best = tl.where(valid, best, float("nan"))
-    mask = _mask(c, channels, ALIGNED)
+    mask = _mask(c, tl.where(here, channels, 0), ALIGNED)
     at = _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
     tl.store(out + at, best, mask=mask)
     tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
@@ -78,13 +87,15 @@ def scatter_atomic(
     # pointers
     grad,
     argmax,
-    batch,
+    rois,
+    levels,
     out,
     # sizes
     images,
     channels,
     height,
     width,
+    level,
     # strides
     grad_k,
     grad_c,
@@ -115,17 +126,14 @@ def scatter_atomic(
     """
     k, i, j = _bin(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image = tl.load(batch + k)
-    valid = (image >= 0) & (image < images)
+    image, valid = _image_here(rois, levels, k, level, images)
     mask = _mask(c, tl.where(valid, channels, 0), ALIGNED)
     at = _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
     value = tl.load(grad + at, mask=mask, other=0).to(out.dtype.element_ty)
     at = _pooled(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
     offset = (cell // width).to(tl.int64) * out_h + (cell % width).to(tl.int64) * out_w
-    plane = (
-        out + _image(tl.where(valid, image, 0), out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
-    )
+    plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
     tl.atomic_add(plane + offset, value, mask=mask & (cell >= 0) & (cell < height * width), sem="relaxed")
 
 
@@ -176,14 +184,17 @@ def scatter_gather(
     # pointers
     grad,
     argmax,
-    batch,
+    rois,
+    levels,
     extent,
     out,
     # sizes
-    rois,
+    count,
+    images,
     channels,
     height,
     width,
+    level,
     # strides
     grad_k,
     grad_c,
@@ -224,9 +235,10 @@ def scatter_gather(
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
     total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
     mask = _mask(c, channels, ALIGNED)
-    for n in range(rois):
+    for n in range(count):
         k = tl.cast(n, tl.int64)
-        if tl.load(batch + k) == image:
+        of_roi, valid = _image_here(rois, levels, k, level, images)
+        if valid & (of_roi == image):
             for p in range(PH // GH * (PW // GW)):
                 i = u * (PH // GH) + p // (PW // GW)
                 j = v * (PW // GW) + p % (PW // GW)
@@ -247,12 +259,10 @@ def scatter_gather(
 
 
 @triton.jit
-def _load_window(batch, y_windows, x_windows, k, i, j, images, height, width, PH: tl.constexpr, PW: tl.constexpr):
-    """Image and window of bin (i, j) of RoI k, kept inside the features; empty if the image index is not valid."""
-    image = tl.load(batch + k)
+def _image_here(rois, levels, k, level, images):
+    """The image of RoI k, 0 if there is no such image or the RoI is of another level; whether it is of this."""
+    image = tl.load(rois + 5 * k)
     valid = (image >= 0) & (image < images)
-    y = y_windows + 2 * (k * PH + i)
-    x = x_windows + 2 * (k * PW + j)
-    y0, y1 = tl.maximum(tl.load(y), 0), tl.minimum(tl.load(y + 1), height)
-    x0, x1 = tl.maximum(tl.load(x), 0), tl.minimum(tl.load(x + 1), width)
-    return tl.where(valid, image, 0), y0, tl.where(valid, y1, y0), x0, x1, valid
+    if levels is not None:
+        valid &= tl.load(levels + k) == level
+    return tl.where(valid, image, 0).to(tl.int64), valid

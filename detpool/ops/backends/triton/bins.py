@@ -1,0 +1,122 @@
+"""Bin rules as Triton functions: from a RoI to the bins of both axes, inside the kernels, as ``detpool.ops.bins`` says.
+
+All are scalars. Positions are POSITION, float32 or float64; the scale comes as the bits of a float64, since Triton
+passes floats in float32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_roi(rois, levels, k, level, images, POSITION: tl.constexpr):
+    """Image and edges x1, y1, x2, y2 of RoI k, zeros if it is not valid; whether it is valid, and whether it is here.
+
+    Valid: an image that exists, finite numbers, ``x1 <= x2`` and ``y1 <= y2``. Here: on this level.
+    """
+    at = rois + 5 * k
+    image = tl.load(at)
+    x1, y1 = tl.load(at + 1).to(POSITION), tl.load(at + 2).to(POSITION)
+    x2, y2 = tl.load(at + 3).to(POSITION), tl.load(at + 4).to(POSITION)
+    # a number minus itself is 0 unless the number is infinite or NaN
+    finite = (x1 - x1) + (y1 - y1) + (x2 - x2) + (y2 - y2) == 0
+    valid = finite & (image >= 0) & (image < images) & (image == tl.floor(image)) & (x1 <= x2) & (y1 <= y2)
+    here = valid | True
+    if levels is not None:
+        here = tl.load(levels + k) == level
+    return (
+        tl.where(valid, image, 0).to(tl.int64),
+        tl.where(valid, x1, 0),
+        tl.where(valid, y1, 0),
+        tl.where(valid, x2, 0),
+        tl.where(valid, y2, 0),
+        valid,
+        here,
+    )
+
+
+@triton.jit
+def load_offset(offsets, k, axis, i, j, PH: tl.constexpr, PW: tl.constexpr, POSITION: tl.constexpr):
+    """The offset of bin (i, j) along an axis, 0 for x and 1 for y; 0 without offsets."""
+    offset = tl.cast(0, POSITION)
+    if offsets is not None:
+        offset = tl.load(offsets + ((k * 2 + axis) * PH + i) * PW + j).to(POSITION)
+    return offset
+
+
+@triton.jit
+def make_bin(low, high, offset, p, scale_bits, length, COUNT: tl.constexpr, BINS: tl.constexpr, POSITION: tl.constexpr):
+    """Bin p of an axis: origin, lower, upper and size; the extent of the box, and whether that moves with the edges."""
+    scale = scale_bits.to(tl.float64, bitcast=True).to(POSITION)
+    origin, start, extent, moves = _edges(low, high, scale, BINS)
+    step = _divide(extent, tl.cast(COUNT, POSITION))
+    lower = start + tl.cast(p, POSITION) * step
+    upper = start + (tl.cast(p, POSITION) + 1) * step
+    if BINS == "ps_rounded":
+        upper = tl.minimum(upper, length - 1 - origin)
+    shift = offset * extent
+    return origin, lower + shift, upper + shift, step, extent, moves
+
+
+@triton.jit
+def window(origin, lower, upper, length):
+    """The first and last + 1 cell that a bin touches."""
+    first = tl.minimum(tl.maximum(origin + tl.floor(lower), 0), length)
+    last = tl.minimum(tl.maximum(origin + tl.ceil(upper), 0), length)
+    return first.to(tl.int32), tl.maximum(first, last).to(tl.int32)
+
+
+@triton.jit
+def _edges(low, high, scale, BINS: tl.constexpr):
+    origin = low * 0
+    moves = origin == 0
+    if BINS == "rounded" or BINS == "ps_rounded":
+        origin = _round(_bounded(low * scale))
+        extent = _round(_bounded(high * scale)) - origin + (1 if BINS == "rounded" else 0)
+        return origin, origin * 0, tl.maximum(extent, 1), moves
+    if BINS == "rfcn" or BINS == "rfcn_centered":
+        start = _bounded(_round(low) * scale)
+        extent = tl.maximum(_bounded((_round(high) + 1) * scale) - start, tl.cast(0.1, low.dtype))
+        return origin, start - (0.5 if BINS == "rfcn_centered" else 0), extent, moves
+    shift: tl.constexpr = 0.5 if BINS == "aligned" else 0
+    start = _bounded(low * scale - shift)
+    extent = _bounded(high * scale - shift) - start
+    if BINS == "at_least_one":
+        return origin, start, tl.maximum(extent, 1), extent >= 1
+    tl.static_assert(BINS == "aligned" or BINS == "continuous")
+    return origin, start, extent, moves
+
+
+@triton.jit
+def _bounded(x):
+    most: tl.constexpr = 1e300 if x.dtype == tl.float64 else 1e30
+    return tl.minimum(tl.maximum(x, -most), most)
+
+
+@triton.jit
+def _round(x):
+    whole = tl.where(x < 0, tl.ceil(x), tl.floor(x))
+    return whole + tl.where(tl.abs(x - whole) >= 0.5, tl.where(x < 0, -1, 1), 0)
+
+
+@triton.jit
+def _divide(x, y):
+    """Division rounded to the nearest, which ``/`` is not in float32."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def assign_levels(boxes, out, count, levels, shift, canonical_scale, BLOCK: tl.constexpr):
+    """The level of each box (K, 4), as ``detpool.ops.levels.assign_levels`` says; a program serves a block of boxes."""
+    k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at, mask = boxes + 4 * k, k < count
+    x1, y1 = tl.load(at, mask=mask, other=0), tl.load(at + 1, mask=mask, other=0)
+    x2, y2 = tl.load(at + 2, mask=mask, other=0), tl.load(at + 3, mask=mask, other=0)
+    area = (x2 - x1) * (y2 - y1)
+    side = tl.sqrt(tl.maximum(area, 0))
+    level = tl.floor(shift + tl.log2(tl.maximum(side / canonical_scale, 1e-30)) + 1e-6)
+    level = tl.where(area == area, tl.minimum(tl.maximum(level, 0), levels - 1), 0)
+    tl.store(out + k, level.to(tl.int64), mask=mask)

@@ -1,0 +1,169 @@
+"""The two primitives on a GPU: what the kernels of ``launch`` write to, and what stands around them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d, pad
+
+from ...inputs import check_values, checks_values
+from ...layout import is_channels_last, memory_format, sum_dtype
+from ...sampling import argmax_dtype
+from ...spec import Spec
+from ..reference import POINT_BITS
+from . import launch
+
+Shapes = Sequence[tuple[int, int, int, int]]
+
+
+def weighted_sum(
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
+) -> Tensor:
+    """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
+    _check(rois, offsets, maps[0].shape[0])
+    out = _empty_pooled(maps[0], len(rois), spec, maps[0].dtype)
+    if out.numel():
+        for level, features in enumerate(maps):
+            launch.weighted_sum(out, features, launch.Call(rois, levels, offsets, spec, level))
+    return out
+
+
+def weighted_sum_of_grad(
+    grad: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    shapes: Shapes,
+    channels_last: Sequence[bool],
+    spec: Spec,
+) -> list[Tensor]:
+    """Gradients of the maps."""
+    grads = []
+    for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
+        call = launch.Call(rois, levels, offsets, spec, level)
+        if torch.are_deterministic_algorithms_enabled():
+            out = _empty(grad, shape, grad.dtype, last)
+            if out.numel():
+                extent = torch.empty((len(rois), 4), dtype=torch.int32, device=grad.device)
+                launch.weighted_sum_of_grad_gather(out, extent, grad, call)
+        else:
+            out = _empty(grad, shape, sum_dtype(grad.dtype), last).zero_()
+            if grad.numel() and out.numel():
+                launch.weighted_sum_of_grad_atomic(out, grad, call)
+        grads.append(out.to(grad.dtype))
+    return grads
+
+
+def weighted_sum_roi_grads(
+    grad: Tensor, maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the RoIs and of the offsets."""
+    by_bin = torch.empty((len(rois), *spec.output_size, 6), dtype=sum_dtype(grad.dtype), device=grad.device)
+    if by_bin.numel():
+        for level, features in enumerate(maps):
+            launch.weighted_sum_roi_grads(by_bin, grad, features, launch.Call(rois, levels, offsets, spec, level))
+    grad_rois = pad(by_bin[..., :4].sum(dim=(1, 2)), (1, 0))
+    if offsets is None:
+        return grad_rois, rois.new_empty(0)
+    return grad_rois, by_bin[..., 4:].permute(0, 3, 1, 2).contiguous()
+
+
+def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
+    """The maxima and their places."""
+    if spec.sampling == "points":
+        return _max_of_points(maps, rois, levels, spec)
+    _check(rois, None, maps[0].shape[0])
+    out = _empty_pooled(maps[0], len(rois), spec, maps[0].dtype)
+    argmax = torch.empty_like(out, dtype=argmax_dtype(maps, spec))
+    if out.numel():
+        for level, features in enumerate(maps):
+            launch.window_max(out, argmax, features, launch.Call(rois, levels, None, spec, level))
+    return out, argmax
+
+
+def window_max_of_grad(
+    grad: Tensor,
+    argmax: Tensor,
+    rois: Tensor,
+    levels: Tensor | None,
+    shapes: Shapes,
+    channels_last: Sequence[bool],
+    spec: Spec,
+) -> list[Tensor]:
+    """Gradients of the maps."""
+    if spec.sampling == "points":
+        of_points = _grad_of_points(grad, argmax, spec)
+        return weighted_sum_of_grad(of_points, rois, levels, None, shapes, channels_last, _single_points(spec))
+    grads = []
+    for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
+        call = launch.Call(rois, levels, None, spec, level)
+        if torch.are_deterministic_algorithms_enabled():
+            out = _empty(grad, shape, grad.dtype, last)
+            if out.numel():
+                extent = torch.empty((*grad.shape[:1], *grad.shape[2:], 4), dtype=torch.int32, device=grad.device)
+                launch.window_max_of_grad_gather(out, extent, grad, argmax, call)
+        else:
+            out = _empty(grad, shape, sum_dtype(grad.dtype), last).zero_()
+            if grad.numel() and out.numel():
+                launch.window_max_of_grad_atomic(out, grad, argmax, call)
+        grads.append(out.to(grad.dtype))
+    return grads
+
+
+def window_max_roi_grads(
+    grad: Tensor, argmax: Tensor, maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec
+) -> Tensor:
+    """Gradients of the RoIs, through the points of the maxima."""
+    of_points = _grad_of_points(grad, argmax, spec)
+    return weighted_sum_roi_grads(of_points, maps, rois, levels, None, _single_points(spec))[0]
+
+
+def _single_points(spec: Spec) -> Spec:
+    """Bins of one point each: point t of a bin is the one point of the t-th of equal parts of the bin."""
+    rows, columns = spec.output_size
+    return replace(spec, output_size=(rows * spec.ratio, columns * spec.ratio), ratio=1)
+
+
+def _max_of_points(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
+    values = weighted_sum(maps, rois, levels, None, _single_points(spec))
+    out, index = max_pool2d(values, spec.ratio, return_indices=True)
+    row, column = index // values.shape[3], index % values.shape[3]
+    argmax = (row % spec.ratio << POINT_BITS) + column % spec.ratio
+    layout = memory_format(is_channels_last(maps[0]))
+    return out.contiguous(memory_format=layout), argmax.to(torch.int32).contiguous(memory_format=layout)
+
+
+def _grad_of_points(grad: Tensor, argmax: Tensor, spec: Spec) -> Tensor:
+    """(K, C, PH G, PW G): the gradient of each point."""
+    rows, columns = (torch.arange(n, device=grad.device) * spec.ratio for n in spec.output_size)
+    row = rows[:, None] + (argmax >> POINT_BITS)
+    column = columns + (argmax & ((1 << POINT_BITS) - 1))
+    out = grad.new_zeros((*grad.shape[:2], spec.output_size[0] * spec.ratio * spec.output_size[1] * spec.ratio))
+    index = row * (spec.output_size[1] * spec.ratio) + column
+    out.scatter_(2, index.flatten(2), grad.flatten(2))
+    return out.unflatten(2, (spec.output_size[0] * spec.ratio, -1))
+
+
+def _check(rois: Tensor, offsets: Tensor | None, images: int) -> None:
+    if checks_values(rois.device):
+        check_values(rois, offsets, images)
+
+
+def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format(channels_last))
+
+
+def _empty_pooled(features: Tensor, rois: int, spec: Spec, dtype: torch.dtype) -> Tensor:
+    channels = features.shape[1] // (spec.groups[0] * spec.groups[1])
+    return _empty(features, (rois, channels, *spec.output_size), dtype, is_channels_last(features))
+
+
+def assign_levels(boxes: Tensor, levels: int, shift: float, canonical_scale: float) -> Tensor:
+    """See :func:`detpool.ops.levels.assign_levels`; ``shift`` is the canonical level less that of the finest map."""
+    out = torch.empty(len(boxes), dtype=torch.int64, device=boxes.device)
+    if out.numel():
+        launch.assign_levels(out, boxes.contiguous(), levels, shift, canonical_scale)
+    return out

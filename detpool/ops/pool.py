@@ -1,0 +1,189 @@
+"""The general operator: any bins, sampling, channels and reduction. Every named operator is one call of it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.overrides import handle_torch_function
+
+from . import inputs, reductions
+from .bins import BINS
+from .samples import Samples
+from .sampling import SAMPLING, Sampling, name_of
+from .spec import ROTATED, Spec
+
+Reduction = Callable[[Samples], Tensor]
+
+REDUCTIONS: dict[str, Reduction] = {"mean": reductions.mean, "max": reductions.maximum, "sum": reductions.total}
+CHANNELS = ("shared", "position_sensitive")
+
+_T = TypeVar("_T")
+
+
+def register_reduction(name: str, reduction: Reduction) -> None:
+    """Make ``reduction=name`` mean ``reduction``, a callable of :class:`Samples`, in :func:`pool`.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+    if name in REDUCTIONS:
+        raise ValueError(f"reduction {name!r} is registered already")
+    REDUCTIONS[name] = reduction
+
+
+def pool(
+    input: Tensor | Sequence[Tensor],
+    boxes: inputs.Boxes,
+    output_size: int | Sequence[int],
+    spatial_scale: float | Sequence[float] = 1.0,
+    *,
+    bins: str = "aligned",
+    sampling: str | Sampling = "points",
+    channels: str = "shared",
+    reduction: str | Reduction = "mean",
+    sampling_ratio: int = -1,
+    offsets: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """RoI pooling as four choices.
+
+    The named operators are points of this grid: RoIAlign is aligned bins, points, shared channels, mean; RoIPool
+    rounded bins, cells, max; Precise RoI pooling continuous bins, integral, mean; R-FCN's rfcn bins, cells,
+    position_sensitive, mean. What is said here of arguments, result and errors holds for all of them.
+
+    Args:
+        input: features (N, C, H, W) of any floating dtype; or those of each level of a pyramid.
+        boxes: (K, 5) rows (image index, x1, y1, x2, y2), or a list of N tensors (L, 4), in pixels; ``x1 <= x2``,
+            ``y1 <= y2``. For a pyramid: :class:`PyramidRoIs`.
+        output_size: bins as (height, width), or one integer for both.
+        spatial_scale: feature cells per pixel of box coordinates; one number for each level of a pyramid.
+        bins: "continuous" (equal parts of the box), "aligned" (moved by half a cell, so that integer coordinates are
+            the corners of cells), "at_least_one" (continuous, boxes of at least one cell), "rounded" (RoIPool's),
+            "ps_rounded" (of torchvision's position-sensitive RoIPool), "rfcn" (R-FCN's), "rfcn_centered" (moved by half
+            a cell), or "rotated" (boxes as in :func:`roi_align_rotated`; the mean of points of shared channels).
+        sampling: "cells", "points", "integral", "counted_points" (of :func:`deform_ps_roi_pool`), a registered name or
+            a :class:`Sampling`.
+        channels: "shared", or "position_sensitive": bin (i, j) reads input channel ``(c PH + i) PW + j`` for output
+            channel c.
+        reduction: "mean", "max", "sum", a registered name, or a callable such as the modules of
+            :mod:`detpool.ops.reductions`.
+        sampling_ratio: points per bin along each axis; zero or less: as many as the bin has cells, rounded up. Only
+            "points" take it.
+        offsets: (K, 2, height, width), by which each bin is moved, along x and then along y, in units of the RoI's
+            size. None: no bin moves.
+        backend: "triton", "cpu" or "reference"; None takes the first of these that can serve the call.
+
+    Returns:
+        (K, C, height, width), C divided by height x width if position-sensitive; dtype and memory format of ``input``.
+        Differentiable with respect to ``input``, ``offsets``, the parameters of the reduction, and boxes unless bins
+        are rounded or cells are sampled.
+
+    Raises:
+        TypeError, ValueError: If an argument has a wrong type, shape, device or value, or the combination has no
+            meaning; the message names the argument and the reason.
+        BackendError: If ``backend`` cannot serve the call.
+    """
+    traced = [value for value in (input, boxes) if inputs.is_proxy(value)]
+    if traced:
+        choices: dict[str, Any] = {"bins": bins, "sampling": sampling, "channels": channels, "reduction": reduction}
+        choices |= {"sampling_ratio": sampling_ratio, "offsets": offsets, "backend": backend}
+        return handle_torch_function(pool, traced, input, boxes, output_size, spatial_scale, **choices)
+    size = inputs.pair(output_size, "output_size")
+    ratio = inputs.check_ratio(sampling_ratio)
+    reduce = _named(REDUCTIONS, "reduction", reduction)
+    rule = _named(SAMPLING, "sampling", sampling)
+    if bins not in BINS and bins != ROTATED:
+        raise ValueError(f"bins must be one of {', '.join(map(repr, (*BINS, ROTATED)))}, got {bins!r}")
+    if channels not in CHANNELS:
+        raise ValueError(f"channels must be one of {', '.join(map(repr, CHANNELS))}, got {channels!r}")
+    _check_combination(rule, sampling, reduce, reduction, bins, channels, ratio)
+    maps, rois, levels, scales = inputs.parse(input, boxes, spatial_scale, 5 if bins == ROTATED else 4)
+    groups = (1, 1)
+    if channels == "position_sensitive":
+        inputs.check_groups(maps[0].shape[1], size)
+        groups = size
+    if offsets is not None:
+        inputs.check_offsets(offsets, (rois.shape[0], 2, *size))
+        if offsets.device != rois.device:
+            raise ValueError(f"offsets must be on the device of input, {rois.device}, got {offsets.device}")
+        offsets = offsets.to(rois.dtype)
+    name = sampling if isinstance(sampling, str) else name_of(sampling)
+    spec = Spec(bins, name, size, scales, ratio, groups)
+    return reduce(Samples(maps, rois, levels, offsets, spec, backend))
+
+
+def record_samples(
+    operator: Callable[..., Tensor],
+    input: Tensor,
+    boxes: inputs.Boxes,
+    output_size: int | Sequence[int],
+    spatial_scale: float,
+) -> list[Samples]:
+    """What an operator samples: the argument of the reduction, of each call of :func:`pool` that it makes.
+
+    Args:
+        operator: called as ``operator(input, boxes, output_size, spatial_scale)``; does nothing with ``input`` but pass
+            it on.
+        input, boxes, output_size, spatial_scale: as :func:`pool`.
+    """
+    recorder = _Recorder(input)
+    operator(recorder, boxes, output_size, spatial_scale)
+    return recorder.samples
+
+
+class _Recorder:
+    """Stands for a tensor until :func:`pool` is called with it."""
+
+    def __init__(self, input: Tensor) -> None:
+        self.input, self.samples = input, list[Samples]()
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Tensor:
+        recorder, *others = args
+        reduce = _named(REDUCTIONS, "reduction", kwargs["reduction"])
+
+        def keep_and_reduce(samples: Samples) -> Tensor:
+            recorder.samples.append(samples)
+            return reduce(samples)
+
+        result: Tensor = function(recorder.input, *others, **kwargs | {"reduction": keep_and_reduce})
+        return result
+
+
+def pools_pyramids(operator: Callable[..., Tensor]) -> bool:
+    """Whether ``operator`` takes the maps of a pyramid at once: one of this package that is a mean or a maximum.
+
+    Args:
+        operator: a function, or ``functools.partial`` of one.
+    """
+    keywords = getattr(operator, "keywords", {})
+    function = getattr(operator, "func", operator)
+    return (
+        getattr(function, "__module__", "").startswith(f"{__package__}.")
+        and not isinstance(function, type)
+        and isinstance(keywords.get("sampling", ""), str)
+        and keywords.get("reduction", "mean") in ("mean", "max")
+    )
+
+
+def _check_combination(
+    rule: Sampling, sampling: object, reduce: Reduction, reduction: object, bins: str, channels: str, ratio: int
+) -> None:
+    if bins == ROTATED and (sampling != "points" or channels != "shared"):
+        raise ValueError("bins 'rotated' go with sampling 'points' and channels 'shared' only")
+    if ratio > 0 and rule.points is None and rule.windows is not None:
+        raise ValueError(f"sampling_ratio {ratio} has no meaning for sampling {sampling!r}: all cells count")
+    if ratio <= 0 and sampling == "counted_points":
+        raise ValueError(f"sampling_ratio must be positive for sampling 'counted_points', got {ratio}")
+    if reduce is reductions.maximum and rule.points is None and rule.windows is None:
+        raise ValueError(
+            f"reduction {reduction!r} does not go with sampling {sampling!r}: it has no finite set of values to compare"
+        )
+
+
+def _named(register: dict[str, _T], kind: str, name: str | _T) -> _T:
+    if not isinstance(name, str):
+        return name
+    if name not in register:
+        raise ValueError(f"{kind} must be one of {', '.join(map(repr, register))}, got {name!r}")
+    return register[name]
