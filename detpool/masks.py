@@ -160,7 +160,7 @@ def _decode_strings(strings: list[str | bytes]) -> list[NDArray[np.int64] | str]
     Each character holds five bits of a number, the lowest first, in the order from "0"; a sixth bit says that more
     follow. From the third number on, each is the difference from the one before the last.
     """
-    encoded = [string if isinstance(string, bytes) else string.encode("utf-8", "replace") for string in strings]
+    encoded = [string if isinstance(string, bytes) else string.encode("utf-8", "surrogatepass") for string in strings]
     lengths = np.array(list(map(len, encoded)), np.int64)
     codes = np.frombuffer(b"".join(encoded), np.uint8).astype(np.int64) - ord("0")
     if not len(codes):

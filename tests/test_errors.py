@@ -54,7 +54,14 @@ def test_nearest_choice():
 
 @pytest.mark.parametrize(
     ("name", "choice"),
-    [("dogg", "dog"), ("airplane", "aeroplane"), ("DOG", "dog"), ("plant", "pottedplant"), ("c5", "c4"), ("cta", "cat")],
+    [
+        ("dogg", "dog"),
+        ("airplane", "aeroplane"),
+        ("DOG", "dog"),
+        ("plant", "pottedplant"),
+        ("c5", "c4"),
+        ("cta", "cat"),
+    ],
 )
 def test_a_hint_is_for_slips_and_parts_of_a_name(name, choice):
     assert did_you_mean(name, [choice, "train", "something"]) == f"; did you mean {choice!r}?"
