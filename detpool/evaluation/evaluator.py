@@ -72,7 +72,12 @@ class DetectionEvaluator:
         self._ground_truth = dataset.ground_truth()
         self._image_ids = {image["id"] for image in self._ground_truth["images"]}
         annotations = self._ground_truth["annotations"]
-        if "coco" in metrics and "segm" in iou_types and annotations and not any("segmentation" in row for row in annotations):
+        if (
+            "coco" in metrics
+            and "segm" in iou_types
+            and annotations
+            and not any("segmentation" in row for row in annotations)
+        ):
             raise ValueError(
                 "evaluation.iou_types holds segm, which compares masks, but the data set gives none: set "
                 "data.masks=true (Pascal VOC's layout has no masks), or evaluation.iou_types=[bbox]"

@@ -153,7 +153,8 @@ def read_results(path: str | Path) -> list[Row]:
         box = row["bbox"]
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, [*box, row["score"]])):
             raise ValueError(
-                f"{path}: row {index} has bbox {box!r:.200} and score {row['score']!r:.50}, expected four numbers and one"
+                f"{path}: row {index} has bbox {box!r:.200} and score {row['score']!r:.50}, expected four numbers and "
+                f"a number"
             )
     return rows
 
