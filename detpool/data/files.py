@@ -146,7 +146,7 @@ class FileDataset(DetectionDataset):
             # Some file systems take another name for the same, such as one in other case.
             if file not in found[folder] and not os.path.exists(self.folder / name):
                 raise DataError(f"{self.folder / name}: the image does not exist; {self.source} names it")
-        looked = range(0, len(self), max(1, len(self) // _LOOKED_AT))[:_LOOKED_AT]
+        looked = sorted({i * len(self) // _LOOKED_AT for i in range(_LOOKED_AT)})
         dark = [self._names[i] for i in looked if is_nearly_black(self.folder / self._names[i])]
         if dark:
             rank_zero_warn(
