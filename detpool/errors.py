@@ -29,6 +29,12 @@ class DataError(RuntimeError):
     """
 
 
+def show(value: object) -> str:
+    """What came, as a message can hold it: its `repr`, cut after 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """`; did you mean 'x'?` with the nearest of `choices`, or, if none is near, `; choose from a, b, c`.
 

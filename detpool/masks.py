@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
+from detpool.errors import show
+
 Size = tuple[int, int]  # (height, width) of the image in pixels
 
 MAX_PIXELS = 2**31 - 1
@@ -92,7 +94,7 @@ def _runs(segmentations: Sequence[Any], sizes: Sequence[Size]) -> Iterator[NDArr
                 found = _polygons_fault(segmentation, size)
             fault = found if isinstance(found, str) else None if found is None else _runs_fault(found, size)
             if isinstance(segmentation, dict) and not _has_size(segmentation, size):
-                fault = f"has a mask of (height, width) {segmentation.get('size')!r} in an image of {list(size)}"
+                fault = f"has a mask of (height, width) {show(segmentation.get('size'))} in an image of {list(size)}"
             if fault:
                 raise SegmentationError(fault, index)
             yield None if isinstance(found, str) else found
@@ -113,7 +115,7 @@ def _are_numbers(values: list[Any]) -> bool:
 
 def _polygons_fault(segmentation: Any, size: Size) -> str | None:
     if not isinstance(segmentation, list) or not segmentation:
-        return f"has segmentation {segmentation!r:.100}, expected polygons or a run-length encoding"
+        return f"has segmentation {show(segmentation)}, expected polygons or a run-length encoding"
     side = max(size)
     for polygon in segmentation:
         # pycocotools takes polygons of two points for boxes, for one.

@@ -8,7 +8,7 @@ from typing import Any
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
-from detpool.errors import DataError, did_you_mean
+from detpool.errors import DataError, did_you_mean, show
 from detpool.masks import MAX_PIXELS, SegmentationError, check_segmentations
 
 _KEYS = ("images", "annotations", "categories")
@@ -129,10 +129,10 @@ def _read_categories(path: Path, rows: list[dict[str, Any]]) -> dict[int, str]:
         identity, name = _integer(row.get("id")), row.get("name")
         if identity is None or identity in names or not _is_text(name):
             raise DataError(
-                f"{path}: categories[{place}] is {_show(row)}, expected an integer 'id' of its own and a 'name'"
+                f"{path}: categories[{place}] is {show(row)}, expected an integer 'id' of its own and a 'name'"
             )
         if name in names.values():
-            raise DataError(f"{path}: categories[{place}] is {_show(row)}, but another category has that name")
+            raise DataError(f"{path}: categories[{place}] is {show(row)}, but another category has that name")
         names[identity] = name
     if not names:
         raise DataError(f"{path}: 'categories' is empty")
@@ -146,12 +146,12 @@ def _read_images(path: Path, rows: list[dict[str, Any]], records: Records) -> di
         identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
         if identity is None or identity in positions or not _is_text(name):
             raise DataError(
-                f"{path}: images[{place}] is {_show(row)}, expected an integer 'id' of its own and a 'file_name'"
+                f"{path}: images[{place}] is {show(row)}, expected an integer 'id' of its own and a 'file_name'"
             )
         height, width = (_integer(side) or 0 for side in size)
         if min(height, width) < 1 or height * width > MAX_PIXELS:
             raise DataError(
-                f"{path}: image {identity} ({name}) has [height, width] {_show(size)}, expected positive integers"
+                f"{path}: image {identity} ({name}) has [height, width] {show(size)}, expected positive integers"
             )
         positions[identity] = place
         records.image_ids.append(identity)
@@ -166,26 +166,26 @@ def _read_annotations(
     labels = {identity: label for label, identity in enumerate(category_ids, 1)}
 
     def fault(place: int, text: str) -> DataError:
-        return DataError(f"{path}: annotations[{place}] (id {_show(rows[place].get('id'))}) {text}")
+        return DataError(f"{path}: annotations[{place}] (id {show(rows[place].get('id'))}) {text}")
 
     for place, row in enumerate(rows):
         image_id, category_id = row.get("image_id"), row.get("category_id")
         position, label = positions.get(_integer(image_id)), labels.get(_integer(category_id))  # type: ignore[arg-type]
         if position is None:
-            raise fault(place, f"is of image {_show(image_id)}, which is not among 'images'{_if_text(image_id)}")
+            raise fault(place, f"is of image {show(image_id)}, which is not among 'images'{_if_text(image_id)}")
         if label is None:
             raise fault(
-                place, f"is of category {_show(category_id)}, which is not among 'categories'{_if_text(category_id)}"
+                place, f"is of category {show(category_id)}, which is not among 'categories'{_if_text(category_id)}"
             )
         box: Any = row.get("bbox")
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
-            raise fault(place, f"has bbox {_show(box)}, expected [x, y, width, height], numbers in pixels")
+            raise fault(place, f"has bbox {show(box)}, expected [x, y, width, height], numbers in pixels")
         area: Any = row.get("area", max(box[2] * box[3], 0))
         if not _is_coordinate(area, limit=_MAX_COORDINATE**2) or area < 0:
-            raise fault(place, f"has area {_show(area)}, expected a number of pixels, at least 0")
+            raise fault(place, f"has area {show(area)}, expected a number of pixels, at least 0")
         crowd = row.get("iscrowd", 0)
         if crowd not in (0, 1):
-            raise fault(place, f"has iscrowd {_show(crowd)}, expected the number 0 or 1")
+            raise fault(place, f"has iscrowd {show(crowd)}, expected the number 0 or 1")
         records.positions.append(position)
         records.boxes.append(box)
         records.labels.append(label)
@@ -221,8 +221,3 @@ def _is_text(value: Any) -> bool:
 
 def _if_text(value: Any) -> str:
     return ": it is a text, ids are integers" if isinstance(value, str) else ""
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -12,7 +12,7 @@ from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records, names_in
 from detpool.data.images import image_size
-from detpool.errors import DataError, did_you_mean
+from detpool.errors import DataError, did_you_mean, show
 from detpool.masks import MAX_PIXELS
 
 VOC_CLASSES = (
@@ -202,7 +202,8 @@ def _image_file(folder: Path, name: str, filename: str, listed: dict[str, dict[s
         return place / expected
     if len(candidates) > 1:
         raise DataError(
-            f"{folder / 'Annotations' / name}.xml: its image is {' or '.join(candidates)}, <filename> says {filename!r}"
+            f"{folder / 'Annotations' / name}.xml: its image is {' or '.join(candidates)}, "
+            f"<filename> says {show(filename)}"
         )
     return place / candidates[0]
 
@@ -220,11 +221,14 @@ def _read_annotation(
         tree = ET.parse(path).getroot()
     except FileNotFoundError as error:
         raise DataError(f"{path}: the annotation of an image in {folder / 'ImageSets' / 'Main'} is missing") from error
-    except (OSError, ET.ParseError, ValueError, LookupError) as error:  # the last: of an unknown encoding
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ET.ParseError, ValueError, LookupError) as error:  # the last: of an unknown encoding
         raise DataError(f"{path}: not well-formed XML: {error}") from error
     items = tree.findall("object")
-    within = sum(1 for item in items for _ in item.iter("bndbox"))
-    if (tree.tag != "annotation" and not items) or within != sum(1 for _ in tree.iter("bndbox")):
+    boxes = sum(len(list(item.iter("bndbox"))) for item in items)
+    lost = len(list(tree.iter("object"))) != len(items) or len(list(tree.iter("bndbox"))) != boxes
+    if lost or (tree.tag != "annotation" and not items):
         raise DataError(f"{path}: not Pascal VOC's layout: expected <annotation> with <object> in it, <bndbox> in that")
 
     image = _image_file(folder, name, _text(path, tree, "filename"), listed)
@@ -243,8 +247,9 @@ def _read_annotation(
         where = f" (object {number})"
         label = _text(path, item, "name", where)
         if label not in class_names:
+            near = did_you_mean(label, class_names)
             raise DataError(
-                f"{path}: object {number} is of class {label!r}, not in class_names{did_you_mean(label, class_names)}"
+                f"{path}: object {number} is of class {show(label)}, not in class_names{near}"
                 f"{_OWN_CLASSES if tuple(class_names) == VOC_CLASSES else ''}"
             )
         x1, y1, x2, y2 = (
@@ -282,7 +287,7 @@ def _number(path: Path, element: ET.Element, tag: str, default: float | None = N
     except ValueError:
         value = math.nan
     if not abs(value) <= _MAX_NUMBER:
-        raise DataError(f"{path}: {_tags(tag)} is {text!r}, expected a number{where}")
+        raise DataError(f"{path}: {_tags(tag)} is {show(text)}, expected a number{where}")
     return value
 
 
