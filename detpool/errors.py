@@ -53,7 +53,8 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def _is_near(name: str, choice: str) -> bool:
     ratio = difflib.SequenceMatcher(None, choice, name).ratio()
     slips = (1 - ratio) * (len(name) + len(choice))  # letters that the other does not have
-    part = min(len(name), len(choice)) >= 3 and (name in choice or choice in name)
+    beginning = difflib.SequenceMatcher(None, choice[: len(name)], name).ratio()
+    part = min(len(name), len(choice)) >= 3 and (name in choice or choice in name or beginning >= 0.8)
     return ratio >= 0.7 or part or slips < 2.5
 
 

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
@@ -212,7 +212,7 @@ def _is_coordinate(value: Any, limit: float = _MAX_COORDINATE) -> bool:
     return type(value) in (int, float) and -limit <= value <= limit
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: Any) -> TypeGuard[str]:
     try:
         return isinstance(value, str) and bool(value.encode())
     except UnicodeEncodeError:  # half of a pair of UTF-16

@@ -100,7 +100,7 @@ def _encode(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": [int(size[0]), int(size[1])], "counts": encoded["counts"].decode("ascii")}
 
 
-def check_rows(rows: Iterable[Row], image_ids: Collection[int], category_ids: Collection[int]) -> None:
+def check_rows(rows: Iterable[Mapping[str, Any]], image_ids: Collection[int], category_ids: Collection[int]) -> None:
     """Check that rows belong to a ground truth with these images and categories.
 
     Raises:

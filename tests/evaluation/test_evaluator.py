@@ -178,7 +178,7 @@ def test_masks_are_asked_for_where_the_data_gives_none(change: str) -> None:
             return truth
 
     message = {
-        "absent": r"evaluation.iou_types holds segm.*set data.masks=true.* or evaluation.iou_types=\[bbox\]",
+        "absent": r"iou_type 'segm' needs masks.*set data.masks=true.* or evaluation.iou_types=\[bbox\]",
         "absent from one": "annotation .* has no segmentation",
     }[change]
     with pytest.raises(ValueError, match=message):
