@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_MAX_LISTED = 60  # choices that a message names
+
 
 class ConfigError(ValueError):
     """A config or command line that cannot be run as it stands."""
@@ -27,13 +29,33 @@ class DataError(RuntimeError):
     """
 
 
+def show(value: object) -> str:
+    """What came, as a message can hold it: its `repr`, cut after 200 characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the nearest of `choices`, or, if none is near, `; choose from a, b, c`."""
+    """`; did you mean 'x'?` with the nearest of `choices`, or, if none is near, `; choose from a, b, c`.
+
+    Near are names that differ by a slip of the keyboard, and parts of a name, such as its beginning. Of very many
+    choices only the first are listed.
+    """
     choices = sorted(choices)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; choose from {', '.join(choices)}" if choices else ""
+    folded = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    if near and _is_near(name.lower(), near[0]):
+        return f"; did you mean {folded[near[0]]!r}?"
+    more = f" and {len(choices) - _MAX_LISTED} more" if len(choices) > _MAX_LISTED else ""
+    return f"; choose from {', '.join(choices[:_MAX_LISTED])}{more}" if choices else ""
+
+
+def _is_near(name: str, choice: str) -> bool:
+    ratio = difflib.SequenceMatcher(None, choice, name).ratio()
+    slips = (1 - ratio) * (len(name) + len(choice))  # letters that the other does not have
+    beginning = difflib.SequenceMatcher(None, choice[: len(name)], name).ratio()
+    part = min(len(name), len(choice)) >= 3 and (name in choice or choice in name or beginning >= 0.8)
+    return ratio >= 0.7 or part or slips < 2.5
 
 
 @contextmanager

@@ -50,3 +50,27 @@ def test_nearest_choice():
     assert did_you_mean("roi_algn", ["roi_pool", "roi_align"]) == "; did you mean 'roi_align'?"
     assert did_you_mean("x", ["b", "a"]) == "; choose from a, b"
     assert did_you_mean("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"),
+    [
+        ("dogg", "dog"),
+        ("airplane", "aeroplane"),
+        ("DOG", "dog"),
+        ("plant", "pottedplant"),
+        ("c5", "c4"),
+        ("cta", "cat"),
+    ],
+)
+def test_a_hint_is_for_slips_and_parts_of_a_name(name, choice):
+    assert did_you_mean(name, [choice, "train", "something"]) == f"; did you mean {choice!r}?"
+
+
+@pytest.mark.parametrize("name", ["pedestrian", "trailer", "van", "people", "motorcycle"])
+def test_no_hint_for_another_word(name):
+    assert did_you_mean(name, ["train", "bicycle", "person"]) == "; choose from bicycle, person, train"
+
+
+def test_of_very_many_choices_some_are_listed():
+    assert did_you_mean("x", [f"{i:03}" for i in range(1000)]).endswith("058, 059 and 940 more")

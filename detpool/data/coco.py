@@ -1,20 +1,24 @@
 """COCO's published layout (Lin et al., ECCV 2014)."""
 
 import json
-import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
-from detpool.errors import DataError, did_you_mean
+from detpool.errors import DataError, did_you_mean, show
+from detpool.masks import MAX_PIXELS, SegmentationError, check_segmentations
+
+_KEYS = ("images", "annotations", "categories")
+_MAX_COORDINATE = 1e9  # pixels
 
 
 class COCODataset(FileDataset):
     """Objects of ``annotations/instances_{split}.json``, and images in the folder ``{split}/``, both below ``root``.
 
+    Ids are integers of 64 bits, those of images and categories each their own; annotations' ids are not read.
     Label i is the category with the i-th smallest id. Boxes are clamped to their images in samples, and in the ground
     truth as published.
 
@@ -26,7 +30,8 @@ class COCODataset(FileDataset):
         transform: see `DetectionDataset`.
 
     Raises:
-        DataError: the file is missing, malformed, or refers to images or categories that it does not list.
+        DataError: the file is missing, malformed, or refers to images or categories that it does not list; all boxes
+            seem to be fractions; a mask's runs do not sum up to its pixels. The message names the file and the place.
     """
 
     def __init__(
@@ -41,8 +46,8 @@ class COCODataset(FileDataset):
         content = _read_json(Path(root), split, path)
         categories = _read_categories(path, content["categories"])
         records = Records(segmentations=[] if masks else None)
-        _read_images(path, content["images"], records)
-        _read_annotations(path, content["annotations"], list(categories), records)
+        positions = _read_images(path, content["images"], records)
+        _read_annotations(path, content["annotations"], list(categories), positions, records)
         super().__init__(
             source=str(path),
             folder=Path(root) / split,
@@ -86,7 +91,11 @@ def coco_datamodule(
 
 def _read_json(root: Path, split: str, path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        content = json.loads(data)
+        # A key that is there twice would lose what the first holds. Looking for that takes a call for each object.
+        if any(data.count(f'"{key}"'.encode()) > 1 for key in _KEYS):
+            json.loads(data, object_pairs_hook=partial(_check_once, path))
     except FileNotFoundError as error:
         if not path.parent.is_dir():
             hint = "; data.root is to name the folder that holds annotations/ and the folders of images"
@@ -96,89 +105,119 @@ def _read_json(root: Path, split: str, path: Path) -> dict[str, Any]:
         raise DataError(f"{path} does not exist{hint}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON, it may be truncated: {error}") from error
-    for key in ("images", "annotations", "categories"):
+    for key in _KEYS:
         rows = content.get(key) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{path}: not COCO's annotation format: {key!r} is missing or not a list of objects")
     return content
 
 
+def _check_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    for key in _KEYS:
+        if keys.count(key) > 1:
+            raise DataError(f"{path}: holds {key!r} {keys.count(key)} times")
+    return dict(pairs)
+
+
 def _read_categories(path: Path, rows: list[dict[str, Any]]) -> dict[int, str]:
     """Names by id, in the order of the ids."""
     names: dict[int, str] = {}
     for place, row in enumerate(rows):
-        identity, name = row.get("id"), row.get("name")
-        if not isinstance(identity, int) or not isinstance(name, str) or identity in names:
-            raise DataError(f"{path}: categories[{place}] is {row}, expected an integer 'id' of its own and a 'name'")
+        identity, name = _integer(row.get("id")), row.get("name")
+        if identity is None or identity in names or not _is_text(name):
+            raise DataError(
+                f"{path}: categories[{place}] is {show(row)}, expected an integer 'id' of its own and a 'name'"
+            )
+        if name in names.values():
+            raise DataError(f"{path}: categories[{place}] is {show(row)}, but another category has that name")
         names[identity] = name
     if not names:
         raise DataError(f"{path}: 'categories' is empty")
     return dict(sorted(names.items()))
 
 
-def _read_images(path: Path, rows: list[dict[str, Any]], records: Records) -> None:
-    seen: set[int] = set()
+def _read_images(path: Path, rows: list[dict[str, Any]], records: Records) -> dict[int, int]:
+    """Fills in the images; gives their positions by id."""
+    positions: dict[int, int] = {}
     for place, row in enumerate(rows):
-        identity, name, size = row.get("id"), row.get("file_name"), [row.get("height"), row.get("width")]
-        if not isinstance(identity, int) or identity in seen or not isinstance(name, str):
-            raise DataError(f"{path}: images[{place}] is {row}, expected an integer 'id' of its own and a 'file_name'")
-        height, width = (side if isinstance(side, int) else 0 for side in size)
-        if min(height, width) < 1:
-            raise DataError(f"{path}: image {identity} ({name}) has [height, width] {size}, expected positive integers")
-        seen.add(identity)
+        identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
+        if identity is None or identity in positions or not _is_text(name):
+            raise DataError(
+                f"{path}: images[{place}] is {show(row)}, expected an integer 'id' of its own and a 'file_name'"
+            )
+        height, width = (_integer(side) or 0 for side in size)
+        if min(height, width) < 1 or height * width > MAX_PIXELS:
+            raise DataError(
+                f"{path}: image {identity} ({name}) has [height, width] {show(size)}, expected positive integers"
+            )
+        positions[identity] = place
         records.image_ids.append(identity)
         records.names.append(name)
         records.sizes.append((height, width))
+    return positions
 
 
-def _read_annotations(path: Path, rows: list[dict[str, Any]], category_ids: list[int], records: Records) -> None:
+def _read_annotations(
+    path: Path, rows: list[dict[str, Any]], category_ids: list[int], positions: dict[int, int], records: Records
+) -> None:
     labels = {identity: label for label, identity in enumerate(category_ids, 1)}
-    positions = {identity: position for position, identity in enumerate(records.image_ids)}
+
+    def fault(place: int, text: str) -> DataError:
+        return DataError(f"{path}: annotations[{place}] (id {show(rows[place].get('id'))}) {text}")
+
     for place, row in enumerate(rows):
-        what = f"{path}: annotations[{place}] (id {row.get('id')})"
         image_id, category_id = row.get("image_id"), row.get("category_id")
-        if not isinstance(image_id, int) or image_id not in positions:
-            raise DataError(f"{what} is of image {image_id!r}, which is not among 'images'")
-        if not isinstance(category_id, int) or category_id not in labels:
-            raise DataError(f"{what} is of category {category_id!r}, which is not among 'categories'")
+        position, label = positions.get(_integer(image_id)), labels.get(_integer(category_id))  # type: ignore[arg-type]
+        if position is None:
+            raise fault(place, f"is of image {show(image_id)}, which is not among 'images'{_if_text(image_id)}")
+        if label is None:
+            raise fault(
+                place, f"is of category {show(category_id)}, which is not among 'categories'{_if_text(category_id)}"
+            )
         box: Any = row.get("bbox")
-        if not _are_numbers(box, 4):
-            raise DataError(f"{what} has bbox {box!r}, expected [x, y, width, height]")
-        area: Any = row.get("area", box[2] * box[3])
-        if not _are_numbers([area], 1):
-            raise DataError(f"{what} has area {area!r}, expected a number")
-        records.positions.append(positions[image_id])
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+            raise fault(place, f"has bbox {show(box)}, expected [x, y, width, height], numbers in pixels")
+        area: Any = row.get("area", max(box[2] * box[3], 0))
+        if not _is_coordinate(area, limit=_MAX_COORDINATE**2) or area < 0:
+            raise fault(place, f"has area {show(area)}, expected a number of pixels, at least 0")
+        crowd = row.get("iscrowd", 0)
+        if crowd not in (0, 1):
+            raise fault(place, f"has iscrowd {show(crowd)}, expected the number 0 or 1")
+        records.positions.append(position)
         records.boxes.append(box)
-        records.labels.append(labels[category_id])
+        records.labels.append(label)
         records.areas.append(area)
-        records.crowd.append(bool(row.get("iscrowd", 0)))
+        records.crowd.append(bool(crowd))
         records.difficult.append(False)
-        if records.segmentations is not None:
-            fault = _segmentation_fault(row.get("segmentation"), records.sizes[positions[image_id]])
-            if fault:
-                raise DataError(f"{what} {fault}")
-            records.segmentations.append(json.dumps(row["segmentation"], separators=(",", ":")))
+    if records.segmentations is not None:
+        segmentations = [row.get("segmentation") for row in rows]
+        try:
+            check_segmentations(segmentations, [records.sizes[position] for position in records.positions])
+        except SegmentationError as error:
+            raise fault(error.index, str(error)) from error
+        records.segmentations += [json.dumps(item, separators=(",", ":")) for item in segmentations]
 
 
-def _are_numbers(values: Any, count: int | None = None) -> bool:
-    if not isinstance(values, list) or (count is not None and len(values) != count):
+def _integer(value: Any) -> int | None:
+    """A number of JSON as an integer of 64 bits, if it is one. Data frames write 3 as 3.0."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
+    return value if type(value) is int and -(2**63) <= value < 2**63 else None
+
+
+def _is_coordinate(value: Any, limit: float = _MAX_COORDINATE) -> bool:
+    return type(value) in (int, float) and -limit <= value <= limit
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    try:
+        return isinstance(value, str) and bool(value.encode())
+    except UnicodeEncodeError:  # half of a pair of UTF-16
         return False
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
-def _segmentation_fault(segmentation: Any, size: tuple[int, int]) -> str:
-    """What is wrong with a mask, or nothing: pycocotools takes polygons of two points for boxes, for one."""
-    if isinstance(segmentation, list) and segmentation:
-        if all(_are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation):
-            return ""
-        return "has a polygon that is not a list [x1, y1, x2, y2, ...] of at least three points"
-    if not isinstance(segmentation, dict) or not isinstance(segmentation.get("counts"), str | list):
-        return f"has segmentation {segmentation!r}, expected polygons or a run-length encoding"
-    if segmentation.get("size") != list(size):
-        return f"has a mask of (height, width) {segmentation.get('size')} in an image of {list(size)}"
-    counts = segmentation["counts"]
-    if isinstance(counts, list) and (not _are_numbers(counts) or sum(counts) != size[0] * size[1]):
-        return f"has run lengths that do not sum up to the {size[0] * size[1]} pixels of the image"
-    return ""
+def _if_text(value: Any) -> str:
+    return ": it is a text, ids are integers" if isinstance(value, str) else ""

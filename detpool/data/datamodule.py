@@ -17,6 +17,7 @@ from detpool.errors import DataError
 from detpool.signals import ANNOUNCED, STOP
 
 Batch = tuple[list[Tensor], list[Target]]
+SPLITS = ("train", "val", "test")
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -77,6 +78,7 @@ class DetectionDataModule(LightningDataModule):
             raise ValueError("test_proposals: the validation set is the test set, and val_proposals its proposals")
         self._proposals = {"train": train_proposals, "val": val_proposals, "test": test_proposals}
         self._build_train, self._build_val, self._build_test = train, val, test
+        self._checked: list[DetectionDataset] = []  # whose images were found
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
         # A process gets no image of an evaluation set with fewer images than processes.
@@ -112,13 +114,30 @@ class DetectionDataModule(LightningDataModule):
         return self.val_dataset.category_ids
 
     def setup(self, stage: str) -> None:
-        """Build the data sets of the stage, so that broken files end the run before any work."""
-        if stage == "fit":
-            _ = self.train_dataset, self.val_dataset
-        elif stage == "validate":
-            _ = self.val_dataset
-        elif stage == "test":
-            _ = self.test_dataset
+        """Build and check the data sets of the stage, so that broken files end the run before any work.
+
+        Fitting takes all of them: what is wrong with the test set would otherwise be said after the training.
+        """
+        self.check({"fit": SPLITS, "validate": ("val",), "test": ("test",)}.get(stage, ()))
+
+    def check(self, splits: Iterable[str] = SPLITS) -> None:
+        """Build the data sets of splits and look for their images (`DetectionDataset.check_images`), each set once.
+
+        Raises:
+            DataError: annotations of a split cannot be read, or an image is missing; the message has a line for each
+                split, with the first missing image.
+        """
+        faults = []
+        for split in splits:
+            try:
+                dataset = getattr(self, f"{split}_dataset")
+                if dataset not in self._checked:
+                    dataset.check_images()
+                    self._checked.append(dataset)
+            except DataError as error:
+                faults.append(str(error))
+        if faults:
+            raise DataError("\n".join(dict.fromkeys(faults)))
 
     def train_dataloader(self) -> "DataLoader[Sample]":
         sampler = TrainSampler(self.train_dataset, self.seed, *rank_and_world_size())

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from detpool.data.proposals import read_proposals
+from detpool.data.proposals import check_proposals, read_proposals
 from detpool.data.sampling import SampleKey, seeded_rng
 
 Target = dict[str, Any]
@@ -36,9 +36,11 @@ class DetectionDataset(Dataset[Sample]):
         """Give each sample `proposals`, read from a file of `detpool.data.proposals`.
 
         Raises:
-            DataError: the file cannot be read, or lacks an image of the data set.
+            DataError: the file cannot be read, lacks an image of the data set, or holds boxes that are none.
         """
-        self.proposals = read_proposals(path, self.image_ids)
+        proposals = read_proposals(path, self.image_ids)
+        check_proposals(path, proposals)
+        self.proposals = proposals
 
     @property
     @abstractmethod
@@ -55,6 +57,15 @@ class DetectionDataset(Dataset[Sample]):
     @abstractmethod
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         """All objects in COCO's annotation format, in pixels of the image files; built anew at each call."""
+
+    def check_images(self) -> None:
+        """Look for the images' files, by their names, so that a run does not end when it first reads one.
+
+        Warns if images that it opens, a few, are nearly black.
+
+        Raises:
+            DataError: a file is missing, the first in the data set's order, or one that was opened is no image.
+        """
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
         """Give a transformed sample.

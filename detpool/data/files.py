@@ -1,6 +1,7 @@
 """What data sets read from files share, whatever the format of their annotations."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torchvision import tv_tensors
 
+from detpool.data.boxes import clamp_corners, find_unusable
 from detpool.data.dataset import DetectionDataset, Sample, Transform
-from detpool.data.images import read_image
+from detpool.data.images import is_nearly_black, read_image
 from detpool.data.packed import PackedStrings
 from detpool.errors import DataError
 from detpool.masks import decode_segmentation
+
+_LOOKED_AT = 16  # images of a data set, evenly spread, whose values are looked at before training
 
 
 @dataclass
@@ -35,12 +38,15 @@ class Records:
     difficult: list[bool] = field(default_factory=list)
     segmentations: list[str] | None = None  # JSON; None: not wanted
 
+    corners: bool = False  # whether the files hold a second corner in place of width and height
+
 
 class FileDataset(DetectionDataset):
     """Images in files below one folder, their annotations in memory, once for all workers.
 
     Objects whose box has no width or height within the image are left out of samples and ground truth, with one
-    warning. Crowds and difficult objects are in the ground truth only.
+    warning; other boxes that look like a mistake (`detpool.data.boxes`) are kept, with a warning each kind. Crowds and
+    difficult objects are in the ground truth only.
 
     Args:
         source: what warnings call the data set, such as its annotation file.
@@ -52,7 +58,7 @@ class FileDataset(DetectionDataset):
         transform: see `DetectionDataset`.
 
     Raises:
-        DataError: no image is left.
+        DataError: no image is left, or all boxes seem to be fractions of the image's sides.
     """
 
     def __init__(
@@ -67,7 +73,8 @@ class FileDataset(DetectionDataset):
         transform: Transform | None,
     ) -> None:
         super().__init__(transform)
-        self.folder, self.class_names, self.category_ids, self.masks = folder, class_names, category_ids, masks
+        self.source, self.folder, self.masks = source, folder, masks
+        self.class_names, self.category_ids = class_names, category_ids
 
         # Tensors, as every object of Python would be copied into each worker (see `PackedStrings`).
         sizes = torch.tensor(records.sizes).reshape(-1, 2)
@@ -75,15 +82,9 @@ class FileDataset(DetectionDataset):
         positions = torch.tensor(records.positions, dtype=torch.int64)
         targets = ~torch.tensor(list(map(max, records.crowd, records.difficult)), dtype=torch.bool)
 
-        inside = _clamped_corners(boxes, sizes[positions])
-        degenerate = (inside[:, 2] <= inside[:, 0]) | (inside[:, 3] <= inside[:, 1])
-        if degenerate.any():
-            first = int(degenerate.nonzero()[0])
-            rank_zero_warn(
-                f"{source}: left out {int(degenerate.sum())} of {len(boxes)} objects, whose boxes have no width or "
-                f"height within the image; the first is {boxes[first].tolist()} (x, y, width, height) in "
-                f"{records.names[positions[first]]}"
-            )
+        degenerate = find_unusable(
+            source, boxes, sizes[positions], lambda i: records.names[records.positions[i]], records.corners
+        )
         kept_images = torch.ones(len(sizes), dtype=torch.bool)
         if drop_empty:
             kept_images = torch.bincount(positions[targets & ~degenerate], minlength=len(sizes)) > 0
@@ -116,11 +117,12 @@ class FileDataset(DetectionDataset):
         return len(self._image_ids)
 
     def load(self, index: int) -> Sample:
-        path = self.folder / self._names[index]
         height, width = size = tuple(self._sizes[index].tolist())
+        # First: it may not have the annotated size.
+        image = read_image(self.folder / self._names[index], size)
         start, end = self._ends[index : index + 2].tolist()
         chosen = start + self._targets[start:end].nonzero()[:, 0]
-        boxes = _clamped_corners(self._boxes[chosen], self._sizes[index]).float()
+        boxes = clamp_corners(self._boxes[chosen], self._sizes[index]).float()
         target: dict[str, Any] = {
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size),
             "labels": self._labels[chosen],
@@ -130,9 +132,28 @@ class FileDataset(DetectionDataset):
         if self._segmentations is not None:
             masks = np.zeros((len(chosen), height, width), np.uint8)
             for mask, i in zip(masks, chosen.tolist(), strict=True):
-                mask[:] = _decode_mask(json.loads(self._segmentations[i]), size, path)
+                mask[:] = decode_segmentation(json.loads(self._segmentations[i]), size)
             target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
-        return read_image(path, size), target
+        return image, target
+
+    def check_images(self) -> None:
+        # By the names in each folder: asking the file system for each of 100,000 images takes minutes on some.
+        found: dict[str, set[str]] = {}
+        for name in self._names:
+            folder, file = os.path.split(name)
+            if folder not in found:
+                found[folder] = names_in(self.folder / folder)
+            # Some file systems take another name for the same, such as one in other case.
+            if file not in found[folder] and not os.path.exists(self.folder / name):
+                raise DataError(f"{self.folder / name}: the image does not exist; {self.source} names it")
+        looked = sorted({i * len(self) // _LOOKED_AT for i in range(_LOOKED_AT)})
+        dark = [self._names[i] for i in looked if is_nearly_black(self.folder / self._names[i])]
+        if dark:
+            rank_zero_warn(
+                f"{self.source}: {len(dark)} of the {len(looked)} images looked at are nearly black, as all values lie "
+                f"in the lowest bits of their type; the first is {dark[0]}: stretch them to the whole range, of which "
+                f"8 bits are used"
+            )
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         images = [
@@ -170,16 +191,10 @@ class FileDataset(DetectionDataset):
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _clamped_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """XYXY of boxes (x, y, width, height), clamped to images of (height, width): (n, 4)."""
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    limit = sizes.flip(-1).repeat(*[1] * (sizes.ndim - 1), 2)
-    return torch.minimum(corners.clamp(min=0), limit)
-
-
-def _decode_mask(segmentation: Any, size: tuple[int, int], path: Path) -> np.ndarray:
-    """A segmentation, checked by the reader, as uint8 (height, width)."""
+def names_in(folder: Path) -> set[str]:
+    """The names in a folder; none if it cannot be read."""
     try:
-        return decode_segmentation(segmentation, size)
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: a mask of this image cannot be decoded: {error}") from error
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries}
+    except (OSError, ValueError):
+        return set()

@@ -1,5 +1,7 @@
 """Image files of any kind to uint8 RGB."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -38,16 +40,36 @@ def read_image(path: Path, size: tuple[int, int]) -> tv_tensors.Image:
     Raises:
         DataError: the file is missing, truncated or no image, or its size differs from the annotated one.
     """
-    with _open(path) as image:
+    with _open(path) as image, _decoding(path):
         stored = image.height, image.width
-        try:
-            turned = stored != size and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-            if size != (stored[::-1] if turned else stored):
-                raise DataError(f"{path}: is {_text(stored)} (height x width), but its annotations say {_text(size)}")
-            pixels = np.array(_to_rgb(ImageOps.exif_transpose(image) if turned else image))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: the image cannot be decoded, it may be truncated: {error}") from error
+        turned = stored != size and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        if size != (stored[::-1] if turned else stored):
+            raise DataError(f"{path}: is {_text(stored)} (height x width), but its annotations say {_text(size)}")
+        pixels = np.array(_to_rgb(ImageOps.exif_transpose(image) if turned else image))
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+
+def is_nearly_black(path: Path) -> bool:
+    """Whether the values of an image lie in the lowest bits of their type: below 16 of 256, or 4096 of 65536.
+
+    So do labels 0 and 1 in an 8-bit file, and 8-bit or 12-bit values in a 16-bit one. An image of nothing but 0 does
+    not count.
+
+    Raises:
+        DataError: the file is missing, truncated or no image.
+    """
+    with _open(path) as image, _decoding(path):
+        deep = image.mode.startswith("I")
+        ranges = np.reshape(np.array((image if deep else _to_rgb(image)).getextrema()), (-1, 2))
+        return bool(0 < ranges.max() < (4096 if deep else 16))
+
+
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: the image cannot be decoded, it may be truncated: {error}") from error
 
 
 def _open(path: Path) -> Image.Image:

@@ -1,6 +1,7 @@
 """Many strings in two tensors."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import torch
 
@@ -23,3 +24,7 @@ class PackedStrings:
     def __getitem__(self, index: int) -> str:
         start, end = self._ends[index : index + 2].tolist()
         return self._bytes[start:end].numpy().tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        data, ends = self._bytes.numpy().tobytes(), self._ends.tolist()
+        return (data[start:end].decode() for start, end in pairwise(ends))

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.evaluation.results import Row, check_rows, shorten
+from detpool.masks import SegmentationError, to_rles
 
 IouType = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
 
 _AREAS = {"s": 1, "m": 2, "l": 3}  # the libraries' area ranges; 0 is "all"
+_MAX_AREA = 1e5**2  # where the libraries' ranges end: they ignore what is larger
 
 
 class CocoEvaluator:
@@ -37,8 +39,8 @@ class CocoEvaluator:
             metrics by size at the last.
 
     Raises:
-        ValueError: an argument is none of the accepted values, class names repeat, or `iou_type="segm"` and
-            an object has no segmentation.
+        ValueError: an argument is none of the accepted values, class names repeat, an area is negative, or
+            `iou_type="segm"` and an object has no segmentation or a malformed one.
         ImportError: the backend is not installed; the message names the extra.
     """
 
@@ -58,15 +60,17 @@ class CocoEvaluator:
         self.max_dets = [int(limit) for limit in max_dets]
         self._coco_class, self._eval_class = _load_backend(backend)
 
-        self._categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
-        self.class_names: list[str] = [category["name"] for category in self._categories]
+        categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
+        self.class_names: list[str] = [category["name"] for category in categories]
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"category names must be unique, got {self.class_names}")
-        self._images = [dict(image) for image in ground_truth["images"]]
-        self._image_ids = {image["id"] for image in self._images}
-        self._ground_truth = self._index(
-            [self._ground_truth_row(number, row) for number, row in enumerate(ground_truth["annotations"], 1)]
-        )
+        # The libraries get numbers from 1: one of them keeps ids as 32 bits or as floats, and to both an annotation 0
+        # is no annotation. In the order of the ids, which decides between equal scores.
+        self._category_numbers = {category["id"]: number for number, category in enumerate(categories, 1)}
+        images = sorted(ground_truth["images"], key=lambda image: image["id"])
+        self._image_numbers = {image["id"]: number for number, image in enumerate(images, 1)}
+        self._sizes = [(image.get("height", 0), image.get("width", 0)) for image in images]
+        self._ground_truth = self._index(self._ground_truth_rows(ground_truth["annotations"]))
 
     def evaluate(self, rows: Iterable[Row], image_ids: Collection[int] | None = None) -> dict[str, float]:
         """Metrics of `rows` on some images.
@@ -87,19 +91,19 @@ class CocoEvaluator:
 
         Raises:
             ValueError: a row or `image_ids` names an image, or a row a category, that is not in the ground
-                truth; or `iou_type="segm"` and a row has no segmentation.
+                truth; or `iou_type="segm"` and a row has no segmentation or a malformed one.
         """
-        wanted = self._image_ids if image_ids is None else set(image_ids)
-        if unknown := wanted - self._image_ids:
+        wanted = self._image_numbers.keys() if image_ids is None else set(image_ids)
+        if unknown := wanted - self._image_numbers.keys():
             raise ValueError(f"image_ids: not in the ground truth: {shorten(unknown)}")
         rows = list(rows)
-        check_rows(rows, self._image_ids, {category["id"] for category in self._categories})
-        detections = self._index([row for row in self._detections(rows) if row["image_id"] in wanted])
+        check_rows(rows, self._image_numbers, self._category_numbers)
+        detections = self._index(self._detections(rows, wanted))
 
         # pycocotools reports its progress with print(), once a validation epoch.
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = self._eval_class(self._ground_truth, detections, self.iou_type)
-            evaluation.params.imgIds = sorted(wanted)
+            evaluation.params.imgIds = sorted(self._image_numbers[identity] for identity in wanted)
             evaluation.params.maxDets = self.max_dets
             evaluation.evaluate()
             evaluation.accumulate()
@@ -124,36 +128,66 @@ class CocoEvaluator:
         metrics |= {f"AP/{name}": _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(self.class_names)}
         return metrics
 
-    def _ground_truth_row(self, number: int, row: Mapping[str, Any]) -> Row:
-        """What the libraries read of an annotation, put so that both read it correctly."""
-        if self.iou_type == "segm" and not row.get("segmentation"):
-            raise ValueError(f"iou_type 'segm' needs masks: annotation {row.get('id')} has no segmentation")
-        crowd = int(row.get("iscrowd", 0))
-        # Both libraries overwrite `ignore` with `iscrowd`. An area outside of every range is their one way to
-        # ignore an object that is not a crowd; the overlap is computed from the box or mask, not from `area`.
-        area = -1 if row.get("ignore", 0) and not crowd else row["area"]
-        # Ids are given anew: 0 is legal in a file, but stands for "unmatched" in both libraries.
-        keys = ("image_id", "category_id", "bbox" if self.iou_type == "bbox" else "segmentation")
-        return {"id": number, "iscrowd": crowd, "area": area, **{key: row[key] for key in keys}}
+    def _ground_truth_rows(self, annotations: Sequence[Mapping[str, Any]]) -> list[Row]:
+        """What the libraries read of annotations, put so that both read it correctly."""
+        check_rows(annotations, self._image_numbers, self._category_numbers)
+        shapes = self._shapes(annotations, "annotation", [row.get("id") for row in annotations])
+        rows = []
+        for number, (row, shape) in enumerate(zip(annotations, shapes, strict=True), 1):
+            if not row["area"] >= 0:
+                raise ValueError(f"annotation {row.get('id')} has area {row['area']}, which the metrics would ignore")
+            crowd = int(row.get("iscrowd", 0))
+            # Both libraries overwrite `ignore` with `iscrowd`. An area outside of every range is their one way to
+            # ignore an object that is not a crowd; the overlap is computed from the box or mask, not from `area`.
+            area = -1 if row.get("ignore", 0) and not crowd else min(row["area"], _MAX_AREA)
+            rows.append({**self._numbers(row), **shape, "id": number, "iscrowd": crowd, "area": area})
+        return rows
 
-    def _detections(self, rows: Iterable[Row]) -> Iterable[Row]:
-        for number, row in enumerate(rows, 1):
+    def _detections(self, rows: Sequence[Row], wanted: Collection[int]) -> list[Row]:
+        kept = [(place, row) for place, row in enumerate(rows) if row["image_id"] in wanted]
+        shapes = self._shapes([row for _, row in kept], "row", [place for place, _ in kept])
+        detections = []
+        for number, ((_, row), shape) in enumerate(zip(kept, shapes, strict=True), 1):
             if self.iou_type == "bbox":
-                shape: dict[str, Any] = {"bbox": row["bbox"], "area": row["bbox"][2] * row["bbox"][3]}
-            elif "segmentation" in row:
-                # The size of a mask is its own area, not that of the box beside it.
-                shape = {"segmentation": row["segmentation"], "area": float(rle.area(row["segmentation"]))}
+                area = row["bbox"][2] * row["bbox"][3]
             else:
-                raise ValueError(f"iou_type 'segm' needs masks: row {number - 1} has no segmentation")
-            kept = {key: row[key] for key in ("image_id", "category_id", "score")}
-            yield {**kept, **shape, "id": number, "iscrowd": 0}
+                # The size of a mask is its own area, not that of the box beside it.
+                area = float(rle.area(shape["segmentation"]))
+            numbers = self._numbers(row)
+            detections.append(
+                {**numbers, **shape, "score": row["score"], "id": number, "iscrowd": 0, "area": min(area, _MAX_AREA)}
+            )
+        return detections
+
+    def _numbers(self, row: Mapping[str, Any]) -> dict[str, int]:
+        return {
+            "image_id": self._image_numbers[row["image_id"]],
+            "category_id": self._category_numbers[row["category_id"]],
+        }
+
+    def _shapes(self, rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[Any]) -> list[dict[str, Any]]:
+        """The box of each row, or its mask as a run-length encoding that is safe to read."""
+        if self.iou_type == "bbox":
+            return [{"bbox": row["bbox"]} for row in rows]
+        for name, row in zip(names, rows, strict=True):
+            if not row.get("segmentation"):
+                raise ValueError(f"iou_type 'segm' needs masks: {what} {name} has no segmentation")
+        sizes = [self._sizes[self._image_numbers[row["image_id"]] - 1] for row in rows]
+        try:
+            masks = to_rles([row["segmentation"] for row in rows], sizes)
+        except SegmentationError as error:
+            raise ValueError(f"{what} {names[error.index]} {error}") from error
+        return [{"segmentation": mask} for mask in masks]
 
     def _index(self, annotations: list[Row]) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             coco = self._coco_class()
             coco.dataset = {
-                "images": self._images,
-                "categories": self._categories,
+                "images": [
+                    {"id": number, "height": height, "width": width}
+                    for number, (height, width) in enumerate(self._sizes, 1)
+                ],
+                "categories": [{"id": n, "name": name} for n, name in enumerate(self.class_names, 1)],
                 "annotations": annotations,
             }
             coco.createIndex()

@@ -47,7 +47,7 @@ class DetectionEvaluator:
         voc_iou_threshold: smallest IoU of a match of the VOC metrics.
 
     Raises:
-        ValueError: an argument is none of the accepted values.
+        ValueError: an argument is none of the accepted values, or does not fit the data set.
         ImportError: the backend is not installed.
     """
 
@@ -71,6 +71,17 @@ class DetectionEvaluator:
         self._category_ids = list(dataset.category_ids)
         self._ground_truth = dataset.ground_truth()
         self._image_ids = {image["id"] for image in self._ground_truth["images"]}
+        annotations = self._ground_truth["annotations"]
+        if (
+            "coco" in metrics
+            and "segm" in iou_types
+            and annotations
+            and not any("segmentation" in row for row in annotations)
+        ):
+            raise ValueError(
+                "iou_type 'segm' needs masks, and the data set gives none: set data.masks=true (Pascal VOC's layout "
+                "has no masks), or evaluation.iou_types=[bbox]"
+            )
         self._coco = [
             CocoEvaluator(self._ground_truth, iou_type=iou_type, backend=backend, max_dets=max_dets)
             for iou_type in (iou_types if "coco" in metrics else ())

@@ -8,6 +8,7 @@ https://cocodataset.org/#format-results. `"iou"`, where the model predicts it, i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _encode(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     return {"size": [int(size[0]), int(size[1])], "counts": encoded["counts"].decode("ascii")}
 
 
-def check_rows(rows: Iterable[Row], image_ids: Collection[int], category_ids: Collection[int]) -> None:
+def check_rows(rows: Iterable[Mapping[str, Any]], image_ids: Collection[int], category_ids: Collection[int]) -> None:
     """Check that rows belong to a ground truth with these images and categories.
 
     Raises:
@@ -149,4 +150,14 @@ def read_results(path: str | Path) -> list[Row]:
             raise ValueError(
                 f"{path}: row {index} has no {', '.join(missing)}; a COCO result row needs {', '.join(_KEYS)}"
             )
+        box = row["bbox"]
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_finite, [*box, row["score"]])):
+            raise ValueError(
+                f"{path}: row {index} has bbox {box!r:.200} and score {row['score']!r:.50}, expected four numbers and "
+                f"a number"
+            )
     return rows
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and -math.inf < value < math.inf

@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -170,11 +171,177 @@ def test_what_is_missing_is_named(coco, tmp_path):
         COCODataset(root, "train")
 
 
-def test_undecodable_mask_names_the_image(coco):
-    bigger = coco_mask.encode(np.asfortranarray(np.ones((100, 100), np.uint8)))["counts"].decode()
-    root = coco([row(1, segmentation={"size": [40, 60], "counts": bigger})])
-    with pytest.raises(DataError, match=r"train/7.png: a mask of this image cannot be decoded"):
-        COCODataset(root, "train", masks=True)[0]
+EYE = coco_mask.encode(np.asfortranarray(np.eye(40, 60, dtype=np.uint8)))["counts"].decode()
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (EYE[:20], "do not sum up to the 2400 pixels of the image, but to"),
+        (EYE[:-1] + "d", "is cut short"),
+        (EYE + "1", "do not sum up to the 2400 pixels"),
+        (EYE + "\u00e9", "characters that mean nothing"),
+        (EYE[:30] + "{" + EYE[31:], "characters that mean nothing"),
+        (EYE[:5] + "oooooooo" + EYE[5:], "more than 32 bits"),
+        ("", "an empty run-length encoding"),
+        ([0, 2401, -1], "not all whole numbers, at least 0"),
+        ([0.5, 2399.5], "not all whole numbers"),
+        ([1] * 2401, "do not sum up to the 2400 pixels of the image, but to 2401"),
+    ],
+)
+@pytest.mark.parametrize("crowd", [0, 1])
+def test_run_lengths_are_checked_when_the_file_is_read(coco, counts, message, crowd):
+    broken = {"size": [40, 60], "counts": counts}
+    good = {"size": [40, 60], "counts": EYE}
+    rows = [row(1, segmentation=SQUARE), row(2, segmentation=good), row(33, segmentation=broken, iscrowd=crowd)]
+    with pytest.raises(DataError, match=rf"instances_train.json: annotations\[2\] \(id 33\) has .*({message})"):
+        COCODataset(coco(rows), "train", masks=True)
+    assert len(COCODataset(coco(rows), "train").ground_truth()["annotations"]) == 3
+
+
+def test_run_lengths_as_floats_and_with_empty_runs_are_masks(coco):
+    counts = [0.0, 40.0, 0, 40, 2320]
+    dataset = COCODataset(coco([row(1, segmentation={"size": [40, 60], "counts": counts})]), "train", masks=True)
+    expected = np.zeros((40, 60), np.uint8)
+    expected[:, :2] = 1
+    assert np.array_equal(dataset[0][1]["masks"][0].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"iscrowd": "0"}, "has iscrowd '0', expected the number 0 or 1"),
+        ({"iscrowd": 2}, "has iscrowd 2, expected"),
+        ({"iscrowd": None}, "has iscrowd None"),
+        ({"iscrowd": [0]}, r"has iscrowd \[0\]"),
+        ({"area": -5}, "has area -5, expected a number of pixels, at least 0"),
+        ({"area": True}, "has area True"),
+        ({"area": 10**400}, "has area 1000.*, expected a number of pixels"),
+        ({"bbox": ["10", 5, 20, 30]}, r"has bbox \['10', 5, 20, 30\], expected"),
+        ({"bbox": [10, 5, 20, True]}, "has bbox"),
+        ({"bbox": [10, 5, 20, 10**400]}, "has bbox"),
+        ({"bbox": [10, 5, 20, 1e12]}, "has bbox"),
+        ({"category_id": "3"}, "is of category '3', which is not among 'categories': it is a text, ids are integers"),
+        ({"category_id": 3.5}, "is of category 3.5"),
+        ({"category_id": True}, "is of category True"),
+        ({"image_id": "7"}, "is of image '7', which is not among 'images': it is a text, ids are integers"),
+        ({"image_id": 2**64}, "is of image 18446744073709551616"),
+        ({"image_id": None}, "is of image None"),
+    ],
+)
+def test_values_that_mean_nothing(coco, changes, message):
+    with pytest.raises(DataError, match=rf"instances_train.json: annotations\[1\] \(id 2\) {message}"):
+        COCODataset(coco([row(1), row(2) | changes]), "train")
+
+
+def test_numbers_that_other_programs_write_differently(coco):
+    rows = [row(1, 7.0, 3.0, iscrowd=False), row(2, 8, 90.0, iscrowd=1.0), row(3, 8, 3, iscrowd=True)]
+    images = [{"id": float(i), "file_name": f"{i}.png", "height": 40.0, "width": 60.0} for i in (7, 8)]
+    dataset = COCODataset(coco(rows, images=images), "train")
+    assert dataset.image_ids == [7, 8]
+    kept = [(a["image_id"], a["category_id"], a["iscrowd"]) for a in dataset.ground_truth()["annotations"]]
+    assert kept == [(7, 3, 0), (8, 90, 1), (8, 3, 1)]
+    assert dataset[0][1]["orig_size"] == (40, 60)
+
+
+def test_ids_of_64_bits(coco):
+    first, category = 1_700_000_000_000_000_000, 2**60
+    images = [{"id": first + i, "file_name": f"{7 + i}.png", "height": 40, "width": 60} for i in range(2)]
+    rows = [row(1, first, category), row(1, first + 1, category + 1), row("x", first + 1, category), row(-1, first)]
+    rows[3]["category_id"] = category
+    root = coco(rows, images=images, names=((category, "cat"), (category + 1, "dog")))
+    dataset = COCODataset(root, "train")
+    truth = dataset.ground_truth()
+    assert (dataset.image_ids, dataset.category_ids) == ([first, first + 1], [category, category + 1])
+    kept = [(a["image_id"], a["category_id"]) for a in truth["annotations"]]
+    assert kept == [(first, category), (first, category), (first + 1, category + 1), (first + 1, category)]
+    assert dataset[1][1]["image_id"] == first + 1
+    with pytest.raises(DataError, match=r"images\[0\] is .* expected an integer 'id'"):
+        COCODataset(coco([], images=[images[0] | {"id": 2**63}]), "train")
+
+
+def read_with_a_warning(root):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = COCODataset(root, "train")
+    (warning,) = [str(item.message) for item in caught]
+    return dataset, warning
+
+
+def test_boxes_in_fractions(coco):
+    fractions = [(0.52, 0.31, 0.21, 0.26), (0.1, 0.2, 0.3, 0.4), (0, 0, 1, 1)]
+    rows = [row(i, bbox=box) for i, box in enumerate(fractions)]
+    message = (
+        r"instances_train.json: all boxes lie within the first pixel .*0\.52.* in 7.png: they seem to be fractions"
+    )
+    with pytest.raises(DataError, match=message):
+        COCODataset(coco(rows), "train")
+    # Some, as in files put together of two.
+    dataset, warning = read_with_a_warning(coco([*rows, row(4), row(5)]))
+    assert "2 of 5 objects are less than a pixel wide or high, 3 of them as if fractions" in warning
+    assert len(dataset.ground_truth()["annotations"]) == 5
+
+
+def test_objects_less_than_a_pixel_wide_are_counted(coco):
+    rows = [row(1), row(2, bbox=(10, 5, 0.5, 30)), row(3, bbox=(59.25, 5, 20, 30)), row(4, bbox=(3, 3, 1, 1))]
+    dataset, warning = read_with_a_warning(coco([*rows[:2], rows[3]]))
+    assert "1 of 3 objects are less than a pixel wide or high: training leaves them out unless" in warning
+    assert len(dataset[0][1]["boxes"]) == 3
+
+
+def test_corners_in_place_of_width_and_height(coco):
+    corners = [(10, 5, 30, 35), (40, 20, 58, 39), (2, 2, 12, 12), (30, 10, 60, 40)]
+    _, warning = read_with_a_warning(coco([row(i, bbox=box) for i, box in enumerate(corners)]))
+    assert "2 of 4 objects reach more than a pixel beyond their image" in warning
+    assert "as corners (x1, y1, x2, y2) all would lie within" in warning
+
+
+def test_height_and_width_of_images_swapped(coco):
+    images = [{"id": 7, "file_name": "7.png", "height": 60, "width": 40}]
+    root = coco([row(1, bbox=(25, 5, 30, 30)), row(2, bbox=(20, 10, 15, 5))], images=images)
+    with pytest.warns(UserWarning, match="1 of 2 objects .*if the height and width of the images were swapped"):
+        dataset = COCODataset(root, "train", masks=False)
+    with pytest.raises(DataError, match=r"7.png: is 40 x 60 \(height x width\), but its annotations say 60 x 40"):
+        dataset[0]
+
+
+def test_boxes_outside_of_their_images_are_dropped_and_counted(coco):
+    boxes = [(70, 5, 20, 30), (10, 50, 5, 5), (10, 5, 20, 30), (5, 5, 0, 4)]
+    dataset, warning = read_with_a_warning(coco([row(i, bbox=box) for i, box in enumerate(boxes)]))
+    assert "left out 3 of 4 objects" in warning
+    assert "1 have none at all, 2 lie outside, as of another image or another size of it" in warning
+    assert len(dataset.ground_truth()["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "cat"}]}, r"categories\[1\] .* has that name"),
+        ({"categories": [{"id": 3, "name": "c\ud800"}]}, r"categories\[0\] is .*expected an integer 'id'"),
+        ({"categories": [{"id": True, "name": "cat"}]}, r"categories\[0\] is"),
+        ({"images": [{"id": 7, "file_name": "", "height": 40, "width": 60}]}, r"images\[0\] is .*'file_name'"),
+        ({"images": [{"id": 7, "file_name": "\udfff.png", "height": 40, "width": 60}]}, r"images\[0\] is"),
+        ({"images": [{"id": 7, "file_name": "7.png", "height": 40.5, "width": 60}]}, r"\[height, width\] \[40.5, 60\]"),
+        ({"images": [{"id": 7, "file_name": "7.png", "height": 10**9, "width": 10**9}]}, "expected positive integers"),
+    ],
+)
+def test_files_that_mean_nothing(coco, changes, message):
+    with pytest.raises(DataError, match=f"instances_train.json: .*{message}"):
+        COCODataset(coco([row(1)], **changes), "train")
+
+
+def test_keys_that_are_there_twice_and_nesting_without_end(coco):
+    root = coco([row(1)])
+    path = root / "annotations/instances_train.json"
+    whole = path.read_text()
+    path.write_text(whole[:-1] + ', "annotations": []}')
+    with pytest.raises(DataError, match=r"instances_train.json: holds 'annotations' 2 times"):
+        COCODataset(root, "train")
+    path.write_text(whole.replace('"cat"', '"annotations"'))  # a name
+    assert COCODataset(root, "train").class_names == ["annotations", "dog"]
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="instances_train.json: not valid JSON"):
+        COCODataset(root, "train")
 
 
 def test_datamodule(coco):

@@ -1,9 +1,11 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -11,7 +13,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
+from PIL import Image
 
+from detpool.data.coco import COCODataset, coco_datamodule
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.shapes import ShapesDataset, shapes_datamodule
 from detpool.data.transforms import detection_transform
@@ -276,3 +280,87 @@ def test_coco_config(coco):
 def test_root_must_be_given(name):
     with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
         from_config(name)
+
+
+@pytest.fixture
+def three_splits(coco):
+    """COCO's layout with splits train, val and test of two images each; gives a function that builds the datamodule."""
+    root = coco([{"id": i, "image_id": i, "category_id": 3, "bbox": [0, 0, 20, 20]} for i in (7, 8)])
+    for split in ("val", "test"):
+        shutil.copytree(root / "train", root / split)
+        shutil.copy(root / "annotations/instances_train.json", root / f"annotations/instances_{split}.json")
+    return lambda test="test": (root, coco_datamodule(root, "train", "val", test, num_workers=0))
+
+
+def test_every_split_is_read_before_training(three_splits):
+    root, data = three_splits("tset")
+    with pytest.raises(DataError, match=r"instances_tset.json does not exist: no split 'tset'; did you mean 'test'\?"):
+        data.setup("fit")
+    data.setup("validate")
+    root, data = three_splits()
+    (root / "annotations/instances_test.json").write_text('{"images": [')
+    with pytest.raises(DataError, match=r"instances_test.json: not valid JSON"):
+        data.setup("fit")
+    # What is wrong with several splits is said at once.
+    (root / "annotations/instances_train.json").unlink()
+    with pytest.raises(DataError, match=r"(?s)instances_train.json does not exist.*\n.*instances_test.json: not valid"):
+        three_splits()[1].setup("fit")
+
+
+def test_the_first_missing_image_of_each_split_is_found_by_names(three_splits, monkeypatch):
+    root, data = three_splits()
+    for split, name in (("train", "8.png"), ("val", "7.png"), ("test", "7.png"), ("test", "8.png")):
+        (root / split / name).rename(root / split / f"{name}.old")
+    with pytest.raises(DataError) as caught:
+        data.setup("fit")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    for line, (split, name) in zip(lines, (("train", "8.png"), ("val", "7.png"), ("test", "7.png")), strict=True):
+        source = root / "annotations" / f"instances_{split}.json"
+        assert line == f"{root / split / name}: the image does not exist; {source} names it"
+    for stage, split in (("validate", "val"), ("test", "test")):
+        with pytest.raises(DataError, match=rf"{split}/7.png: the image does not exist"):
+            data.setup(stage)
+    for path in root.glob("*/*.old"):
+        path.rename(path.with_suffix(""))
+    asked, exists = [], os.path.exists
+    monkeypatch.setattr(os.path, "exists", lambda path: asked.append(path) or exists(path))
+    data.setup("fit")
+    assert asked == []
+    # A folder that is missing.
+    shutil.rmtree(root / "val")
+    with pytest.raises(DataError, match=r"val/7.png: the image does not exist"):
+        three_splits()[1].setup("fit")
+
+
+def test_images_in_folders_below_and_elsewhere(coco, tmp_path):
+    root = coco([{"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 20]}])
+    (root / "train/deep/er").mkdir(parents=True)
+    (root / "train/8.png").rename(root / "train/deep/er/8.png")
+    images = [{"id": 7, "file_name": str(root / "train/7.png")}, {"id": 8, "file_name": "deep/er/8.png"}]
+    coco([], images=[image | {"height": 40, "width": 60} for image in images])
+    COCODataset(root, "train").check_images()
+    (root / "train/deep/er/8.png").unlink()
+    with pytest.raises(DataError, match=r"train/deep/er/8.png: the image does not exist"):
+        COCODataset(root, "train").check_images()
+    for name in ("a\0b.png", "x" * 5000 + ".png", "no/such/folder/7.png", "7.png/7.png", "7.PNG"):
+        coco([], images=[{"id": 7, "file_name": name, "height": 40, "width": 60}])
+        with pytest.raises(DataError, match="the image does not exist"):
+            COCODataset(root, "train").check_images()
+
+
+def test_nearly_black_images_are_counted_once(coco):
+    root = coco([{"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 20]}], count=40)
+    for i in range(7, 47, 2):
+        Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60)).save(root / "train" / f"{i}.png")
+    data = coco_datamodule(root, "train", "train", num_workers=0, drop_empty=False)
+    with pytest.warns(UserWarning, match=r"train.json: 8 of the 16 images .* nearly black, .* lowest bits") as caught:
+        data.setup("validate")
+    assert len(caught) == 1
+    assert "the first is 7.png" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.setup("validate")  # said
+    (root / "train/7.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/7.png: not a readable image"):
+        COCODataset(root, "train").check_images()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detpool.data.images import image_size, read_image
+from detpool.data.images import image_size, is_nearly_black, read_image
 from detpool.errors import DataError
 
 
@@ -127,3 +127,35 @@ def test_floating_point_images_are_refused(tmp_path):
     path = save(tmp_path, Image.fromarray(np.ones((40, 60), np.float32)), "float.tif")
     with pytest.raises(DataError, match="floating-point"):
         read_image(path, (40, 60))
+
+
+@pytest.mark.parametrize("name", ["low.png", "low.tif"])
+@pytest.mark.parametrize(
+    ("highest", "dtype", "low"),
+    [
+        (1, np.uint8, True),  # labels
+        (15, np.uint8, True),
+        (16, np.uint8, False),
+        (0, np.uint8, False),  # black
+        (255, np.uint16, True),  # 8 bits in 16
+        (4095, np.uint16, True),  # 12 bits in 16
+        (4096, np.uint16, False),
+        (0, np.uint16, False),
+    ],
+)
+def test_values_in_the_lowest_bits(tmp_path, name, highest, dtype, low):
+    values = (np.arange(40 * 60).reshape(40, 60) % (highest + 1)).astype(dtype)
+    values[-1, -1] = highest
+    path = save(tmp_path, Image.fromarray(values), name)
+    assert is_nearly_black(path) == low
+    assert (read_image(path, (40, 60)).max() < 16) == (low or highest == 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK"])
+def test_palettes_inks_and_transparency_are_no_values(tmp_path, mode):
+    bright = Image.new("RGB", (60, 40), (250, 250, 250))
+    bright.putpixel((3, 3), (0, 0, 0))
+    name = "image.tif" if mode == "CMYK" else "image.png"
+    assert not is_nearly_black(save(tmp_path, bright.convert(mode), name))
+    dark = Image.new("RGBA", (60, 40), (1, 0, 1, 255))  # opaque
+    assert is_nearly_black(save(tmp_path, dark, "dark.png"))

@@ -1,5 +1,6 @@
 """Files of proposals: written, read, checked, and carried along with the image."""
 
+import contextlib
 import functools
 
 import numpy as np
@@ -100,3 +101,77 @@ def test_files_that_are_missing_broken_or_of_other_images(tmp_path):
         DataError, match=r"no proposals for 6 of the 7 images of the data set: 2, 3, 4, 5, 6 and 1 more"
     ):
         read_proposals(tmp_path / "few.npz", range(1, 8))
+
+
+def attach(path, **arrays):
+    """Two images, of ids 1 and 2, whose file of proposals holds what is given."""
+    good = {"image_ids": [1, 2], "counts": [1, 2], "boxes": [[1, 2, 30, 40], [5, 5, 9, 9], [0, 0, 64, 64]]}
+    np.savez(path, **{key: np.asarray(value) for key, value in (good | arrays).items()})
+    dataset = ShapesDataset(num_images=2, size=64)
+    dataset.attach_proposals(str(path))
+    return [boxes.tolist() for boxes in dataset.proposals.values()]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"counts": [1.0, 2.0]},
+        {"image_ids": np.array([1, 2], np.float32), "counts": np.array([1, 2], np.uint8)},
+        {
+            "image_ids": np.array([1, 2], np.uint64),
+            "boxes": np.array([[1, 2, 30, 40], [5, 5, 9, 9], [0, 0, 64, 64]], "i8"),
+        },
+    ],
+)
+def test_numbers_of_other_programs(tmp_path, arrays):
+    assert attach(tmp_path / "p.npz", **arrays) == [[[1, 2, 30, 40]], [[5, 5, 9, 9], [0, 0, 64, 64]]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"counts": [1.5, 1.5]}, r"counts\[0\] is 1.5, expected an integer"),
+        ({"counts": [1, float("nan")]}, r"counts\[1\] is nan, expected an integer"),
+        ({"counts": ["1", "2"]}, "counts is an array of <U1, expected integers"),
+        ({"counts": [-1, 4]}, r"\(sum 3\)"),
+        ({"counts": [2**62, 2**62]}, "counts and boxes must be"),
+        ({"image_ids": ["1", "2"]}, "image_ids is an array of <U1, expected integers"),
+        ({"image_ids": np.array([1, 2**63], np.uint64)}, r"image_ids\[1\] is 9223372036854775808, expected an integer"),
+        ({"image_ids": [True, False]}, "image_ids is an array of bool"),
+        ({"image_ids": [2, 2]}, "image_ids holds 2 2 times, expected once"),
+        ({"image_ids": [1.0, 1.0]}, "image_ids holds 1 2 times, expected once"),
+        ({"boxes": [["1", "2", "3", "4"]] * 3}, "boxes is an array of <U1, expected numbers"),
+        ({"boxes": np.zeros((3, 4), complex)}, "boxes is an array of complex128, expected numbers"),
+        ({"boxes": [[1, 2, 3, 4], [1, 2, 3, 1e300], [1, 2, 3, 4]]}, r"NaN or infinity, boxes\[1\]"),
+        ({"boxes": np.zeros((3, 5))}, r"got \(2,\), \(2,\) and \(3, 5\)"),
+        (
+            {"boxes": [[1, 2, 30, 40], [5, 5, 9, 9], [50, 40, 14, 14]]},
+            r"box 1 of image 2 is \[50.0, 40.0, 14.0, 14.0\], with x2 < x1 or y2 < y1: expected corners",
+        ),
+        ({"boxes": [[1, 40, 30, 2], [5, 5, 9, 9], [0, 0, 64, 64]]}, "box 0 of image 1 is"),
+        ({"boxes": [[0, 0, 0.5, 0.5], [0.1, 0.1, 1, 1], [0, 0, 1, 1]]}, "lie within the first pixel: .* not fractions"),
+    ],
+)
+def test_values_that_mean_nothing(tmp_path, arrays, message):
+    with pytest.raises(DataError, match=rf"p\.npz.*{message}"):
+        attach(tmp_path / "p.npz", **arrays)
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "p.npz"
+    write_proposals(path, {i: torch.rand(50, 4).cumsum(1) * 9 for i in (1, 2)})
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    dataset = ShapesDataset(num_images=2, size=64)
+    refused = 0
+    for i in range(300):
+        broken = bytearray(whole[: rng.integers(len(whole))] if i % 2 else whole)
+        for place in rng.integers(0, max(len(broken), 1), 3 * bool(broken)):
+            broken[place] ^= rng.integers(1, 256)
+        path.write_bytes(broken)
+        with contextlib.suppress(DataError):
+            dataset.attach_proposals(str(path))
+            refused -= 1
+        refused += 1
+    assert refused > 250

@@ -118,6 +118,56 @@ def test_other_image_formats(voc):
     assert VOCDataset(root)[0][0].shape == (3, 40, 60)
 
 
+@pytest.mark.parametrize("filename", ["im", "im.jpg", "", "im.PNG", "elsewhere/whatever.tif"])
+def test_the_one_image_of_that_name_is_meant(voc, filename):
+    root = voc("im", [("cat", (1, 1, 20, 20), "")])
+    Image.open(root / "JPEGImages/im.jpg").save(root / "JPEGImages/im.png")
+    (root / "JPEGImages/im.jpg").unlink()
+    annotation = root / "Annotations/im.xml"
+    annotation.write_text(annotation.read_text().replace("im.jpg", filename))
+    dataset = VOCDataset(root)
+    assert dataset.ground_truth()["images"][0]["file_name"] == "JPEGImages/im.png"
+    assert dataset[0][0].shape == (3, 40, 60)
+
+
+def test_of_several_images_of_a_name_the_annotation_chooses(voc):
+    root = voc("im", [("cat", (1, 1, 20, 20), "")])
+    image, annotation = Image.open(root / "JPEGImages/im.jpg"), root / "Annotations/im.xml"
+    image.save(root / "JPEGImages/im.png")
+    image.save(root / "JPEGImages/im.bmp")
+    text = annotation.read_text()
+    for filename, file in (("im.jpg", "im.jpg"), ("im.png", "im.png"), ("im", "im.jpg")):
+        annotation.write_text(text.replace("im.jpg", filename))
+        assert VOCDataset(root).ground_truth()["images"][0]["file_name"] == f"JPEGImages/{file}"
+    (root / "JPEGImages/im.jpg").unlink()
+    with pytest.raises(DataError, match=r"Annotations/im.xml: its image is im.bmp or im.png, <filename> says 'im'"):
+        VOCDataset(root)
+
+
+def test_names_in_lists(voc):
+    names = ["img (2)", "img (3)", "img", "img 1", "a.b", "deep/er", "-1"]
+    for name in names:
+        (voc("x", []) / "Annotations/deep").mkdir(exist_ok=True)
+        (voc("x", []) / "JPEGImages/deep").mkdir(exist_ok=True)
+        root = voc(name, [("cat", (1, 1, 20, 20), "")])
+    path = root / "ImageSets/Main/train.txt"
+    path.write_text("\ufeffimg (2)\r\nimg (3)  1\r\nimg -1\r\n\r\n  img 1\r\na.b  0\r\ndeep/er\t1\r\n-1 -1", "utf-8")
+    files = [image["file_name"] for image in VOCDataset(root).ground_truth()["images"]]
+    assert files == [f"JPEGImages/{name}.jpg" for name in names]
+    path.write_text("img (2) 2\n")  # no flag
+    with pytest.raises(DataError, match=r"Annotations/img \(2\) 2.xml: the annotation of an image .* is missing"):
+        VOCDataset(root)
+    path.write_bytes("img".encode("utf-16"))
+    with pytest.raises(DataError, match=r"train.txt: cannot be read"):
+        VOCDataset(root)
+
+
+def test_boxes_in_fractions(voc):
+    root = voc("a", [("cat", (0.52, 0.31, 0.73, 0.57), ""), ("dog", (0, 0, 1, 1), "")])
+    with pytest.raises(DataError, match=r"VOC image set train .*all boxes lie within the first pixel .*a.jpg: "):
+        VOCDataset(root)
+
+
 def test_unknown_class_names_the_file_and_the_nearest(voc):
     root = voc("a", [("cat", (1, 1, 20, 20), ""), ("dogg", (1, 1, 20, 20), "")])
     with pytest.raises(DataError, match=r"Annotations/a.xml: object 2 is of class 'dogg'.*did you mean 'dog'"):
@@ -133,6 +183,14 @@ def test_unknown_class_names_the_file_and_the_nearest(voc):
         ("<xmin>1</xmin>", "<xmin>nan</xmin>", "a.xml: <bndbox><xmin> is 'nan', expected a number"),
         ("<name>cat</name>", "", "a.xml: object 1 is of class ''"),
         ("<width>60", "<width>wide", "a.xml: <size><width> is 'wide', expected a number"),
+        ("<width>60", "<width>60.5", r"a.xml: <size> is 40 x 60.5 \(height x width\), expected whole numbers"),
+        ("<width>60", "<width>999999999", "expected a number|expected whole numbers"),
+        ("<xmin>1</xmin>", "<xmin>1e12</xmin>", r"a.xml: <bndbox><xmin> is '1e12', expected a number \(object 1\)"),
+        ("<xmin>1</xmin>", "<xmin>1</xmin><xmin>2</xmin>", "a.xml: an <object> has 2 <bndbox><xmin>, expected one"),
+        ("</bndbox>", "</bndbox><difficult>2</difficult>", r"a.xml: <difficult> is 2, expected 0 or 1 \(object 1\)"),
+        ("</bndbox>", "</bndbox><difficult>no</difficult>", "a.xml: <difficult> is 'no', expected a number"),
+        ("</bndbox>", "</bndbox><bndbox><xmin>1</xmin></bndbox>", "a.xml: an <object> has 2 <bndbox><xmin>"),
+        ("<annotation>", '<?xml version="1.0" encoding="utf-9"?><annotation>', "a.xml: not well-formed XML: .*utf-9"),
     ],
 )
 def test_malformed_annotations(voc, old, new, message):
@@ -142,6 +200,36 @@ def test_malformed_annotations(voc, old, new, message):
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(DataError, match=message):
         VOCDataset(root)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<object>", "<objects><object>"),
+        ("<object>", "<item>"),
+        ("annotation", "annotations"),
+    ],
+)
+def test_objects_in_another_layout_are_not_lost(voc, old, new):
+    root = voc("a", [("cat", (1, 1, 20, 20), "")] if "object" in old else [])
+    path = root / "Annotations/a.xml"
+    text = path.read_text().replace(old, new)
+    path.write_text(text.replace("</object>", {"<item>": "</item>"}.get(new, "</object></objects>")))
+    with pytest.raises(DataError, match=r"a.xml: not Pascal VOC's layout: expected <annotation> with <object>"):
+        VOCDataset(root)
+
+
+def test_parts_of_an_object_are_no_objects(voc):
+    part = "<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
+    dataset = VOCDataset(voc("a", [("person", (1, 1, 20, 20), part)]))
+    assert dataset[0][1]["boxes"].tolist() == [[0, 0, 20, 20]]
+
+
+def test_a_class_of_no_near_name_is_not_taken_for_another(voc):
+    with pytest.raises(DataError, match="'pedestrian', not in class_names; choose from aero.*data.class_names are"):
+        VOCDataset(voc("a", [("pedestrian", (1, 1, 20, 20), "")]))
+    with pytest.raises(ValueError, match="class_names: got .*, need each name once"):
+        VOCDataset(voc("a", []), class_names=["cat", "cat"])
 
 
 def test_what_is_missing_is_named(voc, tmp_path):

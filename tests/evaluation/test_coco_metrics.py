@@ -143,6 +143,68 @@ def test_annotation_with_id_zero_can_be_found(backend: str) -> None:
     assert CocoEvaluator(ground_truth, backend=backend).evaluate([row(box, image_id=1)])["AP"] == pytest.approx(1)
 
 
+def renamed(ids: Any, categories: Any, annotation_ids: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The fixed file with other ids of images and categories, whose order is that of the given functions."""
+    truth = {
+        "images": [image | {"id": ids(image["id"])} for image in SMALL["ground_truth"]["images"]],
+        "categories": [c | {"id": categories(c["id"])} for c in SMALL["ground_truth"]["categories"]],
+        "annotations": [
+            row
+            | {"image_id": ids(row["image_id"]), "category_id": categories(row["category_id"])}
+            | {"id": annotation_ids(i)}
+            for i, row in enumerate(SMALL["ground_truth"]["annotations"])
+        ],
+    }
+    rows = [
+        row | {"image_id": ids(row["image_id"]), "category_id": categories(row["category_id"])}
+        for row in SMALL["detections"]
+    ]
+    return truth, rows
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("ids", "categories", "annotation_ids"),
+    [
+        (lambda i: 1_700_000_000_000_000_000 + i, lambda i: i, lambda i: i),  # nanoseconds
+        (lambda i: i, lambda i: 2**60 + i, lambda i: 5),
+        (lambda i: i - 2**62, lambda i: i - 50, lambda i: -i),
+        (lambda i: i * 2**32, lambda i: i * 2**32, lambda i: f"object {i}"),
+    ],
+)
+def test_metrics_do_not_depend_on_ids(
+    iou_type: str, backend: str, ids: Any, categories: Any, annotation_ids: Any
+) -> None:
+    truth, rows = renamed(ids, categories, annotation_ids)
+    metrics = CocoEvaluator(truth, iou_type=iou_type, backend=backend).evaluate(rows)
+    assert_equal(metrics, CocoEvaluator(SMALL["ground_truth"], iou_type=iou_type).evaluate(SMALL["detections"]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_images_with_near_ids_are_told_apart(backend: str) -> None:
+    first = 1_700_000_000_000_000_000
+    truth = one_class([{"image_id": first + i, "bbox": [0.0, 0.0, 50.0, 50.0]} for i in range(3)])
+    truth["images"] = [{"id": first + i, "height": 100, "width": 100} for i in range(4)]
+    # Each prediction is that of the next image's object: none is right but those that the first one has not.
+    rows = [row([0.0, 0.0, 50.0, 50.0], 0.9, first + 3), row([50.0, 50.0, 50.0, 50.0], 0.8, first)]
+    evaluator = CocoEvaluator(truth, backend=backend)
+    assert evaluator.evaluate(rows)["AP"] == 0
+    assert evaluator.evaluate([row([0.0, 0.0, 50.0, 50.0], 0.9, first + 1)], [first + 1])["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_area_is_too_large_to_count(backend: str) -> None:
+    box = [0.0, 0.0, 1e6, 1e6]
+    truth = one_class([{"image_id": 0, "bbox": box}])
+    metrics = CocoEvaluator(truth, backend=backend).evaluate([row(box)])
+    assert metrics["AP"] == metrics["APl"] == pytest.approx(1)
+    assert CocoEvaluator(truth, backend=backend).evaluate([])["AP"] == 0
+    truth["annotations"][0]["area"] = -1
+    with pytest.raises(ValueError, match="annotation 0 has area -1"):
+        CocoEvaluator(truth, backend=backend)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_predicted_and_nothing_to_find(backend: str) -> None:
     found_nothing = CocoEvaluator(SMALL["ground_truth"], backend=backend).evaluate([])

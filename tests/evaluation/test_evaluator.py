@@ -167,6 +167,25 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         DetectionEvaluator(SmallDataset(), **arguments)
 
 
+@pytest.mark.parametrize("change", ["absent", "absent from one"])
+def test_masks_are_asked_for_where_the_data_gives_none(change: str) -> None:
+    truth = {key: [dict(item) for item in items] for key, items in SMALL["ground_truth"].items()}
+    for annotation in truth["annotations"][:: 1 if change == "absent" else 100]:
+        annotation.pop("segmentation")
+
+    class Dataset(SmallDataset):
+        def ground_truth(self) -> dict[str, Any]:
+            return truth
+
+    message = {
+        "absent": r"iou_type 'segm' needs masks.*set data.masks=true.* or evaluation.iou_types=\[bbox\]",
+        "absent from one": "annotation .* has no segmentation",
+    }[change]
+    with pytest.raises(ValueError, match=message):
+        DetectionEvaluator(Dataset(), iou_types=("bbox", "segm"))
+    DetectionEvaluator(Dataset(), iou_types=("bbox",))
+
+
 def _evaluate_share(rank: int, folder: str) -> None:
     """One of two processes: rank 0 predicts three images, rank 1 the other five; then both predict one and the same."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)

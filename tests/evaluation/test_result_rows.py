@@ -116,6 +116,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         ("\ufeff", "is not valid JSON"),
         ('{"annotations": []}', "expected a list of COCO result rows, got a JSON dict"),
         ('[{"image_id": 1, "category_id": 1}]', "row 0 has no bbox, score"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, "1"], "score": 1}]', "row 0 has bbox .* expected four"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": 5, "score": 1}]', "row 0 has bbox 5 and score 1"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": "high"}]', "and score 'high'"),
+        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": NaN}]', "and score nan"),
         ("[3]", "row 0 has no image_id, category_id, bbox, score"),
     ],
 )

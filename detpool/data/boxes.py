@@ -1,0 +1,76 @@
+"""What the boxes of an annotation file say about mistakes in it."""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from detpool.errors import DataError
+
+
+def clamp_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """XYXY of boxes (x, y, width, height), clamped to images of (height, width): (n, 4)."""
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    limit = sizes.flip(-1).repeat(*[1] * (sizes.ndim - 1), 2)
+    return torch.minimum(corners.clamp(min=0), limit)
+
+
+def find_unusable(
+    source: str, boxes: Tensor, sizes: Tensor, name_of: Callable[[int], str], corners: bool = False
+) -> Tensor:
+    """Which boxes have no width or height within their image; warns, once a kind, of boxes that look like a mistake.
+
+    Args:
+        source: what messages call the data set.
+        boxes: float64 (n, 4), x, y, width and height in pixels.
+        sizes: (n, 2), height and width of each box's image.
+        name_of: gives the name of the image of box i.
+        corners: whether the file holds a second corner in place of width and height.
+
+    Returns:
+        bool (n,).
+
+    Raises:
+        DataError: all boxes seem to be fractions of the image's sides.
+    """
+
+    def warn(which: Tensor, text: str) -> None:
+        if which.any():
+            first = int(which.nonzero()[0])
+            counts = f"{int(which.sum())} of {len(boxes)} objects"
+            where = f"the first is {boxes[first].tolist()} (x, y, width, height) in {name_of(first)}"
+            rank_zero_warn(f"{source}: {text.format(counts)}; {where}")
+
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    sides = sizes.flip(1)  # (width, height)
+    flat = (boxes[:, 2:] <= 0).any(1)
+    inside = clamp_corners(boxes, sizes)
+    extent = inside[:, 2:] - inside[:, :2]
+    unusable = flat | (extent <= 0).any(1)
+    fractions = ~flat & ((low >= -1) & (high <= 1) & (sides > 2)).all(1)
+    if fractions.any() and bool((fractions | flat).all()):
+        first = int(fractions.nonzero()[0])
+        raise DataError(
+            f"{source}: all boxes lie within the first pixel of their image, such as {boxes[first].tolist()} (x, y, "
+            f"width, height) in {name_of(first)}: they seem to be fractions of its sides, expected pixels"
+        )
+
+    none, outside = int(flat.sum()), int((unusable & ~flat).sum())
+    causes = [f"{none} have none at all"] * (none > 0)
+    causes += [f"{outside} lie outside, as of another image or another size of it"] * (outside > 0)
+    warn(unusable, f"left out {{}}, whose boxes have no width or height within the image ({', '.join(causes)})")
+
+    beyond = ~unusable & ((low < -1) | (high > sides + 1)).any(1)
+    if not corners and ((low >= -1) & (boxes[:, 2:] > low) & (boxes[:, 2:] <= sides + 1)).all():
+        mistake = "as corners (x1, y1, x2, y2) all would lie within"
+    elif (high <= sides.flip(1) + 1).all():
+        mistake = "all would lie within if the height and width of the images were swapped"
+    else:
+        mistake = "as if images had been cropped or resized"
+    warn(beyond, f"{{}} reach more than a pixel beyond their image, and are cut at its edge in training; {mistake}")
+
+    hint = f", {int(fractions.sum())} of them as if fractions of its sides were meant" if fractions.any() else ""
+    thin = ~unusable & (extent < 1).any(1)
+    warn(thin, f"{{}} are less than a pixel wide or high{hint}: training leaves them out unless it enlarges the image")
+    return unusable
