@@ -1,6 +1,7 @@
 """What data sets read from files share, whatever the format of their annotations."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,11 @@ class FileDataset(DetectionDataset):
     @property
     def image_ids(self) -> list[int]:
         return self._image_ids.tolist()
+
+    @property
+    def image_files(self) -> list[str]:
+        folder = self.folder.resolve()
+        return [os.path.normpath(folder / self._names[i]) for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self._image_ids)

@@ -41,6 +41,7 @@ class Run:
         dirty: whether files differed from the revision.
         versions: packages and their versions.
         hardware: platform, processor, cores and GPUs.
+        notes: sentences on what to beware of in the metrics.
         curves: `train/loss` and `val/<metric>` by epoch; empty without Lightning's CSV file.
         finished: when metrics.json was written, in seconds since 1970.
     """
@@ -58,6 +59,7 @@ class Run:
     dirty: bool
     versions: dict[str, str | None]
     hardware: dict[str, Any]
+    notes: list[str]
     curves: dict[str, Curve]
     finished: float
 
@@ -211,6 +213,7 @@ def _read_run(folder: Path) -> Run:
         dirty=bool(git.get("dirty")),
         versions=_entry(record, "versions", dict) or {},
         hardware=_hardware(record),
+        notes=[str(note) for note in _entry(record, "notes", list) or []],
         curves=_read_curves(folder),
         finished=(folder / "metrics.json").stat().st_mtime,
     )
