@@ -47,6 +47,9 @@ def write_bytes_atomically(path: str | Path, content: bytes | memoryview) -> Non
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(path.parent, error) from error
+    try:
         try:
             with temporary.open("wb") as file:
                 file.write(content)

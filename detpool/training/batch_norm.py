@@ -19,8 +19,8 @@ SINGLE_VALUE_CURE = (
 def normalize_single_values(model: nn.Module) -> None:
     """Has layers of a model normalise single values in training with their running statistics, where they have some.
 
-    PyTorch refuses them: the last batch of an epoch may hold one image, whose global average (`context=aspp`), or whose
-    map if it is as small as the stride, has one cell. The statistics are those of the batches before, and such a batch
+    PyTorch refuses them: the last batch of an epoch may hold one image, whose global average, or whose map if the image
+    is as small as the stride, has one cell. The statistics are those of the batches before, and such a batch
     does not change them. It is said once.
 
     Raises:

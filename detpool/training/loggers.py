@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class WholeRowsCSVLogger(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> Any:
         """What writes the file."""
         if self._experiment is None:
             self._experiment = _WholeRowsWriter(log_dir=self.log_dir)
@@ -41,21 +41,22 @@ class _WholeRowsWriter(ExperimentWriter):
         """
         if not self.metrics:
             return
-        path, known = Path(self.metrics_file_path), len(self.metrics_keys)
-        self._record_new_keys()
-        if len(self.metrics_keys) > known or not path.is_file():
-            write_text_atomically(path, self._text([*_read(path), *self.metrics], header=True))
+        path = Path(self.metrics_file_path)
+        keys = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
+        if keys != self.metrics_keys or not path.is_file():
+            write_text_atomically(path, _to_csv(keys, [*_read(path), *self.metrics], header=True))
         else:
-            _append(path, self._text(self.metrics, header=False))
-        self.metrics = []
+            _append(path, _to_csv(keys, self.metrics, header=False))
+        self.metrics, self.metrics_keys = [], keys
 
-    def _text(self, rows: Iterable[Mapping[str, Any]], header: bool) -> str:
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
-        if header:
-            writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+
+def _to_csv(keys: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=keys)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _read(path: Path) -> list[dict[str, str]]:

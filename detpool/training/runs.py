@@ -84,8 +84,10 @@ def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float
     say(f"run directory: {run_dir}")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer or callbacks: {error}") from error
+    except (MisconfigurationException, ValueError) as error:
+        if not _is_lightnings(error):
+            raise
+        raise ConfigError(f"trainer: {error}") from error
     finally:
         _end_workers(trainer)
 
@@ -112,6 +114,14 @@ def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float
     return evaluate(config, trainer, module, data, start, command, chosen.path or last, notes, validation)
 
 
+def _is_lightnings(error: Exception) -> bool:
+    """Whether Lightning itself raised an error, of the settings that it was given."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
 def _end_workers(trainer: Trainer) -> None:
     """Ends the processes that load data, which Lightning leaves to the garbage collector when a training is cut short.
 
@@ -119,7 +129,7 @@ def _end_workers(trainer: Trainer) -> None:
     """
     for loader in (trainer.train_dataloader, trainer.val_dataloaders):
         iterator = getattr(loader, "_iterator", None)
-        if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        if loader is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             loader._iterator = None
 
@@ -177,8 +187,8 @@ def evaluate(
         command: the command line that `metrics.json` names, default that of this process.
         checkpoint: the file of the weights, for `metrics.json`.
         notes: sentences on what to beware of, printed and for `metrics.json`.
-        validation: `evaluation.monitor` of these weights on the validation set, for `metrics.json`; None: measured, if
-            that is what is evaluated or the weights were trained here.
+        validation: `evaluation.monitor` of these weights on the validation set, for `metrics.json`, where another set
+            is evaluated; None: measured, if the weights were trained here.
     """
     run_dir = Path(config.run_dir)
     split, monitor = config.evaluation.split, config.evaluation.monitor
@@ -190,7 +200,7 @@ def evaluate(
     # Through the datamodule: how it shares the images out is known only once the processes have met.
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
-    if validation is None and same:
+    if same:
         validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
     rows, errors = module.evaluator.results(), module.evaluator.errors()
