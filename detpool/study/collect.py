@@ -182,7 +182,8 @@ def _incomplete(folder: Path) -> str:
     except (ValueError, OSError) as error:
         return f"unreadable: {error}"
     if status is None or status.state == "interrupted":
-        return f"{status.state if status else 'incomplete'}: {_progress(folder)}, no metrics.json"
+        why = f" ({status.error})" if status and status.error else ""
+        return f"{status.state if status else 'incomplete'}: {_progress(folder)}, no metrics.json{why}"
     return f"{status.state}: {status.error}"
 
 

@@ -37,7 +37,7 @@ class Status:
 
     Attributes:
         state: `diverged` (a loss that is not finite), `failed` or `interrupted`.
-        error: the message, empty for an interrupted run.
+        error: the message, empty for a run that was interrupted by a signal and not by a full disk.
     """
 
     state: str

@@ -129,7 +129,7 @@ def _end_workers(trainer: Trainer) -> None:
     """
     for loader in (trainer.train_dataloader, trainer.val_dataloaders):
         iterator = getattr(loader, "_iterator", None)
-        if loader is not None and hasattr(iterator, "_shutdown_workers"):
+        if loader is not None and iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             loader._iterator = None
 

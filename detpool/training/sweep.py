@@ -103,8 +103,9 @@ def recorded(run_dir: Path) -> Iterator[None]:
         _record(run_dir, "diverged", str(error))
         raise
     except WriteError as error:
+        # The run goes on from its last checkpoint when there is room again.
         with contextlib.suppress(WriteError):  # for the same reason, which is told already
-            write_status(run_dir, "failed", str(error))
+            write_status(run_dir, "interrupted", str(error))
         raise
     except Exception as error:
         message = message_of(error)

@@ -354,7 +354,7 @@ def test_page_in_a_browser_without_a_network(sweep, run_report, tmp_path):
     command = [str(browser()), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
     command += ["--window-size=1200,4000", f"--screenshot={tmp_path / 'page.png'}"]
-    subprocess.run([*command, (tmp_path / "report" / "report.html").as_uri()], check=True, timeout=120)
+    subprocess.run([*command, (tmp_path / "report" / "report.html").as_uri()], check=True, timeout=900)
     image = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
     assert image.shape == (4000, 1200, 3)
 

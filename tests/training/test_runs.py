@@ -452,9 +452,16 @@ def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(tiny_config
     assert [line for line in capsys.readouterr().err.splitlines() if "cannot" in line or "Traceback" in line] == [
         f"{tmp_path / 'run'}: error: {message}"
     ]
-    assert read_status(tmp_path / "run").error == message
+    status = read_status(tmp_path / "run")
+    assert (status.state, status.error) == ("interrupted", message)
+    assert message in str(collect([tmp_path]).problems[0])
     assert torch.load(last, weights_only=True)["global_step"] == 4
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    monkeypatch.undo()  # there is room again
+    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is not None
+    assert "resumed from checkpoints/last.ckpt" in capsys.readouterr().out
+    assert torch.load(last, weights_only=True)["global_step"] == 8
 
 
 def test_a_training_without_end_needs_no_schedule(tiny_config, tmp_path):
