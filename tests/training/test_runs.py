@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -121,6 +122,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     with pytest.raises(SystemExit) as end:
         runs.train(tiny_config(*options, name="part"))
     assert end.value.code == 128 + number
+    assert multiprocessing.active_children() == []  # the end of the program would wait for them
     monkeypatch.undo()
 
     last = tmp_path / "part" / "checkpoints" / "last.ckpt"
