@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).parent / "configs"
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="train")
 def run(config: DictConfig) -> float | None:
-    """One run; returns the metric that chooses its best checkpoint, which Hydra's sweepers may optimise."""
+    """One run; in a sweep returns the validation metric that chooses its best checkpoint, for sweepers to optimise."""
     with exit_with_message():
         job = HydraConfig.get()
         drop_variants(config)
@@ -34,7 +34,8 @@ def run(config: DictConfig) -> float | None:
         from detpool.training.runs import train
 
         with recorded(Path(config.run_dir)):
-            return train(config).get(config.evaluation.monitor)
+            train(config)
+        return None
 
 
 def main() -> None:

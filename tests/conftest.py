@@ -1,4 +1,7 @@
 import os
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,3 +14,19 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no sample data: {path} does not exist (DETPOOL_SHARED names another folder)")
     return path
+
+
+@pytest.fixture
+def room_for() -> Callable[[int], AbstractContextManager[None]]:
+    """`with room_for(size)`: no file may grow beyond so many bytes: the system's own refusal, amid a write."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limit

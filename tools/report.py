@@ -21,8 +21,8 @@ from pathlib import Path
 
 import detpool
 from detpool.errors import exit_with_message, writing
-from detpool.evaluation.files import write_text_atomically
 from detpool.evaluation.metrics_file import git_state
+from detpool.files import write_text_atomically
 from detpool.study.collect import collect
 from detpool.study.page import to_html, to_latex_tables, to_markdown_page
 from detpool.study.plots import Picture

@@ -47,6 +47,11 @@ class DetectionDataset(Dataset[Sample]):
     def image_ids(self) -> list[int]:
         """Image id in the ground truth of sample 0, 1, ..."""
 
+    @property
+    def image_files(self) -> list[str]:
+        """Absolute paths of the images' files; empty where there are none."""
+        return []
+
     @abstractmethod
     def __len__(self) -> int: ...
 

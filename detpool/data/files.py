@@ -113,6 +113,11 @@ class FileDataset(DetectionDataset):
     def image_ids(self) -> list[int]:
         return self._image_ids.tolist()
 
+    @property
+    def image_files(self) -> list[str]:
+        folder = self.folder.resolve()
+        return [os.path.normpath(folder / self._names[i]) for i in range(len(self))]
+
     def __len__(self) -> int:
         return len(self._image_ids)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detpool.errors import DataError
+from detpool.files import write_bytes_atomically
 
 _KEYS = ("image_ids", "counts", "boxes")
 
@@ -23,22 +24,19 @@ def write_proposals(path: str | Path, proposals: Mapping[int, Tensor]) -> None:
     Args:
         path: the file.
         proposals: boxes (n, 4) XYXY in pixels of the image file, best first, by image id.
+
+    Raises:
+        WriteError: the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     boxes = [box.detach().cpu().numpy().astype(np.float32).reshape(-1, 4) for box in proposals.values()]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                image_ids=np.array(list(proposals), np.int64),
-                counts=np.array([len(box) for box in boxes], np.int64),
-                boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
-            )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        image_ids=np.array(list(proposals), np.int64),
+        counts=np.array([len(box) for box in boxes], np.int64),
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
+    )
+    write_bytes_atomically(path, content.getbuffer())
 
 
 def read_proposals(path: str | Path, image_ids: Iterable[int]) -> dict[int, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import detpool
-from detpool.evaluation.files import write_text_atomically
+from detpool.files import write_text_atomically
 
 _PACKAGES = ("detpool", "torch", "torchvision", "lightning")
 
@@ -31,6 +31,9 @@ def write_metrics(
     step_seconds: float | None = None,
     peak_memory_bytes: int | None = None,
     command: Sequence[str] | None = None,
+    validation: Mapping[str, float] | None = None,
+    checkpoint: str | None = None,
+    notes: Sequence[str] = (),
 ) -> None:
     """Write metrics.json atomically.
 
@@ -46,9 +49,18 @@ def write_metrics(
         step_seconds: median wall-clock time of a training step.
         peak_memory_bytes: most memory that a training step took.
         command: the command line, default that of this process.
+        validation: the metric that chooses epochs, of the evaluated weights on the validation set.
+        checkpoint: the file of the evaluated weights, relative to the run directory where it is below it.
+        notes: sentences on what to beware of in the metrics.
+
+    Raises:
+        WriteError: the file cannot be written.
     """
     record = {
         "metrics": {name: _finite(float(value)) for name, value in metrics.items()},
+        "validation": None if validation is None else {name: _finite(float(v)) for name, v in validation.items()},
+        "checkpoint": checkpoint,
+        "notes": list(notes),
         "errors": None if errors is None else dict(errors),
         "seconds": round(float(seconds), 3),
         "step_seconds": step_seconds,
@@ -109,7 +121,8 @@ def _git(folder: Path, *arguments: str) -> str | None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
+            # Without locks: git's status would write to the checkout's index, and leave half of it on a full disk.
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
             capture_output=True,
             text=True,
             env=environment,

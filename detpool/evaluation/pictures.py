@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detpool.evaluation.results import Row
+from detpool.files import write_bytes_atomically
 from detpool.masks import decode_segmentation
 
 Color = tuple[int, int, int]
@@ -93,12 +95,18 @@ def write_pictures(
     compared = compare(dataset, rows, image_ids, score_threshold=score_threshold, masks=masks, panels=(640, 400))
     for image_id, (picture, cell) in zip(image_ids, compared, strict=True):
         path = folder / f"{image_id}.png"
-        picture.save(path)
+        _save(picture, path)
         paths.append(path)
         cells.append(cell)
     path = folder / "contact_sheet.png"
-    contact_sheet(cells).save(path)
+    _save(contact_sheet(cells), path)
     return [*paths, path]
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    write_bytes_atomically(path, content.getbuffer())
 
 
 def compare(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
 
-from detpool.evaluation.files import write_text_atomically
+from detpool.files import write_text_atomically
 
 Row = dict[str, Any]
 """One detection in COCO's result format."""

@@ -42,6 +42,7 @@ class Run:
         dirty: whether files differed from the revision.
         versions: packages and their versions.
         hardware: platform, processor, cores and GPUs.
+        notes: sentences on what to beware of in the metrics.
         curves: `train/loss` and `val/<metric>` by epoch; empty without Lightning's CSV file.
         finished: when metrics.json was written, in seconds since 1970.
     """
@@ -59,6 +60,7 @@ class Run:
     dirty: bool
     versions: dict[str, str | None]
     hardware: dict[str, Any]
+    notes: list[str]
     curves: dict[str, Curve]
     finished: float
 
@@ -181,7 +183,8 @@ def _incomplete(folder: Path) -> str:
     except (ValueError, OSError) as error:
         return f"unreadable: {error}"
     if status is None or status.state == "interrupted":
-        return f"{status.state if status else 'incomplete'}: {_progress(folder)}, no metrics.json"
+        why = f" ({status.error})" if status and status.error else ""
+        return f"{status.state if status else 'incomplete'}: {_progress(folder)}, no metrics.json{why}"
     return f"{status.state}: {status.error}"
 
 
@@ -212,6 +215,7 @@ def _read_run(folder: Path) -> Run:
         dirty=bool(git.get("dirty")),
         versions=_entry(record, "versions", dict) or {},
         hardware=_hardware(record),
+        notes=[str(note) for note in _entry(record, "notes", list) or []],
         curves=_read_curves(folder),
         finished=(folder / "metrics.json").stat().st_mtime,
     )

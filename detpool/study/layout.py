@@ -15,6 +15,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from detpool.files import write_text_atomically
+
 PLAN = "sweep.json"
 """In the folder of a sweep: the names of the folders of its runs."""
 STATUS = "status.json"
@@ -35,7 +37,7 @@ class Status:
 
     Attributes:
         state: `diverged` (a loss that is not finite), `failed` or `interrupted`.
-        error: the message, empty for an interrupted run.
+        error: the message, empty for a run that was interrupted by a signal and not by a full disk.
     """
 
     state: str
@@ -118,8 +120,6 @@ def read_status(run_dir: Path) -> Status | None:
 
 
 def _write(path: Path, record: dict[str, Any]) -> None:
-    from detpool.evaluation.files import write_text_atomically  # its package imports torch
-
     write_text_atomically(path, json.dumps(record, indent=2) + "\n")
 
 

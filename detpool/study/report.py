@@ -186,6 +186,8 @@ def _notes(section: Section, baseline: Group) -> list[str]:
         if len(counts) > 1:
             listed = "; ".join(f"{text} ({count} run{'s' if count > 1 else ''})" for text, count in counts.items())
             notes.append(f"The runs are of different {what}: {listed}.")
+    for sentence, count in Counter(note for run in runs for note in run.notes).items():
+        notes.append(sentence if count == len(runs) else f"{sentence} ({count} of {len(runs)} runs)")
     if any(run.dirty for run in runs):
         notes.append("Some runs were made with files that differed from their git revision.")
     return notes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import statistics
 import time
@@ -15,9 +14,12 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
 
 from detpool.distributed import is_main_process, say
+from detpool.files import write_bytes_atomically
 from detpool.signals import ANNOUNCED, STOP
+from detpool.training.checkpoints import resume_argument
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -26,30 +28,59 @@ class RunCheckpoint(ModelCheckpoint):
     Lightning forgets the best score when the directory changes: the resumed run's first epoch, however bad, would
     become its best. Here the best checkpoint so far is copied, and has to be beaten. It is looked for beside the
     checkpoint that is resumed, since a run directory may have been moved.
+
+    An epoch whose metric is not a number (a validation set without annotations) is never the best.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._trainer = trainer
 
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        # Lightning keeps the first epoch whose metric is no number, for ever if no later one is a number.
+        if current is not None and self.save_top_k != -1 and not bool(torch.isfinite(current)):
+            return False
+        return super().check_monitor_top_k(trainer, current)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         assert self.dirpath is not None
-        best = Path(str(self._trainer.ckpt_path)).parent / Path(state_dict["best_model_path"]).name
-        if self.monitor is None or not best.is_file():
+        before = state_dict["best_model_path"]
+        if self.monitor is None or not before:
             return
-        copy = Path(self.dirpath) / best.name
-        if is_main_process() and copy.resolve() != best.resolve():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(best, copy)
+        kept = self._take_along(state_dict)
+        best = str(Path(self.dirpath, os.path.relpath(before, state_dict["dirpath"])))
+        if best not in kept:
+            say(
+                f"warning: the best checkpoint so far, {before}, is not beside {self._trainer.ckpt_path}: the best of "
+                f"this run will be the best of the epochs to come"
+            )
+            return
+        worst = (max if self.mode == "min" else min)(kept, key=lambda path: float(kept[path]))
         super().load_state_dict(
             {
                 **state_dict,
                 "dirpath": self.dirpath,
-                "best_model_path": str(copy),
-                "kth_best_model_path": str(copy),
-                "best_k_models": {str(copy): state_dict["best_model_score"]},
+                "best_model_path": best,
+                "kth_best_model_path": worst,
+                "kth_value": kept[worst],
+                "best_k_models": kept,
             }
         )
+
+    def _take_along(self, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+        """The checkpoints kept so far that are beside the one that is resumed, copied, and their scores."""
+        kept: dict[str, Tensor] = {}
+        for path, score in state_dict["best_k_models"].items():
+            # Below the folder of checkpoints, not in it, where a metric in the name makes folders (val/AP).
+            name = Path(os.path.relpath(path, state_dict["dirpath"]))
+            folders = Path(str(self._trainer.ckpt_path)).absolute().parents[: 1 + len(name.parents)]
+            found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            if found is not None:
+                copy = Path(str(self.dirpath), name)
+                if is_main_process() and copy.resolve() != found.resolve():
+                    write_bytes_atomically(copy, found.read_bytes())
+                kept[str(copy)] = score
+        return kept
 
 
 class SaveOnInterrupt(Callback):
@@ -67,12 +98,16 @@ class SaveOnInterrupt(Callback):
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
 
     Attributes:
+        same_command: whether the same command resumes the run, as that of a study, and no checkpoint need be named.
+        command: the command of this run, as a shell takes it; empty: that of the program.
         validation_cut: whether the checkpoint being saved lacks a validation that was due. It is in the checkpoint too:
             the best checkpoint of a run that is resumed from it need not be that of an uninterrupted run.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.same_command = False
+        self.command = ""
         self.validation_cut = False
         self._signal: signal.Signals | None = None
         self._previous: dict[int, Any] = {}
@@ -122,10 +157,18 @@ class SaveOnInterrupt(Callback):
             return
         self.validation_cut = validation_cut
         trainer.save_checkpoint(self.path, weights_only=False)
-        say(f"Saved {self.path}; add ckpt_path={self.path} to the command to resume.")
+        say(f"Saved {self.path}; {self._how_to_resume()}")
         if self._signal is not None and self._signal in ANNOUNCED:
             self._previous[self._signal](self._signal, None)
         raise SystemExit(128 + (self._signal or signal.SIGTERM))
+
+    def _how_to_resume(self) -> str:
+        if not self.same_command:
+            command = self.command or "the same command with"
+            return f"resume by\n  {command} {resume_argument(self.path)}"
+        if self.validation_cut:
+            return "the same command begins this run anew, since its validation was cut short"
+        return "the same command resumes"
 
 
 class EpochLines(Callback):
@@ -146,7 +189,8 @@ class EpochLines(Callback):
         )
         now = time.monotonic()
         seconds, self._start = now - self._start, now
-        say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {numbers}  {seconds:.1f} s")
+        of_all = "" if trainer.max_epochs in (None, -1) else f"/{trainer.max_epochs}"
+        say(f"epoch {trainer.current_epoch + 1}{of_all}  {numbers}  {seconds:.1f} s")
 
 
 class StepCost(Callback):

@@ -16,6 +16,7 @@ from detpool.data.sampling import derive_seed
 from detpool.detection import TwoStageDetector
 from detpool.errors import ConfigError
 from detpool.evaluation import DetectionEvaluator
+from detpool.training.batch_norm import SINGLE_VALUE_CURE, normalize_single_values
 
 
 class DetectionModule(LightningModule):
@@ -41,6 +42,7 @@ class DetectionModule(LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        normalize_single_values(model)
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model
         self.optimizer = optimizer
         self.schedule = schedule
@@ -57,7 +59,14 @@ class DetectionModule(LightningModule):
             raise ConfigError(f"optim.optimizer: {error}") from error
         if self.schedule is None:
             return optimizer
-        schedule = self.schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ConfigError(
+                f"trainer.max_epochs={self.trainer.max_epochs} without trainer.max_steps has no end that "
+                f"optim.schedule could be laid out for: set one of them (trainer.max_time may still end the run "
+                f"before), or optim.schedule=null for a constant rate"
+            )
+        schedule = self.schedule(optimizer, total_steps=int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -65,7 +74,15 @@ class DetectionModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
-        losses = self.model(to_unit_range(images), targets)
+        try:
+            losses = self.model(to_unit_range(images), targets)
+        except ValueError as error:
+            if "Expected more than 1" not in str(error):  # of PyTorch's normalisations by statistics of the batch
+                raise
+            raise ConfigError(
+                f"a batch of {len(images)} images, {images[0].shape[-2]} x {images[0].shape[-1]} pixels the first, "
+                f"cannot be normalised in training ({error}): {SINGLE_VALUE_CURE}"
+            ) from error
         loss = torch.stack(list(losses.values())).sum()
         if not math.isfinite(loss.item()):
             parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())

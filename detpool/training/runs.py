@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+import shlex
 import sys
 import time
 import warnings
@@ -13,6 +15,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,9 +28,19 @@ from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
+from detpool.files import naming_full_disks, write_text_atomically
 from detpool.run_config import read_run_config
-from detpool.training.callbacks import EpochLines, StepCost
+from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
+from detpool.training.checkpoints import (
+    check_callbacks,
+    choose_weights,
+    is_kept_as_best,
+    last_checkpoint,
+    read_checkpoint,
+    use_whole_checkpoints,
+)
 from detpool.training.module import DetectionModule
+from detpool.training.splits import split_notes
 
 
 def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str, float]:
@@ -35,32 +48,98 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
 
     Args:
         config: the composed config of `configs/train.yaml`.
-        command: the command line that `metrics.json` names, default that of this process.
+        command: the command line that `metrics.json` names, default that of this process. One with `-m` is a study's,
+            which resumes its runs.
 
     Returns:
-        the metrics of the best checkpoint (of the last, if no validation was run) on `evaluation.split`.
+        the metrics on `evaluation.split` of the best weights, as the callback that kept them says; of the last, if no
+        epoch could be chosen.
+
+    Raises:
+        ConfigError, DataError, WeightsError: what the user can mend; before the first step but for a full disk.
+        FloatingPointError: the loss is not finite.
     """
+    with naming_full_disks(config.run_dir):
+        return _train(config, command)
+
+
+def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float]:
     start = time.monotonic()
     seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
-    data = build_data(config)
+    split, monitor = config.evaluation.split, config.evaluation.monitor
+    data = build_data(config, ["fit"] if split == "val" else ["fit", "test"])
     config.class_names = list(data.class_names)
-    _check_proposals(config, data, ["train", "val", config.evaluation.split])
-    _check_resume(config)
+    _check_proposals(config, data, ["train", "val", split])
+    steps_before = _check_resume(config)
     module = build_module(config, pretrained=config.ckpt_path is None)
+    if split == "test" and data.test_dataset is not data.val_dataset:
+        module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
     module.prepare_evaluation(data.val_dataset)
-    _check_evaluation(config, module)
-    trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
+    metrics = _check_evaluation(config, module)
+    callbacks = instantiate_all(config.get("callbacks"))
+    check_callbacks(callbacks, metrics)
+    _tell_how_to_resume(callbacks, command)
+    trainer = build_trainer(config, callbacks, instantiate_all(config.get("logger")))
     save_config(config, run_dir)
     say(f"run directory: {run_dir}")
-    trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
+    except (MisconfigurationException, ValueError) as error:
+        if not _is_lightnings(error):
+            raise
+        raise ConfigError(f"trainer: {error}") from error
+    finally:
+        _end_workers(trainer)
 
-    best, last = (run_dir / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-    if not last.exists():
+    notes = []
+    if trainer.global_step == steps_before:
+        limits = ", ".join(
+            f"trainer.{key}={config.trainer.get(key)}" for key in ("max_epochs", "max_steps", "max_time")
+        )
+        say(f"note: there was nothing to train: the weights are at step {steps_before} ({limits})")
+        if steps_before == 0:
+            notes.append("No training step was made.")
+    last = last_checkpoint(trainer)
+    if last is None:
         # Resumed with nothing left to train, or without callbacks.
+        last = run_dir / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)
-    load_checkpoint(module, best if best.exists() else last)
-    return evaluate(config, trainer, module, data, start, command)
+    chosen = choose_weights(trainer, f"val/{monitor}")
+    if chosen.path is None:
+        notes.append(f"{chosen.reason}: the metrics are those of the last weights.")
+    else:
+        load_checkpoint(module, chosen.path)
+    notes += split_notes(data, split, chosen=chosen.path is not None, trained=True)
+    validation = {monitor: chosen.score} if chosen.metric == f"val/{monitor}" else None
+    return evaluate(config, trainer, module, data, start, command, chosen.path or last, notes, validation)
+
+
+def _is_lightnings(error: Exception) -> bool:
+    """Whether Lightning itself raised an error, of the settings that it was given."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+
+
+def _end_workers(trainer: Trainer) -> None:
+    """Ends the processes that load data, which Lightning leaves to the garbage collector when a training is cut short.
+
+    They ignore the signal by which the end of the program would end them, and it would wait for them for ever.
+    """
+    for loader in (trainer.train_dataloader, trainer.val_dataloaders):
+        iterator = getattr(loader, "_iterator", None)
+        if loader is not None and iterator is not None and hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            loader._iterator = None
+
+
+def _tell_how_to_resume(callbacks: Sequence[Any], command: Sequence[str] | None) -> None:
+    for callback in callbacks:
+        if isinstance(callback, SaveOnInterrupt) and command is not None:
+            callback.same_command = "-m" in command
+            callback.command = f"python {shlex.join(command)}"
 
 
 def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> dict[str, float]:
@@ -70,20 +149,24 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
         start: `time.monotonic()` at the start of the program.
 
     Raises:
-        ConfigError: if the data has other classes than the model was trained for.
+        ConfigError: if the data has other classes than the model was trained for, or a file cannot be written.
     """
     check_config(config)
-    data = build_data(config)
-    if list(data.class_names) != list(config.class_names):
-        raise ConfigError(
-            f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
-        )
-    _check_proposals(config, data, [config.evaluation.split])
-    module = build_module(config, pretrained=False)
-    load_checkpoint(module, checkpoint)
-    trainer = build_trainer(config, [], [])
-    save_config(config, Path(config.run_dir))
-    return evaluate(config, trainer, module, data, start)
+    with naming_full_disks(config.run_dir):
+        split = config.evaluation.split
+        data = build_data(config, ["validate"] if split == "val" else ["validate", "test"])
+        if list(data.class_names) != list(config.class_names):
+            raise ConfigError(
+                f"the data has the classes {list(data.class_names)}, the checkpoint was trained for "
+                f"{config.class_names}"
+            )
+        _check_proposals(config, data, [split])
+        module = build_module(config, pretrained=False)
+        load_checkpoint(module, checkpoint)
+        trainer = build_trainer(config, [], [])
+        save_config(config, Path(config.run_dir))
+        notes = split_notes(data, split, chosen=is_kept_as_best(checkpoint), trained=False)
+        return evaluate(config, trainer, module, data, start, checkpoint=checkpoint, notes=notes)
 
 
 def evaluate(
@@ -93,6 +176,9 @@ def evaluate(
     data: DetectionDataModule,
     start: float,
     command: Sequence[str] | None = None,
+    checkpoint: Path | None = None,
+    notes: Sequence[str] = (),
+    validation: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Evaluates on `evaluation.split`; writes `metrics.json`, `predictions.json` and `pictures/` into the run
     directory, and prints a table.
@@ -100,12 +186,23 @@ def evaluate(
     Args:
         start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.
         command: the command line that `metrics.json` names, default that of this process.
+        checkpoint: the file of the weights, for `metrics.json`.
+        notes: sentences on what to beware of, printed and for `metrics.json`.
+        validation: `evaluation.monitor` of these weights on the validation set, for `metrics.json`, where another set
+            is evaluated; None: measured, if the weights were trained here.
     """
     run_dir = Path(config.run_dir)
-    split = config.evaluation.split
+    split, monitor = config.evaluation.split, config.evaluation.monitor
+    same = split == "val" or data.test_dataset is data.val_dataset
+    if validation is None and not same and trainer.global_step > 0:
+        module.metrics = {}
+        trainer.validate(module, datamodule=data, verbose=False)
+        validation = {monitor: module.metrics.get(monitor, math.nan)}
     # Through the datamodule: how it shares the images out is known only once the processes have met.
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
+    if same:
+        validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
     rows, errors = module.evaluator.results(), module.evaluator.errors()
     if is_main_process():
@@ -122,14 +219,27 @@ def evaluate(
             step_seconds=cost.step_seconds if cost else None,
             peak_memory_bytes=cost.peak_memory_bytes if cost else None,
             command=command,
+            validation=validation,
+            checkpoint=None if checkpoint is None else _path_in(run_dir, checkpoint),
+            notes=notes,
         )
         print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
+    for note in notes:
+        say(f"note: {note}")
     say(f"metrics, predictions and pictures: {run_dir}")
     return module.metrics
 
 
-def build_data(config: DictConfig) -> DetectionDataModule:
-    """The datamodule of a config, with its validation set read.
+def _path_in(run_dir: Path, path: Path) -> str:
+    path, run_dir = path.resolve(), run_dir.resolve()
+    return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
+
+
+def build_data(config: DictConfig, stages: Sequence[str] = ("validate",)) -> DetectionDataModule:
+    """The datamodule of a config, with the data sets of some stages read.
+
+    Args:
+        stages: of `DetectionDataModule.setup`.
 
     Raises:
         ConfigError: if a data set refuses its settings, or `evaluation.split` is not one.
@@ -139,7 +249,8 @@ def build_data(config: DictConfig) -> DetectionDataModule:
         raise ConfigError(f"evaluation.split must be val or test, got {config.evaluation.split!r}")
     data = instantiate(config.data)
     try:
-        data.setup("validate")
+        for stage in stages:
+            data.setup(stage)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data: {error}") from error
     return data
@@ -197,7 +308,7 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
         callbacks = [*callbacks, RichProgressBar()]
     else:
         callbacks = [*callbacks, EpochLines()]
-    return instantiate(
+    trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
         logger=loggers,
@@ -206,6 +317,8 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    use_whole_checkpoints(trainer)
+    return trainer
 
 
 def instantiate_all(group: DictConfig | None) -> list[Any]:
@@ -216,12 +329,11 @@ def instantiate_all(group: DictConfig | None) -> list[Any]:
 def save_config(config: DictConfig, run_dir: Path) -> None:
     """Writes `config.yaml`: all of the config, interpolations resolved."""
     if is_main_process():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
+        write_text_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def load_config(checkpoint: Path) -> DictConfig:
-    """The config of the run that wrote a checkpoint: `config.yaml` beside it or one folder up.
+    """The config of the run that wrote a checkpoint: the nearest `config.yaml`, beside it or up to three folders up.
 
     Raises:
         ConfigError: if the checkpoint or its config does not exist.
@@ -230,10 +342,10 @@ def load_config(checkpoint: Path) -> DictConfig:
         near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt"))
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()}){hint}")
-    for folder in (checkpoint.parent, checkpoint.parent.parent):
+    for folder in list(checkpoint.absolute().parents)[:4]:  # a metric in the checkpoint's name makes folders (val/AP)
         if (folder / "config.yaml").is_file():
             return read_run_config(folder / "config.yaml")
-    raise ConfigError(f"no config.yaml beside {checkpoint} or one folder up: it says which model to restore")
+    raise ConfigError(f"no config.yaml beside {checkpoint} or up to three folders up: it says which model to restore")
 
 
 def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
@@ -245,8 +357,8 @@ def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
     load_state_dict(module, read_weights_file(str(checkpoint)), source=str(checkpoint))
 
 
-def _check_evaluation(config: DictConfig, module: DetectionModule) -> None:
-    """What would end a run at its first validation ends it before the first step."""
+def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
+    """What would end a run at its first validation ends it before the first step; the names of the metrics."""
     assert module.evaluator is not None
     if "segm" in config.evaluation.iou_types and not module.model.roi_heads.has_mask():
         raise ConfigError("evaluation.iou_types: segm needs a model that predicts masks (model=mask_rcnn, ...)")
@@ -255,6 +367,7 @@ def _check_evaluation(config: DictConfig, module: DetectionModule) -> None:
         raise ConfigError(
             f"evaluation.monitor={monitor} is not a metric of this evaluation{did_you_mean(monitor, names)}"
         )
+    return list(names)
 
 
 def _check_proposals(config: DictConfig, data: DetectionDataModule, splits: list[str]) -> None:
@@ -266,10 +379,14 @@ def _check_proposals(config: DictConfig, data: DetectionDataModule, splits: list
         )
 
 
-def _check_resume(config: DictConfig) -> None:
-    """A checkpoint of another model fails here with the settings that differ, not later with a list of tensors."""
+def _check_resume(config: DictConfig) -> int:
+    """A checkpoint of another model fails here with the settings that differ, not later with a list of tensors.
+
+    Returns:
+        the optimizer steps that were made before.
+    """
     if config.ckpt_path is None:
-        return
+        return 0
     checkpoint = Path(config.ckpt_path)
     before = load_config(checkpoint)
     config_now = OmegaConf.to_container(config, resolve=True)
@@ -286,3 +403,4 @@ def _check_resume(config: DictConfig) -> None:
         )
     if others := [key for key in ("seed", "data", "optim", "channels_last") if config_now[key] != config_then[key]]:
         say(f"note: {', '.join(others)} changed since {checkpoint}: the result is not that of an uninterrupted run")
+    return int(read_checkpoint(checkpoint)["global_step"])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from detpool.distributed import say
 from detpool.errors import ConfigError
 
 _WARMUP_START = 0.001
@@ -15,6 +16,16 @@ _WARMUP_START = 0.001
 
 def _warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, _WARMUP_START + (1 - _WARMUP_START) * step / max(1, warmup_steps))
+
+
+def _warn_of_warmup(factor: Callable[[int], float], total_steps: int, warmup_steps: int) -> None:
+    """Says so where most of a training is warm-up: it is meant for a longer one."""
+    if 2 * warmup_steps > total_steps > 0:
+        highest = max(factor(step) for step in range(total_steps))
+        say(
+            f"warning: optim.schedule.warmup_steps={warmup_steps} of {total_steps} steps in all: the rate is at most "
+            f"{100 * highest:.3g} % of optim.optimizer.lr; shorten the warm-up or train longer"
+        )
 
 
 def multistep(
@@ -40,9 +51,12 @@ def multistep(
     if any(not 0 < milestone < 1 for milestone in milestones) or milestones != sorted(milestones):
         raise ConfigError(f"optim.schedule.milestones must increase within (0, 1), got {milestones}")
     steps = [round(milestone * total_steps) for milestone in milestones]
-    return LambdaLR(
-        optimizer, lambda step: _warmup(step, warmup_steps) * gamma ** sum(step >= milestone for milestone in steps)
-    )
+
+    def factor(step: int) -> float:
+        return _warmup(step, warmup_steps) * gamma ** sum(step >= milestone for milestone in steps)
+
+    _warn_of_warmup(factor, total_steps, warmup_steps)
+    return LambdaLR(optimizer, factor)
 
 
 def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_fraction: float = 0.0) -> LambdaLR:
@@ -60,4 +74,5 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_
         decay = final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2
         return _warmup(step, warmup_steps) * decay
 
+    _warn_of_warmup(factor, total_steps, warmup_steps)
     return LambdaLR(optimizer, factor)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
 from omegaconf import DictConfig
 
 from detpool.distributed import is_main_process, say
-from detpool.errors import message_of
+from detpool.errors import ConfigError, message_of
 from detpool.evaluation.metrics_file import read_metrics
+from detpool.files import WriteError, naming_full_disks, remove_temporary_files
 from detpool.study.layout import STATUS, read_status, write_status
 from detpool.study.stopping import Worker
+from detpool.training.checkpoints import find_last
 from detpool.training.runs import train
 
 try:
@@ -30,6 +34,8 @@ LOCK = ".lock"
 def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) -> float | None:
     """Trains in `config.run_dir`, unless the run there is finished, and returns the metric that sweepers optimise.
 
+    That is `evaluation.monitor` on the validation set, of the weights that are evaluated on whatever split.
+
     A run that was interrupted or killed goes on from its last checkpoint; one that failed, or whose checkpoint lacks a
     validation, begins anew. A run that fails leaves its error in `status.json` and returns None.
 
@@ -38,7 +44,15 @@ def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) 
         command: the command line of this run alone, for `metrics.json`.
         in_worker: whether this process was started for runs; if so, it survives an interrupted run, and no other
             begins.
+
+    Raises:
+        ConfigError: the config names a checkpoint: which one a run goes on from is found in its folder.
     """
+    if config.ckpt_path is not None:
+        raise ConfigError(
+            f"ckpt_path={config.ckpt_path}: runs of a sweep find their own checkpoints; the same command resumes a "
+            f"study, and without -m and study a single run is resumed"
+        )
     if not in_worker:
         return _train(config, command)
     if Worker.stopped:
@@ -53,23 +67,31 @@ def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) 
 
 def _train(config: DictConfig, command: Sequence[str]) -> float | None:
     run_dir = Path(config.run_dir)
-    with _locked(run_dir) as free:
-        if not free:
-            say(f"{run_dir}: another process is at it, skipped")
-            return None
-        if (metrics := _finished(run_dir)) is not None:
-            say(f"{run_dir}: finished, skipped")
-            return metrics.get(config.evaluation.monitor)
-        config.ckpt_path = _prepare(run_dir)
-        try:
+    try:
+        with naming_full_disks(run_dir), _locked(run_dir) as free:
+            if not free:
+                say(f"{run_dir}: another process is at it, skipped")
+                return None
+            if (record := _finished(run_dir)) is not None:
+                say(f"{run_dir}: finished, skipped")
+                return _value(record, config)
+            config.ckpt_path = _prepare(run_dir)
             with recorded(run_dir):
-                return train(config, command).get(config.evaluation.monitor)
-        except Exception as error:
-            message = message_of(error)
-            if message is None:
-                traceback.print_exc()
-            print(f"{run_dir}: error: {message or repr(error)}", file=sys.stderr)
-            return None
+                train(config, command)
+                return _value(read_metrics(run_dir / "metrics.json"), config)
+    except Exception as error:
+        message = message_of(error)
+        if message is None:
+            traceback.print_exc()
+        print(f"{run_dir}: error: {message or repr(error)}", file=sys.stderr)
+        return None
+
+
+def _value(record: Mapping[str, Any], config: DictConfig) -> float | None:
+    """What sweepers optimise: the metric on the validation set, whatever split is reported. None if there is none."""
+    of = record["metrics"] if config.evaluation.split == "val" else record.get("validation") or {}
+    value = of.get(config.evaluation.monitor)
+    return None if value is None or math.isnan(value) else float(value)
 
 
 @contextmanager
@@ -79,6 +101,11 @@ def recorded(run_dir: Path) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         _record(run_dir, "diverged", str(error))
+        raise
+    except WriteError as error:
+        # The run goes on from its last checkpoint when there is room again.
+        with contextlib.suppress(WriteError):  # for the same reason, which is told already
+            write_status(run_dir, "interrupted", str(error))
         raise
     except Exception as error:
         message = message_of(error)
@@ -94,12 +121,15 @@ def recorded(run_dir: Path) -> Iterator[None]:
 
 def _record(run_dir: Path, state: str, error: str = "", text: str = "") -> None:
     if is_main_process():
-        write_status(run_dir, state, error, text)
+        try:
+            write_status(run_dir, state, error, text)
+        except WriteError as write_error:  # which must not hide how the run ended
+            print(f"warning: {write_error}", file=sys.stderr)
 
 
-def _finished(run_dir: Path) -> dict[str, float] | None:
+def _finished(run_dir: Path) -> dict[str, Any] | None:
     try:
-        return read_metrics(run_dir / "metrics.json")["metrics"]
+        return read_metrics(run_dir / "metrics.json")
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -109,10 +139,10 @@ def _finished(run_dir: Path) -> dict[str, float] | None:
 
 def _prepare(run_dir: Path) -> str | None:
     """Makes a folder ready for its run; the checkpoint to go on from, None for a run that begins."""
-    status, last = read_status(run_dir), run_dir / "checkpoints" / "last.ckpt"
-    if (status is None or status.state == "interrupted") and last.is_file() and _is_exact(last):
+    if _may_be_resumed(run_dir) and (last := find_last(run_dir)) is not None:
         say(f"{run_dir}: resumed from {last.relative_to(run_dir)}")
         (run_dir / STATUS).unlink(missing_ok=True)
+        remove_temporary_files(run_dir)
         _keep_curves(run_dir)
         return str(last)
     for path in run_dir.iterdir():
@@ -123,14 +153,13 @@ def _prepare(run_dir: Path) -> str | None:
     return None
 
 
-def _is_exact(checkpoint: Path) -> bool:
-    """Whether a run resumed from a checkpoint gives what one that was never stopped would have given."""
+def _may_be_resumed(run_dir: Path) -> bool:
     try:
-        callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
-    except Exception as error:  # whatever a damaged file raises
-        say(f"{checkpoint} cannot be read ({error}); the run begins anew")
+        status = read_status(run_dir)
+    except ValueError as error:
+        say(f"{run_dir}: {error}; the run begins anew")
         return False
-    return not callbacks.get("SaveOnInterrupt", {}).get("validation_cut", False)
+    return status is None or status.state == "interrupted"
 
 
 def _keep_curves(run_dir: Path) -> None:

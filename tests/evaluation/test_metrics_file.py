@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +78,18 @@ def test_git_state_of_a_checkout(checkout: Path) -> None:
 def test_git_state_of_a_checkout_with_a_new_file(checkout: Path) -> None:
     (checkout / "package" / "pooler.py").write_text("new\n")
     assert git_state(checkout)["dirty"] is True
+
+
+def test_git_state_writes_nothing_into_the_checkout(checkout: Path, room_for: Any) -> None:
+    for path in checkout.rglob("*"):  # with other times, git would write the index anew
+        if path.is_file() and ".git" not in path.parts:
+            os.utime(path, (1, 1))
+    index = (checkout / ".git" / "index").read_bytes()
+    with room_for(9):  # where git is killed in the midst of it, and its lock stays
+        state = git_state(checkout)
+    assert state["dirty"] is False
+    assert (checkout / ".git" / "index").read_bytes() == index
+    assert not (checkout / ".git" / "index.lock").exists()
 
 
 def test_git_state_ignores_the_repository_of_a_hook(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

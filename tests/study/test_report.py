@@ -245,6 +245,18 @@ def test_two_data_sets_are_never_mixed(make_run, run_report, tmp_path):
 
 
 @pytest.mark.usefixtures("without_plots")
+@pytest.mark.usefixtures("without_plots")
+def test_what_runs_say_of_their_metrics_is_said_once(make_run, run_report, tmp_path):
+    same, other = "The test split is the validation set, which chose the epoch too.", "No training step was made."
+    make_run("logs/0", 0.5, record={"notes": [same, other]})
+    make_run("logs/1", 0.6, seed=1, record={"notes": [same]})
+    make_run("logs/2", 0.6, pooler="roi_pool", record={"notes": [same]})
+    _, said = run_report(tmp_path / "logs")
+    assert said.count(same) == 1
+    assert f"{same} (" not in said
+    assert f"{other} (1 of 3 runs)" in said
+
+
 def test_mixed_revisions_machines_and_metrics_are_noted(make_run, run_report, tmp_path):
     make_run("logs/0", seed=0)
     gpu = {"cpu": "x86", "cores": 8, "gpus": ["H200"]}
@@ -342,7 +354,7 @@ def test_page_in_a_browser_without_a_network(sweep, run_report, tmp_path):
     command = [str(browser()), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
     command += ["--window-size=1200,4000", f"--screenshot={tmp_path / 'page.png'}"]
-    subprocess.run([*command, (tmp_path / "report" / "report.html").as_uri()], check=True, timeout=120)
+    subprocess.run([*command, (tmp_path / "report" / "report.html").as_uri()], check=True, timeout=900)
     image = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
     assert image.shape == (4000, 1200, 3)
 

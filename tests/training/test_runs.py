@@ -1,7 +1,9 @@
 """Whole runs, small: every part, resume bit for bit, evaluation from the run directory alone."""
 
+import errno
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -12,11 +14,14 @@ import torchvision
 from lightning import Callback
 from omegaconf import OmegaConf
 
-from detpool.errors import ConfigError, WeightsError
+from detpool.data.datamodule import DetectionDataModule
+from detpool.errors import ConfigError, DataError, WeightsError
 from detpool.study.collect import collect
 from detpool.study.groups import make_sections
+from detpool.study.layout import read_status
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
+from detpool.training.sweep import train_in_sweep
 
 
 def weights(path):
@@ -117,6 +122,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     with pytest.raises(SystemExit) as end:
         runs.train(tiny_config(*options, name="part"))
     assert end.value.code == 128 + number
+    assert multiprocessing.active_children() == []  # the end of the program would wait for them
     monkeypatch.undo()
 
     last = tmp_path / "part" / "checkpoints" / "last.ckpt"
@@ -333,3 +339,165 @@ def test_mask_rcnn_is_evaluated_and_chosen_by_masks(tiny_config, tmp_path):
     assert len(chosen) == 1
     logged = (tmp_path / "run" / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"val/loss", "val/loss_mask", "val/mask_AP"} <= set(logged)
+
+
+def script(monkeypatch, *values):
+    """The metric AP of the evaluations of a run, one after another."""
+    remaining = iter(values)
+    monkeypatch.setattr(
+        runs.DetectionEvaluator,
+        "compute",
+        lambda self, partial=False: {"AP": next(remaining) if self._predicted else 0.0},
+    )
+
+
+def record(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def with_test_set(monkeypatch, build):
+    """Gives the runs a test set of their own, which generated shapes have not."""
+    build_data = runs.build_data
+
+    def build_all(config, stages=("validate",)):
+        data = build_data(config)
+        data._build_test = build
+        for stage in stages:
+            data.setup(stage)
+        return data
+
+    monkeypatch.setattr(runs, "build_data", build_all)
+
+
+def test_the_weights_that_are_evaluated_have_any_name(tiny_config, tmp_path, monkeypatch, capsys):
+    script(monkeypatch, 0.9, 0.1, 0.9)
+    name = ["callbacks.best.filename='{epoch}-{val/AP:.1f}'", "callbacks.last.filename=end"]
+    runs.train(tiny_config(*name, name="a"))
+    chosen = tmp_path / "a" / "checkpoints" / "epoch=0-val" / "AP=0.9.ckpt"
+    assert record(tmp_path / "a")["checkpoint"] == str(chosen.relative_to(tmp_path / "a"))
+    assert record(tmp_path / "a")["validation"] == {"AP": 0.9}
+    assert not (tmp_path / "a" / "checkpoints" / "last.ckpt").exists()
+    assert runs.load_config(chosen).run_dir == str(tmp_path / "a")
+
+    # Nothing is left to train: it is said, and the same weights are evaluated.
+    capsys.readouterr()
+    script(monkeypatch, 0.9)
+    runs.train(tiny_config(*name, f"ckpt_path={tmp_path}/a/checkpoints/end.ckpt", name="b"))
+    said = capsys.readouterr().out
+    assert "note: there was nothing to train: the weights are at step 8 (trainer.max_epochs=2, " in said
+    assert "note: The test split is the validation set, which chose the epoch too." in said
+    again = tmp_path / "b" / record(tmp_path / "b")["checkpoint"]
+    assert again != chosen
+    assert_same_weights(weights(again), weights(chosen))
+    assert record(tmp_path / "b")["notes"] == record(tmp_path / "a")["notes"]
+
+
+def test_a_metric_that_is_never_a_number_chooses_no_epoch(tiny_config, tmp_path, monkeypatch, capsys):
+    script(monkeypatch, math.nan, math.nan, math.nan)
+    runs.train(tiny_config())
+    sentence = "val/AP was never a number, so no epoch could be chosen: the metrics are those of the last weights."
+    assert record(tmp_path / "run")["notes"] == [sentence]
+    assert record(tmp_path / "run")["checkpoint"] == "checkpoints/last.ckpt"
+    assert f"note: {sentence}" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    (run,) = collect([tmp_path]).runs
+    assert run.notes == [sentence]
+
+
+def test_sweepers_get_the_validation_metric_of_what_is_evaluated(tiny_config, tmp_path, monkeypatch):
+    dataset = runs.build_data(tiny_config("data.data_seed=9")).val_dataset
+    with_test_set(monkeypatch, lambda: dataset)
+    script(monkeypatch, 0.25, 0.5, 0.125)
+    assert train_in_sweep(tiny_config(name="a"), ["train.py"], in_worker=False) == 0.5
+    assert record(tmp_path / "a")["metrics"]["AP"] == 0.125
+    assert record(tmp_path / "a")["notes"] == []
+    assert train_in_sweep(tiny_config(name="a"), ["train.py"], in_worker=False) == 0.5  # as it stands there
+    # Chosen by something else, the metric of the chosen weights is measured.
+    script(monkeypatch, 0.25, 0.5, 0.75, 0.125)
+    options = ["callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
+    assert train_in_sweep(tiny_config(*options, name="b"), ["train.py"], in_worker=False) == 0.75
+    assert record(tmp_path / "b")["metrics"]["AP"] == 0.125
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(DataError("test.json is broken"), DataError), (TypeError("unexpected"), ConfigError)],
+)
+def test_a_test_set_that_cannot_be_read_ends_a_run_before_its_first_step(
+    tiny_config, tmp_path, monkeypatch, error, expected
+):
+    class Data(DetectionDataModule):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self._build_test = self.fail
+
+        def fail(self):
+            raise error
+
+    monkeypatch.setattr("detpool.data.shapes.DetectionDataModule", Data)
+    with pytest.raises(expected, match=str(error)):
+        runs.train(tiny_config())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(tiny_config, tmp_path, monkeypatch, capsys):
+    replace, last = os.replace, tmp_path / "run" / "checkpoints" / "last.ckpt"
+
+    def refuse(source, target):
+        if str(target) == str(last) and last.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr("detpool.files.os.replace", refuse)
+    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is None
+    message = f"cannot write {last}: {os.strerror(errno.ENOSPC)}"
+    assert [line for line in capsys.readouterr().err.splitlines() if "cannot" in line or "Traceback" in line] == [
+        f"{tmp_path / 'run'}: error: {message}"
+    ]
+    status = read_status(tmp_path / "run")
+    assert (status.state, status.error) == ("interrupted", message)
+    assert message in str(collect([tmp_path]).problems[0])
+    assert torch.load(last, weights_only=True)["global_step"] == 4
+    assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+    monkeypatch.undo()  # there is room again
+    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is not None
+    assert "resumed from checkpoints/last.ckpt" in capsys.readouterr().out
+    assert torch.load(last, weights_only=True)["global_step"] == 8
+
+
+def test_a_training_without_end_needs_no_schedule(tiny_config, tmp_path):
+    endless = ["trainer.max_epochs=-1", "+trainer.max_time=00:00:00:01"]
+    with pytest.raises(ConfigError, match=r"trainer\.max_epochs=-1 without trainer\.max_steps has no end .*schedule"):
+        runs.train(tiny_config(*endless))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    runs.train(tiny_config(*endless, "optim.schedule=null", without=["optim"]))
+    runs.train(tiny_config("trainer.max_epochs=-1", "+trainer.max_steps=3", name="steps"))
+    assert torch.load(tmp_path / "steps" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_a_last_batch_of_one_image_trains(tiny_config, tmp_path, capsys):
+    options = ["data.size=32", "data.object_size=[0.3,0.6]"]  # a map of one cell
+    one_epoch = ["data.train_images=3", "trainer.max_epochs=1", "evaluation.pictures=0"]
+    runs.train(tiny_config(*options, *one_epoch))
+    assert "gets one value per channel of a batch of shape (1, " in capsys.readouterr().out
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    with pytest.raises(ConfigError, match=r"cannot normalise a batch of shape \(1, .*data\.batch_size must be"):
+        runs.train(tiny_config(*options, "data.batch_size=1", name="alone"))
+
+
+def test_what_lightning_refuses_is_a_message(tiny_config, tmp_path, monkeypatch):
+    for option, message in {
+        "trainer.limit_train_batches=0.01": "0.01",
+        "+trainer.val_check_interval=100": "val_check_interval",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^trainer: .*{message}"):
+            runs.train(tiny_config(option, name=message))
+    with monkeypatch.context() as patch:  # whereas a fault of our own keeps its traceback
+        patch.setattr(runs.DetectionModule, "training_step", lambda *_: int("x"))
+        with pytest.raises(ValueError, match="invalid literal") as error:
+            runs.train(tiny_config(name="fault"))
+        assert not isinstance(error.value, ConfigError)
+    with pytest.raises(ConfigError, match=r"monitor=val/AP_50 is not a metric .* 'val/AP50'"):
+        runs.train(tiny_config("callbacks.best.monitor=val/AP_50", name="misspelt"))
+    assert not (tmp_path / "misspelt").exists()

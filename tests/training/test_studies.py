@@ -27,7 +27,7 @@ def start(tmp_path, *arguments, **options):
 
 
 def finish(process):
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=1500)
     return output
 
 
@@ -92,6 +92,8 @@ def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
     assert process.returncode == 128 + signal.SIGINT, output
     assert "Traceback" not in output
     assert "0 of 4 runs finished, 0 failed, 4 not finished" in output
+    assert output.count("; the same command resumes") == 2
+    assert "ckpt_path=" not in output
     stopped = sorted(tmp_path.glob("logs/roi_align/*/status.json"))
     assert [path.parent.name.rpartition("-")[0] for path in stopped] == [
         "variant=points_1,seed=0",

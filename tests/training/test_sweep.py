@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,17 +13,32 @@ import pytest
 import torch
 from lightning import Callback
 
+from detpool.errors import ConfigError
+from detpool.evaluation.metrics_file import write_metrics
 from detpool.study.collect import collect
 from detpool.study.layout import read_status
 from detpool.study.stopping import Worker
 from detpool.training import runs, sweep
 from detpool.training.sweep import train_in_sweep
 
+LAST = "<last>"
 DIVERGES = ["optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
 
 
 def go(config, in_worker=False):
     return train_in_sweep(config, ["train.py", "seed=0"], in_worker)
+
+
+def pretend(monkeypatch, ap=0.5):
+    """Runs without training; returns the checkpoints that they would have gone on from."""
+    seen = []
+
+    def train(config, command):
+        seen.append(config.ckpt_path)
+        write_metrics(Path(config.run_dir) / "metrics.json", {"AP": 0.25}, seconds=1, validation={"AP": ap})
+
+    monkeypatch.setattr(sweep, "train", train)
+    return seen
 
 
 def stop_at(monkeypatch, hook, epoch, batch):
@@ -51,6 +67,43 @@ def test_finished_run_is_skipped(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("training has begun"))
     assert go(tiny_config("trainer.max_epochs=1")) == result
     assert f"{tmp_path / 'run'}: finished, skipped" in capsys.readouterr().out
+
+
+def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=1)
+    for command, end in {
+        ("train.py", "-m", "study=x", "seed=0"): "; the same command resumes\n",
+        ("train.py", "seed=0", "pooler=roi_pool"): f"\n  python train.py seed=0 pooler=roi_pool {LAST}\n",
+    }.items():
+        with pytest.raises(SystemExit):
+            train_in_sweep(tiny_config("evaluation.pictures=0", name="a b"), command, in_worker=False)
+        last = tmp_path / "a b" / "checkpoints" / "last.ckpt"
+        assert f"Saved {last}" in (output := capsys.readouterr().out)
+        assert end.replace(LAST, f"'ckpt_path=\"{last}\"'") in output
+        shutil.rmtree(tmp_path / "a b")
+    monkeypatch.undo()
+    stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=3)
+    with pytest.raises(SystemExit):
+        train_in_sweep(tiny_config(), ["train.py", "-m", "study=x"], in_worker=False)
+    assert "; the same command begins this run anew, since its validation was cut short" in capsys.readouterr().out
+
+
+def test_a_sweep_takes_no_checkpoint(tiny_config, tmp_path):
+    with pytest.raises(ConfigError, match=r"ckpt_path=a\.ckpt: runs of a sweep find their own checkpoints"):
+        go(tiny_config("ckpt_path=a.ckpt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_no_reason_to_stop(tiny_config, tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch)
+    (tmp_path / "run").touch()
+    assert go(tiny_config()) is None
+    assert f"{tmp_path / 'run'}: error: " in capsys.readouterr().err
+    (tmp_path / "run").unlink()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "status.json").write_text('{"status": "int')
+    assert go(tiny_config()) == 0.5
+    assert "status.json is not valid JSON" in capsys.readouterr().out
 
 
 def test_interrupted_run_is_resumed_to_what_it_would_have_been(tiny_config, tmp_path, monkeypatch):
@@ -85,8 +138,7 @@ def test_run_whose_validation_was_cut_begins_anew(tiny_config, tmp_path, monkeyp
         go(tiny_config())
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     monkeypatch.undo()
-    seen = []
-    monkeypatch.setattr(sweep, "train", lambda config, command: seen.append(config.ckpt_path) or {"AP": 0.5})
+    seen = pretend(monkeypatch)
     assert go(tiny_config()) == 0.5
     assert seen == [None]
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -109,7 +161,7 @@ def test_failed_runs_leave_their_error_and_begin_anew(tiny_config, tmp_path, mon
     assert "disk full" in read_status(tmp_path / "run").error
     assert "Traceback" in capsys.readouterr().err
     assert "Traceback" in json.loads((tmp_path / "run" / "status.json").read_text())["traceback"]
-    monkeypatch.setattr(sweep, "train", lambda config, command: {"AP": 0.5})
+    pretend(monkeypatch)
     assert go(tiny_config()) == 0.5
     assert read_status(tmp_path / "run") is None
 
@@ -119,14 +171,13 @@ def test_damaged_files_are_no_reason_to_stop(tiny_config, tmp_path, monkeypatch,
     (run_dir / "checkpoints").mkdir(parents=True)
     (run_dir / "metrics.json").write_text('{"metrics": ')
     (run_dir / "checkpoints" / "last.ckpt").write_bytes(b"half a file")
-    seen = []
-    monkeypatch.setattr(sweep, "train", lambda config, command: seen.append(config.ckpt_path) or {"AP": 0.5})
+    seen = pretend(monkeypatch)
     assert go(tiny_config()) == 0.5
     assert seen == [None]
     output = capsys.readouterr().out
     assert "metrics.json is not valid JSON" in output
     assert "last.ckpt cannot be read" in output
-    assert {path.name for path in run_dir.iterdir()} == {".lock"}
+    assert {path.name for path in run_dir.iterdir()} == {".lock", "metrics.json"}
 
 
 def test_run_of_another_process_is_left_alone(tiny_config, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,220 @@
+"""Checkpoints of a run: written whole, found again whatever their names, and the one that is evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from detpool.distributed import say
+from detpool.errors import ConfigError, WeightsError, did_you_mean
+from detpool.evaluation.metrics_file import read_metrics
+from detpool.files import write_bytes_atomically
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and puts it in place in one step.
+
+    Lightning's own writes it to the folder for temporary files, whose last move is a copy where that is another file
+    system: half a checkpoint under its final name, and the last good one gone, if that is interrupted.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Raises WriteError, and leaves what was there, if the file cannot be written."""
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_bytes_atomically(path, content.getbuffer())
+
+
+def use_whole_checkpoints(trainer: Trainer) -> None:
+    """Makes a trainer write with `WholeCheckpointIO`, unless it was given a plugin that writes in its own way."""
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The weights that a training is judged by.
+
+    Attributes:
+        path: their checkpoint; None: those that the training ended with.
+        metric: what the epoch was chosen by, `val/AP`; None if none was chosen.
+        score: its value at that epoch.
+        reason: a sentence that says why no epoch was chosen, empty if one was.
+    """
+
+    path: Path | None
+    metric: str | None = None
+    score: float = math.nan
+    reason: str = ""
+
+
+def choose_weights(trainer: Trainer, monitor: str) -> Chosen:
+    """The best checkpoint of a training that has ended, as the callback that kept it says.
+
+    Args:
+        trainer: a trainer after `fit`.
+        monitor: the metric, `val/AP`, whose callback is asked where several monitor something; without one the first.
+    """
+    callbacks = [callback for callback in _checkpoint_callbacks(trainer.callbacks) if callback.monitor is not None]  # type: ignore[attr-defined]
+    callbacks.sort(key=lambda callback: callback.monitor != monitor)
+    if not callbacks:
+        return Chosen(None, reason="No callback keeps the best checkpoint")
+    callback = callbacks[0]
+    score = math.nan if callback.best_model_score is None else float(callback.best_model_score)
+    if callback.best_model_path and math.isfinite(score):
+        return Chosen(Path(callback.best_model_path), callback.monitor, score)
+    value = trainer.callback_metrics.get(str(callback.monitor))
+    if value is None:
+        return Chosen(None, reason="No validation was run while training")
+    if not math.isfinite(value):
+        return Chosen(None, reason=f"{callback.monitor} was never a number, so no epoch could be chosen")
+    return Chosen(None, reason="No checkpoint of the best epoch was kept")
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """The checkpoint of the last epoch of a training that has ended, None if it wrote none."""
+    callbacks = [callback for callback in _checkpoint_callbacks(trainer.callbacks) if callback.monitor is None]  # type: ignore[attr-defined]
+    return next((Path(callback.best_model_path) for callback in callbacks if callback.best_model_path), None)
+
+
+def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str]) -> None:
+    """What would end a run at its first checkpoint, or have one replace another, ends it before its first step.
+
+    Args:
+        callbacks: those of the trainer.
+        metrics: names of what validation computes, `AP`.
+
+    Raises:
+        ConfigError: a callback monitors no metric, keeps several checkpoints under one name, or has that of another.
+    """
+    names: dict[tuple[str, str], ModelCheckpoint] = {}
+    for callback in _checkpoint_callbacks(callbacks):
+        stage, _, metric = (callback.monitor or "").partition("/")
+        if stage == "val" and metric not in (*metrics, "iou_pearson") and not metric.startswith("loss"):
+            raise ConfigError(
+                f"callbacks: monitor={callback.monitor} is not a metric of this evaluation"
+                f"{did_you_mean(callback.monitor or '', [f'val/{name}' for name in (*metrics, 'loss')])}"
+            )
+        name = callback.filename or "{epoch}-{step}"
+        distinct = "{epoch" in name or "{step" in name or callback._enable_version_counter
+        if callback.monitor is not None and callback.save_top_k not in (0, 1) and not distinct:
+            raise ConfigError(
+                f"callbacks: filename={name} is the name of each of the best {callback.save_top_k} checkpoints "
+                f"(save_top_k), which would replace one another: put {{epoch}} into it, such as {name}-{{epoch}}"
+            )
+        place = (str(callback.dirpath), name)
+        if callback.save_top_k != 0 and names.setdefault(place, callback) is not callback:
+            raise ConfigError(
+                f"callbacks: two keep their checkpoints as {name}.ckpt in {callback.dirpath}, and would replace each "
+                f"other's: give one of them another filename"
+            )
+
+
+def _checkpoint_callbacks(callbacks: Sequence[Any]) -> list[ModelCheckpoint]:
+    return [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def resume_argument(checkpoint: str | Path) -> str:
+    """`ckpt_path=...` as a shell takes it, and then Hydra, whatever characters the path has."""
+    text = str(checkpoint)
+    if not re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
+        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # an interpolation to OmegaConf
+        text = '"' + re.sub(r'(\\*)("|$)', _before_quote, text) + '"'
+    return shlex.quote(f"ckpt_path={text}")
+
+
+def _before_quote(found: re.Match[str]) -> str:
+    """Hydra takes backslashes as they are, but for those before a quote or the end."""
+    return found[1] * 2 + ('\\"' if found[2] else "")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What is in a checkpoint; tensors stay in the file until they are used.
+
+    Raises:
+        WeightsError: the file is damaged or no checkpoint of a run.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file raises
+        raise WeightsError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict) or not {"callbacks", "global_step"} <= content.keys():
+        raise WeightsError(f"{path} holds no state of a run to resume: it has weights only")
+    return content
+
+
+def find_last(run_dir: Path) -> Path | None:
+    """The latest checkpoint from which a run goes on as if it had never been stopped, None if there is none.
+
+    That is none that was written in the midst of an epoch's end, for its metric or since the validation was cut short.
+    """
+    found: list[tuple[int, int, Path]] = []
+    for path in _checkpoints(run_dir):
+        try:
+            content = read_checkpoint(path)
+        except WeightsError as error:
+            say(f"{error}; it is not resumed from")
+            continue
+        states = content["callbacks"]
+        if path.name not in _kept_as_best(states) and not states.get("SaveOnInterrupt", {}).get("validation_cut"):
+            found.append((content["global_step"], path.stat().st_mtime_ns, path))
+    return max(found)[-1] if found else None
+
+
+def find_best(run_dir: Path) -> Path:
+    """The checkpoint that a run reports the metrics of; while it is not finished the best so far, or the last.
+
+    Raises:
+        ConfigError: the folder holds no checkpoint that can be read.
+    """
+    checkpoints = sorted(_checkpoints(run_dir), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    if not checkpoints:
+        raise ConfigError(f"{run_dir} holds no checkpoint (*.ckpt)")
+    try:
+        reported = read_metrics(run_dir / "metrics.json").get("checkpoint")
+    except (FileNotFoundError, ValueError):
+        reported = None
+    if reported and (run_dir / reported).is_file():
+        return run_dir / reported
+    for path in checkpoints:
+        with contextlib.suppress(WeightsError):
+            best = [
+                Path(s["best_model_path"]).name for s in read_checkpoint(path)["callbacks"].values() if _monitors(s)
+            ]
+            return next((path for path in checkpoints if path.name in best), path)
+    raise ConfigError(f"none of the checkpoints in {run_dir} can be read: {', '.join(map(str, checkpoints))}")
+
+
+def is_kept_as_best(checkpoint: Path) -> bool:
+    """Whether a checkpoint is of an epoch that was chosen by a metric."""
+    try:
+        return checkpoint.name in _kept_as_best(read_checkpoint(checkpoint)["callbacks"])
+    except WeightsError:
+        return False
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    return [path for path in run_dir.rglob("*.ckpt") if path.is_file()]
+
+
+def _monitors(state: Mapping[str, Any]) -> bool:
+    return bool(state.get("monitor") and state.get("best_model_path"))
+
+
+def _kept_as_best(states: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Names of the checkpoints that a run had kept for their metric when it wrote one with these states."""
+    return {Path(path).name for state in states.values() if _monitors(state) for path in state["best_k_models"]}
