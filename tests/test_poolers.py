@@ -104,6 +104,35 @@ def test_arbitrary_strides():
     torch.testing.assert_close(out[1:], ops.roi_align(features["a"], [small], 2, 1 / 6))
 
 
+def test_scales_follow_the_longer_side():
+    """Of 20 x 1000 pixels at stride 8, torchvision takes the scale from 3 rows and is off by a factor of two."""
+    features = {"0": torch.randn(1, 2, 3, 125)}
+    boxes = [torch.tensor([[100.0, 2, 300, 18]])]
+    got = multi_scale_roi_align(["0"], 2, 2)(features, boxes, [(20, 1000)])
+    torch.testing.assert_close(got, ops.roi_align(features["0"], boxes, 2, 1 / 8, 2))
+    tall = {"0": features["0"].transpose(2, 3)}
+    got = multi_scale_roi_align(["0"], 2, 2)(tall, [boxes[0][:, [1, 0, 3, 2]]], [(1000, 20)])
+    torch.testing.assert_close(got, ops.roi_align(tall["0"], [boxes[0][:, [1, 0, 3, 2]]], 2, 1 / 8, 2))
+
+
+def test_no_images():
+    maps = {name: value[:0].requires_grad_() for name, value in pyramid().items()}
+    for strides in (None, STRIDES):
+        out = RoIPooler(NAMES, 7, ops.roi_align, strides=strides)(maps, [], [])
+        assert out.shape == (0, 3, 7, 7)
+        out.sum().backward()
+
+
+def test_an_operator_of_ones_own_pools_each_level():
+    def double(features, rois, output_size, spatial_scale):
+        return 2 * ops.roi_align(features, rois, output_size, spatial_scale)
+
+    boxes, sizes = [random_boxes(10, 1), random_boxes(5, 2)], [(256, 320)] * 2
+    got = RoIPooler(NAMES, 3, double, strides=STRIDES, canonical_scale=56)(pyramid(), boxes, sizes)
+    expected = RoIPooler(NAMES, 3, ops.roi_align, strides=STRIDES, canonical_scale=56)(pyramid(), boxes, sizes)
+    torch.testing.assert_close(got, 2 * expected)
+
+
 def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="featmap_names is empty"):
         RoIPooler([], 7, ops.roi_align)

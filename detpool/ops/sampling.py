@@ -5,6 +5,7 @@ Shapes as in :mod:`~detpool.ops.bins`; T taps, G points per bin.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -182,11 +183,11 @@ class _HatMean(torch.autograd.Function):
         return rising + falling
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         start, size = ctx.saved_tensors
         left, top, right = _flanks(start, size)
         by_start = (top - left) - (right - top)

@@ -116,3 +116,13 @@ def test_threads_change_no_global_pooling() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("p", [2.0, 10.0, 20.0, 80.0])
+def test_gradients_are_finite_beside_zeros(p: float) -> None:
+    """Rectified features hold zeros beside windows of small values, whose factors are large."""
+    x = torch.randn(1, 8, 40, 50, generator=torch.Generator().manual_seed(0)).relu()
+    for layer in (layers.LpPool2d(3, 2, p=p), layers.LpPool2d(3, 2, p=p, learnable=True), layers.GlobalLpPool2d(p=p)):
+        leaf = x.clone().requires_grad_()
+        layer(leaf).sum().backward()
+        assert leaf.grad.isfinite().all()

@@ -217,7 +217,7 @@ def _taps_of_rule(
             arrays = [taps.index.to(torch.int32), taps.weight.detach().to(dtype)]
             if axis == 1:
                 arrays = [t.transpose(1, 2) for t in arrays]
-            found[axis].append(tuple(t.reshape(len(numbers), -1, t.shape[3]).contiguous().numpy() for t in arrays))
+            found[axis].append(tuple(t.flatten(1, 2).contiguous().numpy() for t in arrays))
     merged = []
     for axis in (0, 1):
         width = max(1, *(index.shape[2] for index, _ in found[axis]))

@@ -105,8 +105,8 @@ def _bin(p, bins, rule, origin, start, extent, shift, length, like):
 @exact
 def _window(lower, upper, origin, length, like):
     r = like.dtype.type
-    first = int(min(max(r(origin + math.floor(lower)), 0), length))
-    last = int(min(max(r(origin + math.ceil(upper)), 0), length))
+    first = int(min(max(r(origin + np.floor(lower)), 0), length))
+    last = int(min(max(r(origin + np.ceil(upper)), 0), length))
     return first, max(first, last)
 
 
@@ -240,8 +240,8 @@ def make_taps(
                         )
                 elif sampling == INTEGRAL:
                     low, high = r(origin + lower), r(origin + upper)
-                    first = int(min(max(math.floor(low), 0), length))
-                    last = int(min(max(math.ceil(high), -1), length - 1)) + 1
+                    first = int(min(max(np.floor(low), 0), length))
+                    last = int(min(max(np.ceil(high), -1), length - 1)) + 1
                     if step > 0:
                         for cell in range(first, last):
                             w, a, b = _hat_mean(low - cell, step)
