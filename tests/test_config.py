@@ -9,12 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from detpool.config import apply_overrides, check_config, check_keys, check_overrides, overrides_of
+from detpool.config import Configs, apply_overrides, check_config, check_keys, parse_command_line
 from detpool.errors import ConfigError
 from detpool.study.plan import drop_variants
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+ALL = Configs(CONFIGS, "train")
 # What a user must give for a choice that has no default for it.
 NEEDED = {
     "data=coco": ["data.root=somewhere"],
@@ -39,27 +40,22 @@ CHOICES = sorted(f"{path.parent.relative_to(CONFIGS)}={path.stem}" for path in C
 def test_every_config_composes_and_has_only_known_arguments(choice):
     overrides = [choice, *NEEDED.get(choice, [])]
     try:
-        check_overrides(CONFIGS, "train", overrides)
+        config = ALL.compose(overrides)
     except ConfigError as error:
         if choice.startswith(("launcher=", "sweeper=")) and "is not installed" in str(error):
             pytest.skip(str(error))
         raise
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", overrides=[*overrides, "run_dir=run"])
     drop_variants(config)
     if choice == "experiment=bccd":
         assert OmegaConf.missing_keys(config) == set()
-    check_keys(config, CONFIGS, "train")
+    check_keys(config, ALL)
     check_config(config)
 
 
 @pytest.mark.parametrize("pooler", ["all_levels", "pool", "pr_roi_pool", "roi_align", "roi_pool", "roi_warp", "spp"])
 @pytest.mark.parametrize("experiment", ["demo", "nuclei"])
 def test_experiments_that_set_the_canonical_size_take_any_shared_pooler(experiment, pooler):
-    overrides = [f"experiment={experiment}", f"pooler={pooler}", "run_dir=run"]
-    check_overrides(CONFIGS, "train", overrides)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        check_config(compose("train", overrides=overrides))
+    check_config(ALL.compose([f"experiment={experiment}", f"pooler={pooler}"]))
 
 
 @pytest.mark.parametrize("experiment", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
@@ -125,7 +121,7 @@ def test_recipes_have_their_papers_schedules(recipe, rate, images, falls):
         (["poolr=roi_pool"], "no key or group 'poolr'; did you mean 'pooler'"),
         (["trainer.max_epoch=3"], "trainer has no key 'max_epoch'; did you mean 'max_epochs'"),
         (["optim=adamw", "optim.schedule.milestons=[0.5]"], "optim.schedule has no key 'milestons'"),
-        (["pooler=roi_pool,pr_roi"], "pooler=pr_roi does not exist; did you mean 'pr_roi_pool'"),
+        (["pooler=roi_pool,pr_roi_pool"], "pooler=roi_pool,pr_roi_pool names several values: add -m for a run of each"),
         (["seed.x=1"], "seed is a value and has no 'x'"),
         (["seed"], "cannot read the argument 'seed': expected key=value"),
         (["data=vocc"], "did you mean 'voc'"),
@@ -134,7 +130,7 @@ def test_recipes_have_their_papers_schedules(recipe, rate, images, falls):
 )
 def test_typos_are_named(arguments, message):
     with pytest.raises(ConfigError) as error:
-        check_overrides(CONFIGS, "train", arguments)
+        ALL.compose(arguments)
     assert message in str(error.value)
 
 
@@ -142,7 +138,6 @@ def test_typos_are_named(arguments, message):
     "arguments",
     [
         [],
-        ["pooler=roi_pool,pr_roi_pool", "seed=1,2"],
         ["optim=adamw", "optim.schedule.final_fraction=0.1"],  # a key that only the chosen member has
         ["+model.box_fg_iou_thresh=0.6", "~callbacks", "experiment=demo"],
         ["hydra.run.dir=somewhere", "trainer.devices=2"],
@@ -150,11 +145,14 @@ def test_typos_are_named(arguments, message):
     ],
 )
 def test_valid_command_lines_pass(arguments):
-    check_overrides(CONFIGS, "train", arguments)
+    ALL.compose(arguments)
 
 
 def test_hydras_own_options_are_left_to_hydra():
-    assert overrides_of(["-m", "a=1", "--cfg", "job", "b=2", "--help"]) == ["a=1", "b=2"]
+    line = parse_command_line(["a=1", "--cfg", "job", "b=2", "--config-dir", "/"], CONFIGS, "train")
+    assert (line.overrides, line.options) == (["a=1", "b=2"], ["--cfg", "job", "--config-dir", "/"])
+    assert line.shows_config
+    assert not line.sweeps
 
 
 def test_a_pooler_without_an_output_size_says_so():
@@ -167,14 +165,15 @@ def test_a_pooler_without_an_output_size_says_so():
 def test_config_check_catches_what_experiments_and_plus_slip_in():
     config = OmegaConf.create({"seed": 0, "tainer": {}})
     with pytest.raises(ConfigError, match="the config has an unknown key 'tainer'; did you mean 'trainer'"):
-        check_keys(config, CONFIGS, "train")
+        check_keys(config, ALL)
     config = OmegaConf.create({"evaluation": {"splt": "val"}})
     with pytest.raises(ConfigError, match="evaluation has an unknown key 'splt'; did you mean 'split'"):
-        check_keys(config, CONFIGS, "train")
+        check_keys(config, ALL)
     config = OmegaConf.create({"data": {"root": "???"}})
     with pytest.raises(ConfigError, match=r"no value given for data.root: pass data.root=\.\.\."):
         check_config(config)
-    config = OmegaConf.create({"pooler": {"operator": {"_target_": "detpool.ops.roi_align", "sampling_ration": 2}}})
+    operator = {"_target_": "detpool.ops.roi_align", "sampling_ration": 2}
+    config = OmegaConf.create({"pooler": {"_target_": "detpool.poolers.RoIPooler", "operator": operator}})
     with pytest.raises(ConfigError, match="no argument 'sampling_ration'; did you mean 'sampling_ratio'"):
         check_config(config)
     config = OmegaConf.create({"pooler": {"_target_": "detpool.ops.roi_algn"}})

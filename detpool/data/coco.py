@@ -10,6 +10,7 @@ from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.errors import DataError, did_you_mean
+from detpool.signatures import hands_on, parameters_of
 
 
 class COCODataset(FileDataset):
@@ -55,6 +56,7 @@ class COCODataset(FileDataset):
         )
 
 
+@hands_on(parameters_of(DetectionDataModule), without=("train", "val", "test"))
 def coco_datamodule(
     root: str | Path,
     train_split: str = "train2017",

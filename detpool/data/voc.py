@@ -12,6 +12,7 @@ from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.data.images import image_size
 from detpool.errors import DataError, did_you_mean
+from detpool.signatures import hands_on, parameters_of
 
 VOC_CLASSES = (
     "aeroplane",
@@ -89,6 +90,7 @@ class VOCDataset(FileDataset):
         )
 
 
+@hands_on(parameters_of(DetectionDataModule), without=("train", "val", "test"))
 def voc_datamodule(
     root: str | Path,
     year: Years = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import time
 import warnings
@@ -11,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
-from detpool.config import SLOTS, check_config
+from detpool.config import SLOTS, check_complete, check_config, naming_files
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
@@ -42,14 +45,18 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     start = time.monotonic()
     seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
+    # Before data are read, which may take long: what is wrong with the trainer is known without them.
+    trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
+    if config.ckpt_path is not None:
+        config.ckpt_path = str(find_checkpoint(Path(config.ckpt_path), "last"))
     data = build_data(config)
     config.class_names = list(data.class_names)
     _check_proposals(config, data, ["train", "val", config.evaluation.split])
     _check_resume(config)
-    module = build_module(config, pretrained=config.ckpt_path is None)
+    with naming_files(config):
+        module = build_module(config, pretrained=config.ckpt_path is None)
     module.prepare_evaluation(data.val_dataset)
     _check_evaluation(config, module)
-    trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
     save_config(config, run_dir)
     say(f"run directory: {run_dir}")
     trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -71,6 +78,7 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
     Raises:
         ConfigError: if the data has other classes than the model was trained for.
     """
+    check_complete(config)
     check_config(config)
     data = build_data(config)
     if list(data.class_names) != list(config.class_names):
@@ -182,7 +190,17 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
 
 
 def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
-    """The Lightning trainer, with a progress bar in a terminal and lines elsewhere."""
+    """The Lightning trainer, with a progress bar in a terminal and lines elsewhere.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    accelerator = config.trainer.get("accelerator", "auto")
+    if not found.get(accelerator, accelerator != "gpu" or any(found.values())):
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}: PyTorch finds no such device here; trainer.accelerator=cpu needs none"
+        )
     # What Lightning says of devices, limits and its other products at each start is not worth a line of ours.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
@@ -219,19 +237,54 @@ def save_config(config: DictConfig, run_dir: Path) -> None:
         OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
 
 
+def find_checkpoint(path: Path, name: str = "best") -> Path:
+    """The checkpoint that a `ckpt_path` means: the file itself, or that of a run directory or its `checkpoints`.
+
+    Args:
+        path: a file, or a folder.
+        name: of a folder's, "best" or "last". Of a run without a best one, the last; of a run whose best has another
+            name, the only one beside the last.
+
+    Raises:
+        ConfigError: if it does not exist, or a folder has several; the message names those that are there.
+    """
+    # os.path, since pathlib raises errors for names that are too long.
+    if os.path.isfile(path):
+        return path
+    folders = [path, path / "checkpoints"] if os.path.isdir(path) else [path.parent]
+    near = sorted(file for folder in folders if os.path.isdir(folder) for file in folder.glob("*.ckpt"))
+    if os.path.isdir(path):
+        others = [checkpoint for checkpoint in near if checkpoint.stem != "last"]
+        matching = [checkpoint for checkpoint in near if checkpoint.stem == name]
+        if not matching and name == "best" and len(others) <= 1:
+            matching = others or near
+        if matching:
+            return matching[0]
+    hint = f"; there are {', '.join(map(str, near))}" if near else ""
+    what = f"is a folder without {name}.ckpt" if os.path.isdir(path) else "does not exist"
+    raise ConfigError(f"ckpt_path={path} {what} (looked from {Path.cwd()}){hint}")
+
+
 def load_config(checkpoint: Path) -> DictConfig:
     """The config of the run that wrote a checkpoint: `config.yaml` beside it or one folder up.
 
+    It may come from elsewhere, so the packages that it names in `imports` are none that the user has named.
+
     Raises:
-        ConfigError: if the checkpoint or its config does not exist.
+        ConfigError: if the checkpoint or its config does not exist, or the config cannot be read.
     """
-    if not checkpoint.is_file():
-        near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt"))
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()}){hint}")
+    checkpoint = find_checkpoint(checkpoint)
     for folder in (checkpoint.parent, checkpoint.parent.parent):
-        if (folder / "config.yaml").is_file():
-            return OmegaConf.create(OmegaConf.load(folder / "config.yaml"))  # type: ignore[return-value]
+        path = folder / "config.yaml"
+        if path.is_file():
+            try:
+                config = OmegaConf.load(path)
+            except (OSError, ValueError, YAMLError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}") from error
+            if not isinstance(config, DictConfig):
+                raise ConfigError(f"{path} is not the config of a run")
+            config.imports = []
+            return config
     raise ConfigError(f"no config.yaml beside {checkpoint} or one folder up: it says which model to restore")
 
 

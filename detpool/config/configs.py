@@ -1,0 +1,319 @@
+"""The config files that a command line can name, and what it composes of them, with errors that name their cure.
+
+Nothing here imports torch, which alone takes seconds, or what configs name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_store import ConfigStore
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from detpool.config.schema import SLOTS
+from detpool.config.slots import no_slot
+from detpool.errors import ConfigError, did_you_mean
+
+Origin = Callable[[str], str | None]
+"""Called with a key, returns the config file that sets it, or None if that is not known, or the command line does."""
+
+_SET_OTHER_KEYS = ("experiment", "hydra", "launcher", "reduction", "study", "sweeper", "variant")
+"""Groups whose members set keys of other names."""
+
+# Plugins of Hydra, and our extras that install them.
+_EXTRAS = {
+    "joblib": "joblib",
+    "optuna": "optuna",
+    "ray": "ray",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+}
+
+
+class Configs:
+    """The config files in a folder, and in further ones that Hydra's search path has after it.
+
+    Args:
+        folder: holds the primary config and a folder for each group.
+        name: of the primary config.
+        searchpath: further folders, or `pkg://package`, as in `hydra.searchpath`.
+    """
+
+    def __init__(self, folder: Path, name: str, searchpath: Sequence[str] = ()) -> None:
+        version.setbase("1.3")
+        setup_globals()
+        self.folder, self.name = folder.resolve(), name
+        self._searchpath = list(searchpath)
+        self._loader = ConfigLoaderImpl(create_config_search_path(str(self.folder)))
+        self._choices: dict[str, list[str]] = {}
+
+    @classmethod
+    def of_job(cls, job: Any) -> Configs:
+        """Those of a job that Hydra runs, of whose config `job` is the part `hydra`."""
+        sources = [(str(s.provider), str(s.schema), str(s.path)) for s in job.runtime.config_sources]
+        main = next(path for provider, _, path in sources if provider == "main")
+        known = ("hydra", "main", "schema")
+        further = [f"{scheme}://{path}" for provider, scheme, path in sources if provider not in known]
+        return cls(Path(main), str(job.job.config_name), further)
+
+    def with_searchpath(self, searchpath: Sequence[str]) -> Configs:
+        """These and further ones.
+
+        Raises:
+            ConfigError: if one of `searchpath` is no text, or names a folder that does not exist.
+        """
+        for path in searchpath:
+            if not isinstance(path, str):
+                raise ConfigError(f"hydra.searchpath must be a list of folders, got {path!r} in it")
+            folder = path.removeprefix("file://")
+            if "://" not in folder and not Path(folder).is_dir():
+                raise ConfigError(f"the folder of configs {folder} does not exist (looked from {Path.cwd()})")
+        return Configs(self.folder, self.name, [*self._searchpath, *searchpath])
+
+    def choices(self, group: str) -> list[str]:
+        """The members of a group; none if there is no such group."""
+        if group not in self._choices:
+            self._choices[group] = self._options(group, ObjectType.CONFIG)
+        return self._choices[group]
+
+    def groups(self) -> list[str]:
+        return [name for name in self._options("", ObjectType.GROUP) if name != "hydra"]
+
+    def compose(self, overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+        """The config of a command line of plain `key=value`; without a run its `run_dir` is "".
+
+        Args:
+            overrides: the command line.
+            hydra: whether to keep Hydra's own part of the config.
+
+        Raises:
+            ConfigError: for an argument that is not `key=value`, an unknown group or key, or a choice that a group does
+                not have; the message names the nearest valid one. And for files that cannot be read or composed.
+        """
+        parsed = [parse_override(override) for override in overrides]
+        for override in parsed:
+            if override.is_sweep_override():
+                line = str(override.input_line)
+                key, _, values = line.partition("=")
+                raise ConfigError(
+                    f"{line} names several values: add -m for a run of each; a list is {key}=[{values}], a text with "
+                    f"commas {key}=\"'{values}'\""
+                )
+            self.check_choices(override)
+        try:
+            config = self._load(overrides)
+        except Exception as error:  # Hydra's, OmegaConf's, YAML's, the file system's
+            raise self._explained(error, parsed) from error
+        with open_dict(config):
+            if not hydra:
+                del config["hydra"]
+            if OmegaConf.is_interpolation(config, "run_dir"):
+                config.run_dir = ""
+        return config
+
+    def check_choices(self, override: Override) -> None:
+        """Checks the choices of a `group=choice`, or of a sweep over a group.
+
+        Raises:
+            ConfigError: if the group does not have one; the message names the nearest.
+        """
+        group = override.key_or_group
+        if is_hydras(override) or override.type is OverrideType.DEL or not self.choices(group):
+            return
+        for choice in _choices(override):
+            folder, _, name = f"{group}/{choice}".rpartition("/")
+            if choice is not None and name not in self.choices(folder):
+                raise ConfigError(f"{group}={choice} does not exist{did_you_mean(choice, self.choices(group))}")
+
+    def check_key(self, config: DictConfig, key: str) -> None:
+        """Checks that a config has a dotted key.
+
+        Raises:
+            ConfigError: naming the nearest valid one.
+        """
+        check_key(config, key, self.groups())
+
+    def read(self, member: str) -> tuple[str, DictConfig] | None:
+        """The file of a config `group/choice`, as messages name it, and its content; None if there is none to read."""
+        for folder in self._folders():
+            path = folder / f"{member}.yaml"
+            if path.is_file():
+                name = str(path.relative_to(self.folder.parent) if folder == self.folder else path)
+                try:
+                    content = OmegaConf.load(path)
+                except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+                    raise ConfigError(f"{name} cannot be read: {error}") from error
+                if not isinstance(content, DictConfig):
+                    raise ConfigError(f"{name} must hold keys and values")
+                return name, content
+        group, _, choice = member.rpartition("/")
+        if group == "variant":
+            return f"variant {choice} of the study", ConfigStore.instance().load(f"{member}.yaml").node
+        return None
+
+    def origin(self, overrides: Sequence[str]) -> Origin:
+        """Which file set a key of the config that a command line composes."""
+        given = [parse_override(override) for override in overrides]
+        keys = [o.key_or_group for o in given if not self.choices(o.key_or_group)]
+
+        @cache
+        def defaults() -> list[Any]:
+            lines = [*self._search(), *overrides]
+            return self._loader.compute_defaults_list(self.name, lines, RunMode.RUN).defaults
+
+        def origin(key: str) -> str | None:
+            if any(f"{key}.".startswith(f"{own}.") for own in keys):
+                return None
+            for default in reversed(defaults()):
+                package = f"{default.package}." if default.package else ""
+                found = self.read(default.config_path) if key.startswith(package) else None
+                if found and _has(found[1], key.removeprefix(package)):
+                    return found[0]
+            return None
+
+        return origin
+
+    def _load(self, overrides: Sequence[str]) -> DictConfig:
+        return self._loader.load_configuration(self.name, [*self._search(), *overrides], RunMode.RUN)
+
+    def _options(self, group: str, kind: ObjectType) -> list[str]:
+        return self._loader.get_group_options(group, kind, overrides=self._search())
+
+    def _search(self) -> list[str]:
+        quoted = ("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in self._searchpath)
+        return [f"hydra.searchpath=[{','.join(quoted)}]"] if self._searchpath else []
+
+    def _folders(self) -> list[Path]:
+        further = [path.removeprefix("file://") for path in self._searchpath if not path.startswith("pkg://")]
+        return [self.folder, *map(Path, further)]
+
+    def _explained(self, error: Exception, overrides: Sequence[Override]) -> ConfigError:
+        text = str(error) or str(error.__cause__)
+        absent = re.search(r"Could not (?:override|delete from config\.) '(?:\w+@)?([^']+)'", text)
+        if absent and absent[1] in SLOTS:
+            # Hydra's advice, to append the group, would have it ignored.
+            return ConfigError(no_slot(absent[1], SLOTS[absent[1]], self))
+        if absent and any(override.key_or_group == absent[1] for override in overrides):
+            groups = [str(o.input_line) for o in overrides if self.choices(o.key_or_group)]
+            try:
+                self.check_key(self._load(groups), absent[1])
+            except ConfigError as explained:
+                return explained
+            except Exception:  # the groups alone do not compose either
+                return compose_error(error)
+        return compose_error(error)
+
+
+def check_key(config: DictConfig, key: str, groups: Sequence[str] = ()) -> None:
+    """Checks that a config has a dotted key.
+
+    Raises:
+        ConfigError: naming the nearest valid one, of the groups too.
+    """
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    walked: list[str] = []
+    first = key.split(".")[0]
+    if first in groups and first not in _SET_OTHER_KEYS and config.get(first) is None:
+        raise ConfigError(f"{key} is a setting of {first}, and none is chosen that has any: add {first}=...")
+    for part in key.split("."):
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
+        if part not in node:
+            choices = {str(name) for name in node} - {"hydra"}
+            if walked:
+                raise ConfigError(f"{'.'.join(walked)} has no key {part!r}{did_you_mean(part, choices)}")
+            deeper = [found for found in _keys(node) if found.rpartition(".")[2] == part]
+            near = f"; did you mean {deeper[0]!r}?" if deeper else did_you_mean(part, choices | set(groups))
+            raise ConfigError(f"there is no key or group {part!r}{near}")
+        walked.append(part)
+        node = node[part]
+
+
+def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
+    """Sets `key=value` arguments in a config that has been composed before, such as that of a finished run.
+
+    Raises:
+        ConfigError: for an argument that is not `key=value`, or a key that the config does not have.
+    """
+    for argument, override in zip(arguments, map(parse_override, arguments), strict=True):
+        key = override.key_or_group
+        if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+            raise ConfigError(f"cannot apply {argument!r}: only plain key=value changes the config of a finished run")
+        check_key(config, key)
+        value, before = override.value(), OmegaConf.select(config, key)
+        if isinstance(before, DictConfig) and not isinstance(value, dict):
+            raise ConfigError(
+                f"{key} holds the settings {', '.join(map(str, before))} of the run: change one of them with "
+                f"{key}.<name>=..., got {argument!r}"
+            )
+        OmegaConf.update(config, key, value)
+
+
+@cache
+def parse_override(argument: str) -> Override:
+    """One `key=value`; raises ConfigError if it is none."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        raise ConfigError(f"cannot read the argument {argument!r}: expected key=value. {error}") from error
+
+
+def is_hydras(override: Override) -> bool:
+    """Whether a `key=value` is of Hydra's own config: launchers, sweepers, folders."""
+    return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
+
+
+def compose_error(error: Exception) -> ConfigError:
+    """What Hydra raised when it put configs together; of a missing launcher or sweeper, the extra that has it."""
+    text = str(error) or str(error.__cause__)
+    missing = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)
+    if not missing:
+        return ConfigError(f"the configs do not compose: {text}")
+    kind, name = missing.groups()
+    if name not in _EXTRAS:
+        return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")
+    return ConfigError(f"the {kind} {name} is not installed: pip install 'detpool[{_EXTRAS[name]}]'")
+
+
+def _choices(override: Override) -> list[str | None]:
+    if override.is_sweep_override():
+        texts = [text.strip("'\"") for text in override.sweep_string_iterator()]
+        return [None if text == "null" else text for text in texts]
+    value = override.value()
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [None if value is None else str(value)]
+
+
+def _keys(node: dict[Any, Any], prefix: str = "") -> list[str]:
+    """All dotted keys of a config but Hydra's, the outer ones first."""
+    own = {f"{prefix}{key}": value for key, value in node.items() if prefix or key != "hydra"}
+    inner = [_keys(value, f"{key}.") for key, value in own.items() if isinstance(value, dict)]
+    return [*own, *(key for keys in inner for key in keys)]
+
+
+def _has(content: DictConfig, key: str) -> bool:
+    """Whether a file's content sets a dotted key, itself or by a reference to another part of the config."""
+    node: Any = OmegaConf.to_container(content, resolve=False)
+    for part in key.split("."):
+        if isinstance(node, str) and node.startswith("${"):
+            return True
+        if not isinstance(node, dict) or part not in node:
+            return False
+        node = node[part]
+    return True
