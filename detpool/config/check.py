@@ -7,19 +7,28 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter
-from typing import Any
+from typing import Any, Literal
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from detpool.config.configs import Configs, Origin
-from detpool.config.schema import OPTIONAL, REQUIRED, SLOTS
+from detpool.config.schema import EACH, OPTIONAL, REQUIRED, SLOTS
 from detpool.config.slots import no_slot, takes
 from detpool.config.targets import packages_of_user, resolve, targets
-from detpool.config.values import MISSING, accepted, fits
+from detpool.config.values import UNKNOWN, accepted, fits
 from detpool.errors import ConfigError, did_you_mean, message_of
 from detpool.signatures import parameters_of
+
+# Hydra's own keys of a mapping with a `_target_`.
+_HYDRAS = {
+    "_partial_": bool,
+    "_recursive_": bool,
+    "_convert_": Literal["none", "partial", "object", "all"],
+    "_args_": list,
+}
+_DEEPEST = 50  # mappings within mappings
 
 
 def check_keys(config: DictConfig, configs: Configs) -> None:
@@ -30,18 +39,21 @@ def check_keys(config: DictConfig, configs: Configs) -> None:
     Raises:
         ConfigError: naming the key and the nearest valid one, or for a slot the choices that have it.
     """
+    plain = _plain(config, "")
     for section in REQUIRED:
         keys = REQUIRED[section] | OPTIONAL.get(section, {})
-        for key in config if section == "" else config.get(section) or {}:
+        for key in _section(plain, section):
             if key not in keys:
                 where = f"{section} has" if section else "the config has"
                 raise ConfigError(f"{where} an unknown key {key!r}{did_you_mean(str(key), keys)}")
     check_complete(config)
+    own = _own(plain)
     for slot, owner in SLOTS.items():
-        if config.get(slot) is not None and not _takes(config, owner, slot):
+        if plain.get(slot) is not None and not _takes(owner, _section(plain, owner), own, slot):
             raise ConfigError(no_slot(slot, owner, configs))
-    reduction = OmegaConf.select(config, "pooler.operator.reduction")
-    if reduction and not _takes(config, "pooler.operator", "reduction", reduction):
+    operator = _section(_section(plain, "pooler"), "operator")
+    reduction = operator.get("reduction")
+    if reduction and not _takes("pooler.operator", operator, own, "reduction", reduction):
         raise ConfigError(no_slot("reduction", "pooler.operator", configs, reduction))
 
 
@@ -51,10 +63,10 @@ def check_complete(config: DictConfig) -> None:
     Raises:
         ConfigError: naming what is missing.
     """
+    plain = _plain(config, "")
     for section, keys in REQUIRED.items():
-        values = config.get(section) if section else config
         for key in keys:
-            if isinstance(values, DictConfig) and key not in values:
+            if (not section or isinstance(plain[section], dict)) and key not in _section(plain, section):
                 raise ConfigError(f"the config has no {f'{section}.{key}' if section else key}, which a run needs")
 
 
@@ -69,19 +81,14 @@ def check_config(config: DictConfig, origin: Origin = lambda key: None) -> None:
     Raises:
         ConfigError: naming the key, what came and what is accepted.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
+    plain = _plain(config, "")
+    if missing := sorted(key for key, value in _leaves(plain) if value == "???"):
         raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(key + '=...' for key in missing)}")
-    try:
-        plain = _plain(config, "")
-    except RecursionError as error:
-        raise ConfigError("the config refers to itself without an end: look at its ${...}") from error
     for section, keys in [*REQUIRED.items(), *OPTIONAL.items()]:
-        values = plain.get(section) if section else plain
-        for key, annotation in keys.items():
-            if isinstance(values, dict) and key in values:
-                _check_value(f"{section}.{key}" if section else key, values[key], annotation, origin)
-    own = _own(config)
+        for key, value in _section(plain, section).items():
+            if annotation := keys.get(EACH) or keys.get(key):
+                _check_value(f"{section}.{key}" if section else key, value, annotation, origin)
+    own = _own(plain)
     for path, node in targets(plain):
         _check_arguments(path, node, resolve(path, node, own), origin)
 
@@ -98,34 +105,45 @@ def origin_of_job() -> Origin:
 def naming_files(config: DictConfig) -> Iterator[None]:
     """Adds to what the construction of a part of `config` raises which files set the values that it names.
 
-    The user may have given none of them: `sampling_ratio 2 has no meaning` may be about an experiment's.
+    The user may have given none of them: `sampling_ratio 2 has no meaning` may be about an experiment's. Where a
+    message names none, as those of libraries may, what the command line sets in that part is added.
     """
     try:
         yield
     except Exception as error:
         message = message_of(error) or ""
-        section = message.partition(" ")[0].strip(",:").partition(".")[0]
-        values = OmegaConf.to_container(config, resolve=False).get(section)  # type: ignore[union-attr]
-        words, origin = set(re.findall(r"\w+", message)), origin_of_job()
-        named = [key for key in _leaves(values, section) if key.rpartition(".")[2] in words]
-        files = [f"{key}={OmegaConf.select(config, key)} is set in {file}" for key in named if (file := origin(key))]
-        if not files:
+        part = re.search(r"while building ([\w@]+)", message) or re.match(r"([\w@]+)", message)
+        if part is None or part[1] not in config or not HydraConfig.initialized():
             raise
-        raise ConfigError(f"{message} ({'; '.join(files)})") from error
+        words, origin = set(re.findall(r"\w+", message)), origin_of_job()
+        settings = {key: value for key, value in _leaves(_plain(config, "")) if key.startswith(f"{part[1]}.")}
+        named = {key: value for key, value in settings.items() if key.rpartition(".")[2] in words}
+        notes = [f"{key}={value} is set in {file}" for key, value in named.items() if (file := origin(key))]
+        if not named:
+            given = [line for line in HydraConfig.get().overrides.task if line.startswith(f"{part[1]}.")]
+            notes = [f"given: {' '.join(given)}"] if given else []
+        if not notes:
+            raise
+        raise ConfigError(f"{message} ({'; '.join(notes)})") from error
 
 
-def _leaves(node: Any, path: str) -> Iterator[str]:
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(node, dict):
         for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}")
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
     else:
-        yield path
+        yield path, node
 
 
-def _takes(config: DictConfig, owner: str, argument: str, value: Any = None) -> bool:
-    """Whether the `_target_` at `owner` has an argument of that name (see `takes`)."""
-    target = OmegaConf.select(config, f"{owner}._target_")
-    return target is not None and takes(resolve(owner, {"_target_": target}, _own(config)), argument, value)
+def _section(plain: dict[Any, Any], name: str) -> dict[Any, Any]:
+    """A mapping in a plain config, "" for itself; an empty one if there is none of that name."""
+    section = plain.get(name) if name else plain
+    return section if isinstance(section, dict) else {}
+
+
+def _takes(owner: str, node: dict[Any, Any], own: tuple[str, ...], argument: str, value: Any = None) -> bool:
+    """Whether the `_target_` of a node has an argument of that name (see `takes`)."""
+    return "_target_" in node and takes(resolve(owner, node, own), argument, value)
 
 
 def _check_value(key: str, value: Any, annotation: Any, origin: Origin) -> None:
@@ -138,16 +156,19 @@ def _check_value(key: str, value: Any, annotation: Any, origin: Origin) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, dict) and "_target_" in value:
         return f"an object ({value['_target_']})"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else f"{value!r:.200}"
 
 
 def _check_arguments(path: str, node: dict[Any, Any], target: Any, origin: Origin) -> None:
     """Checks the names and types of what a `_target_` is given, as far as Python knows what it takes."""
+    for key, annotation in _HYDRAS.items():
+        if key in node:
+            _check_value(f"{path}.{key}", node[key], annotation, origin)
+    given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
     try:
         parameters = parameters_of(target)
     except (TypeError, ValueError):
         return
-    given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
     takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
     unknown = [] if takes_any else [key for key in given if key not in parameters]
     if unknown:
@@ -178,31 +199,33 @@ def _unknown(path: str, name: str, keys: Sequence[str], parameters: dict[str, Pa
     )
 
 
-def _own(config: DictConfig) -> tuple[str, ...]:
-    imports = config.get("imports")
-    return packages_of_user([str(name) for name in imports] if isinstance(imports, ListConfig) else [])
+def _own(plain: dict[Any, Any]) -> tuple[str, ...]:
+    imports = plain.get("imports")
+    return packages_of_user([name for name in imports if isinstance(name, str)] if isinstance(imports, list) else [])
 
 
 def _plain(node: Any, path: str) -> Any:
-    """A config as dicts and lists with interpolations resolved; those of what only a job of Hydra knows are MISSING."""
-    if isinstance(node, ListConfig):
-        keys: Any = range(len(node)) if not node._is_none() else None
-    elif isinstance(node, DictConfig):
-        keys = list(node) if not node._is_none() else None
-    else:
+    """A config as dicts and lists with interpolations resolved; those of what only a job of Hydra knows are UNKNOWN.
+
+    Raises:
+        ConfigError: naming the key whose interpolation leads nowhere.
+    """
+    if not isinstance(node, DictConfig | ListConfig):
         return node
-    if keys is None:
+    if node._is_none():
         return None
+    if path.count(".") > _DEEPEST:
+        raise ConfigError(f"{path:.100}... refers to itself without an end")
     values = {}
-    for key in keys:
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
         name = f"{path}.{key}" if path else str(key)
         try:
-            values[key] = _plain(node[key], name)
-        except MissingMandatoryValue:
-            values[key] = MISSING
+            values[key] = "???" if OmegaConf.is_missing(node, key) else _plain(node[key], name)
         except (OmegaConfBaseException, ValueError) as error:
-            raw = node._get_node(key)
-            if "${hydra:" not in str(raw._value()):
-                raise ConfigError(f"{name}={raw._value()} cannot be resolved: {error}") from error
-            values[key] = MISSING
+            if isinstance(error, ConfigError):
+                raise
+            raw = str(node._get_node(key)._value())  # type: ignore[union-attr]
+            if "${hydra:" not in raw:
+                raise ConfigError(f"{name}={raw} cannot be resolved: {str(error).splitlines()[0]}") from error
+            values[key] = UNKNOWN
     return values if isinstance(node, DictConfig) else list(values.values())

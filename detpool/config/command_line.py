@@ -53,7 +53,10 @@ def parse_command_line(arguments: Sequence[str], folder: Path, name: str) -> Com
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    options = vars(parser.parse_intermixed_args(list(arguments)))
+    known, rest = parser.parse_known_intermixed_args(list(arguments))
+    if unknown := [argument for argument in rest if argument.startswith("-")]:
+        _refuse(f"there is no option {unknown[0]}")
+    options = vars(known)
     commands = [f"--{key.replace('_', '-')}" for key in _COMMANDS if options[key]]
     if options["cfg"]:
         commands = ["--cfg", *(command for command in commands if command not in ("--run", "--multirun"))]
@@ -62,7 +65,7 @@ def parse_command_line(arguments: Sequence[str], folder: Path, name: str) -> Com
     for key in ("package", "resolve"):
         if options[key] and not options["cfg"]:
             raise ConfigError(f"--{key} says which config --cfg shows, and --cfg is not given")
-    overrides: list[str] = options.pop("overrides")
+    overrides: list[str] = [*options.pop("overrides"), *rest]
     parsed = [parse_override(override) for override in overrides]
     modes = [str(override.value()).upper() for override in parsed if override.key_or_group == "hydra.mode"]
     configs = Configs(folder.parent / (options["config_path"] or folder), options["config_name"] or name)

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from detpool.config.schema import SLOTS
+from detpool.config.schema import OPTIONAL, REQUIRED, SLOTS
 from detpool.config.slots import no_slot
 from detpool.errors import ConfigError, did_you_mean
 
@@ -59,7 +59,12 @@ class Configs:
         setup_globals()
         self.folder, self.name = folder.resolve(), name
         self._searchpath = list(searchpath)
-        self._loader = ConfigLoaderImpl(create_config_search_path(str(self.folder)))
+        path = create_config_search_path(str(self.folder))
+        schema = path.get_path().pop()  # which Hydra wants to be the last
+        for place in self._searchpath:
+            path.append("further", place)
+        path.get_path().append(schema)
+        self._loader = ConfigLoaderImpl(path)
         self._choices: dict[str, list[str]] = {}
 
     @classmethod
@@ -83,16 +88,17 @@ class Configs:
             folder = path.removeprefix("file://")
             if "://" not in folder and not Path(folder).is_dir():
                 raise ConfigError(f"the folder of configs {folder} does not exist (looked from {Path.cwd()})")
-        return Configs(self.folder, self.name, [*self._searchpath, *searchpath])
+        return Configs(self.folder, self.name, [*self._searchpath, *searchpath]) if searchpath else self
 
     def choices(self, group: str) -> list[str]:
         """The members of a group; none if there is no such group."""
         if group not in self._choices:
-            self._choices[group] = self._options(group, ObjectType.CONFIG)
+            self._choices[group] = self._loader.repository.get_group_options(group, ObjectType.CONFIG)
         return self._choices[group]
 
     def groups(self) -> list[str]:
-        return [name for name in self._options("", ObjectType.GROUP) if name != "hydra"]
+        """The groups of the config files."""
+        return [name for name in self._loader.list_groups("") if name != "hydra"]
 
     def compose(self, overrides: Sequence[str], hydra: bool = False) -> DictConfig:
         """The config of a command line of plain `key=value`; without a run its `run_dir` is "".
@@ -115,6 +121,9 @@ class Configs:
                     f"commas {key}=\"'{values}'\""
                 )
             self.check_choices(override)
+            key = override.key_or_group
+            if override.type is not OverrideType.DEL and override.value() is None and self.choices(key):
+                raise ConfigError(f"{key}=null: a group's choice is taken out with '~{key}'")
         try:
             config = self._load(overrides)
         except Exception as error:  # Hydra's, OmegaConf's, YAML's, the file system's
@@ -138,7 +147,7 @@ class Configs:
         for choice in _choices(override):
             folder, _, name = f"{group}/{choice}".rpartition("/")
             if choice is not None and name not in self.choices(folder):
-                raise ConfigError(f"{group}={choice} does not exist{did_you_mean(choice, self.choices(group))}")
+                raise ConfigError(f"{group}={choice:.100} does not exist{did_you_mean(choice, self.choices(group))}")
 
     def check_key(self, config: DictConfig, key: str) -> None:
         """Checks that a config has a dotted key.
@@ -173,8 +182,7 @@ class Configs:
 
         @cache
         def defaults() -> list[Any]:
-            lines = [*self._search(), *overrides]
-            return self._loader.compute_defaults_list(self.name, lines, RunMode.RUN).defaults
+            return self._loader.compute_defaults_list(self.name, list(overrides), RunMode.RUN).defaults
 
         def origin(key: str) -> str | None:
             if any(f"{key}.".startswith(f"{own}.") for own in keys):
@@ -189,14 +197,7 @@ class Configs:
         return origin
 
     def _load(self, overrides: Sequence[str]) -> DictConfig:
-        return self._loader.load_configuration(self.name, [*self._search(), *overrides], RunMode.RUN)
-
-    def _options(self, group: str, kind: ObjectType) -> list[str]:
-        return self._loader.get_group_options(group, kind, overrides=self._search())
-
-    def _search(self) -> list[str]:
-        quoted = ("'" + path.replace("\\", "\\\\").replace("'", "\\'") + "'" for path in self._searchpath)
-        return [f"hydra.searchpath=[{','.join(quoted)}]"] if self._searchpath else []
+        return self._loader.load_configuration(self.name, list(overrides), RunMode.RUN)
 
     def _folders(self) -> list[Path]:
         further = [path.removeprefix("file://") for path in self._searchpath if not path.startswith("pkg://")]
@@ -205,17 +206,22 @@ class Configs:
     def _explained(self, error: Exception, overrides: Sequence[Override]) -> ConfigError:
         text = str(error) or str(error.__cause__)
         absent = re.search(r"Could not (?:override|delete from config\.) '(?:\w+@)?([^']+)'", text)
-        if absent and absent[1] in SLOTS:
-            # Hydra's advice, to append the group, would have it ignored.
-            return ConfigError(no_slot(absent[1], SLOTS[absent[1]], self))
-        if absent and any(override.key_or_group == absent[1] for override in overrides):
-            groups = [str(o.input_line) for o in overrides if self.choices(o.key_or_group)]
-            try:
+        own = {override.key_or_group for override in overrides if not self.choices(override.key_or_group)}
+        known = {*REQUIRED[""], *OPTIONAL[""], *self.groups(), "hydra"}
+        unknown = [key for key in own if re.split(r"[./]", key)[0] not in known]
+        try:
+            if unknown:
+                self.check_key(self._load([]), unknown[0])
+            if absent and absent[1] in SLOTS:
+                # Hydra's advice, to append the group, would have it ignored.
+                return ConfigError(no_slot(absent[1], SLOTS[absent[1]], self))
+            if absent and absent[1] in own:
+                groups = [str(o.input_line) for o in overrides if self.choices(o.key_or_group)]
                 self.check_key(self._load(groups), absent[1])
-            except ConfigError as explained:
-                return explained
-            except Exception:  # the groups alone do not compose either
-                return compose_error(error)
+        except ConfigError as explained:
+            return explained
+        except Exception:  # these do not compose either
+            return compose_error(error)
         return compose_error(error)
 
 
@@ -268,9 +274,24 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
 def parse_override(argument: str) -> Override:
     """One `key=value`; raises ConfigError if it is none."""
     try:
-        return OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        raise ConfigError(f"cannot read the argument {argument!r}: expected key=value. {error}") from error
+        key, _, value = argument.partition("=")
+        quoted = f"{key}='" + value.replace("'", "\\'") + "'"
+        if not value or not _parses(quoted):
+            raise ConfigError(f"cannot read the argument {argument:.200}: expected key=value. {error}") from error
+        hint = f'a value with such characters needs quotes: "{quoted:.200}"'
+        raise ConfigError(f"cannot read the argument {argument:.200}: {hint}") from error
+    if not override.key_or_group:
+        raise ConfigError(f"cannot read the argument {argument!r}: expected key=value")
+    return override
+
+
+def _parses(argument: str) -> bool:
+    try:
+        return bool(OverridesParser.create().parse_override(argument))
+    except HydraException:
+        return False
 
 
 def is_hydras(override: Override) -> bool:

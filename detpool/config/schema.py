@@ -16,6 +16,9 @@ SLOTS = {
 }
 """Top-level keys of parts that some backbones or models have, which are given to them by these names."""
 
+EACH = "*"
+"""Key of `OPTIONAL` that stands for each of a section."""
+
 REQUIRED: dict[str, dict[str, Any]] = {
     "": {
         "data": Built,
@@ -49,11 +52,13 @@ REQUIRED: dict[str, dict[str, Any]] = {
 
 OPTIONAL: dict[str, dict[str, Any]] = {
     "": {
-        "callbacks": dict[str, Built | None] | None,
-        "logger": dict[str, Built | None] | None,
+        "callbacks": dict | None,
+        "logger": dict | None,
         "imports": list[str],
         **dict.fromkeys(SLOTS, Factory | None),
     },
+    "callbacks": {EACH: Built | None},
+    "logger": {EACH: Built | None},
     # What Lightning takes and fails at later, or takes and a detector cannot do.
     "trainer": {
         "precision": Literal["32-true", "16-mixed", "bf16-mixed", 32, 16, "32", "16", "bf16"],
@@ -61,6 +66,7 @@ OPTIONAL: dict[str, dict[str, Any]] = {
         "max_steps": Annotated[int, Between(-1)],
         "accumulate_grad_batches": Annotated[int, Between(1)],
         "check_val_every_n_epoch": Annotated[int, Between(1)] | None,
+        "devices": Annotated[int, Between(-1, 4096)] | str | list[int],
         "log_every_n_steps": Annotated[int, Between(0)] | None,
         "gradient_clip_val": Annotated[float, Between(0)] | None,
     },

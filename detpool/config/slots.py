@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from detpool.config.targets import imported
 from detpool.errors import ConfigError
@@ -20,7 +20,7 @@ def takes(target: Any, argument: str, value: Any = None) -> bool:
         parameter = parameters_of(target).get(argument)
     except (TypeError, ValueError):
         return False
-    return parameter is not None and not (isinstance(value, DictConfig) and parameter.annotation is str)
+    return parameter is not None and not (isinstance(value, dict) and parameter.annotation is str)
 
 
 def no_slot(slot: str, owner: str, configs: Configs, value: Any = None) -> str:
@@ -39,5 +39,5 @@ def no_slot(slot: str, owner: str, configs: Configs, value: Any = None) -> str:
         target = imported(str(OmegaConf.select(config, f"{owner}._target_")))
         having += [choice] if config.get(slot) is not None else []
         taking += [choice] if takes(target, slot, value) else []
-    what = "takes no such" if isinstance(value, DictConfig) else "has no"
+    what = "takes no such" if isinstance(value, dict) else "has no"
     return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"

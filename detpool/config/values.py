@@ -35,8 +35,8 @@ class Factory:
     """Annotation of a mapping with a `_target_`, usually `_partial_`, whose result is called later."""
 
 
-MISSING = "???"
-"""A value that is not known yet, which every annotation takes."""
+UNKNOWN = object()
+"""A value that is not known yet, which fits every annotation."""
 
 
 def fits(value: Any, annotation: Any) -> bool:
@@ -47,7 +47,7 @@ def fits(value: Any, annotation: Any) -> bool:
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     is_object = isinstance(value, dict) and "_target_" in value
-    if value == MISSING or annotation in (Any, object) or isinstance(annotation, str | ForwardRef | TypeVar):
+    if value is UNKNOWN or annotation in (Any, object) or isinstance(annotation, str | ForwardRef | TypeVar):
         return True
     if origin is Annotated:
         return fits(value, arguments[0]) and all(

@@ -46,7 +46,8 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
     # Before data are read, which may take long: what is wrong with the trainer is known without them.
-    trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
+    with naming_files(config):
+        trainer = build_trainer(config, instantiate_all(config.get("callbacks")), instantiate_all(config.get("logger")))
     if config.ckpt_path is not None:
         config.ckpt_path = str(find_checkpoint(Path(config.ckpt_path), "last"))
     data = build_data(config)
@@ -55,6 +56,7 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     _check_resume(config)
     with naming_files(config):
         module = build_module(config, pretrained=config.ckpt_path is None)
+        module.build_optimizer()  # what it refuses is no error of the training
     module.prepare_evaluation(data.val_dataset)
     _check_evaluation(config, module)
     save_config(config, run_dir)
