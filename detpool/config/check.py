@@ -176,7 +176,7 @@ def _check_arguments(path: str, node: dict[Any, Any], target: Any, origin: Origi
     for key, value in given.items():
         parameter = parameters.get(key)
         # A default may be None where the annotation forgets it.
-        if parameter is not None and value != parameter.default:
+        if parameter is not None and not (value is None and parameter.default is None):
             _check_value(f"{path}.{key}", value, parameter.annotation, origin)
 
 

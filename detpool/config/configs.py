@@ -210,6 +210,9 @@ class Configs:
         known = {*REQUIRED[""], *OPTIONAL[""], *self.groups(), "hydra"}
         unknown = [key for key in own if re.split(r"[./]", key)[0] not in known]
         try:
+            for override in overrides:
+                for choice in _choices(override) if self.choices(override.key_or_group) else ():
+                    self.read(f"{override.key_or_group}/{choice}")
             if unknown:
                 self.check_key(self._load([]), unknown[0])
             if absent and absent[1] in SLOTS:
@@ -221,8 +224,8 @@ class Configs:
         except ConfigError as explained:
             return explained
         except Exception:  # these do not compose either
-            return compose_error(error)
-        return compose_error(error)
+            return _compose_error(text, overrides)
+        return _compose_error(text, overrides)
 
 
 def check_key(config: DictConfig, key: str, groups: Sequence[str] = ()) -> None:
@@ -279,9 +282,9 @@ def parse_override(argument: str) -> Override:
         key, _, value = argument.partition("=")
         quoted = f"{key}='" + value.replace("'", "\\'") + "'"
         if not value or not _parses(quoted):
-            raise ConfigError(f"cannot read the argument {argument:.200}: expected key=value. {error}") from error
+            raise ConfigError(f"cannot read the argument {argument!r:.200}: expected key=value. {error}") from error
         hint = f'a value with such characters needs quotes: "{quoted:.200}"'
-        raise ConfigError(f"cannot read the argument {argument:.200}: {hint}") from error
+        raise ConfigError(f"cannot read the argument {argument!r:.200}: {hint}") from error
     if not override.key_or_group:
         raise ConfigError(f"cannot read the argument {argument!r}: expected key=value")
     return override
@@ -299,12 +302,15 @@ def is_hydras(override: Override) -> bool:
     return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
 
 
-def compose_error(error: Exception) -> ConfigError:
+def _compose_error(text: str, overrides: Sequence[Override]) -> ConfigError:
     """What Hydra raised when it put configs together; of a missing launcher or sweeper, the extra that has it."""
-    text = str(error) or str(error.__cause__)
     missing = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)
     if not missing:
-        return ConfigError(f"the configs do not compose: {text}")
+        named = any(override.key_or_group in text for override in overrides)
+        lines = " ".join(str(override.input_line) for override in overrides)
+        return ConfigError(
+            f"the configs do not compose: {text}" + ("" if named or not lines else f" (of {lines:.500})")
+        )
     kind, name = missing.groups()
     if name not in _EXTRAS:
         return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detpool.config.targets import imported
 from detpool.errors import ConfigError
@@ -34,10 +35,11 @@ def no_slot(slot: str, owner: str, configs: Configs, value: Any = None) -> str:
     for choice in configs.choices(group):
         try:
             config = configs.compose([f"{group}={choice}"])
-        except ConfigError:
+            target = imported(str(OmegaConf.select(config, f"{owner}._target_")))
+            has = config.get(slot) is not None
+        except (ConfigError, OmegaConfBaseException):
             continue
-        target = imported(str(OmegaConf.select(config, f"{owner}._target_")))
-        having += [choice] if config.get(slot) is not None else []
+        having += [choice] if has else []
         taking += [choice] if takes(target, slot, value) else []
     what = "takes no such" if isinstance(value, dict) else "has no"
     return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"

@@ -110,6 +110,9 @@ def _located(key: str, target: Any, own: tuple[str, ...]) -> Any:
     first, *parts = target.split(".")
     if first not in roots:
         raise ConfigError(_refusal(key, target, target, first))
+    # Names with underscores are a package's own, and lead from any function to all of Python.
+    if "__" in target or (any(part.startswith("_") for part in parts) and not _within(target, own)):
+        raise ConfigError(f"{key}={target} is private: a config cannot name it")
     found = _imported(key, target, first)
     owner = None
     for end, part in enumerate(parts, start=2):
@@ -121,15 +124,11 @@ def _located(key: str, target: Any, own: tuple[str, ...]) -> Any:
         if isinstance(found, ModuleType) and found.__name__.partition(".")[0] not in roots:
             raise ConfigError(_refusal(key, target, found.__name__, found.__name__))
     module = _module_of(found)
-    if _within(module, own):
-        private = "__" in target  # leads from any function to all of Python
-    elif _within(module, ADMITTED):
-        # What a package keeps to itself, and methods, which may be called with any object of their class.
-        private = any(part.startswith("_") for part in parts) or not isinstance(owner, ModuleType)
-    else:
+    if not _within(module, (*ADMITTED, *own)):
         raise ConfigError(_refusal(key, target, module, module))
-    if private:
-        raise ConfigError(f"{key}={target}: a config can name public classes and functions of modules alone")
+    if not _within(module, own) and not isinstance(owner, ModuleType):
+        # It may be called with any object of its class, and do what the class is not built for.
+        raise ConfigError(f"{key}={target} is a method: a config can name classes and functions alone")
     return found
 
 

@@ -95,7 +95,8 @@ def accepted(annotation: Any) -> str:
         )
     if origin in _UNIONS:
         words = dict.fromkeys(accepted(argument) for argument in arguments)
-        return " or ".join([word for word in words if word != _OBJECT] or [_OBJECT])
+        plain = [word for word in words if word not in (_OBJECT, "null")]
+        return " or ".join(word for word in words if word != _OBJECT or not plain)
     if origin is Literal:
         return " or ".join(dict.fromkeys(map(str, arguments)))
     if annotation in _WORDS or annotation is None:
@@ -106,4 +107,6 @@ def accepted(annotation: Any) -> str:
         return f"a list ({accepted(arguments[0])} each)" if arguments and arguments[0] is not Any else "a list"
     if (origin or annotation) in _MAPPINGS:
         return "a mapping"
+    if annotation is Built:
+        return f"{_OBJECT} and not _partial_"
     return _OBJECT
