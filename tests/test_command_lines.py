@@ -8,13 +8,15 @@ from __future__ import annotations
 import importlib.util
 import random
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detpool.config import naming_files, parse_command_line
 from detpool.errors import message_of
@@ -151,3 +153,86 @@ def test_mistakes_end_in_a_right_result_or_one_message(part: int) -> None:
 @pytest.mark.parametrize("line", VALID)
 def test_what_the_mistakes_were_made_of_is_right(line: str) -> None:
     assert outcome(line.split(" ")) is None
+
+
+def test_the_file_that_sets_a_refused_value_is_named(tmp_path: Path) -> None:
+    experiment = tmp_path / "experiment" / "mine.yaml"
+    experiment.parent.mkdir()
+    experiment.write_text(
+        "# @package _global_\ndefaults:\n  - demo\n  - override /pooler: pool\n  - _self_\n"
+        "pooler: {operator: {sampling_ratio: 2}}\noptim: {optimizer: {momentum: -1}}\n"
+    )
+    line = ["--config-dir", str(tmp_path), "experiment=mine"]
+    message = outcome([*line, "pooler.operator.sampling=cells"])
+    assert message is not None
+    assert "sampling_ratio 2 has no meaning for sampling 'cells'" in message
+    assert f"pooler.operator.sampling_ratio=2 is set in {experiment}" in message
+    message = outcome(line)
+    assert message == (
+        f"optim.optimizer: Invalid momentum value: -1 (optim.optimizer.momentum=-1 is set in {experiment})"
+    )
+    # What a library says in words of its own is said of what was given.
+    message = outcome([*VALID[-1].split(" "), "model.fpn_channels=-1"])
+    assert message is not None
+    assert message.endswith("(given: model.fpn_channels=8 model.fpn_channels=-1)")
+
+
+@pytest.mark.parametrize("option", ["trainer=gpu", "trainer.accelerator=cuda", "trainer.accelerator=mps"])
+def test_a_device_that_is_not_there_is_one_message(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    message = outcome(["experiment=demo", option])
+    accelerator = option.rpartition("=")[2]
+    assert message is not None
+    assert message.startswith(f"trainer.accelerator={accelerator}: PyTorch finds no such device here; ")
+    assert ("is set in configs/trainer/gpu.yaml" in message) == (option == "trainer=gpu")
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["experiment=demo", "trainer.max_epochs=abc"],
+        ["experiment=demo", "poolr=roi_pool"],
+        ["--config-dir", "nowhere", "seed=1"],
+        ["experiment=demo", "-m", "data.root=naïve"],
+    ],
+)
+def test_the_program_ends_as_its_parts_do(line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run(tmp_path, *line)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {outcome(line)}\n"
+    assert not list(tmp_path.iterdir()), "nothing is left of what did not begin"
+
+
+@pytest.mark.parametrize(
+    ("line", "runs"),
+    [
+        (["-m", "study=smallest"], 4),
+        (["study=roi_align"], 21),
+        (["pooler=roi_pool,roi_align", "--multirun", "seed=1,2"], 4),
+        (["hydra.mode=MULTIRUN", "trainer.max_epochs=range(1,4)"], 3),
+    ],
+)
+def test_a_config_is_shown_and_nothing_started(line: list[str], runs: int, tmp_path: Path) -> None:
+    done = run(tmp_path, *line, "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith(f"# The config of the first of {runs} runs:\n")
+    assert OmegaConf.create(done.stdout).data._target_ == "detpool.data.shapes.shapes_datamodule"
+    assert not list(tmp_path.iterdir())
+
+
+def test_of_a_config_a_part_is_shown_in_any_order_of_options(tmp_path: Path) -> None:
+    done = run(tmp_path, "pooler=roi_pool", "--cfg", "job", "-p", "pooler.operator", "seed=3", "--resolve")
+    assert done.stderr == ""
+    assert OmegaConf.create(done.stdout) == {"_target_": "detpool.ops.roi_pool", "_partial_": True}
+    done = run(tmp_path, "-m", "sweeper=optuna", "seed=1,2", "--cfg", "job")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a sweeper chooses the runs as it goes" in done.stderr
+    assert not list(tmp_path.iterdir())

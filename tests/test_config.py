@@ -272,7 +272,7 @@ def checked(*overrides):
         ("pooler._partial_=1", "pooler._partial_ must be true or false, got 1"),
         ("++model._partial_=true", "model must be an object (a mapping with _target_) and not _partial_"),
         ("~evaluation.split", "the config has no evaluation.split, which a run needs"),
-        ("~evaluation", "the config has no evaluation, which a run needs"),
+        ("~optim.schedule", "the config has no optim.schedule, which a run needs"),
         ("data.size=${nothing}", "data.size=${nothing} cannot be resolved: Interpolation key 'nothing' not found"),
         ("pooler.operator=${pooler}", "pooler.operator=${pooler} cannot be resolved"),
     ],

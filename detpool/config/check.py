@@ -112,15 +112,17 @@ def naming_files(config: DictConfig) -> Iterator[None]:
         yield
     except Exception as error:
         message = message_of(error) or ""
-        part = re.search(r"while building ([\w@]+)", message) or re.match(r"([\w@]+)", message)
-        if part is None or part[1] not in config or not HydraConfig.initialized():
+        # What it begins with is more precise than what was being built.
+        parts = [*re.findall(r"^([\w@]+)", message), *re.findall(r"while building ([\w@]+)", message)]
+        parts = [part for part in parts if part in config]
+        if not parts or not HydraConfig.initialized():
             raise
         words, origin = set(re.findall(r"\w+", message)), origin_of_job()
-        settings = {key: value for key, value in _leaves(_plain(config, "")) if key.startswith(f"{part[1]}.")}
+        settings = {key: value for key, value in _leaves(_plain(config, "")) if key.startswith(f"{parts[0]}.")}
         named = {key: value for key, value in settings.items() if key.rpartition(".")[2] in words}
         notes = [f"{key}={value} is set in {file}" for key, value in named.items() if (file := origin(key))]
         if not named:
-            given = [line for line in HydraConfig.get().overrides.task if line.startswith(f"{part[1]}.")]
+            given = [line for line in HydraConfig.get().overrides.task if line.startswith(f"{parts[0]}.")]
             notes = [f"given: {' '.join(given)}"] if given else []
         if not notes:
             raise
