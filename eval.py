@@ -23,8 +23,8 @@ def main() -> None:
         return
     with exit_with_message():
         given = [argument.removeprefix("ckpt_path=") for argument in arguments if argument.startswith("ckpt_path=")]
-        if len(given) != 1:
-            raise ConfigError(f"give one checkpoint with ckpt_path=..., got {len(given)}")
+        if len(given) != 1 or not given[0]:
+            raise ConfigError(f"give one checkpoint with ckpt_path=..., got {given}")
         from detpool.distributed import say
         from detpool.training import runs
 

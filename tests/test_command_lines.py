@@ -18,8 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detpool.config import naming_files, parse_command_line
-from detpool.errors import message_of
+from detpool.config import apply_overrides, check_complete, check_config, naming_files, parse_command_line
+from detpool.errors import ConfigError, message_of
 from detpool.training import runs
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +148,22 @@ def test_mistakes_end_in_a_right_result_or_one_message(part: int) -> None:
         if message is not None:
             assert "Traceback" not in message, line
             assert any(word in message for word in words(odd)), (line, odd, message)
+
+
+def test_mistakes_in_changes_of_a_finished_run_are_one_message() -> None:
+    """What eval.py does with its arguments, and the config that it finds."""
+    of_run = parse_command_line(["experiment=demo"], CONFIGS, "train").configs.compose(["experiment=demo"])
+    rng = random.Random(0)
+    for _ in range(200):
+        _, odd = mutated(rng)
+        config, message = of_run.copy(), odd
+        try:
+            apply_overrides(config, [odd])
+            check_complete(config)
+            check_config(config)
+        except ConfigError as error:
+            message = str(error)
+        assert any(word in message for word in words(odd)), (odd, message)
 
 
 @pytest.mark.parametrize("line", VALID)

@@ -261,7 +261,7 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
     """
     for argument, override in zip(arguments, map(parse_override, arguments), strict=True):
         key = override.key_or_group
-        if override.type is not OverrideType.CHANGE or override.is_sweep_override():
+        if override.type is not OverrideType.CHANGE or override.is_sweep_override() or override.package:
             raise ConfigError(f"cannot apply {argument!r}: only plain key=value changes the config of a finished run")
         check_key(config, key)
         value, before = override.value(), OmegaConf.select(config, key)
@@ -270,7 +270,10 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
                 f"{key} holds the settings {', '.join(map(str, before))} of the run: change one of them with "
                 f"{key}.<name>=..., got {argument!r}"
             )
-        OmegaConf.update(config, key, value)
+        try:
+            OmegaConf.update(config, key, value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"cannot apply {argument!r}: {str(error).splitlines()[0]}") from error
 
 
 @cache
