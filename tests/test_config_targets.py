@@ -146,7 +146,13 @@ def test_targets_are_found_however_deep_they_lie():
         with pytest.raises(ConfigError, match=r"_target_=os\.system is not among"):
             check_config(config)
     with pytest.raises(ConfigError, match=r"_target_=os\.system is not among"):
-        check_config(OmegaConf.create({"name": "os.system", "callbacks": {"x": {"_target_": "${name}"}}}))
+        check_config(OmegaConf.create({"name": "os.system", "context": {"_target_": "${name}"}}))
+    # made where it is read
+    for text in ("${oc.create:{_target_:os.system}}", "${oc.decode:'{_target_: os.system}'}"):
+        with pytest.raises(ConfigError, match=r"_target_=os\.system is not among"):
+            check_config(OmegaConf.create({"context": {"_target_": "torch.nn.Identity", "a": text}}))
+    with pytest.raises(ConfigError, match="must be the dotted name"):
+        check_config(OmegaConf.create({"context": {"_target_": "${hydra:job.name}"}}))
 
 
 @pytest.mark.parametrize("look_up", ["get_method", "get_class", "get_object", "get_static_method"])
@@ -156,6 +162,7 @@ def test_what_hydra_looks_up_by_name_is_checked_too(look_up):
     assert "context.path=torch.hub.load (defined in torch.hub) is not" in checked(target, _args_=["torch.hub.load"])
     assert "must be the dotted name" in checked(target, path={"_target_": "torch.nn.Identity"})
     assert "must be the dotted name" in checked(target)
+    assert "must be the dotted name" in checked(target, _args_=5)
     assert checked(target, path="torch.nn.functional.relu") == ""
 
 

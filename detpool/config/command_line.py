@@ -11,7 +11,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
-from detpool.config.configs import Configs, parse_override
+from detpool.config.configs import Configs
+from detpool.config.overrides import parse_override
 from detpool.errors import ConfigError
 
 _COMMANDS = ("run", "multirun", "help", "hydra_help", "shell_completion", "info", "experimental_rerun")

@@ -17,23 +17,19 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_store import ConfigStore
 from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import setup_globals
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from detpool.config.overrides import check_key, choices_of, is_hydras, parse_override
 from detpool.config.schema import OPTIONAL, REQUIRED, SLOTS
 from detpool.config.slots import no_slot
 from detpool.errors import ConfigError, did_you_mean
 
 Origin = Callable[[str], str | None]
 """Called with a key, returns the config file that sets it, or None if that is not known, or the command line does."""
-
-_SET_OTHER_KEYS = ("experiment", "hydra", "launcher", "reduction", "study", "sweeper", "variant")
-"""Groups whose members set keys of other names."""
 
 # Plugins of Hydra, and our extras that install them.
 _EXTRAS = {
@@ -144,7 +140,7 @@ class Configs:
         group = override.key_or_group
         if is_hydras(override) or override.type is OverrideType.DEL or not self.choices(group):
             return
-        for choice in _choices(override):
+        for choice in choices_of(override):
             folder, _, name = f"{group}/{choice}".rpartition("/")
             if choice is not None and name not in self.choices(folder):
                 raise ConfigError(f"{group}={choice:.100} does not exist{did_you_mean(choice, self.choices(group))}")
@@ -211,7 +207,7 @@ class Configs:
         unknown = [key for key in own if re.split(r"[./]", key)[0] not in known]
         try:
             for override in overrides:
-                for choice in _choices(override) if self.choices(override.key_or_group) else ():
+                for choice in choices_of(override) if self.choices(override.key_or_group) else ():
                     self.read(f"{override.key_or_group}/{choice}")
             if unknown:
                 self.check_key(self._load([]), unknown[0])
@@ -228,83 +224,6 @@ class Configs:
         return _compose_error(text, overrides)
 
 
-def check_key(config: DictConfig, key: str, groups: Sequence[str] = ()) -> None:
-    """Checks that a config has a dotted key.
-
-    Raises:
-        ConfigError: naming the nearest valid one, of the groups too.
-    """
-    node: Any = OmegaConf.to_container(config, resolve=False)
-    walked: list[str] = []
-    first = key.split(".")[0]
-    if first in groups and first not in _SET_OTHER_KEYS and config.get(first) is None:
-        raise ConfigError(f"{key} is a setting of {first}, and none is chosen that has any: add {first}=...")
-    for part in key.split("."):
-        if not isinstance(node, dict):
-            raise ConfigError(f"{key}: {'.'.join(walked)} is a value and has no {part!r}")
-        if part not in node:
-            choices = {str(name) for name in node} - {"hydra"}
-            if walked:
-                raise ConfigError(f"{'.'.join(walked)} has no key {part!r}{did_you_mean(part, choices)}")
-            deeper = [found for found in _keys(node) if found.rpartition(".")[2] == part]
-            near = f"; did you mean {deeper[0]!r}?" if deeper else did_you_mean(part, choices | set(groups))
-            raise ConfigError(f"there is no key or group {part!r}{near}")
-        walked.append(part)
-        node = node[part]
-
-
-def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
-    """Sets `key=value` arguments in a config that has been composed before, such as that of a finished run.
-
-    Raises:
-        ConfigError: for an argument that is not `key=value`, or a key that the config does not have.
-    """
-    for argument, override in zip(arguments, map(parse_override, arguments), strict=True):
-        key = override.key_or_group
-        if override.type is not OverrideType.CHANGE or override.is_sweep_override() or override.package:
-            raise ConfigError(f"cannot apply {argument!r}: only plain key=value changes the config of a finished run")
-        check_key(config, key)
-        value, before = override.value(), OmegaConf.select(config, key)
-        if isinstance(before, DictConfig) and not isinstance(value, dict):
-            raise ConfigError(
-                f"{key} holds the settings {', '.join(map(str, before))} of the run: change one of them with "
-                f"{key}.<name>=..., got {argument!r}"
-            )
-        try:
-            OmegaConf.update(config, key, value)
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"cannot apply {argument!r}: {str(error).splitlines()[0]}") from error
-
-
-@cache
-def parse_override(argument: str) -> Override:
-    """One `key=value`; raises ConfigError if it is none."""
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException as error:
-        key, _, value = argument.partition("=")
-        quoted = f"{key}='" + value.replace("'", "\\'") + "'"
-        if not value or not _parses(quoted):
-            raise ConfigError(f"cannot read the argument {argument!r:.200}: expected key=value. {error}") from error
-        hint = f'a value with such characters needs quotes: "{quoted:.200}"'
-        raise ConfigError(f"cannot read the argument {argument!r:.200}: {hint}") from error
-    if not override.key_or_group:
-        raise ConfigError(f"cannot read the argument {argument!r}: expected key=value")
-    return override
-
-
-def _parses(argument: str) -> bool:
-    try:
-        return bool(OverridesParser.create().parse_override(argument))
-    except HydraException:
-        return False
-
-
-def is_hydras(override: Override) -> bool:
-    """Whether a `key=value` is of Hydra's own config: launchers, sweepers, folders."""
-    return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
-
-
 def _compose_error(text: str, overrides: Sequence[Override]) -> ConfigError:
     """What Hydra raised when it put configs together; of a missing launcher or sweeper, the extra that has it."""
     missing = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)
@@ -318,23 +237,6 @@ def _compose_error(text: str, overrides: Sequence[Override]) -> ConfigError:
     if name not in _EXTRAS:
         return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")
     return ConfigError(f"the {kind} {name} is not installed: pip install 'detpool[{_EXTRAS[name]}]'")
-
-
-def _choices(override: Override) -> list[str | None]:
-    if override.is_sweep_override():
-        texts = [text.strip("'\"") for text in override.sweep_string_iterator()]
-        return [None if text == "null" else text for text in texts]
-    value = override.value()
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return [None if value is None else str(value)]
-
-
-def _keys(node: dict[Any, Any], prefix: str = "") -> list[str]:
-    """All dotted keys of a config but Hydra's, the outer ones first."""
-    own = {f"{prefix}{key}": value for key, value in node.items() if prefix or key != "hydra"}
-    inner = [_keys(value, f"{key}.") for key, value in own.items() if isinstance(value, dict)]
-    return [*own, *(key for keys in inner for key in keys)]
 
 
 def _has(content: DictConfig, key: str) -> bool:

@@ -42,4 +42,5 @@ def no_slot(slot: str, owner: str, configs: Configs, value: Any = None) -> str:
         having += [choice] if has else []
         taking += [choice] if takes(target, slot, value) else []
     what = "takes no such" if isinstance(value, dict) else "has no"
-    return f"the {group} that was chosen {what} {slot}; these do: {group}={', '.join(having or taking)}"
+    hint = f"; these do: {group}={', '.join(having or taking)}" if having or taking else ""
+    return f"the {group} that was chosen {what} {slot}{hint}"

@@ -87,8 +87,9 @@ def resolve(path: str, node: dict[Any, Any], own: tuple[str, ...]) -> Any:
     """
     key, target = f"{path}._target_", node["_target_"]
     if target in _BY_NAME:
-        arguments = node.get("_args_") or [None]
-        _located(f"{path}.path", node.get("path", arguments[0]), own)
+        arguments = node.get("_args_")
+        first = arguments[0] if isinstance(arguments, list) and arguments else None
+        _located(f"{path}.path", node.get("path", first), own)
         return getattr(hydra.utils, target.rpartition(".")[2])
     found = _located(key, target, own)
     if not callable(found):

@@ -31,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import Configs, check_config, check_keys, parse_override
-from detpool.config.configs import is_hydras
+from detpool.config.overrides import is_hydras
 from detpool.errors import ConfigError, did_you_mean
 from detpool.study.layout import STATUS, read_status, run_name
 
