@@ -1,7 +1,9 @@
-"""Evaluates a checkpoint: `python eval.py ckpt_path=logs/.../checkpoints/best.ckpt [evaluation.split=val] [...]`.
+"""Evaluates a checkpoint: `python eval.py ckpt_path=logs/.../runs/... [evaluation.split=val] [...]`.
 
-The model is restored from the config of the run that wrote the checkpoint; any value of that config can be changed
-with `key=value` (`data.root=...`, `evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`).
+`ckpt_path` is a checkpoint, or a run directory, of which the best one is taken. The model is restored from the config
+of the run that wrote the checkpoint; any value of that config can be changed with `key=value` (`data.root=...`,
+`evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`). If it names code of your own, add
+`imports=[my_package]`.
 """
 
 import sys
@@ -21,14 +23,17 @@ def main() -> None:
         return
     with exit_with_message():
         given = [argument.removeprefix("ckpt_path=") for argument in arguments if argument.startswith("ckpt_path=")]
-        if len(given) != 1:
-            raise ConfigError(f"give one checkpoint with ckpt_path=..., got {len(given)}")
+        if len(given) != 1 or not given[0]:
+            raise ConfigError(f"give one checkpoint with ckpt_path=..., got {given}")
+        from detpool.distributed import say
         from detpool.training import runs
 
-        config = runs.load_config(Path(given[0]))
+        checkpoint = runs.find_checkpoint(Path(given[0]))
+        config = runs.load_config(checkpoint)
         config.run_dir = f"logs/eval/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         apply_overrides(config, [argument for argument in arguments if not argument.startswith("ckpt_path=")])
-        runs.restore_and_evaluate(config, Path(given[0]), start)
+        say(f"checkpoint: {checkpoint}")
+        runs.restore_and_evaluate(config, checkpoint, start)
 
 
 if __name__ == "__main__":

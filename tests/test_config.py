@@ -9,12 +9,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from detpool.config import apply_overrides, check_config, check_keys, check_overrides, overrides_of
+from detpool.config import Configs, apply_overrides, check_config, check_keys, parse_command_line
 from detpool.errors import ConfigError
-from detpool.study.plan import drop_variants
+from detpool.study.plan import drop_variants, plan_sweep
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
+ALL = Configs(CONFIGS, "train")
 # What a user must give for a choice that has no default for it.
 NEEDED = {
     "data=coco": ["data.root=somewhere"],
@@ -39,27 +40,22 @@ CHOICES = sorted(f"{path.parent.relative_to(CONFIGS)}={path.stem}" for path in C
 def test_every_config_composes_and_has_only_known_arguments(choice):
     overrides = [choice, *NEEDED.get(choice, [])]
     try:
-        check_overrides(CONFIGS, "train", overrides)
+        config = ALL.compose(overrides)
     except ConfigError as error:
         if choice.startswith(("launcher=", "sweeper=")) and "is not installed" in str(error):
             pytest.skip(str(error))
         raise
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", overrides=[*overrides, "run_dir=run"])
     drop_variants(config)
     if choice == "experiment=bccd":
         assert OmegaConf.missing_keys(config) == set()
-    check_keys(config, CONFIGS, "train")
+    check_keys(config, ALL)
     check_config(config)
 
 
 @pytest.mark.parametrize("pooler", ["all_levels", "pool", "pr_roi_pool", "roi_align", "roi_pool", "roi_warp", "spp"])
 @pytest.mark.parametrize("experiment", ["demo", "nuclei"])
 def test_experiments_that_set_the_canonical_size_take_any_shared_pooler(experiment, pooler):
-    overrides = [f"experiment={experiment}", f"pooler={pooler}", "run_dir=run"]
-    check_overrides(CONFIGS, "train", overrides)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        check_config(compose("train", overrides=overrides))
+    check_config(ALL.compose([f"experiment={experiment}", f"pooler={pooler}"]))
 
 
 @pytest.mark.parametrize("experiment", sorted(CONFIGS.glob("experiment/*.yaml")), ids=lambda path: path.stem)
@@ -125,7 +121,7 @@ def test_recipes_have_their_papers_schedules(recipe, rate, images, falls):
         (["poolr=roi_pool"], "no key or group 'poolr'; did you mean 'pooler'"),
         (["trainer.max_epoch=3"], "trainer has no key 'max_epoch'; did you mean 'max_epochs'"),
         (["optim=adamw", "optim.schedule.milestons=[0.5]"], "optim.schedule has no key 'milestons'"),
-        (["pooler=roi_pool,pr_roi"], "pooler=pr_roi does not exist; did you mean 'pr_roi_pool'"),
+        (["pooler=roi_pool,pr_roi_pool"], "pooler=roi_pool,pr_roi_pool names several values: add -m for a run of each"),
         (["seed.x=1"], "seed is a value and has no 'x'"),
         (["seed"], "cannot read the argument 'seed': expected key=value"),
         (["data=vocc"], "did you mean 'voc'"),
@@ -134,7 +130,7 @@ def test_recipes_have_their_papers_schedules(recipe, rate, images, falls):
 )
 def test_typos_are_named(arguments, message):
     with pytest.raises(ConfigError) as error:
-        check_overrides(CONFIGS, "train", arguments)
+        ALL.compose(arguments)
     assert message in str(error.value)
 
 
@@ -142,7 +138,6 @@ def test_typos_are_named(arguments, message):
     "arguments",
     [
         [],
-        ["pooler=roi_pool,pr_roi_pool", "seed=1,2"],
         ["optim=adamw", "optim.schedule.final_fraction=0.1"],  # a key that only the chosen member has
         ["+model.box_fg_iou_thresh=0.6", "~callbacks", "experiment=demo"],
         ["hydra.run.dir=somewhere", "trainer.devices=2"],
@@ -150,11 +145,14 @@ def test_typos_are_named(arguments, message):
     ],
 )
 def test_valid_command_lines_pass(arguments):
-    check_overrides(CONFIGS, "train", arguments)
+    ALL.compose(arguments)
 
 
 def test_hydras_own_options_are_left_to_hydra():
-    assert overrides_of(["-m", "a=1", "--cfg", "job", "b=2", "--help"]) == ["a=1", "b=2"]
+    line = parse_command_line(["a=1", "--cfg", "job", "b=2", "--config-dir", "/"], CONFIGS, "train")
+    assert (line.overrides, line.options) == (["a=1", "b=2"], ["--cfg", "job", "--config-dir", "/"])
+    assert line.shows_config
+    assert not line.sweeps
 
 
 def test_a_pooler_without_an_output_size_says_so():
@@ -167,14 +165,15 @@ def test_a_pooler_without_an_output_size_says_so():
 def test_config_check_catches_what_experiments_and_plus_slip_in():
     config = OmegaConf.create({"seed": 0, "tainer": {}})
     with pytest.raises(ConfigError, match="the config has an unknown key 'tainer'; did you mean 'trainer'"):
-        check_keys(config, CONFIGS, "train")
+        check_keys(config, ALL)
     config = OmegaConf.create({"evaluation": {"splt": "val"}})
     with pytest.raises(ConfigError, match="evaluation has an unknown key 'splt'; did you mean 'split'"):
-        check_keys(config, CONFIGS, "train")
+        check_keys(config, ALL)
     config = OmegaConf.create({"data": {"root": "???"}})
     with pytest.raises(ConfigError, match=r"no value given for data.root: pass data.root=\.\.\."):
         check_config(config)
-    config = OmegaConf.create({"pooler": {"operator": {"_target_": "detpool.ops.roi_align", "sampling_ration": 2}}})
+    operator = {"_target_": "detpool.ops.roi_align", "sampling_ration": 2}
+    config = OmegaConf.create({"pooler": {"_target_": "detpool.poolers.RoIPooler", "operator": operator}})
     with pytest.raises(ConfigError, match="no argument 'sampling_ration'; did you mean 'sampling_ratio'"):
         check_config(config)
     config = OmegaConf.create({"pooler": {"_target_": "detpool.ops.roi_algn"}})
@@ -209,6 +208,210 @@ def test_a_typo_ends_the_program_before_torch_is_imported(program, tmp_path):
     assert done.stdout.strip() == "status 2 False", done.stdout + done.stderr
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def checked(*overrides):
+    """The message that a command line ends with before any work, "" if it has none."""
+    try:
+        config = ALL.compose(overrides)
+        check_keys(config, ALL)
+        check_config(config, ALL.origin(overrides))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.max_epochs=abc", "trainer.max_epochs must be a whole number at least -1 or null, got 'abc'"),
+        ("evaluation.max_dets=10", "evaluation.max_dets must be a list (a whole number at least 1 each), got 10"),
+        ("optim.optimizer.lr=fast", "optim.optimizer.lr must be a number, got 'fast'"),
+        (
+            "trainer.precision=bf16-true",
+            "trainer.precision must be 32-true or 16-mixed or bf16-mixed or 32 or 16 or bf16",
+        ),
+        # and of the same kinds
+        ("trainer.precision=64-true", "trainer.precision must be 32-true or 16-mixed"),
+        (
+            "trainer.accumulate_grad_batches=0",
+            "trainer.accumulate_grad_batches must be a whole number at least 1, got 0",
+        ),
+        (
+            "trainer.check_val_every_n_epoch=0.5",
+            "trainer.check_val_every_n_epoch must be a whole number at least 1 or null",
+        ),
+        ("trainer.gradient_clip_val=true", "trainer.gradient_clip_val must be a number at least 0 or null, got true"),
+        ("trainer.limit_train_batches=few", "trainer.limit_train_batches must be a whole number or a number or null"),
+        ("trainer.devices=1.5", "trainer.devices must be a whole number in -1 .. 4096 or text or a list"),
+        ("optim.optimizer.momentum=null", "optim.optimizer.momentum must be a number, got null"),
+        ("optim.optimizer.lr=nan", "optim.optimizer.lr must be a number, got nan"),
+        ("optim.schedule.milestones=0.5", "optim.schedule.milestones must be a list (a number each), got 0.5"),
+        ("optim.optimizer.nesterov=1", "optim.optimizer has no key 'nesterov'"),
+        ("+optim.optimizer.nesterov=1", "optim.optimizer.nesterov must be true or false, got 1"),
+        ("data.batch_size=2.0", "data.batch_size must be a whole number, got 2.0"),  # a `**loader` argument
+        ("data.num_workers=many", "data.num_workers must be a whole number, got 'many'"),
+        ("+data.batchsize=2", "data: shapes_datamodule has no argument 'batchsize'; did you mean 'batch_size'?"),
+        ("model.rpn_nms_thresh=high", "model.rpn_nms_thresh must be a number, got 'high'"),  # a `**arguments` one
+        ("model.box_hard_examples=1", "model.box_hard_examples must be true or false, got 1"),
+        ("+model.rpn_nms_tresh=0.7", "has no argument 'rpn_nms_tresh'; did you mean 'rpn_nms_thresh'?"),
+        ("model.anchor_sizes=[32]", "model.anchor_sizes must be a list (a list (a whole number each) each), got [32]"),
+        ("backbone.widths=64", "backbone.widths must be a list (a whole number each), got 64"),
+        ("pooler.operator.aligned=yes_please", "pooler.operator.aligned must be true or false, got 'yes_please'"),
+        ("+callbacks.best.save_top_k=all", "callbacks.best.save_top_k must be a whole number, got 'all'"),
+        ("callbacks.best=3", "callbacks.best must be an object"),
+        ("logger.csv.name=5", "logger.csv.name must be text or null, got 5"),
+        ("evaluation.split=train", "evaluation.split must be val or test, got 'train'"),
+        ("evaluation.iou_types=bbox", "evaluation.iou_types must be a list (bbox or segm each), got 'bbox'"),
+        ("evaluation.voc_iou_threshold=50", "evaluation.voc_iou_threshold must be a number in 0 .. 1, got 50"),
+        ("evaluation.backend=coco", "evaluation.backend must be pycocotools or faster_coco_eval, got 'coco'"),
+        ("seed=-1", "seed must be a whole number in 0 .. 4294967295, got -1"),
+        ("channels_last=no_", "channels_last must be true or false, got 'no_'"),
+        ("imports=my_package", "imports must be a list (text each), got 'my_package'"),
+        ("backbone._partial_=1", "backbone has no key '_partial_'"),
+        ("pooler._partial_=1", "pooler._partial_ must be true or false, got 1"),
+        ("++model._partial_=true", "model must be an object (a mapping with _target_) and not _partial_"),
+        ("~evaluation.split", "the config has no evaluation.split, which a run needs"),
+        ("~optim.schedule", "the config has no optim.schedule, which a run needs"),
+        ("data.size=${nothing}", "data.size=${nothing} cannot be resolved: Interpolation key 'nothing' not found"),
+        ("pooler.operator=${pooler}", "pooler.operator=${pooler} cannot be resolved"),
+    ],
+)
+def test_wrong_types_are_named_with_what_is_accepted(override, message):
+    assert message in checked("experiment=demo", override)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("trainer.max_epochs=-1", "trainer.max_epochs=null", "trainer.precision=16", "trainer.precision='32'"),
+        *("trainer.gradient_clip_val=null", "trainer.limit_train_batches=0.5", "trainer.limit_train_batches=3"),
+        *("trainer.devices=[0]", "trainer.devices=auto", "+trainer.max_time='00:00:01:00'", "optim.optimizer.lr=1"),
+        *("optim.schedule=null", "optim.optimizer.lr=1e-3", "data.size=[64,96]", "data.classes=[ring,star]"),
+        *("callbacks.best=null", "~callbacks", "~logger", "evaluation.max_dets=[100]", "task=2024", "stem_pool=own"),
+        *(
+            "+optim.optimizer.nesterov=true",
+            "data.seed=${seed}",
+            "run_dir='${hydra:run.dir}/x'",
+            "task='${hydra:job.name}'",
+        ),
+        *(
+            "backbone.output_stride=16",
+            "+trainer.deterministic=warn",
+            "model.proposals=jittered",
+            "imports=[my_package]",
+        ),
+    ],
+)
+def test_what_is_right_stays_so(override):
+    assert checked("experiment=demo", override) == ""
+
+
+def test_keys_that_a_file_sets_are_not_blamed_on_the_user():
+    message = checked("experiment=demo", "backbone=resnet50")
+    assert message == (
+        "backbone: resnet has no argument 'min_stride', set in configs/experiment/common/shapes_pyramid.yaml for "
+        "another backbone: choose that backbone, or take the setting out with '~backbone.min_stride'"
+    )
+    # As it says; the pyramid has one more level then.
+    assert checked("experiment=demo", "backbone=resnet50", "~backbone.min_stride") == ""
+    # All at once, of several files
+    message = checked("experiment=shapes_faster_rcnn_c4", "data=coco", "data.root=x", "backbone=resnet18")
+    assert "coco_datamodule has no argument 'train_images', set in configs/experiment/common/shapes.yaml" in message
+    message = checked("experiment=shapes_light_head_rcnn", "model=faster_rcnn_c4")
+    assert (
+        "no argument 'head_channels', 'mid_channels', 'kernel_size', set in configs/experiment/shapes_light" in message
+    )
+    # What the user gives is the user's
+    assert "; did you mean 'min_stride'?" in checked("experiment=demo", "+backbone.min_strid=8")
+    # A value of the wrong type, by its file
+    origin = ALL.origin(["experiment=demo", "data.batch_size=3"])
+    assert origin("trainer.max_epochs") == "configs/experiment/common/shapes.yaml"
+    assert origin("data.num_workers") == "configs/experiment/common/shapes.yaml"
+    assert origin("backbone.widths") == "configs/backbone/small.yaml"
+    assert origin("data.batch_size") is None
+    assert origin("seed") == "configs/train.yaml"
+
+
+def test_a_config_without_an_end_is_refused():
+    message = checked("experiment=demo", "+data.x=${model}", "+model.x=${data}")
+    assert "refers to itself without an end" in message or "cannot be resolved" in message
+
+
+def test_unknown_keys_are_found_at_any_depth():
+    assert "there is no key or group 'lr'; did you mean 'optim.optimizer.lr'?" in checked("lr=fast")
+    assert "did you mean 'trainer.max_epochs'?" in checked("max_epochs=3")
+    # not a complaint about what the misspelt choice would have brought
+    message = checked("experimnt=shapes_mask_rcnn", "pooler@mask_pooler=roi_pool")
+    assert "no key or group 'experimnt'; did you mean 'experiment'?" in message
+
+
+def test_values_with_odd_characters_are_told_to_be_quoted():
+    assert "needs quotes: \"data.root='/data/naïve'\"" in checked("data=coco", "data.root=/data/naïve")
+    assert checked("data=coco", "data.root='/data/naïve'") == ""
+    assert "needs quotes: \"ckpt_path='a=b/last.ckpt'\"" in checked("ckpt_path=a=b/last.ckpt")
+    assert checked("ckpt_path='a=b/last.ckpt'") == ""
+    assert "expected key=value" in checked("=")
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """Configs in a folder that is no part of a checkout."""
+    for name, text in {
+        "experiment/mine": "# @package _global_\ndefaults:\n  - demo\n  - override /pooler: mine\n  - _self_\n"
+        "task: mine\n",
+        "pooler/mine": (CONFIGS / "pooler" / "roi_align.yaml").read_text(),
+        "study/mine": "# @package _global_\ndefaults:\n  - override /experiment: mine\nvariants:\n  a: pooler=mine\n"
+        "hydra: {sweeper: {params: {variant: a, seed: '0,1'}}}\n",
+    }.items():
+        path = tmp_path / "o'side é" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "o'side é"
+
+
+@pytest.mark.parametrize("option", ["--config-dir", "hydra.searchpath"])
+def test_configs_outside_the_checkout_are_seen(outside, option):
+    text = str(outside).replace("'", "\\'")
+    where = ["--config-dir", str(outside)] if option == "--config-dir" else [f"hydra.searchpath=['file://{text}']"]
+
+    def checked(*overrides):
+        line = parse_command_line([*where, *overrides], CONFIGS, "train")
+        config = line.configs.compose(line.overrides)
+        check_keys(config, line.configs)
+        check_config(config, line.configs.origin(line.overrides))
+        return config
+
+    assert checked("experiment=mine").task == "mine"
+    for overrides, message in {
+        ("experiment=min",): "did you mean 'mine'?",
+        ("pooler=min",): "did you mean 'mine'?",
+        ("experiment=mine", "reduction=lp"): "these do: pooler=pool$",
+        ("experiment=mine", "+model.x=1"): "has no argument 'x'",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            checked(*overrides)
+    line = parse_command_line([*where, "-m", "study=mine"], CONFIGS, "train")
+    sweep = plan_sweep(line.configs, line.overrides)
+    assert sweep.folder == Path("logs/mine")
+    assert len(sweep.names or ()) == 2
+    (outside / "experiment" / "mine.yaml").write_text("# @package _global_\nbackbone: {min_strde: 3}\n")
+    with pytest.raises(ConfigError, match=r"did you mean 'min_stride'\? \(.*mine\.yaml\)"):
+        checked("experiment=mine")
+
+
+def test_options_that_lead_nowhere_are_one_message(tmp_path):
+    for arguments, message in {
+        ("--config-dir", str(tmp_path / "no")): "no does not exist",
+        ("hydra.searchpath=[nowhere]",): "the folder of configs nowhere does not exist",
+        ("hydra.searchpath=nowhere",): "hydra.searchpath must be a list of folders",
+        ("--foo", "seed=1"): "there is no option --foo",
+        ("-m", "--info"): "--multirun and --info do not go together",
+        ("--resolve",): "--resolve says which config --cfg shows",
+        ("--cfg", "jobs"): "invalid choice: 'jobs'",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            parse_command_line(list(arguments), CONFIGS, "train")
 
 
 def test_readme_has_no_dead_links_or_placeholders():

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
-from detpool.config import check_config, check_keys, check_overrides
+from detpool.config import check_config, check_keys, parse_command_line
 from detpool.data import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample
 from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
@@ -82,12 +81,10 @@ def _near(split: str) -> str:
 
 def _build(overrides: list[str]) -> DetectionDataModule:
     """The datamodule that train.py would build."""
-    check_overrides(CONFIGS, "train", overrides)
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        # Without a run there is no run directory, which other parts of the config ask for.
-        config = compose("train", overrides=["run_dir=logs/browse_data", *overrides])
-    check_keys(config, CONFIGS, "train")
-    check_config(config)
+    line = parse_command_line(overrides, CONFIGS, "train")
+    config = line.configs.compose(line.overrides)
+    check_keys(config, line.configs)
+    check_config(config, line.configs.origin(line.overrides))
     return instantiate(config.data)
 
 

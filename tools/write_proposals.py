@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.progress import track
 
-from detpool.config import apply_overrides
+from detpool.config import apply_overrides, check_complete, check_config
 from detpool.data.datamodule import collate
 from detpool.data.proposals import write_proposals
 from detpool.errors import ConfigError, exit_with_message
@@ -61,8 +61,11 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
         ConfigError: if the checkpoint's model has no RPN, or an override does not exist.
         DataError: if data is missing or broken.
     """
+    checkpoint = runs.find_checkpoint(checkpoint)
     config = runs.load_config(checkpoint)
     apply_overrides(config, overrides)
+    check_complete(config)
+    check_config(config)
     if config.model.get("proposals", "rpn") != "rpn":
         raise ConfigError(f"{checkpoint}: its model takes proposals from files and makes none")
     config.model.rpn_post_nms_top_n_test = top_n

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
+from inspect import Parameter
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from detpool.detection.proposals import GivenProposals, JitteredProposals, Propo
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.transform import NormalizeAndBatch
 from detpool.errors import ConfigError, did_you_mean
+from detpool.signatures import hands_on, parameters_of
 
 Backbone = FPNBackbone | SingleMapBackbone
 PoolerFactory = Callable[..., nn.Module]
@@ -31,6 +32,20 @@ _PROPOSALS: dict[str, Callable[..., nn.Module]] = {
     "given": GivenProposals,
     "jittered": JitteredProposals,
 }
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Parameter]:
+    """The settings a class takes: keyword-only, or all of them where it has no others."""
+    parameters = parameters_of(function)
+    return {name: p for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY} or parameters
+
+
+RPN_SETTINGS = {f"rpn_{name}": p for kind in _PROPOSALS.values() for name, p in _keywords(kind).items()}
+"""Arguments of `assemble` that are those of some kind of proposals, by their names there."""
+BOX_SETTINGS = {
+    name if name == "bbox_reg_weights" else f"box_{name}": p for name, p in _keywords(TwoStageHeads).items()
+}
+"""Arguments of `assemble` that are those of the second stage."""
 
 
 def assemble(
@@ -68,20 +83,16 @@ def assemble(
             f"(strides {backbone.strides}{', and the last pooled' if len(backbone.rpn_names) > 1 else ''}), got "
             f"{len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
         )
-    rpn_names = {f"rpn_{name}": name for name in _keywords(_PROPOSALS[proposals])}
-    all_rpn_names = {f"rpn_{name}" for kind in _PROPOSALS.values() for name in _keywords(kind)}
-    box_names = {f"box_{name}": name for name in _keywords(TwoStageHeads) if name != "bbox_reg_weights"}
-    box_names["bbox_reg_weights"] = "bbox_reg_weights"
     for name in arguments:
-        if name not in all_rpn_names and name not in box_names:
-            raise ConfigError(
-                f"model.{name} is not an argument of this model{did_you_mean(name, all_rpn_names | set(box_names))}"
-            )
+        if name not in RPN_SETTINGS and name not in BOX_SETTINGS:
+            known = RPN_SETTINGS | BOX_SETTINGS
+            raise ConfigError(f"model.{name} is not an argument of this model{did_you_mean(name, known)}")
     for name in ("rpn_batch_size_per_image", "box_batch_size_per_image"):
         if arguments.get(name, 1) < 1:
             raise ConfigError(f"model.{name} must be at least 1, got {arguments[name]}")
-    rpn_arguments = {rpn_names[name]: value for name, value in arguments.items() if name in rpn_names}
-    box_arguments = {box_names[name]: value for name, value in arguments.items() if name in box_names}
+    own = _keywords(_PROPOSALS[proposals])
+    rpn_arguments = {n.removeprefix("rpn_"): v for n, v in arguments.items() if n.removeprefix("rpn_") in own}
+    box_arguments = {n.removeprefix("box_"): v for n, v in arguments.items() if n in BOX_SETTINGS}
     rpn: nn.Module
     if proposals == "rpn":
         rpn = ProposalNetwork(
@@ -95,6 +106,12 @@ def assemble(
     body = backbone.body
     transform = NormalizeAndBatch(body.image_mean, body.image_std, max(body.strides))
     return TwoStageDetector(backbone, rpn, make_heads(*heads, **box_arguments), transform)
+
+
+with_settings = hands_on(
+    parameters_of(assemble) | RPN_SETTINGS | BOX_SETTINGS, without=("backbone", "heads", "make_heads", "arguments")
+)
+"""Decorates a builder that hands its `**arguments` on to `assemble`, so that its signature names them."""
 
 
 def build_pooler(factory: PoolerFactory, backbone: Backbone, name: str) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -115,10 +132,3 @@ def build_pooler(factory: PoolerFactory, backbone: Backbone, name: str) -> tuple
         raise ConfigError(f"{name}, on maps of {backbone.out_channels} channels: {error}") from error
     channels, height, width = pooled.shape[1:]
     return pooler, (channels, height, width)
-
-
-def _keywords(function: Callable[..., Any]) -> list[str]:
-    """The settings a class takes: keyword-only, or all of them where it has no others."""
-    parameters = inspect.signature(function).parameters.values()
-    keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return keywords or [p.name for p in parameters]

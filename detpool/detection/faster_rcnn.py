@@ -17,6 +17,7 @@ from detpool.detection.assemble import (
     PoolerFactory,
     assemble,
     build_pooler,
+    with_settings,
 )
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
@@ -25,6 +26,7 @@ from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
+@with_settings
 def faster_rcnn_fpn(
     num_classes: int,
     body: Body,
@@ -65,6 +67,7 @@ def faster_rcnn_fpn(
     return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
 
 
+@with_settings
 def faster_rcnn_c5(
     num_classes: int,
     body: Body,
@@ -97,6 +100,7 @@ def faster_rcnn_c5(
     return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
 
 
+@with_settings
 def faster_rcnn_c4(
     num_classes: int,
     body: Body,

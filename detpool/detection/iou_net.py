@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
-from detpool.detection.assemble import PYRAMID_ANCHORS, HeadFactory, PoolerFactory, assemble, build_pooler
+from detpool.detection.assemble import (
+    PYRAMID_ANCHORS,
+    HeadFactory,
+    PoolerFactory,
+    assemble,
+    build_pooler,
+    with_settings,
+)
 from detpool.detection.backbones import Body, FPNBackbone
 from detpool.detection.detector import Prediction, Target, TwoStageDetector
 from detpool.detection.heads import FlattenHead
@@ -22,6 +29,7 @@ from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
+@with_settings
 def iou_net(
     num_classes: int,
     body: Body,

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
-from detpool.detection.assemble import SINGLE_MAP_ANCHORS, PoolerFactory, assemble, build_pooler
+from detpool.detection.assemble import SINGLE_MAP_ANCHORS, PoolerFactory, assemble, build_pooler, with_settings
 from detpool.detection.backbones import Body, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.heads import LargeSeparableConv, Vote, VotePredictor
@@ -16,6 +16,7 @@ from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
+@with_settings
 def rfcn(
     num_classes: int,
     body: Body,
@@ -70,6 +71,7 @@ def rfcn(
     )
 
 
+@with_settings
 def light_head_rcnn(
     num_classes: int,
     body: Body,

@@ -25,25 +25,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from detpool.config import check_config, check_keys, check_overrides, compose_error, parse_override
+from detpool.config import Configs, check_config, check_keys, parse_override
+from detpool.config.overrides import is_hydras
 from detpool.errors import ConfigError, did_you_mean
 from detpool.study.layout import STATUS, read_status, run_name
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study's file: what it varies, and its variants as lists of overrides."""
+    """A study's file: its variants as lists of overrides."""
 
     name: str
-    params: dict[str, str] = field(default_factory=dict)
     variants: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -64,40 +61,69 @@ class Sweep:
     in_workers: bool
 
 
-def plan_sweep(config_dir: Path, config_name: str, arguments: Sequence[str]) -> Sweep:
-    """Checks a sweep and all runs of a study, and says where it goes.
+def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
+    """Checks a sweep and all of its runs, and says where it goes.
 
     Args:
-        config_dir: folder of the configs.
-        config_name: the primary config.
+        configs: the config files that the command line sees.
         arguments: `key=value` arguments of the command line.
 
     Raises:
         ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; if two runs
             of a study are the same; and if a run would be several processes.
     """
+    jobs = sweep_jobs(configs, arguments)
     given = [parse_override(argument) for argument in arguments]
-    study = _study(config_dir, given)
-    _check(config_dir, config_name, arguments, study)
-    _register(config_dir, study)
-    with initialize_config_dir(str(config_dir.resolve()), version_base="1.3"):
-        base = _compose(config_name, [o for o in given if not o.is_sweep_override()], hydra=True)
-        _check_one_process(base)
-        sweeper, folder = base.hydra.sweeper, Path(base.hydra.sweep.dir)
-        if study.name and not any(override.key_or_group == "hydra.sweep.dir" for override in given):
-            folder = Path("logs") / study.name
-        overrides = [f"hydra.sweep.dir='{folder}'"]
-        if study.name:
-            overrides += ["hydra.sweep.subdir=.", "hydra.output_subdir=null"]
-        in_workers = "joblib" in base.hydra.launcher._target_
-        if not sweeper._target_.endswith(".BasicSweeper"):
-            return Sweep(folder, None, overrides, in_workers)
-        params = {str(key): str(value) for key, value in (sweeper.params or {}).items()}
-        swept = [parse_override(f"{key}={value}") for key, value in params.items()]
-        jobs = _product([*swept, *(o for o in given if not _is_hydras(o))])
-        if not study.name:
-            return Sweep(folder, [str(number) for number in range(len(jobs))], overrides, in_workers)
-        return Sweep(folder, _check_jobs(config_dir, config_name, jobs, list(params)), overrides, in_workers)
+    base = configs.compose([str(o.input_line) for o in given if not o.is_sweep_override()], hydra=True)
+    _check_one_process(base)
+    folder, study = Path(base.hydra.sweep.dir), base.hydra.runtime.choices.get("study")
+    if study and not any(override.key_or_group == "hydra.sweep.dir" for override in given):
+        folder = Path("logs") / study
+    overrides = [f"hydra.sweep.dir='{folder}'"]
+    if study:
+        overrides += ["hydra.sweep.subdir=.", "hydra.output_subdir=null"]
+    in_workers = "joblib" in base.hydra.launcher._target_
+    if jobs is None:
+        return Sweep(folder, None, overrides, in_workers)
+    names = _check_jobs(configs, jobs, [str(key) for key in base.hydra.sweeper.params or {}] if study else None)
+    return Sweep(folder, names, overrides, in_workers)
+
+
+def sweep_jobs(configs: Configs, arguments: Sequence[str]) -> list[list[str]] | None:
+    """The command line of each run of a sweep, Hydra's own keys included; None if a sweeper chooses as it goes.
+
+    What a study calls its variants is a config group from here on.
+
+    Raises:
+        ConfigError: for a typo in the command line or in what the study varies.
+    """
+    given = [parse_override(argument) for argument in arguments]
+    study = _study(configs, given)
+    _register(configs, study)
+    for override in given:
+        _check_choices(configs, override, study)
+    base = configs.compose([str(o.input_line) for o in given if not o.is_sweep_override()], hydra=True)
+    for override in given:
+        if override.is_sweep_override() and not configs.choices(override.key_or_group) and not _adds(override):
+            configs.check_key(base, override.key_or_group)
+    if not base.hydra.sweeper._target_.endswith(".BasicSweeper"):
+        return None
+    params = {str(key): str(value) for key, value in (base.hydra.sweeper.params or {}).items()}
+    varied = [parse_override(f"{key}={value}") for key, value in params.items()]
+    for override in varied:
+        _check_choices(configs, override, study)
+    ours = [str(override.input_line) for override in given if is_hydras(override)]
+    return [[*ours, *job] for job in _product([*varied, *(o for o in given if not is_hydras(o))])]
+
+
+def _check_choices(configs: Configs, override: Override, study: Study) -> None:
+    if override.key_or_group == "variant" and not study.variants:
+        raise ConfigError(f"{override.input_line}: only a study has variants, and not every one")
+    configs.check_choices(override)
+
+
+def _adds(override: Override) -> bool:
+    return override.is_add() or override.is_force_add()
 
 
 def _check_one_process(config: DictConfig) -> None:
@@ -107,65 +133,44 @@ def _check_one_process(config: DictConfig) -> None:
         raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
 
 
-def _study(config_dir: Path, given: Sequence[Override]) -> Study:
+def _study(configs: Configs, given: Sequence[Override]) -> Study:
     """The study that a command line names; one without name if it names none."""
     named = [override for override in given if override.key_or_group == "study" and override.value() is not None]
     if not named:
         return Study("")
     if len(named) > 1 or named[0].is_sweep_override() or not isinstance(named[0].value(), str):
         raise ConfigError("give one study: study=NAME")
+    configs.check_choices(named[0])
     name = str(named[0].value())
-    path = config_dir / "study" / f"{name}.yaml"
-    if not path.is_file():
-        raise ConfigError(
-            f"study={name} does not exist{did_you_mean(name, (p.stem for p in path.parent.glob('*.yaml')))}"
-        )
-    content = OmegaConf.load(path)
+    found = configs.read(f"study/{name}")
+    if found is None:
+        raise ConfigError(f"study={name} does not exist{did_you_mean(name, configs.choices('study'))}")
+    path, content = found
     params = OmegaConf.select(content, "hydra.sweeper.params") or {}
     variants = OmegaConf.select(content, "variants") or {}
     if not isinstance(params, DictConfig | dict) or not isinstance(variants, DictConfig | dict):
         raise ConfigError(f"{path}: hydra.sweeper.params and variants must be mappings")
     if odd := [str(key) for key in variants if not re.fullmatch(r"[\w-]+", str(key))]:
         raise ConfigError(f"{path}: names of variants have letters, digits, _ and - only, got {odd[0]!r}")
-    return Study(
-        name,
-        {str(key): str(value) for key, value in params.items()},
-        {str(key): shlex.split(str(value)) for key, value in variants.items()},
-    )
+    return Study(name, {str(key): shlex.split(str(value)) for key, value in variants.items()})
 
 
-def _check(config_dir: Path, config_name: str, arguments: Sequence[str], study: Study) -> None:
-    """Names any typo in the arguments, in what the study varies, and in its variants."""
-    chosen = [f"study={study.name}"] if study.name else []
-    params = [f"{key}={value}" for key, value in study.params.items()]
-    for argument in [*params, *arguments]:
-        override = parse_override(argument)
-        if override.key_or_group == "variant":
-            if not study.variants:
-                raise ConfigError(f"{argument}: only a study has variants, and not every one")
-            for choice in override.sweep_string_iterator() if override.is_sweep_override() else [str(override.value())]:
-                if choice not in study.variants:
-                    raise ConfigError(f"variant={choice} does not exist{did_you_mean(choice, study.variants)}")
-    check_overrides(config_dir, config_name, [a for a in arguments if not a.startswith("variant=")])
-    check_overrides(config_dir, config_name, chosen + [p for p in params if not p.startswith("variant=")])
-    for name, overrides in study.variants.items():
-        try:
-            check_overrides(config_dir, config_name, chosen + overrides)
-        except ConfigError as error:
-            raise ConfigError(f"variant {name} of study {study.name}: {error}") from error
-
-
-def _register(config_dir: Path, study: Study) -> None:
+def _register(configs: Configs, study: Study) -> None:
     """Makes the variants a config group that Hydra finds, in the processes of its launchers too."""
+    ConfigStore.instance().repo.pop("variant", None)
     for name, arguments in study.variants.items():
         defaults: list[Any] = []
         values = OmegaConf.create()
         for argument in arguments:
-            override = parse_override(argument)
+            try:
+                override = parse_override(argument)
+                if override.type is OverrideType.DEL or override.is_sweep_override():
+                    raise ConfigError(f"{argument!r} is not a plain key=value")
+                configs.check_choices(override)
+            except ConfigError as error:
+                raise ConfigError(f"variant {name} of study {study.name}: {error}") from error
             key = override.get_key_element().lstrip("+~")
-            if override.type is OverrideType.DEL or override.is_sweep_override():
-                raise ConfigError(f"variant {name} of study {study.name}: {argument!r} is not a plain key=value")
-            if (config_dir / key.split("@")[0]).is_dir():
+            if configs.choices(key.split("@")[0]):
                 defaults.append({f"{'' if override.is_add() else 'override '}/{key}": override.value()})
             else:
                 OmegaConf.update(values, key, override.value(), force_add=True)
@@ -185,17 +190,24 @@ def _product(overrides: Sequence[Override]) -> list[list[str]]:
     return [list(job) for job in itertools.product(*choices.values())]
 
 
-def _check_jobs(config_dir: Path, config_name: str, jobs: Sequence[Sequence[str]], varied: Sequence[str]) -> list[str]:
-    """The names of a study's runs, all of which compose and have known arguments only."""
-    names: dict[str, str] = {}
+def _check_jobs(configs: Configs, jobs: Sequence[Sequence[str]], varied: Sequence[str] | None) -> list[str]:
+    """The names of a sweep's runs, all of which compose and pass the checks of a single run.
+
+    Args:
+        varied: the keys that the names of a study's runs show; None: runs are numbered.
+    """
+    composed = [_compose(configs, job) for job in jobs]
     checked: set[tuple[str, ...]] = set()
-    for job in jobs:
-        config = _compose(config_name, [parse_override(argument) for argument in job])
+    for job, config in zip(jobs, composed, strict=True):
         without_seed = tuple(argument for argument in job if not argument.startswith("seed="))
         if without_seed not in checked:
             checked.add(without_seed)
-            check_keys(config, config_dir, config_name)
-            check_config(config)
+            check_keys(config, configs)
+            check_config(config, configs.origin(job))
+    if varied is None:
+        return [str(number) for number in range(len(jobs))]
+    names: dict[str, str] = {}
+    for job, config in zip(jobs, composed, strict=True):
         name, text = run_name(job, varied, config), " ".join(job)
         same = next((other for n, other in names.items() if n.rpartition("-")[2] == name.rpartition("-")[2]), None)
         if same is not None:
@@ -204,15 +216,13 @@ def _check_jobs(config_dir: Path, config_name: str, jobs: Sequence[Sequence[str]
     return list(names)
 
 
-def _compose(config_name: str, overrides: Sequence[Override], hydra: bool = False) -> DictConfig:
-    lines = [str(override.input_line) for override in overrides]
+def _compose(configs: Configs, job: Sequence[str]) -> DictConfig:
     try:
-        config = compose(config_name, overrides=lines, return_hydra_config=hydra)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"{' '.join(lines)}: {compose_error(error)}") from error
-    if not hydra:
-        drop_variants(config)
-        config.run_dir = ""  # only a run knows it
+        config = configs.compose(job)
+    except ConfigError as error:
+        raise ConfigError(f"{' '.join(job)}: {error}") from error
+    drop_variants(config)
+    config.run_dir = ""  # only a run knows it
     return config
 
 
@@ -221,15 +231,6 @@ def drop_variants(config: DictConfig) -> None:
     OmegaConf.set_struct(config, False)
     config.pop("variants", None)
     OmegaConf.set_struct(config, True)
-
-
-def _is_hydras(override: Override) -> bool:
-    return override.key_or_group.replace("/", ".").split(".")[0] == "hydra"
-
-
-def wants_sweep(argv: Sequence[str]) -> bool:
-    """Whether a command line asks Hydra for several runs."""
-    return any(argument in ("-m", "--multirun", "hydra.mode=MULTIRUN") for argument in argv)
 
 
 def run_dir_of(config: DictConfig, hydra: DictConfig) -> str:
@@ -243,7 +244,10 @@ def run_dir_of(config: DictConfig, hydra: DictConfig) -> str:
 def command_of(hydra: DictConfig) -> list[str]:
     """The command line of one run of a sweep, which is not that of the process; `-m` if it is a study's."""
     sweep = ["-m"] if hydra.runtime.choices.get("study") else []
-    return ["train.py", *sweep, *hydra.overrides.task]
+    further = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    folders = [part for folder in further for part in ("--config-dir", folder)]
+    searchpath = [line for line in hydra.overrides.hydra if line.startswith("hydra.searchpath=")]
+    return ["train.py", *sweep, *folders, *searchpath, *hydra.overrides.task]
 
 
 def summarize(sweep: Sweep) -> bool:

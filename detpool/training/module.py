@@ -52,11 +52,19 @@ class DetectionModule(LightningModule):
         self.evaluated: DetectionDataset | None = None  # the data set that `evaluator` has the ground truth of
         self.metrics: dict[str, float] = {}  # of the last validation or test
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of the trainable parameters.
+
+        Raises:
+            ConfigError: the optimizer refuses its settings.
+        """
         try:
-            optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        except (TypeError, ValueError) as error:
+            return self.optimizer([p for p in self.parameters() if p.requires_grad])
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"optim.optimizer: {error}") from error
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.build_optimizer()
         if self.schedule is None:
             return optimizer
         steps = self.trainer.estimated_stepping_batches

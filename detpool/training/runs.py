@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import shlex
 import sys
 import time
@@ -13,13 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
-from detpool.config import SLOTS, check_config
+from detpool.config import SLOTS, check_complete, check_config, naming_files
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
@@ -34,6 +37,8 @@ from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
 from detpool.training.checkpoints import (
     check_callbacks,
     choose_weights,
+    find_best,
+    find_last,
     is_kept_as_best,
     last_checkpoint,
     read_checkpoint,
@@ -68,19 +73,25 @@ def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float
     seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
     split, monitor = config.evaluation.split, config.evaluation.monitor
+    # Before data are read, which may take long: what is wrong with the trainer is known without them.
+    with naming_files(config):
+        callbacks = instantiate_all(config.get("callbacks"))
+        trainer = build_trainer(config, callbacks, instantiate_all(config.get("logger")))
+    if config.ckpt_path is not None:
+        config.ckpt_path = str(find_checkpoint(Path(config.ckpt_path), "last"))
     data = build_data(config, ["fit"] if split == "val" else ["fit", "test"])
     config.class_names = list(data.class_names)
     _check_proposals(config, data, ["train", "val", split])
     steps_before = _check_resume(config)
-    module = build_module(config, pretrained=config.ckpt_path is None)
+    with naming_files(config):
+        module = build_module(config, pretrained=config.ckpt_path is None)
+        module.build_optimizer()  # what it refuses is no error of the training
     if split == "test" and data.test_dataset is not data.val_dataset:
         module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
     module.prepare_evaluation(data.val_dataset)
     metrics = _check_evaluation(config, module)
-    callbacks = instantiate_all(config.get("callbacks"))
     check_callbacks(callbacks, metrics)
     _tell_how_to_resume(callbacks, command)
-    trainer = build_trainer(config, callbacks, instantiate_all(config.get("logger")))
     save_config(config, run_dir)
     say(f"run directory: {run_dir}")
     try:
@@ -151,6 +162,7 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
     Raises:
         ConfigError: if the data has other classes than the model was trained for, or a file cannot be written.
     """
+    check_complete(config)
     check_config(config)
     with naming_full_disks(config.run_dir):
         split = config.evaluation.split
@@ -294,7 +306,17 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
 
 
 def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
-    """The Lightning trainer, with a progress bar in a terminal and lines elsewhere."""
+    """The Lightning trainer, with a progress bar in a terminal and lines elsewhere.
+
+    Raises:
+        ConfigError: if there is no such device.
+    """
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    accelerator = config.trainer.get("accelerator", "auto")
+    if not found.get(accelerator, accelerator != "gpu" or any(found.values())):
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}: PyTorch finds no such device here; trainer.accelerator=cpu needs none"
+        )
     # What Lightning says of devices, limits and its other products at each start is not worth a line of ours.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
@@ -332,19 +354,49 @@ def save_config(config: DictConfig, run_dir: Path) -> None:
         write_text_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
+def find_checkpoint(path: Path, name: str = "best") -> Path:
+    """The checkpoint that a `ckpt_path` means: the file itself, or that of a run directory.
+
+    Args:
+        path: a file, or a folder.
+        name: of a folder's, "best" (`checkpoints.find_best`) or "last" (`checkpoints.find_last`).
+
+    Raises:
+        ConfigError: if it does not exist, or a folder has none that can be read.
+    """
+    # os.path, since pathlib raises errors for names that are too long.
+    if os.path.isfile(path):
+        return path
+    if os.path.isdir(path):
+        found = find_best(path) if name == "best" else find_last(path)
+        if found is None:
+            raise ConfigError(f"ckpt_path={path} is a folder without a checkpoint to go on from")
+        return found
+    near = sorted(map(str, path.parent.glob("*.ckpt"))) if os.path.isdir(path.parent) else []
+    hint = f"; there are {', '.join(near)}" if near else ""
+    raise ConfigError(f"ckpt_path={path} does not exist (looked from {Path.cwd()}){hint}")
+
+
 def load_config(checkpoint: Path) -> DictConfig:
     """The config of the run that wrote a checkpoint: the nearest `config.yaml`, beside it or up to three folders up.
 
+    It may come from elsewhere, so the packages that it names in `imports` are none that the user has named.
+
     Raises:
-        ConfigError: if the checkpoint or its config does not exist.
+        ConfigError: if the checkpoint or its config does not exist, or the config cannot be read.
     """
-    if not checkpoint.is_file():
-        near = sorted(str(path) for path in checkpoint.parent.glob("*.ckpt"))
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()}){hint}")
+    checkpoint = find_checkpoint(checkpoint)
     for folder in list(checkpoint.absolute().parents)[:4]:  # a metric in the checkpoint's name makes folders (val/AP)
-        if (folder / "config.yaml").is_file():
-            return read_run_config(folder / "config.yaml")
+        path = folder / "config.yaml"
+        if path.is_file():
+            try:
+                config = read_run_config(path)
+            except (OSError, ValueError, YAMLError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}") from error
+            if not isinstance(config, DictConfig):
+                raise ConfigError(f"{path} is not the config of a run")
+            config.imports = []
+            return config
     raise ConfigError(f"no config.yaml beside {checkpoint} or up to three folders up: it says which model to restore")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 
-from detpool.config import check_config, check_keys
+from detpool.config import Configs, check_config, check_keys
 from detpool.training.module import to_unit_range
 from detpool.training.runs import build_data, build_module
 
@@ -48,7 +48,7 @@ def composed(model, pooler, overrides):
     pooling = [] if pooler is None else [f"pooler={pooler}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides])
-    check_keys(config, CONFIGS, "train")
+    check_keys(config, Configs(CONFIGS, "train"))
     check_config(config)
     return config
 

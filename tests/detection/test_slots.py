@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from detpool import layers, ops
-from detpool.config import check_config, check_keys, check_overrides
+from detpool.config import Configs, check_config, check_keys
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone, SmallCNN, resnet
 from detpool.detection.heads import FlattenHead, PooledHead, TokenHead
 from detpool.errors import ConfigError
@@ -246,7 +246,7 @@ def test_slots_that_nothing_reads_are_refused_with_what_does(overrides, message)
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", [*overrides, "run_dir=run"])
     with pytest.raises(ConfigError, match=message):
-        check_keys(config, CONFIGS, "train")
+        check_keys(config, Configs(CONFIGS, "train"))
 
 
 @pytest.mark.parametrize(
@@ -265,14 +265,14 @@ def test_slots_that_nothing_reads_are_refused_with_what_does(overrides, message)
 )
 def test_typos_and_absent_slots_fail_before_any_work(overrides, message):
     with pytest.raises(ConfigError, match=message):
-        check_overrides(CONFIGS, "train", overrides)
+        Configs(CONFIGS, "train").compose(overrides)
 
 
 def test_a_slot_of_a_group_that_sets_other_keys_is_no_key():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("train", ["+reduction.p=3", "run_dir=run"])
     with pytest.raises(ConfigError, match="unknown key 'reduction'"):
-        check_keys(config, CONFIGS, "train")
+        check_keys(config, Configs(CONFIGS, "train"))
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_each_slot_has_a_study_of_all_members(slot):
         assert sorted(members) == MEMBERS[slot]
         for member in members[:2]:
             config = compose("train", [f"study={slot}", f"{slot}={member}", "run_dir=run"])
-            check_keys(config, CONFIGS, "train")
+            check_keys(config, Configs(CONFIGS, "train"))
             check_config(config)
     assert swept.seed == "0,1,2"
     assert config.data._target_.endswith("shapes_datamodule")

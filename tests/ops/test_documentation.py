@@ -1,6 +1,8 @@
 """The examples of docs/operators.md do what the page says."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import NormalDist
 
@@ -9,21 +11,24 @@ import torch
 from ops_cases import random_boxes
 
 from detpool import ops
-from detpool.ops import pool as registers
+from detpool.ops import sampling
 
 PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text()
 
 
 @pytest.fixture
-def page(monkeypatch: pytest.MonkeyPatch) -> dict:
+def page() -> Iterator[dict]:
     """The names that the page's code defines, its registrations undone afterwards."""
-    monkeypatch.setattr(registers, "SAMPLING", dict(registers.SAMPLING))
-    monkeypatch.setattr(registers, "REDUCTIONS", dict(registers.REDUCTIONS))
+    registers = (sampling.SAMPLING, sys.modules["detpool.ops.pool"].REDUCTIONS)  # `ops.pool` is the function
+    before = [dict(register) for register in registers]
     names: dict = {}
     torch.manual_seed(0)
     for block in re.findall(r"```python(?! gaussian_rule)[^\n]*\n(.*?)```", PAGE, flags=re.DOTALL):
         exec(block, names)
-    return names
+    yield names
+    for register, content in zip(registers, before, strict=True):
+        register.clear()
+        register.update(content)
 
 
 def test_the_gaussian_rule(page: dict) -> None:

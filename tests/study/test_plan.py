@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from detpool.config import check_overrides
+from detpool.config import Configs
 from detpool.errors import ConfigError
 from detpool.study.layout import fingerprint, run_name, write_status
 from detpool.study.plan import Sweep, plan_sweep, summarize
@@ -45,30 +45,30 @@ def test_every_study_begins_with_its_command_and_can_be_planned(study: str) -> N
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith(f"# python train.py -m study={study}")
     needed = ["data.root=somewhere"] if "data.root=" in lines[1] else []
-    sweep = plan_sweep(CONFIGS, "train", [f"study={study}", *needed])
+    sweep = plan_sweep(Configs(CONFIGS, "train"), [f"study={study}", *needed])
     assert sweep.folder == Path("logs") / study
     assert sweep.names is not None
     assert len(sweep.names) > 1
 
 
 def test_runs_of_the_smallest_study() -> None:
-    sweep = plan_sweep(CONFIGS, "train", ["study=smallest"])
+    sweep = plan_sweep(Configs(CONFIGS, "train"), ["study=smallest"])
     assert sweep.names is not None
     assert [name.rpartition("-")[0] for name in sweep.names] == [
         f"pooler={pooler},seed={seed}" for pooler in ("roi_pool", "pr_roi_pool") for seed in (0, 1)
     ]
     # The command line comes last; another config is another run, in a folder of its own.
-    other = plan_sweep(CONFIGS, "train", ["study=smallest", "seed=1,2", "trainer.max_epochs=4"]).names
+    other = plan_sweep(Configs(CONFIGS, "train"), ["study=smallest", "seed=1,2", "trainer.max_epochs=4"]).names
     assert other is not None
     assert [name.rpartition("-")[0] for name in other] == [
         f"pooler={pooler},seed={seed}" for pooler in ("roi_pool", "pr_roi_pool") for seed in (1, 2)
     ]
     assert not {name.rpartition("-")[2] for name in sweep.names} & {name.rpartition("-")[2] for name in other}
-    assert plan_sweep(CONFIGS, "train", ["study=smallest", "hydra.sweep.dir=a/b"]).folder == Path("a/b")
+    assert plan_sweep(Configs(CONFIGS, "train"), ["study=smallest", "hydra.sweep.dir=a/b"]).folder == Path("a/b")
 
 
 def test_sweeps_without_study_are_numbered() -> None:
-    sweep = plan_sweep(CONFIGS, "train", ["experiment=demo", "pooler=roi_pool,roi_align", "seed=range(0,3)"])
+    sweep = plan_sweep(Configs(CONFIGS, "train"), ["experiment=demo", "pooler=roi_pool,roi_align", "seed=range(0,3)"])
     assert sweep.names == ["0", "1", "2", "3", "4", "5"]
     assert sweep.folder.parts[:3] == ("logs", "demo", "multiruns")
 
@@ -106,7 +106,7 @@ def test_variants_are_whole_configurations(with_study: Callable[[str], Path]) ->
         "  c: model=mask_rcnn pooler@mask_pooler=roi_pool +model.box_fg_iou_thresh=0.6\n"
         "hydra: {sweeper: {params: {variant: 'a,b,c'}}}\n"
     )
-    names = plan_sweep(configs, "train", ["study=mine"]).names
+    names = plan_sweep(Configs(configs, "train"), ["study=mine"]).names
     assert names is not None
     # What the command line would have given.
     common = ["experiment=demo"]
@@ -133,7 +133,7 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
         (PARAMS % "trainer.max_epoch: '1,2'", "trainer has no key 'max_epoch'; did you mean 'max_epochs'?"),
         ("trainr: {max_epochs: 1}\n" + PARAMS % "seed: '0,1'", "unknown key 'trainr'; did you mean 'trainer'?"),
         ("pooler: {operator: {sampling_rato: 2}}\n", "has no argument 'sampling_rato'; did you mean 'sampling_ratio'?"),
-        (PARAMS % "pooler: 'roi_align,roi_pool', pooler.operator.aligned: 'true,false'", "Could not override"),
+        (PARAMS % "pooler: 'roi_align,roi_pool', pooler.operator.aligned: 'true,false'", "pooler.operator has no key"),
         (
             "variants: {a: pooler=roi_pol}\n" + PARAMS % "variant: 'a'",
             "variant a of study mine: pooler=roi_pol does not",
@@ -148,7 +148,7 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
 )
 def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], Path], text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan_sweep(with_study(text), "train", ["study=mine"])
+        plan_sweep(Configs(with_study(text), "train"), ["study=mine"])
     assert message in str(error.value)
 
 
@@ -165,7 +165,7 @@ def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], 
 )
 def test_typos_of_a_command_line_are_named(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan_sweep(CONFIGS, "train", arguments)
+        plan_sweep(Configs(CONFIGS, "train"), arguments)
     assert message in str(error.value)
 
 
@@ -181,7 +181,7 @@ def test_missing_plugins_name_their_extra(tmp_path: Path) -> None:
             continue
         (tmp_path / "configs" / "launcher" / "ray.yaml").write_text(text.replace("launcher: ray", f"launcher: {name}"))
         with pytest.raises(ConfigError, match=message):
-            check_overrides(tmp_path / "configs", "train", ["launcher=ray"])
+            Configs(tmp_path / "configs", "train").compose(["launcher=ray"])
 
 
 def _has_ray() -> bool:

@@ -45,9 +45,10 @@ def test_train_then_evaluate(tmp_path, tiny_arguments):
     assert "Warning" not in output, output
     trained = json.loads((run / "metrics.json").read_text())
 
-    process = start("eval.py", tmp_path, f"ckpt_path={run}/checkpoints/best.ckpt", "evaluation.pictures=0")
+    process = start("eval.py", tmp_path, f"ckpt_path={run}", "evaluation.pictures=0")
     output = finish(process)
     assert process.returncode == 0, output
+    assert f"checkpoint: {run}/checkpoints/best.ckpt" in output
     evaluated = json.loads(only(tmp_path, "logs/eval/runs/*/metrics.json").read_text())
     assert evaluated["metrics"] == trained["metrics"]
     assert not only(tmp_path, "logs/eval/runs/*").joinpath("pictures").exists()

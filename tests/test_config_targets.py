@@ -1,0 +1,277 @@
+"""What a config may name: parts of detectors and of their training, and what a user has named."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from detpool.config import Configs, check_config, check_keys
+from detpool.errors import ConfigError
+from detpool.study.plan import plan_sweep
+from detpool.training import runs
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def my_package(tmp_path, monkeypatch):
+    """A package of a user's own, with what packages have in them."""
+    folder = tmp_path / "code" / "my_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(
+        "import functools, os\n"
+        "from subprocess import run\n"
+        "from detpool import ops\n"
+        "def my_operator(features, rois, output_size, spatial_scale, points: int = 1):\n"
+        "    return ops.roi_align(features, rois, output_size, spatial_scale, sampling_ratio=points)\n"
+        "rounded = functools.partial(ops.pool, bins='rounded')\n"
+        "class Made:\n"
+        "    @classmethod\n"
+        "    def make(cls):\n"
+        "        return cls()\n"
+    )
+    (folder / "broken.py").write_text("def f(:\n")
+    (folder / "raises.py").write_text("x = 1\nx / 0\n")
+    monkeypatch.syspath_prepend(folder.parent)
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
+
+
+def checked(target, imports=(), **arguments):
+    """The message about a config whose context names `target`, "" if it is admitted."""
+    node = {"_target_": target, **arguments}
+    try:
+        check_config(OmegaConf.create({"context": node, "imports": list(imports)}))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("detpool.ops.roi_align", "detpool.training.schedules.cosine", "detpool.training.callbacks.StepCost"),
+        *("torch.nn.Identity", "torch.nn.functional.relu", "torch.optim.AdamW", "torch.optim.lr_scheduler.StepLR"),
+        *("torchvision.ops.MultiScaleRoIAlign", "torchvision.transforms.v2.RandomCrop", "torchvision.models.resnet50"),
+        *("lightning.Trainer", "lightning.pytorch.callbacks.EarlyStopping", "lightning.pytorch.loggers.CSVLogger"),
+        *("lightning.pytorch.strategies.DDPStrategy", "timm.optim.Lamb", "timm.layers.DropPath"),
+    ],
+)
+def test_parts_of_detectors_and_trainings_are_admitted(target):
+    message = checked(target)
+    assert "may name" not in message
+    assert "public" not in message
+    assert "imported" not in message
+
+
+@pytest.mark.parametrize(
+    ("target", "refused"),
+    [
+        ("os.system", "os"),
+        ("subprocess.Popen", "subprocess"),
+        ("builtins.eval", "builtins"),
+        ("my_package.my_operator", "my_package"),
+        ("functools.partial", "functools"),
+        ("hydra.utils.instantiate", "hydra"),
+        # what an admitted package imports, however deep
+        ("torch.os.system", "os"),
+        ("torch.nn.functional.importlib.import_module", "importlib"),
+        ("torchvision.datasets.utils.os.system", "os"),
+        ("lightning.pytorch.trainer.trainer.os.remove", "os"),
+        ("detpool.data.coco.Path", "pathlib"),
+        ("torchvision.models.resnet.partial", "functools"),
+        # what runs code, loads code or starts processes
+        ("torch.load", "torch.serialization"),
+        ("torch.serialization.load", "torch.serialization"),
+        ("torch.hub.load", "torch.hub"),
+        ("torch.utils.cpp_extension.load", "torch.utils.cpp_extension"),
+        ("torch.utils.collect_env.run", "torch.utils.collect_env"),
+        ("torch.jit.load", "torch.jit"),
+        ("torch.multiprocessing.spawn", "torch.multiprocessing"),
+        ("torch.package.PackageImporter", "torch.package"),
+        ("lightning.pytorch.cli.instantiate_class", "lightning.pytorch.cli"),
+        ("timm.models.load_state_dict", "timm.models"),
+        ("detpool.evaluation.files.write_text_atomically", "detpool.evaluation"),
+    ],
+)
+def test_everything_else_is_refused_with_its_name_and_how_to_allow_it(target, refused):
+    message = checked(target)
+    assert message.startswith(f"context._target_={target}")
+    assert "is not among what a config may name" in message
+    assert f"imports=[{refused}" in message
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.modules.module._global_parameter_registration_hooks",
+        "torch.nn.Module.__init__.__globals__",
+        "detpool.ops.roi_align.__globals__",
+        "lightning.pytorch.strategies.launchers.subprocess_script._SubprocessScriptLauncher",
+        # a method, which pickle can be got out of with an object of the class
+        "lightning.pytorch.plugins.io.TorchCheckpointIO.load_checkpoint",
+        "torch.nn.Module.apply",
+        "torch.utils.bottleneck.__main__",  # whose import runs it
+    ],
+)
+def test_private_names_and_methods_are_refused(target):
+    message = checked(target)
+    assert message.startswith(f"context._target_={target}")
+    assert "private" in message or "method" in message
+
+
+@pytest.mark.parametrize(
+    "target", ["", ".", "torch", "torch.nn", "torch..nn", "a b", "torch.nn.Idntity", "os.system()"]
+)
+def test_names_of_nothing_are_one_message(target):
+    assert checked(target).startswith("context._target_")
+
+
+@pytest.mark.parametrize("target", [None, 3, ["os.system"], {"_target_": "os.system"}])
+def test_a_target_that_is_no_text_is_refused(target):
+    assert "must be the dotted name of a class or function" in checked(target)
+
+
+def test_targets_are_found_however_deep_they_lie():
+    evil = {"_target_": "os.system", "command": "true"}
+    for node in ({"a": evil}, {"a": [1, [evil]]}, {"_args_": [evil]}, {"a": {"b": {"c": evil}}}):
+        config = OmegaConf.create({"callbacks": {"x": {"_target_": "torch.nn.Identity", **node}}})
+        with pytest.raises(ConfigError, match=r"_target_=os\.system is not among"):
+            check_config(config)
+    with pytest.raises(ConfigError, match=r"_target_=os\.system is not among"):
+        check_config(OmegaConf.create({"name": "os.system", "context": {"_target_": "${name}"}}))
+    # made where it is read
+    for text in ("${oc.create:{_target_:os.system}}", "${oc.decode:'{_target_: os.system}'}"):
+        with pytest.raises(ConfigError, match=r"_target_=os\.system is not among"):
+            check_config(OmegaConf.create({"context": {"_target_": "torch.nn.Identity", "a": text}}))
+    with pytest.raises(ConfigError, match="must be the dotted name"):
+        check_config(OmegaConf.create({"context": {"_target_": "${hydra:job.name}"}}))
+
+
+@pytest.mark.parametrize("look_up", ["get_method", "get_class", "get_object", "get_static_method"])
+def test_what_hydra_looks_up_by_name_is_checked_too(look_up):
+    target = f"hydra.utils.{look_up}"
+    assert "context.path=os.system is not among" in checked(target, path="os.system")
+    assert "context.path=torch.hub.load (defined in torch.hub) is not" in checked(target, _args_=["torch.hub.load"])
+    assert "must be the dotted name" in checked(target, path={"_target_": "torch.nn.Identity"})
+    assert "must be the dotted name" in checked(target)
+    assert "must be the dotted name" in checked(target, _args_=5)
+    assert checked(target, path="torch.nn.functional.relu") == ""
+
+
+def test_a_package_of_ones_own_is_admitted_by_name(my_package, monkeypatch):
+    assert "imports=[my_package]" in checked("my_package.my_operator")
+    assert "my_package" not in sys.modules, "a package that is not admitted is not imported"
+    assert checked("my_package.my_operator", ["my_package"], _partial_=True) == ""
+    assert checked("my_package.rounded", ["my_package"], _partial_=True) == ""
+    assert checked("my_package.Made.make", ["my_package"]) == ""
+    monkeypatch.setenv("DETPOOL_IMPORTS", "other, my_package")
+    assert checked("my_package.my_operator", _partial_=True) == ""
+    # but not what it imports
+    assert "my_package.os.system" in checked("my_package.os.system")
+    assert "(defined in subprocess) is not among" in checked("my_package.run")
+
+
+def test_code_that_cannot_be_imported_is_one_message_with_its_place(my_package):
+    assert "broken.py, line 1" in checked("my_package.broken.f", ["my_package"])
+    raised = checked("my_package.raises.f", ["my_package"])
+    assert "ZeroDivisionError: division by zero" in raised
+    assert "raises.py, line 2" in raised
+    assert "cannot be imported" in checked("my_package.nothing.f", ["my_package"])
+
+
+def test_a_run_directory_admits_nothing_by_itself(my_package, tmp_path):
+    """`imports` of the command line that trained it is in its config, and means nothing to those who were sent it."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "best.ckpt").touch()
+    (run / "config.yaml").write_text("imports: [my_package, os]\ncontext: {_target_: my_package.my_operator}\n")
+    config = runs.load_config(run / "checkpoints" / "best.ckpt")
+    with pytest.raises(ConfigError, match="my_package.my_operator is not among"):
+        check_config(config)
+    config.imports = ["my_package"]  # as eval.py does for imports=[my_package]
+    check_config(config)
+    (run / "config.yaml").write_text("a: [\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+        runs.load_config(run / "checkpoints" / "best.ckpt")
+
+
+@pytest.fixture
+def configs(tmp_path):
+    """A copy of the configs, with members of a group that are broken each in a way of its own."""
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    pooler = tmp_path / "configs" / "pooler"
+    operator = (pooler / "roi_align.yaml").read_text()
+    (pooler / "absent.yaml").write_text(operator.replace("detpool.ops.roi_align", "nowhere.my_operator"))
+    (pooler / "syntax.yaml").write_text(operator.replace("detpool.ops.roi_align", "my_package.broken.f"))
+    (pooler / "yaml.yaml").write_text("_target_: [\n")
+    (pooler / "bytes.yaml").write_bytes(b"_target_: \xff\xfe\n")
+    (pooler / "empty.yaml").write_text("")
+    (pooler / "list.yaml").write_text("- 1\n")
+    return Configs(tmp_path / "configs", "train")
+
+
+def test_a_broken_member_breaks_no_other_command(configs, my_package):
+    """Each of these once asked every pooler whether it takes a reduction."""
+    for line in (["experiment=demo"], ["experiment=demo", "pooler=pool", "reduction=lp"]):
+        config = configs.compose(line)
+        check_keys(config, configs)
+        check_config(config)
+    with pytest.raises(ConfigError, match=r"takes no such reduction; these do: pooler=pool$"):
+        check_keys(configs.compose(["experiment=demo", "reduction=lp"]), configs)
+    with pytest.raises(
+        ConfigError, match=r"has no mask_pooler; these do: model=mask_rcnn, mask_rcnn_c4, mask_rcnn_c5$"
+    ):
+        configs.compose(["experiment=demo", "pooler@mask_pooler=roi_pool"])
+    assert len(plan_sweep(configs, ["study=smallest"]).names or ()) == 4
+    assert "my_package" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ("absent", r"_target_=nowhere\.my_operator is not among what a config may name"),
+        ("yaml", r"pooler/yaml\.yaml"),
+        ("bytes", r"can't decode|utf-8"),
+        ("list", r"pooler/list"),
+        ("empty", "pooler must be an object"),
+    ],
+)
+def test_a_broken_member_that_is_chosen_is_one_message(configs, member, message):
+    def check():
+        config = configs.compose(["experiment=demo", f"pooler={member}"])
+        check_keys(config, configs)
+        check_config(config)
+
+    with pytest.raises(ConfigError, match=message):
+        check()
+
+
+def test_a_study_that_cannot_be_read_is_one_message(configs):
+    (configs.folder / "study" / "broken.yaml").write_text("variants: {a: [\n")
+    with pytest.raises(ConfigError, match=r"study/broken\.yaml cannot be read"):
+        plan_sweep(configs, ["study=broken"])
+
+
+def test_partials_of_partials_are_what_they_call(my_package):
+    sys.path.insert(0, str(my_package.parent))
+    import my_package as package
+
+    package.twice = functools.partial(functools.partial(package.run))
+    assert "(defined in subprocess)" in checked("my_package.twice", ["my_package"])
+
+
+def test_what_is_admitted_is_what_is_built(my_package):
+    """Hydra finds an object by a name as the check does."""
+    assert checked("my_package.my_operator", ["my_package"], _partial_=True, points=3) == ""
+    built = instantiate({"_target_": "my_package.my_operator", "_partial_": True, "points": 3})
+    assert built.keywords == {"points": 3}
+    assert "has no argument 'point'" in checked("my_package.my_operator", ["my_package"], point=3)
+    assert "points must be a whole number, got 'x'" in checked("my_package.my_operator", ["my_package"], points="x")
