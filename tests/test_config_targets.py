@@ -98,7 +98,7 @@ def test_parts_of_detectors_and_trainings_are_admitted(target):
         ("torch.package.PackageImporter", "torch.package"),
         ("lightning.pytorch.cli.instantiate_class", "lightning.pytorch.cli"),
         ("timm.models.load_state_dict", "timm.models"),
-        ("detpool.evaluation.files.write_text_atomically", "detpool.evaluation"),
+        ("detpool.files.write_text_atomically", "detpool.files"),
     ],
 )
 def test_everything_else_is_refused_with_its_name_and_how_to_allow_it(target, refused):

@@ -43,7 +43,7 @@ from torchvision.ops import roi_align
 from detpool import ops
 from detpool.detection import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn, iou_net, light_head_rcnn, rfcn
 from detpool.detection.backbones import resnet
-from detpool.evaluation.files import write_text_atomically
+from detpool.files import write_text_atomically
 from detpool.poolers import RoIPooler, SpatialPyramidPooler
 
 CLASSES = 20

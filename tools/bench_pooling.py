@@ -38,7 +38,7 @@ from torch.nn.functional import adaptive_max_pool2d, max_pool2d, max_pool3d
 from torch.profiler import ProfilerActivity, profile
 
 from detpool import layers
-from detpool.evaluation.files import write_text_atomically
+from detpool.files import write_text_atomically
 
 LINE = 4.0
 """Times as long as max pooling that a layer without parameters may take."""

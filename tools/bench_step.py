@@ -31,7 +31,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from detpool import ops
 from detpool.detection import faster_rcnn_fpn
 from detpool.detection.backbones import SmallCNN, resnet
-from detpool.evaluation.files import write_text_atomically
+from detpool.files import write_text_atomically
 from detpool.poolers import RoIPooler
 
 BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {

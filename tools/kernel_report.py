@@ -31,7 +31,7 @@ from kernels.cost import GPUS, costs
 from kernels.launches import DTYPES, LAYOUTS, LINEAR, Launch, every_launch
 from rich.progress import track
 
-from detpool.evaluation.files import write_text_atomically
+from detpool.files import write_text_atomically
 
 Result = tuple[str, Launch, Facts]
 
@@ -77,7 +77,7 @@ def complaints(target: str, launched: Launch, facts: Facts) -> list[str]:
 def is_fast_forward(launched: Launch) -> bool:
     """Whether a launch is the forward of shared channels on channels_last features."""
     shared = launched.operator == "roi_pool" or (
-        launched.operator in LINEAR and not LINEAR[launched.operator].position_sensitive
+        launched.operator in LINEAR and LINEAR[launched.operator].groups == (1, 1)
     )
     return shared and launched.layout == "channels_last" and launched.kernel.endswith(".forward")
 

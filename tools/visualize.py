@@ -30,9 +30,9 @@ from rich.table import Table
 
 from detpool.data.images import image_size, read_image
 from detpool.errors import ConfigError, exit_with_message, writing
-from detpool.evaluation.files import write_text_atomically
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import read_results
+from detpool.files import write_text_atomically
 from detpool.visualization import (
     footprint,
     gradient_field,

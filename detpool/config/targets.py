@@ -27,6 +27,7 @@ ADMITTED = (
     "detpool.poolers",
     "detpool.layers",
     "detpool.training.callbacks",
+    "detpool.training.loggers",
     "detpool.training.picture_callbacks",
     "detpool.training.schedules",
     "lightning.fabric.plugins",

@@ -30,8 +30,9 @@ class Spec:
 
     @property
     def text(self) -> str:
-        numbers = (self.output_size, self.scales, (self.ratio,), self.groups)
-        return ";".join((self.bins, self.sampling, *(",".join([f"{n}" for n in group]) for group in numbers)))
+        (rows, columns), (group_rows, group_columns) = self.output_size, self.groups
+        scales = ",".join([f"{scale}" for scale in self.scales])
+        return f"{self.bins};{self.sampling};{rows},{columns};{scales};{self.ratio};{group_rows},{group_columns}"
 
     @staticmethod
     def of(text: str) -> "Spec":

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from detpool.pooling import ASPP
 from torch import nn
 
 from detpool.errors import ConfigError
+from detpool.layers import ASPP
 from detpool.training.batch_norm import normalize_single_values
 
 

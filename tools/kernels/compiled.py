@@ -64,7 +64,10 @@ def compile_launch(launched: Launch, target: str) -> Facts:
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in launched.divisible},
     )
-    compiled = triton.compile(source, target=TARGETS[target], options={"num_warps": launched.num_warps})
+    options = {"num_warps": launched.num_warps}
+    if launched.maxnreg is not None:
+        options["maxnreg"] = launched.maxnreg
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
     loads, stores = _block_operations(compiled.asm["ttir"])
     if "ptx" in compiled.asm:
         return _nvidia(compiled, loads, stores)

@@ -81,12 +81,14 @@ class Launch:
     divisible: tuple[str, ...]
     """arguments that are multiples of 16"""
     num_warps: int
+    maxnreg: int | None
+    """registers that a thread may have; None leaves it to the compiler"""
 
     @property
     def key(self) -> tuple[Any, ...]:
         """The same for launches that run the same code."""
         constants = tuple((name, str(value)) for name, value in self.constants)
-        return self.kernel, self.signature, constants, self.divisible, self.num_warps
+        return self.kernel, self.signature, constants, self.divisible, self.num_warps, self.maxnreg
 
 
 def every_launch(
@@ -171,7 +173,7 @@ def _specialised(
     kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], operator: str, dtype: str, layout: str
 ) -> Launch:
     """As Triton's own launcher specialises: integers of 1 are constants, multiples of 16 are known as such."""
-    num_warps = options.pop("num_warps")
+    num_warps, maxnreg = options.pop("num_warps"), options.pop("maxnreg", None)
     constants: dict[str, Any] = dict(options)
     if "RULE" in constants:
         constants["RULE"] = f"{constants['RULE'].fn.__module__}:{constants['RULE'].fn.__name__}"
@@ -195,6 +197,7 @@ def _specialised(
         tuple(constants.items()),
         tuple(divisible),
         num_warps,
+        maxnreg,
     )
 
 

@@ -17,6 +17,13 @@ pytestmark = [
 SCALE = 1 / 16
 HEIGHT, WIDTH = 25, 38
 
+
+def offsets_of(boxes: Tensor) -> Tensor:
+    """Offsets that move every bin of every box, the same in every call."""
+    offsets = torch.linspace(-2, 2, boxes.shape[0] * 2 * 7 * 7, dtype=torch.float32)
+    return offsets.view(-1, 2, 7, 7).to(boxes.device)
+
+
 OPERATORS = {
     "roi_pool": (1, ops.roi_pool),
     "roi_align": (1, functools.partial(ops.roi_align, sampling_ratio=2)),
@@ -26,8 +33,8 @@ OPERATORS = {
     "ps_roi_pool rfcn": (49, functools.partial(ops.ps_roi_pool, convention="rfcn")),
     "ps_roi_align": (49, functools.partial(ops.ps_roi_align, sampling_ratio=2)),
     "pr_roi_pool": (1, ops.pr_roi_pool),
-    "deform_roi_pool": (1, lambda f, b, *a, **k: ops.deform_roi_pool(f, b, None, *a, **k)),
-    "deform_ps_roi_pool": (49, lambda f, b, *a, **k: ops.deform_ps_roi_pool(f, b, None, *a, **k)),
+    "deform_roi_pool": (1, lambda f, b, *a, **k: ops.deform_roi_pool(f, b, offsets_of(b), *a, **k)),
+    "deform_ps_roi_pool": (49, lambda f, b, *a, **k: ops.deform_ps_roi_pool(f, b, offsets_of(b), *a, **k)),
 }
 WITHOUT_BOX_GRADIENTS = {"roi_pool", "roi_warp", "ps_roi_pool", "ps_roi_pool rfcn", "deform_ps_roi_pool"}
 

@@ -34,49 +34,52 @@ def transpose(source, target):
 
 
 @compiled
-def planes_to_vectors(source, image, groups, first, last, target):
-    """Cells first .. last - 1 of one image from (N, C G, H W) to vectors."""
+def planes_to_vectors(source, image, groups, width, rows, spans, target):
+    """Rows ``rows[0] .. rows[1] - 1`` of one image from (N, C G, H W) to vectors, of each only ``spans`` (N, H, 2)."""
     channels = target.shape[2]
     for group in range(groups):
-        for p0 in range(first, last, 16):
-            for c in range(channels):
-                plane = source[image, c * groups + group, p0 : min(p0 + 16, last)]
-                for p in range(plane.shape[0]):
-                    target[image * groups + group, p0 + p, c] = plane[p]
+        for row in range(rows[0], rows[1]):
+            first, last = row * width + spans[image, row, 0], row * width + spans[image, row, 1]
+            for p0 in range(first, last, 16):
+                for c in range(channels):
+                    plane = source[image, c * groups + group, p0 : min(p0 + 16, last)]
+                    for p in range(plane.shape[0]):
+                        target[image * groups + group, p0 + p, c] = plane[p]
 
 
 @compiled
-def pixels_to_vectors(source, image, groups, first, last, target):
-    """Cells first .. last - 1 of one image from (N, H W, C G) to vectors."""
+def pixels_to_vectors(source, image, groups, width, rows, spans, target):
+    """As :func:`planes_to_vectors`, from (N, H W, C G)."""
     channels = target.shape[2]
-    for p in range(first, last):
-        row = source[image, p]
-        for group in range(groups):
-            vector = target[image * groups + group, p]
-            for c in range(channels):
-                vector[c] = row[c * groups + group]
+    for row in range(rows[0], rows[1]):
+        for p in range(row * width + spans[image, row, 0], row * width + spans[image, row, 1]):
+            pixel = source[image, p]
+            for group in range(groups):
+                vector = target[image * groups + group, p]
+                for c in range(channels):
+                    vector[c] = pixel[c * groups + group]
 
 
 @compiled
-def vectors_to_pixels(source, image, groups, first, last, target):
-    """The inverse of :func:`pixels_to_vectors`."""
-    channels = source.shape[2]
+def order_channels(pixels, groups, first, last):
+    """In place, channels ``g C + c`` of pixels (N H W, C G) become ``c G + g``."""
+    channels = pixels.shape[1] // groups
+    vector = np.empty(pixels.shape[1], pixels.dtype)
     for p in range(first, last):
-        row = target[image, p]
+        _copy(pixels[p], vector)
         for group in range(groups):
-            vector = source[image * groups + group, p]
             for c in range(channels):
-                row[c * groups + group] = vector[c]
+                pixels[p, c * groups + group] = vector[group * channels + c]
 
 
 @compiled
-def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights):
-    """All taps of one bin as positions among the vectors of an image; returns their number."""
+def _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, step, shift, cells, weights):
+    """All taps of one bin as positions ``cell step + shift`` among the vectors of an image; returns their number."""
     n = 0
     for a in range(ny[y]):
         first = iy[y, a] * width
         for b in range(nx[x]):
-            cells[n] = first + ix[x, b]
+            cells[n] = (first + ix[x, b]) * step + shift
             weights[n] = wy[y, a] * wx[x, b]
             n += 1
     return n
@@ -105,51 +108,26 @@ def span_taps(images, numbers, taps_y, taps_x, spans, width):
 
 @compiled
 def _add_scaled_rows(source, cells, weights, n, out):
-    """out[c] = sum over taps of weight * source[cell, c], several taps at a time to save passes over ``out``."""
+    """out[c] = sum over taps of weight * source[cell, c], four taps at a time to save passes over ``out``."""
     channels = out.shape[0]
-    t = 0
-    if n >= 4:
-        f0, f1, f2, f3 = source[cells[0]], source[cells[1]], source[cells[2]], source[cells[3]]
-        w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
-        if n >= 6:
-            f4, f5, w4, w5 = source[cells[4]], source[cells[5]], weights[4], weights[5]
-            if n >= 9:
-                f6, f7, f8 = source[cells[6]], source[cells[7]], source[cells[8]]
-                w6, w7, w8 = weights[6], weights[7], weights[8]
-                for c in range(channels):
-                    out[c] = (
-                        (w0 * f0[c] + w1 * f1[c] + w2 * f2[c])
-                        + (w3 * f3[c] + w4 * f4[c] + w5 * f5[c])
-                        + (w6 * f6[c] + w7 * f7[c] + w8 * f8[c])
-                    )
-                t = 9
-            else:
-                for c in range(channels):
-                    out[c] = (w0 * f0[c] + w1 * f1[c] + w2 * f2[c]) + (w3 * f3[c] + w4 * f4[c] + w5 * f5[c])
-                t = 6
+    quads = n // 4
+    for q in range(quads):
+        f0, f1 = source[cells[4 * q]], source[cells[4 * q + 1]]
+        f2, f3 = source[cells[4 * q + 2]], source[cells[4 * q + 3]]
+        w0, w1, w2, w3 = weights[4 * q], weights[4 * q + 1], weights[4 * q + 2], weights[4 * q + 3]
+        if q == 0:
+            for c in range(channels):
+                out[c] = w0 * f0[c] + w1 * f1[c] + w2 * f2[c] + w3 * f3[c]
         else:
             for c in range(channels):
-                out[c] = (w0 * f0[c] + w1 * f1[c]) + (w2 * f2[c] + w3 * f3[c])
-            t = 4
-    elif n > 0:
-        f0, w0 = source[cells[0]], weights[0]
-        for c in range(channels):
-            out[c] = w0 * f0[c]
-        t = 1
-    else:
+                out[c] += w0 * f0[c] + w1 * f1[c] + w2 * f2[c] + w3 * f3[c]
+    if quads == 0:
         for c in range(channels):
             out[c] = 0
-    while t + 4 <= n:
-        f0, f1, f2, f3 = source[cells[t]], source[cells[t + 1]], source[cells[t + 2]], source[cells[t + 3]]
-        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
-        for c in range(channels):
-            out[c] += (w0 * f0[c] + w1 * f1[c]) + (w2 * f2[c] + w3 * f3[c])
-        t += 4
-    while t < n:
+    for t in range(4 * quads, n):
         f0, w0 = source[cells[t]], weights[t]
         for c in range(channels):
             out[c] += w0 * f0[c]
-        t += 1
 
 
 @compiled
@@ -200,7 +178,7 @@ def sum_taps(features, images, numbers, taps_y, taps_x, joint, bins, groups, wid
             for j in range(bins[1]):
                 y, x = _row(k, i, j, bins, joint, 0), _row(k, i, j, bins, joint, 1)
                 group = i * groups[0] // bins[0] * groups[1] + j * groups[1] // bins[1]
-                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, 1, 0, cells, weights)
                 source = features[images[k] * groups[0] * groups[1] + group]
                 _add_scaled_rows(source, cells, weights, n, target[i * bins[1] + j])
         if not channels_last:
@@ -208,10 +186,12 @@ def sum_taps(features, images, numbers, taps_y, taps_x, joint, bins, groups, wid
 
 
 @compiled
-def add_grads(grad, numbers, group, taps_y, taps_x, joint, bins, groups, width, c0, channels_last, out, o0, channels):
+def add_grads(
+    grad, numbers, group, taps_y, taps_x, joint, bins, groups, width, c0, channels_last, out, o0, channels, step, shift
+):
     """The transpose of :func:`sum_taps` for one image and group: channels c0 .. of RoIs ``numbers``, in their order.
 
-    Adds to channels o0 .. o0 + channels - 1 of ``out`` (H W, C).
+    Adds to channels o0 .. o0 + channels - 1 of ``out`` (H W step, C), vectors ``cell step + shift``.
     """
     iy, wy, ny = taps_y
     ix, wx, nx = taps_x
@@ -232,7 +212,7 @@ def add_grads(grad, numbers, group, taps_y, taps_x, joint, bins, groups, width, 
                     for c in range(channels):
                         values[c] = grad[k, p, c0 + c] if channels_last else grad[k, c0 + c, p]
                 y, x = _row(k, i, j, bins, joint, 0), _row(k, i, j, bins, joint, 1)
-                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, cells, weights)
+                n = _bin_taps(y, iy, wy, ny, x, ix, wx, nx, width, step, shift, cells, weights)
                 _add_to_rows(out, o0, cells, weights, n, values)
 
 
@@ -493,7 +473,7 @@ def max_of_cells(
 
 
 @compiled
-def add_to_argmax(grad, argmax, numbers, group, bins, groups, c0, channels_last, out, o0, channels):
+def add_to_argmax(grad, argmax, numbers, group, bins, groups, c0, channels_last, out, o0, channels, step, shift):
     """The gradient of :func:`max_of_cells` for one image and group, as :func:`add_grads`."""
     height, breadth = bins[0] // groups[0], bins[1] // groups[1]
     i0, j0 = group // groups[1] * height, group % groups[1] * breadth
@@ -501,7 +481,8 @@ def add_to_argmax(grad, argmax, numbers, group, bins, groups, c0, channels_last,
     tiled = shared and not channels_last
     grad_tile = np.empty((bins[0] * bins[1] if tiled else 1, channels), out.dtype)
     where_tile = np.empty((bins[0] * bins[1] if tiled else 1, channels), argmax.dtype)
-    base, plane_cells = np.uint64(o0), out.shape[0]
+    base, step, shift = np.uint64(o0), np.uint64(step), np.uint64(shift)
+    plane_cells = out.shape[0] // step
     for k in numbers:
         if tiled:
             _load_bins(grad, k, False, c0, grad_tile)
@@ -521,15 +502,16 @@ def add_to_argmax(grad, argmax, numbers, group, bins, groups, c0, channels_last,
                     # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
                     cell = np.uint32(np.int32(where[c]))
                     if cell < plane_cells:
-                        out[cell, base + np.uint64(c)] += values[c]
+                        out[cell * step + shift, base + np.uint64(c)] += values[c]
 
 
 @compiled
 def _bilinear_rows(source, y, v, x, u, height, width):
-    """The four rows of features around a point, and their weights; those outside the map weigh 0."""
+    """The four rows of features around a point, and their weights."""
     r = source.dtype.type
-    y1, x1 = min(y + 1, height - 1), min(x + 1, width - 1)
-    v, u = r(v if y + 1 < height else 0), r(u if x + 1 < width else 0)
+    # At the border both rows are the last, with half the weight: 0 times an infinite one would not be 0.
+    y1, v = (y + 1, r(v)) if y + 1 < height else (y, r(0.5))
+    x1, u = (x + 1, r(u)) if x + 1 < width else (x, r(0.5))
     rows = source[y * width + x], source[y * width + x1], source[y1 * width + x], source[y1 * width + x1]
     return rows, ((r(1) - v) * (r(1) - u), (r(1) - v) * u, v * (r(1) - u), v * u)
 
@@ -591,7 +573,23 @@ def max_of_points(
 
 @compiled
 def add_to_points(
-    grad, argmax, numbers, group, points_y, points_x, bins, groups, height, width, c0, channels_last, out, o0, channels
+    grad,
+    argmax,
+    numbers,
+    group,
+    points_y,
+    points_x,
+    bins,
+    groups,
+    height,
+    width,
+    c0,
+    channels_last,
+    out,
+    o0,
+    channels,
+    step,
+    shift,
 ):
     """The gradient of :func:`max_of_points` for one image and group, as :func:`add_grads`."""
     cell_y, share_y, _ = points_y
@@ -611,14 +609,14 @@ def add_to_points(
                     cy, cx, v, u = cell_y[y, a], cell_x[x, b], share_y[y, a], share_x[x, b]
                     if cy < 0 or cx < 0:
                         continue
-                    cell = cy * width + cx
+                    cell, right, below = (cy * width + cx) * step + shift, step, width * step
                     out[cell, o0 + c] += (1 - v) * (1 - u) * g
                     if cx + 1 < width:
-                        out[cell + 1, o0 + c] += (1 - v) * u * g
+                        out[cell + right, o0 + c] += (1 - v) * u * g
                     if cy + 1 < height:
-                        out[cell + width, o0 + c] += v * (1 - u) * g
+                        out[cell + below, o0 + c] += v * (1 - u) * g
                         if cx + 1 < width:
-                            out[cell + width + 1, o0 + c] += v * u * g
+                            out[cell + below + right, o0 + c] += v * u * g
 
 
 @compiled

@@ -52,31 +52,23 @@ def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, spans: Callabl
     if pixels and groups == 1:
         return source
     images, channels, height, width = features.shape
-    target = np.empty((images * groups, height * width, channels // groups), source.dtype)
+    # PyTorch's memory, which it keeps for the next call
+    target = torch.empty((images * groups, height * width, channels // groups), dtype=dtype).numpy()
     kernel = kernels.pixels_to_vectors if pixels else kernels.planes_to_vectors
     rows = max(1, CELL_BLOCK // width)
     blocks = -(-height // rows)
-    columns = None if spans is None else spans()
+    columns = np.tile(np.array([0, width], np.int32), (images, height, 1)) if spans is None else spans()
 
     def task(number: int) -> None:
         image, block = divmod(number, blocks)
-        for row in range(block * rows, min(height, (block + 1) * rows)):
-            first, last = (0, width) if columns is None else columns[image, row]
-            if last > first:
-                kernel(source, image, groups, row * width + first, row * width + last, target)
+        kernel(source, image, groups, width, (block * rows, min(height, (block + 1) * rows)), columns, target)
 
     run(images * blocks, task)
     return target
 
 
-def from_vectors(vectors: Any, groups: int, target: Any) -> None:
-    """Write vectors (N G, H W, C) into ``target`` (N, H W, C G)."""
-    images, cells = target.shape[:2]
-    blocks = -(-cells // CELL_BLOCK)
-
-    def task(number: int) -> None:
-        image, block = divmod(number, blocks)
-        first = block * CELL_BLOCK
-        kernels.vectors_to_pixels(vectors, image, groups, first, min(first + CELL_BLOCK, cells), target)
-
-    run(images * blocks, task)
+def order_channels(pixels: Any, groups: int) -> None:
+    """In place, channels ``g C + c`` of pixels (N, H W, C G) become ``c G + g``."""
+    flat = pixels.reshape(-1, pixels.shape[2])
+    blocks = -(-len(flat) // CELL_BLOCK)
+    run(blocks, lambda n: kernels.order_channels(flat, groups, n * CELL_BLOCK, min((n + 1) * CELL_BLOCK, len(flat))))

@@ -18,7 +18,7 @@ from ...sampling import SAMPLING, argmax_dtype
 from ...spec import ROTATED, Spec
 from ..reference import rotated_points
 from . import kernels
-from .layouts import empty, fill_zeros, flatten, from_vectors, to_vectors
+from .layouts import empty, fill_zeros, flatten, order_channels, to_vectors
 from .tables import Rois, Taps, make_points, make_taps, make_windows, read_rois, roi_grads
 from .threads import run
 
@@ -77,14 +77,14 @@ def weighted_sum_of_grad(
     source = flatten(grad.to(dtype), last)
     taps = None if spec.bins == ROTATED else make_taps(read, offsets, spec, [s[2:] for s in shapes], False, dtype)
 
-    def add(level: int, numbers: Any, group: int, c0: int, out: Any, o0: int, channels: int) -> None:
+    def add(level: int, numbers: Any, group: int, c0: int, out: Any, o0: int, channels: int, *place: int) -> None:
         height, width = shapes[level][2:]
         if taps is None:
             rest = (spec.output_size, spec.ratio, spec.scales[0], height, width, c0, last, out, o0, channels)
             kernels.add_rotated_grads(source, read.values, numbers, *rest)
         else:
             where = (taps.y, taps.x, taps.joint, spec.output_size, spec.groups, width)
-            kernels.add_grads(source, numbers, group, *where, c0, last, out, o0, channels)
+            kernels.add_grads(source, numbers, group, *where, c0, last, out, o0, channels, *place)
 
     return _add_over_images(add, read, shapes, channels_last, spec, dtype, grad.dtype)
 
@@ -166,8 +166,8 @@ def window_max_of_grad(
     by_points = SAMPLING[spec.sampling].windows is None
     points = make_points(read, spec, [s[2:] for s in shapes], dtype) if by_points else None
 
-    def add(level: int, numbers: Any, group: int, c0: int, out: Any, o0: int, channels: int) -> None:
-        bins, rest = (spec.output_size, spec.groups), (c0, last, out, o0, channels)
+    def add(level: int, numbers: Any, group: int, c0: int, out: Any, o0: int, channels: int, *place: int) -> None:
+        bins, rest = (spec.output_size, spec.groups), (c0, last, out, o0, channels, *place)
         if points is None:
             kernels.add_to_argmax(source, places, numbers, group, *bins, *rest)
         else:
@@ -208,59 +208,57 @@ def _add_over_images(
     dtype: torch.dtype,
     result: torch.dtype,
 ) -> list[Tensor]:
-    """Gradients of maps, each block of channels of each image and group added up by one thread.
-
-    ``add(level, numbers, group, c0, out, o0, channels)`` adds channels c0 .. of the gradients of RoIs ``numbers`` to
-    channels o0 .. of ``out`` (H W, C).
-    """
+    """Gradients of maps; ``add`` is told the level before what :func:`_grad_of_map` tells it."""
     grads = []
-    groups = _groups(spec)
-    for level, ((images, all_channels, height, width), last) in enumerate(zip(shapes, channels_last, strict=True)):
-        out = empty((images, all_channels, height, width), dtype, last)
-        channels = all_channels // groups
-        numbers = [rois.numbers[level][rois.images[rois.numbers[level]] == image] for image in range(images)]
-        target = flatten(out, last)
-        vectors = target
-        if last:
-            if groups > 1:
-                vectors = np.empty((images * groups, height * width, channels), target.dtype)
-            fill_zeros(vectors)
-            # A block of channels of pixels is a comb, which uses only its share of the sets of a cache: no more blocks
-            # than occupy every thread.
-            block = max(16, -(-channels // -(-torch.get_num_threads() // max(images * groups, 1))))
-        else:
-            block = CHANNEL_BLOCK
-        blocks = -(-channels // block)
-
-        def task(
-            number: int,
-            level: int = level,
-            numbers: Any = numbers,
-            last: bool = last,
-            block: int = block,
-            blocks: int = blocks,
-            vectors: Any = vectors,
-            target: Any = target,
-            channels: int = channels,
-        ) -> None:
-            plane, part = divmod(number, blocks)
-            image, group = divmod(plane, groups)
-            c0 = part * block
-            count = min(block, channels - c0)
-            if last:
-                add(level, numbers[image], group, c0, vectors[plane], c0, count)
-                return
-            # a plane of its own, which should stay in cache
-            own = np.zeros((target.shape[2], count), target.dtype)
-            add(level, numbers[image], group, c0, own, 0, count)
-            first = c0 * groups + group
-            kernels.transpose(own, target[image, first : first + (count - 1) * groups + 1 : groups])
-
-        run(images * groups * blocks, task)
-        if last and groups > 1:
-            from_vectors(vectors, groups, target)
-        grads.append(out.to(result))
+    for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
+        numbers = [rois.numbers[level][rois.images[rois.numbers[level]] == image] for image in range(shape[0])]
+        grads.append(_grad_of_map(partial(add, level), numbers, shape, last, _groups(spec), dtype).to(result))
     return grads
+
+
+def _grad_of_map(
+    add: Callable[..., None],
+    numbers: Sequence[Any],
+    shape: tuple[int, int, int, int],
+    channels_last: bool,
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The gradient of a map, each block of channels of each image and group added up by one thread.
+
+    ``add(numbers, group, c0, out, o0, channels, step, shift)`` adds channels c0 .. of the gradients of the RoIs of an
+    image, ``numbers``, to channels o0 .. of the vectors ``cell step + shift`` of ``out``.
+    """
+    images, all_channels, height, width = shape
+    out = empty(shape, dtype, channels_last)
+    channels, target = all_channels // groups, flatten(out, channels_last)
+    block = CHANNEL_BLOCK
+    if channels_last:
+        fill_zeros(target)
+        # A block of channels of pixels is a comb, which uses only its share of the sets of a cache: no more blocks than
+        # occupy every thread.
+        block = max(16, -(-channels // -(-torch.get_num_threads() // max(images * groups, 1))))
+    blocks = -(-channels // block)
+
+    def task(number: int) -> None:
+        plane, part = divmod(number, blocks)
+        image, group = divmod(plane, groups)
+        c0 = part * block
+        count = min(block, channels - c0)
+        if channels_last:
+            # the channels of a group are neighbours until all are added up
+            add(numbers[image], group, c0, target[image].reshape(-1, channels), c0, count, groups, group)
+            return
+        # a plane of its own, which should stay in cache
+        own = np.zeros((height * width, count), target.dtype)
+        add(numbers[image], group, c0, own, 0, count, 1, 0)
+        first = c0 * groups + group
+        kernels.transpose(own, target[image, first : first + (count - 1) * groups + 1 : groups])
+
+    run(images * groups * blocks, task)
+    if channels_last and groups > 1:
+        order_channels(target, groups)
+    return out
 
 
 def _empty_pooled(features: Tensor, rois: int, spec: Spec, dtype: torch.dtype) -> tuple[Tensor, Any, bool]:

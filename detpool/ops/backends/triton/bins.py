@@ -68,22 +68,27 @@ def window(origin, lower, upper, length):
 
 @triton.jit
 def _edges(low, high, scale, BINS: tl.constexpr):
+    """Origin, start and extent of a box in cells; whether the extent moves with the edges."""
     origin = low * 0
     moves = origin == 0
     if BINS == "rounded" or BINS == "ps_rounded":
+        last: tl.constexpr = 1 if BINS == "rounded" else 0
+        start = origin
         origin = _round(_bounded(low * scale))
-        extent = _round(_bounded(high * scale)) - origin + (1 if BINS == "rounded" else 0)
-        return origin, origin * 0, tl.maximum(extent, 1), moves
-    if BINS == "rfcn" or BINS == "rfcn_centered":
+        extent = tl.maximum(_round(_bounded(high * scale)) - origin + last, 1)
+    elif BINS == "rfcn" or BINS == "rfcn_centered":
+        centre: tl.constexpr = 0.5 if BINS == "rfcn_centered" else 0
         start = _bounded(_round(low) * scale)
         extent = tl.maximum(_bounded((_round(high) + 1) * scale) - start, tl.cast(0.1, low.dtype))
-        return origin, start - (0.5 if BINS == "rfcn_centered" else 0), extent, moves
-    shift: tl.constexpr = 0.5 if BINS == "aligned" else 0
-    start = _bounded(low * scale - shift)
-    extent = _bounded(high * scale - shift) - start
-    if BINS == "at_least_one":
-        return origin, start, tl.maximum(extent, 1), extent >= 1
-    tl.static_assert(BINS == "aligned" or BINS == "continuous")
+        start -= centre
+    else:
+        tl.static_assert(BINS == "aligned" or BINS == "continuous" or BINS == "at_least_one")
+        shift: tl.constexpr = 0.5 if BINS == "aligned" else 0
+        start = _bounded(low * scale - shift)
+        extent = _bounded(high * scale - shift) - start
+        if BINS == "at_least_one":
+            moves = extent >= 1
+            extent = tl.maximum(extent, 1)
     return origin, start, extent, moves
 
 
@@ -103,9 +108,10 @@ def _round(x):
 def _divide(x, y):
     """Division rounded to the nearest, which ``/`` is not in float32."""
     if x.dtype == tl.float64:
-        return x / y
+        quotient = x / y
     else:
-        return tl.div_rn(x, y)
+        quotient = tl.div_rn(x, y)
+    return quotient
 
 
 @triton.jit

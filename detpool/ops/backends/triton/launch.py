@@ -236,13 +236,17 @@ def alignment(tensors: tuple[Tensor, ...], channels: int) -> int:
 def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str, Any]:
     reach = max(tensor.shape[1] * tensor.stride(1) for tensor in tensors)
     size = tensors[0].element_size()
-    return {
+    options = {
         "ALIGNED": alignment(tensors, channels),
         "WIDE": reach >= 2**31,
         "BLOCK_C": block,
         # a lane loads 16 bytes at a time
         "num_warps": min(4, max(1, block * size // (16 * lanes()))),
     }
+    if lanes() == 32:
+        # or ptxas spills a few registers where it hopes for more programs at a time; AMD's compiler has no such option
+        options["maxnreg"] = 255
+    return options
 
 
 def _sum_type(values: Tensor) -> Any:
