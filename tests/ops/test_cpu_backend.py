@@ -215,7 +215,7 @@ def run_python(code: str, **environment: str) -> str:
         [sys.executable, "-c", textwrap.dedent(code)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         env={**os.environ, **environment},
     )
     assert process.returncode == 0, process.stderr[-2000:]
@@ -298,7 +298,7 @@ def test_several_processes_may_compile_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(SMALL_CALL)]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for process in processes:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors[-2000:]
     assert list(tmp_path.rglob("*.nbi")), "nothing was cached"
     run_python(SMALL_CALL, NUMBA_CACHE_DIR=str(tmp_path))

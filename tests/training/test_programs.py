@@ -25,7 +25,7 @@ def start(program, tmp_path, *arguments, **options):
     )
 
 
-def finish(process, timeout=240):
+def finish(process, timeout=900):
     output, _ = process.communicate(timeout=timeout)
     return output
 
