@@ -64,7 +64,7 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
         cells = [windows(axis, length, spec.ratio)[:, :, 0] for axis, length in zip((y, x), lengths, strict=True)]
         return _max_of_cells(features, image, cells[0], cells[1], spec.groups)
 
-    return _by_level(pool, maps, rois, levels, spec)
+    return _by_level(pool, _widened(maps), rois, levels, spec).to(maps[0].dtype)
 
 
 def value_at(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, argmax: Tensor, spec: Spec) -> Tensor:
@@ -81,7 +81,12 @@ def value_at(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, argmax
         y, x = bins_of(spec, rois, None, scale, lengths)
         return _value_at_points(features, image, *points_of(spec, y, x, lengths), argmax, spec.groups)
 
-    return _by_level(pool, maps, rois, levels, spec, argmax=argmax)
+    return _by_level(pool, _widened(maps), rois, levels, spec, argmax=argmax).to(maps[0].dtype)
+
+
+def _widened(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps in the dtype of sums, in which their gradients add up."""
+    return [features.to(sum_dtype(features.dtype)) for features in maps]
 
 
 def bins_of(
