@@ -39,11 +39,19 @@ def window_max(
         or points, NaN for one that holds NaN. Differentiable with respect to maps, and to RoIs if points are sampled.
 
     Raises:
-        ValueError: If values of RoIs are not valid, on a CPU; elsewhere such a RoI yields NaN.
+        ValueError: If values of RoIs are not valid, on a CPU; elsewhere such a RoI yields NaN. If points are so many
+            that they cannot be numbered: a ``ratio``, or with adaptive sampling twice a side of a map, of 2^15.
         BackendError: If ``backend`` cannot serve the call.
     """
     if BINS[spec.bins].rounds or SAMPLING[spec.sampling].windows is not None:
         rois = rois.detach()  # of rounded edges or whole cells: nothing moves with them
+    longest = max(max(features.shape[2:]) for features in maps)
+    most = spec.ratio if spec.ratio > 0 else 2 * longest + 6
+    if SAMPLING[spec.sampling].windows is None and most >= 1 << reference.POINT_BITS:
+        raise ValueError(
+            f"the maximum over points numbers fewer than {1 << reference.POINT_BITS} of them per bin and axis, got "
+            f"sampling_ratio {spec.ratio} on maps of up to {longest} rows or columns"
+        )
     chosen = choose(backend, "window_max", maps[0], spec)
     if chosen == "reference":
         return reference.window_max(maps, rois, levels, spec)

@@ -135,6 +135,13 @@ def test_the_adaptive_maximum_of_an_endless_box_takes_bounded_memory() -> None:
         assert peak + largest < 200 * features.nbytes  # all points at once are 5,000 times as many numbers
 
 
+def test_more_points_than_can_be_numbered_are_refused() -> None:
+    box = torch.tensor([[0.0, 0, 0, 1, 1]])
+    for features, ratio in ((torch.zeros(1, 1, 1, 20000), 0), (torch.zeros(1, 1, 2, 2), 1 << 15)):
+        with pytest.raises(ValueError, match="numbers fewer than 32768 of them"):
+            ops.roi_align(features, box, 1, 1.0, ratio, reduction="max")
+
+
 @pytest.mark.parametrize("ratio", [(2, 3), 2.0, "2", None, True])
 def test_a_sampling_ratio_is_one_integer(ratio) -> None:
     for operator in (ops.roi_align, ops.roi_warp, ops.ps_roi_align):
