@@ -24,11 +24,12 @@ class PyramidRoIs:
 
 
 Boxes = Tensor | Sequence[Tensor] | PyramidRoIs
+INTEGERS = (int, torch.SymInt)
 
 
-def is_proxy(value: object) -> bool:
-    """Whether ``value`` stands for a tensor that is not there yet, as in ``torch.fx.symbolic_trace``."""
-    return not isinstance(value, Tensor) and hasattr(type(value), "__torch_function__")
+def find_proxies(*values: object) -> list[Any]:
+    """Those of ``values`` that stand for a tensor that is not there yet, as in ``torch.fx.symbolic_trace``."""
+    return [v for v in values if not isinstance(v, Tensor) and hasattr(type(v), "__torch_function__")]
 
 
 def check_features(features: Tensor, name: str = "input") -> None:
@@ -46,7 +47,8 @@ def check_features(features: Tensor, name: str = "input") -> None:
 def parse(
     input: Tensor | Sequence[Tensor], boxes: Boxes, spatial_scale: float | Sequence[float], coordinates: int
 ) -> tuple[list[Tensor], Tensor, Tensor | None, tuple[float, ...]]:
-    """One map or those of a pyramid as (maps, RoIs, levels or None, scales), checked; see :func:`to_rois`.
+    """One map or those of a pyramid as (maps, RoIs, levels or None, scales), all but the values of scales checked; see
+    :func:`to_rois`.
 
     Raises:
         TypeError, ValueError: If an argument has a wrong type or shape, or they do not belong together.
@@ -55,7 +57,7 @@ def parse(
         check_features(input)
         if isinstance(boxes, PyramidRoIs):
             raise TypeError("boxes must be a tensor or a sequence of tensors where input is one map, got PyramidRoIs")
-        return [input], to_rois(boxes, input, coordinates), None, (check_scale(spatial_scale),)
+        return [input], to_rois(boxes, input, coordinates), None, (spatial_scale,)  # type: ignore[return-value]
     if not isinstance(input, Sequence) or isinstance(input, str):
         kind = type(input).__name__
         raise TypeError(f"input must be a tensor of shape (N, C, H, W) or a sequence of them, got {kind}")
@@ -78,7 +80,7 @@ def parse(
             f"levels must be int64 of shape ({len(rois)},) on {rois.device}, got {levels.dtype} of shape "
             f"{tuple(levels.shape)} on {levels.device}"
         )
-    return list(input), rois, levels, tuple(check_scale(scale) for scale in spatial_scale)
+    return list(input), rois, levels, tuple(spatial_scale)
 
 
 def check_groups(channels: int, bins: tuple[int, int]) -> None:
@@ -90,25 +92,20 @@ def check_groups(channels: int, bins: tuple[int, int]) -> None:
         )
 
 
-def check_reduction(reduction: str) -> None:
-    """Raise ValueError unless ``reduction`` is "mean" or "max"."""
-    if reduction not in ("mean", "max"):
-        raise ValueError(f"reduction must be 'mean' or 'max', got {reduction!r}")
-
-
 def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     """``value`` as (height, width). Raises ValueError if it is neither a positive integer nor a pair of them."""
     sizes = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(sizes) == 1:
         sizes = sizes * 2
-    if len(sizes) != 2 or not all(_is_integer(size) and size > 0 for size in sizes):
+    integers = [isinstance(size, INTEGERS) and not isinstance(size, bool) and size > 0 for size in sizes]
+    if integers != [True, True]:
         raise ValueError(f"{name} must be a positive integer or a pair of them (height, width), got {value!r}")
     return int(sizes[0]), int(sizes[1])
 
 
 def check_ratio(sampling_ratio: int, name: str = "sampling_ratio") -> int:
     """``sampling_ratio`` as an int. Raises TypeError if it is not an integer."""
-    if not _is_integer(sampling_ratio):
+    if not isinstance(sampling_ratio, INTEGERS) or isinstance(sampling_ratio, bool):
         raise TypeError(f"{name} must be an integer, the same for both axes, got {sampling_ratio!r}")
     return int(sampling_ratio)
 
@@ -240,7 +237,3 @@ def _check_box_tensor(boxes: Tensor, name: str, columns: int, device: torch.devi
         raise TypeError(f"{name} must hold real numbers, got {boxes.dtype}")
     if boxes.device != device:
         raise ValueError(f"{name} must be on the device of input, {device}, got {boxes.device}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)

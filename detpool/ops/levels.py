@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .backends import ask, choose
+from .backends import PRIMITIVES, choose
 from .registration import batched, fake, operator
 from .spec import Spec
 
@@ -41,7 +41,7 @@ def assign_levels(
 @operator
 def _assign_levels(boxes: Tensor, levels: int, shift: float, canonical_scale: float, backend: str) -> Tensor:
     if backend == "triton":
-        out: Tensor = ask(backend).assign_levels(boxes, levels, shift, canonical_scale)
+        out: Tensor = PRIMITIVES[backend].assign_levels(boxes, levels, shift, canonical_scale)
         return out
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
     level = torch.floor(shift + torch.log2(side / canonical_scale) + 1e-6)

@@ -1,12 +1,14 @@
 """The general operator: any bins, sampling, channels and reduction. Every named operator is one call of it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
-from . import inputs, reductions
+from . import inputs
 from .bins import BINS
 from .samples import Samples
 from .sampling import SAMPLING, Sampling, name_of
@@ -14,10 +16,8 @@ from .spec import ROTATED, Spec
 
 Reduction = Callable[[Samples], Tensor]
 
-REDUCTIONS: dict[str, Reduction] = {"mean": reductions.mean, "max": reductions.maximum, "sum": reductions.total}
+REDUCTIONS: dict[str, Reduction] = {"mean": Samples.mean, "max": Samples.max, "sum": Samples.sum}
 CHANNELS = ("shared", "position_sensitive")
-
-_T = TypeVar("_T")
 
 
 def register_reduction(name: str, reduction: Reduction) -> None:
@@ -83,33 +83,65 @@ def pool(
             meaning; the message names the argument and the reason.
         BackendError: If ``backend`` cannot serve the call.
     """
-    traced = [value for value in (input, boxes) if inputs.is_proxy(value)]
-    if traced:
+    if not (isinstance(input, Tensor) and isinstance(boxes, Tensor)) and (traced := inputs.find_proxies(input, boxes)):
         choices: dict[str, Any] = {"bins": bins, "sampling": sampling, "channels": channels, "reduction": reduction}
         choices |= {"sampling_ratio": sampling_ratio, "offsets": offsets, "backend": backend}
         return handle_torch_function(pool, traced, input, boxes, output_size, spatial_scale, **choices)
-    size = inputs.pair(output_size, "output_size")
-    ratio = inputs.check_ratio(sampling_ratio)
-    reduce = _named(REDUCTIONS, "reduction", reduction)
-    rule = _named(SAMPLING, "sampling", sampling)
-    if bins not in BINS and bins != ROTATED:
-        raise ValueError(f"bins must be one of {', '.join(map(repr, (*BINS, ROTATED)))}, got {bins!r}")
-    if channels not in CHANNELS:
-        raise ValueError(f"channels must be one of {', '.join(map(repr, CHANNELS))}, got {channels!r}")
-    _check_combination(rule, sampling, reduce, reduction, bins, channels, ratio)
+    sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
     maps, rois, levels, scales = inputs.parse(input, boxes, spatial_scale, 5 if bins == ROTATED else 4)
-    groups = (1, 1)
+    name = reduction if isinstance(reduction, str) else None  # not the module itself, which a cache would keep alive
+    choices_made = (bins, sampling, channels, name, sampling_ratio, scales, *sizes)
+    if torch.compiler.is_compiling():
+        spec = _describe(*choices_made)
+    else:
+        try:
+            spec = _describe_once(*choices_made)
+        except TypeError:  # something that is not hashable; what is wrong raises again
+            spec = _describe(*choices_made)
     if channels == "position_sensitive":
-        inputs.check_groups(maps[0].shape[1], size)
-        groups = size
+        inputs.check_groups(maps[0].shape[1], spec.output_size)
     if offsets is not None:
-        inputs.check_offsets(offsets, (rois.shape[0], 2, *size))
+        inputs.check_offsets(offsets, (rois.shape[0], 2, *spec.output_size))
         if offsets.device != rois.device:
             raise ValueError(f"offsets must be on the device of input, {rois.device}, got {offsets.device}")
         offsets = offsets.to(rois.dtype)
-    name = sampling if isinstance(sampling, str) else name_of(sampling)
-    spec = Spec(bins, name, size, scales, ratio, groups)
+    reduce = REDUCTIONS[reduction] if isinstance(reduction, str) else reduction
     return reduce(Samples(maps, rois, levels, offsets, spec, backend))
+
+
+def _describe(
+    bins: str,
+    sampling: str | Sampling,
+    channels: str,
+    reduction: str | None,
+    sampling_ratio: int,
+    scales: tuple[float, ...],
+    *sizes: int,
+) -> Spec:
+    """The choices of :func:`pool`, checked."""
+    size = inputs.pair(sizes if len(sizes) != 1 else sizes[0], "output_size")
+    ratio = inputs.check_ratio(sampling_ratio)
+    for name, value, accepted in (
+        ("bins", bins, (*BINS, ROTATED)),
+        ("sampling", sampling, SAMPLING),
+        ("channels", channels, CHANNELS),
+        ("reduction", reduction, REDUCTIONS),
+    ):
+        if (isinstance(value, str) or name in ("bins", "channels")) and value not in accepted:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+    rule = SAMPLING[sampling] if isinstance(sampling, str) else sampling
+    if bins == ROTATED and (sampling != "points" or channels != "shared"):
+        raise ValueError("bins 'rotated' go with sampling 'points' and channels 'shared' only")
+    if ratio > 0 and rule.points is None and rule.windows is not None:
+        raise ValueError(f"sampling_ratio {ratio} has no meaning for sampling {sampling!r}: all cells count")
+    if ratio <= 0 and sampling == "counted_points":
+        raise ValueError(f"sampling_ratio must be positive for sampling 'counted_points', got {ratio}")
+    numbers = tuple([inputs.check_scale(scale) for scale in scales])
+    groups = size if channels == "position_sensitive" else (1, 1)
+    return Spec(bins, sampling if isinstance(sampling, str) else name_of(sampling), size, numbers, ratio, groups)
+
+
+_describe_once = lru_cache(maxsize=1024, typed=True)(_describe)  # 1 and 1.0 are different sizes
 
 
 def record_samples(
@@ -140,7 +172,8 @@ class _Recorder:
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Tensor:
         recorder, *others = args
-        reduce = _named(REDUCTIONS, "reduction", kwargs["reduction"])
+        reduction = kwargs["reduction"]
+        reduce = REDUCTIONS[reduction] if isinstance(reduction, str) else reduction
 
         def keep_and_reduce(samples: Samples) -> Tensor:
             recorder.samples.append(samples)
@@ -164,26 +197,3 @@ def pools_pyramids(operator: Callable[..., Tensor]) -> bool:
         and isinstance(keywords.get("sampling", ""), str)
         and keywords.get("reduction", "mean") in ("mean", "max")
     )
-
-
-def _check_combination(
-    rule: Sampling, sampling: object, reduce: Reduction, reduction: object, bins: str, channels: str, ratio: int
-) -> None:
-    if bins == ROTATED and (sampling != "points" or channels != "shared"):
-        raise ValueError("bins 'rotated' go with sampling 'points' and channels 'shared' only")
-    if ratio > 0 and rule.points is None and rule.windows is not None:
-        raise ValueError(f"sampling_ratio {ratio} has no meaning for sampling {sampling!r}: all cells count")
-    if ratio <= 0 and sampling == "counted_points":
-        raise ValueError(f"sampling_ratio must be positive for sampling 'counted_points', got {ratio}")
-    if reduce is reductions.maximum and rule.points is None and rule.windows is None:
-        raise ValueError(
-            f"reduction {reduction!r} does not go with sampling {sampling!r}: it has no finite set of values to compare"
-        )
-
-
-def _named(register: dict[str, _T], kind: str, name: str | _T) -> _T:
-    if not isinstance(name, str):
-        return name
-    if name not in register:
-        raise ValueError(f"{kind} must be one of {', '.join(map(repr, register))}, got {name!r}")
-    return register[name]

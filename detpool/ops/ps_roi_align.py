@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .inputs import Boxes, check_reduction
-from .pool import pool
+from .inputs import Boxes
+from .pool import Reduction, pool
 
 
 def ps_roi_align(
@@ -15,7 +15,7 @@ def ps_roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     *,
-    reduction: str = "mean",
+    reduction: str | Reduction = "mean",
     backend: str | None = None,
 ) -> Tensor:
     """Position-sensitive RoIAlign (Li et al., Light-Head R-CNN, arXiv:1711.07264), as in torchvision.
@@ -26,7 +26,7 @@ def ps_roi_align(
     Args:
         input: features (N, C, H, W), floating; C divisible by height x width of the output.
         boxes, output_size, spatial_scale, sampling_ratio, backend: see :func:`pool`.
-        reduction: "mean" or "max" over a bin's points.
+        reduction: "mean" or "max" over a bin's points, or another of :func:`pool`.
 
     Returns:
         (K, C / (height width), height, width), dtype and memory format of ``input``; differentiable with respect to
@@ -35,7 +35,6 @@ def ps_roi_align(
     Raises:
         TypeError, ValueError, BackendError: as :func:`pool`.
     """
-    check_reduction(reduction)
     return pool(
         input,
         boxes,

@@ -12,23 +12,6 @@ from . import formulas
 from .samples import Samples
 
 
-def mean(samples: Samples) -> Tensor:
-    """The mean."""
-    return samples.mean()
-
-
-def maximum(samples: Samples) -> Tensor:
-    """The maximum; its gradient goes to the first."""
-    return samples.max()
-
-
-def total(samples: Samples) -> Tensor:
-    """The sum over cells or points, or the integral."""
-    # a sum may be representable in half precision where its mean, or the number of samples, is not
-    total = samples.mean(formulas.widened(samples.features)) * samples.measure()
-    return total.to(samples.features.dtype)
-
-
 class Lp(nn.Module):
     """``mean(|f|^p)^(1/p)`` (Sermanet et al., arXiv:1204.3968; generalised mean pooling), 0 for a bin without samples.
 

@@ -1,6 +1,6 @@
 """Registering functions as PyTorch operators."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,8 +23,70 @@ def fake(registered: Any) -> Callable[[Callable[..., Any]], None]:
 
 
 def differentiable(registered: Any, backward: Callable[..., Any], save: Callable[..., Any]) -> None:
-    """Give an operator its gradient: ``save(ctx, inputs, output)`` in the forward, ``backward(ctx, *grads)``."""
-    torch.library.register_autograd(registered.name(), backward, setup_context=save)
+    """Give an operator its gradient: ``save(ctx, inputs, output)`` in the forward, ``backward(ctx, *grads)``.
+
+    As ``torch.library.register_autograd``, which takes 0.1 ms a call where there are lists of tensors. ``inputs``,
+    ``ctx.needs_input_grad`` and what ``backward`` returns are nested as the arguments of the operator are.
+    """
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keyset: Any, like: Sequence[Any], *tensors: torch.Tensor) -> Any:
+            inputs = _nest(tensors, like)
+            with torch._C._AutoDispatchBelowAutograd():
+                output = registered.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+            ctx.arguments = like
+            save(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            flat = ctx.needs_input_grad
+            ctx.needs_input_grad = _nest(flat[2:], ctx.arguments)
+            try:
+                found = backward(ctx, *grads)
+            finally:
+                ctx.needs_input_grad = flat
+            return None, None, *_flatten(found, ctx.arguments)
+
+    def differentiate(keyset: Any, *args: Any) -> Any:
+        if not (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
+            with torch._C._AutoDispatchBelowAutograd():
+                return registered.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+        like = [_TENSOR if isinstance(a, torch.Tensor) else [_TENSOR] * len(a) if _has_tensors(a) else a for a in args]
+        return Differentiable.apply(keyset, like, *_flatten(args, like))
+
+    _library.impl(registered.name(), differentiate, "Autograd", with_keyset=True)
+
+
+_TENSOR = object()
+"""Stands for a tensor among the arguments of an operator."""
+_library = torch.library.Library("detpool", "FRAGMENT")
+
+
+def _has_tensors(argument: Any) -> bool:
+    return isinstance(argument, (list, tuple)) and len(argument) > 0 and isinstance(argument[0], torch.Tensor)
+
+
+def _nest(values: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """``like`` with ``values`` in place of tensors."""
+    rest = iter(values)
+    nested = []
+    for argument in like:
+        is_list = isinstance(argument, list) and len(argument) > 0 and argument[0] is _TENSOR
+        nested.append([next(rest) for _ in argument] if is_list else next(rest) if argument is _TENSOR else argument)
+    return nested
+
+
+def _flatten(nested: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """The inverse of :func:`_nest`."""
+    values = []
+    for value, argument in zip(nested, like, strict=True):
+        if argument is _TENSOR:
+            values.append(value)
+        elif isinstance(argument, list) and len(argument) > 0 and argument[0] is _TENSOR:
+            values.extend(value)
+    return values
 
 
 def batched(registered: Any) -> None:

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from . import formulas
 from .backends import reference
 from .bins import Bins
 from .inputs import checked, checks_values
@@ -62,6 +63,16 @@ class Samples:
         return window_max(
             self.maps if features is None else [features], self.rois, self.levels, self.spec, self.backend
         )
+
+    def sum(self) -> Tensor:
+        """(K, C, PH, PW), the sum over cells or points, or the integral.
+
+        Raises:
+            ValueError: As :meth:`measure`.
+        """
+        # a sum may be representable in half precision where its mean, or the number of samples, is not
+        total = self.mean(formulas.widened(self.features)) * self.measure()
+        return total.to(self.features.dtype)
 
     def points(self, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Every value of every bin, (K, C, PH, PW, G), and which of them exist, (K, 1, PH, PW, G).

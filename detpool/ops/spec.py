@@ -1,6 +1,6 @@
 """The static description of a pooling: all that is not a tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 ROTATED = "rotated"
@@ -28,21 +28,22 @@ class Spec:
     """(GH, GW), dividing (PH, PW): the bins form GH x GW blocks; those of block (u, v) read input channel
     ``(c GH + u) GW + v`` for output channel c. (1, 1): all bins read all channels; (PH, PW): position-sensitive."""
 
-    @property
-    def text(self) -> str:
+    group_count: int = field(init=False, compare=False)
+    """GH GW"""
+    text: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
         (rows, columns), (group_rows, group_columns) = self.output_size, self.groups
         scales = ",".join([f"{scale}" for scale in self.scales])
-        return f"{self.bins};{self.sampling};{rows},{columns};{scales};{self.ratio};{group_rows},{group_columns}"
+        text = f"{self.bins};{self.sampling};{rows},{columns};{scales};{self.ratio};{group_rows},{group_columns}"
+        object.__setattr__(self, "group_count", group_rows * group_columns)
+        object.__setattr__(self, "text", text)
 
     @staticmethod
+    @lru_cache(maxsize=1024)
     def of(text: str) -> "Spec":
         """The description that was written as ``text``."""
-        return _read(text)
-
-
-@lru_cache(maxsize=1024)
-def _read(text: str) -> Spec:
-    bins, sampling, size, scales, ratio, groups = text.split(";")
-    (rows, columns), (group_rows, group_columns) = (map(int, pair.split(",")) for pair in (size, groups))
-    numbers = tuple(float(scale) for scale in scales.split(","))
-    return Spec(bins, sampling, (rows, columns), numbers, int(ratio), (group_rows, group_columns))
+        bins, sampling, size, scales, ratio, groups = text.split(";")
+        (rows, columns), (group_rows, group_columns) = (map(int, pair.split(",")) for pair in (size, groups))
+        numbers = tuple(float(scale) for scale in scales.split(","))
+        return Spec(bins, sampling, (rows, columns), numbers, int(ratio), (group_rows, group_columns))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import ask, choose, has_roi_grads, reference
+from .backends import PRIMITIVES, choose, has_roi_grads, reference
 from .bins import BINS
 from .layout import is_channels_last, memory_format
 from .registration import batched, differentiable, fake, operator
@@ -59,7 +59,7 @@ def weighted_sum(
 def _weighted_sum(
     maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: str, backend: str
 ) -> Tensor:
-    return ask(backend).weighted_sum(maps, rois, levels, offsets, Spec.of(spec))
+    return PRIMITIVES[backend].weighted_sum(maps, rois, levels, offsets, Spec.of(spec))
 
 
 @operator
@@ -75,7 +75,7 @@ def _weighted_sum_of_grad(
 ) -> list[Tensor]:
     """Gradients of the maps, whose shapes follow each other in ``shapes``."""
     sizes = [tuple(shapes[n : n + 4]) for n in range(0, len(shapes), 4)]
-    return ask(backend).weighted_sum_of_grad(grad, rois, levels, offsets, sizes, channels_last, Spec.of(spec))
+    return PRIMITIVES[backend].weighted_sum_of_grad(grad, rois, levels, offsets, sizes, channels_last, Spec.of(spec))
 
 
 @operator
@@ -89,7 +89,7 @@ def _weighted_sum_roi_grads(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the RoIs, and of the offsets if there are any (else an empty tensor)."""
-    return ask(backend).weighted_sum_roi_grads(grad, maps, rois, levels, offsets, Spec.of(spec))
+    return PRIMITIVES[backend].weighted_sum_roi_grads(grad, maps, rois, levels, offsets, Spec.of(spec))
 
 
 @fake(_weighted_sum)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import ask, choose, reference
+from .backends import PRIMITIVES, choose, reference
 from .bins import BINS
 from .layout import is_channels_last
 from .registration import batched, differentiable, fake, operator
@@ -62,7 +62,7 @@ def window_max(
 def _window_max(
     maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: str, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return ask(backend).window_max(maps, rois, levels, Spec.of(spec))
+    return PRIMITIVES[backend].window_max(maps, rois, levels, Spec.of(spec))
 
 
 @operator
@@ -78,7 +78,7 @@ def _window_max_of_grad(
 ) -> list[Tensor]:
     """Gradients of the maps, whose shapes follow each other in ``shapes``."""
     sizes = [tuple(shapes[n : n + 4]) for n in range(0, len(shapes), 4)]
-    return ask(backend).window_max_of_grad(grad, argmax, rois, levels, sizes, channels_last, Spec.of(spec))
+    return PRIMITIVES[backend].window_max_of_grad(grad, argmax, rois, levels, sizes, channels_last, Spec.of(spec))
 
 
 @operator
@@ -91,7 +91,7 @@ def _window_max_roi_grads(
     spec: str,
     backend: str,
 ) -> Tensor:
-    return ask(backend).window_max_roi_grads(grad, argmax, maps, rois, levels, Spec.of(spec))
+    return PRIMITIVES[backend].window_max_roi_grads(grad, argmax, maps, rois, levels, Spec.of(spec))
 
 
 @fake(_window_max)

@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function
 from torchvision.ops import MultiScaleRoIAlign
 
 from detpool.ops import PyramidRoIs, assign_levels, pools_pyramids, roi_align
-from detpool.ops.inputs import is_proxy, join_images
+from detpool.ops.inputs import find_proxies, join_images
 from detpool.ops.layout import sum_dtype
 
 Operator = Callable[..., Tensor]
@@ -86,7 +86,7 @@ class RoIPooler(MultiScaleRoIAlign):
             KeyError: if none, or not all, of `featmap_names` are in `x`.
             ValueError: if the number of lists of boxes is not the number of images.
         """
-        traced = [value for value in (x, boxes) if is_proxy(value)]
+        traced = find_proxies(x, boxes)
         if traced:
             return handle_torch_function(self.forward, traced, x, boxes, image_shapes)
         features, rois, scales = self._inputs(x, boxes, image_shapes)

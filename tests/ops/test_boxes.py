@@ -92,8 +92,8 @@ def test_channels_that_do_not_divide(operator) -> None:
 
 
 def test_unknown_choices() -> None:
-    with pytest.raises(ValueError, match="reduction must be 'mean' or 'max', got 'sum'"):
-        ops.roi_align(FEATURES, BOX, 2, reduction="sum")
+    with pytest.raises(ValueError, match="reduction must be one of 'mean', 'max', 'sum'.*, got 'median'"):
+        ops.roi_align(FEATURES, BOX, 2, reduction="median")
     with pytest.raises(ValueError, match="convention must be one of 'torchvision', 'rfcn', got 'mxnet'"):
         ops.ps_roi_pool(FEATURES, BOX, 2, convention="mxnet")
 

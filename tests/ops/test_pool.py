@@ -49,7 +49,7 @@ def test_every_combination_computes_or_says_why_not(bins: str, sampling: str, ch
     features = FEATURES.clone().requires_grad_()
     choices = {"bins": bins, "sampling": sampling, "channels": channels, "reduction": reduction}
     if sampling == "integral" and reduction == "max":
-        with pytest.raises(ValueError, match="no finite set of values"):
+        with pytest.raises(ValueError, match="needs the single values"):
             pool(features, **choices)
         return
     output = pool(features, **choices)
@@ -278,4 +278,4 @@ def test_a_name_is_registered_once() -> None:
     with pytest.raises(ValueError, match="sampling 'points' is registered already"):
         ops.register_sampling("points", ops.Sampling(taps=lambda bins, length, ratio: None))
     with pytest.raises(ValueError, match="reduction 'mean' is registered already"):
-        ops.register_reduction("mean", reductions.mean)
+        ops.register_reduction("mean", ops.Samples.mean)

@@ -17,19 +17,21 @@ from . import cpu, reference, triton
 ORDER = ("triton", "cpu", "reference")
 
 _BACKENDS: dict[str, Any] = {"triton": triton, "cpu": cpu, "reference": reference}
-_primitives: dict[str, Any] = {}
 _chosen: dict[Any, str] = {}
+
+
+class _Primitives(dict[str, Any]):
+    def __missing__(self, name: str) -> Any:
+        self[name] = import_module(f"{__name__}.{name}.primitives")
+        return self[name]
+
+
+PRIMITIVES = _Primitives()
+"""The primitives of compiled backends, imported when first asked for: compilers take a second to import."""
 
 
 class BackendError(RuntimeError):
     """A backend was asked for by name and cannot serve the call."""
-
-
-def ask(name: str) -> Any:
-    """The primitives of a compiled backend, imported when first asked: compilers take a second to import."""
-    if name not in _primitives:
-        _primitives[name] = import_module(f"{__name__}.{name}.primitives")
-    return _primitives[name]
 
 
 def has_roi_grads(name: str, spec: Spec) -> bool:

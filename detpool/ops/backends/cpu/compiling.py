@@ -1,30 +1,52 @@
 """Compiling kernels with numba, cached on disk where a folder can be written."""
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 
+# numba looks at the file of a kernel only, not at those of the kernels that it calls, to see whether a cache is stale.
+_SOURCES = hashlib.sha256(
+    b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+).hexdigest()
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, compiled, to be called from Python; releases the GIL."""
+    return _compile(function, _FAST)
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` as a kernel that releases the GIL.
+    """``function``, compiled, to be called from kernels only.
 
-    Reductions over channels may be reordered, always in the same way, so that they vectorise, and products and sums may
-    be fused; NaN and infinity are kept.
+    As in :func:`kernel`, reductions over channels may be reordered, always in the same way, so that they vectorise, and
+    products and sums may be fused; NaN and infinity are kept.
     """
-    return _compile(function, {"contract", "reassoc", "nsz"})
+    return _compile(function, _FAST, **_INNER)
 
 
-def exact(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As :func:`compiled`, with each operation rounded as it is written: where bins lie must not depend on the
+def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As :func:`kernel`, with each operation rounded as it is written: where bins lie must not depend on the
     compiler."""
     return _compile(function, False)
 
 
-def _compile(function: Callable[..., Any], fastmath: set[str] | bool) -> Callable[..., Any]:
+def exact(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As :func:`exact_kernel`, to be called from kernels only."""
+    return _compile(function, False, **_INNER)
+
+
+_FAST = {"contract", "reassoc", "nsz"}
+_INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # half of the time that compiling takes
+
+
+def _compile(function: Callable[..., Any], fastmath: set[str] | bool, **options: bool) -> Callable[..., Any]:
     # Division by 0 as in NumPy: Python's error for it would keep loops from being vectorised.
-    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+    rest: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy", **options}
+    function.__qualname__ += f"_{_SOURCES[:16]}"  # part of the name of the cache's files
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **rest)(function)
     except RuntimeError:  # no folder to cache in can be written
-        return numba.njit(**options)(function)
+        return numba.njit(**rest)(function)

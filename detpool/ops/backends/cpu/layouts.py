@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...layout import is_channels_last, memory_format
-from . import kernels
+from . import layout_kernels as kernels
 from .threads import run
 
 CELL_BLOCK = 512
@@ -17,16 +16,12 @@ ZERO_BLOCK = 1 << 18
 """Elements that one task sets to zero."""
 
 
-def empty(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> Tensor:
-    return torch.empty(shape, dtype=dtype, memory_format=memory_format(channels_last))
-
-
 def flatten(tensor: Tensor, channels_last: bool) -> Any:
     """The array (N, H W, C) or (N, C, H W); of ``tensor`` itself if it has that layout, else of a copy."""
-    tensor = tensor.detach().contiguous(memory_format=memory_format(channels_last))
+    tensor = tensor.detach()
     if channels_last:
-        return tensor.permute(0, 2, 3, 1).flatten(1, 2).numpy()
-    return tensor.flatten(2).numpy()
+        return tensor.permute(0, 2, 3, 1).contiguous().flatten(1, 2).numpy()
+    return tensor.contiguous().flatten(2).numpy()
 
 
 def fill_zeros(array: Any) -> None:
@@ -36,34 +31,53 @@ def fill_zeros(array: Any) -> None:
     run(blocks, lambda n: flat[n * ZERO_BLOCK : (n + 1) * ZERO_BLOCK].fill(0))
 
 
-def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, spans: Callable[[], Any] | None = None) -> Any:
+def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Callable[[int], Any]) -> Any:
     """The array (N G, H W, C / G) of ``features``; of themselves if they are channels_last in one group and ``dtype``.
 
     Args:
         features: (N, C, H, W).
         groups: G; input channel ``c G + g`` becomes channel c of group g.
         dtype: float32 or float64.
-        spans: returns (N, H, 2) int32, the first and last + 1 column of each row that will be read, where there is
-            something to copy; other cells may stay undefined. None: all are read.
+        find_spans: returns (N, H, 2) int32 of N images, the first and last + 1 column of each row that will be read;
+            other cells stay undefined in a copy.
     """
     features = features.detach().to(dtype)
-    pixels = is_channels_last(features) or features.shape[1] == 1 or not features.is_contiguous()
-    source = flatten(features, pixels)
+    # whether the channels of a cell are, or will be in a copy, next to each other
+    pixels = not features.is_contiguous() or features.shape[1] == 1
     if pixels and groups == 1:
-        return source
+        return flatten(features, True)
     images, channels, height, width = features.shape
+    array = (features.permute(0, 2, 3, 1).contiguous() if pixels else features).numpy()
     # PyTorch's memory, which it keeps for the next call
-    target = torch.empty((images * groups, height * width, channels // groups), dtype=dtype).numpy()
-    kernel = kernels.pixels_to_vectors if pixels else kernels.planes_to_vectors
-    rows = max(1, CELL_BLOCK // width)
+    target = torch.empty((images, groups, height * width, channels // groups), dtype=dtype).numpy()
+    columns, rows = find_spans(images), max(1, CELL_BLOCK // width)
     blocks = -(-height // rows)
-    columns = np.tile(np.array([0, width], np.int32), (images, height, 1)) if spans is None else spans()
 
     def task(number: int) -> None:
         image, block = divmod(number, blocks)
-        kernel(source, image, groups, width, (block * rows, min(height, (block + 1) * rows)), columns, target)
+        some = block * rows, min(height, (block + 1) * rows)
+        if pixels:
+            kernels.pixels_to_vectors(array[image], columns[image], some, target[image])
+            return
+        for group in range(groups):
+            kernels.planes_to_vectors(array[image, group::groups], columns[image], some, target[image, group])
 
-    run(images * blocks, task)
+    if images * blocks == 1:
+        task(0)
+    else:
+        run(images * blocks, task)
+    return target.reshape(-1, *target.shape[2:])
+
+
+def group_to_vectors(planes: Any, spans: Any) -> Any:
+    """The array (1, H W, C) of some channels of an image, planes (C, H, W).
+
+    Args:
+        planes: any strides.
+        spans: (H, 2), of this image.
+    """
+    target = np.empty((1, planes.shape[1] * planes.shape[2], planes.shape[0]), planes.dtype)
+    kernels.planes_to_vectors(planes, spans, (0, planes.shape[1]), target[0])
     return target
 
 

@@ -1,64 +1,53 @@
 """The two primitives on all cores of a CPU.
 
 Every number of a result is computed by one thread in an order that does not depend on how many there are: threads own
-RoIs where the result is per RoI, and blocks of channels of an image where RoIs add up. float16 and bfloat16 are
+bins where the result is per bin, and blocks of channels of an image where RoIs add up. float16 and bfloat16 are
 computed in float32.
 """
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...layout import is_channels_last, sum_dtype
+from ...layout import is_channels_last, memory_format, sum_dtype
 from ...sampling import SAMPLING, argmax_dtype
 from ...spec import ROTATED, Spec
 from ..reference import rotated_points
-from . import kernels
-from .layouts import empty, fill_zeros, flatten, order_channels, to_vectors
-from .tables import Rois, Taps, make_points, make_taps, make_windows, read_rois, roi_grads
+from . import layout_kernels, max_kernels, rotated_kernels, sum_kernels
+from .layouts import fill_zeros, flatten, group_to_vectors, order_channels, to_vectors
+from .rois import Rois, finish_grads, make_points, make_taps, make_windows, read_rois
+from .sum_kernels import Part
 from .threads import run
 
-Shapes = Sequence[tuple[int, int, int, int]]
+Shapes = Sequence[Sequence[int]]
 
+_SHAPE = attrgetter("shape")
 CHANNEL_BLOCK = 64
 """Channels of contiguous features in one task: enough for long inner loops, few enough to occupy every core."""
-ROI_BLOCK = 16
-"""RoIs of one task."""
 
 
 def weighted_sum(
     maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
 ) -> Tensor:
     """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
-    read = read_rois(rois, levels, offsets, maps[0].shape[0], len(maps))
-    dtype = sum_dtype(maps[0].dtype)
-    out, target, last = _empty_pooled(maps[0], len(rois), spec, dtype)
+    dtype, last = rois.dtype, is_channels_last(maps[0])
+    shape = (len(rois), maps[0].shape[1] // spec.group_count, *spec.output_size)
+    out = torch.empty(shape, dtype=dtype, memory_format=memory_format(last))
+    target = flatten(out, last)
     if spec.bins == ROTATED:
         _check_rotated(rois, spec)
-        features = to_vectors(maps[0], 1, dtype)
-        sizes = tuple(maps[0].shape[2:])
-
-        def rotated_task(numbers: Any) -> None:
-            rest = (spec.output_size, spec.ratio, spec.scales[0], *sizes, last, target, _tile(target, last))
-            kernels.sum_rotated(features, read.values, numbers, *rest)
-
-        _over_blocks(read.numbers[0], rotated_task)
-        return out.to(maps[0].dtype)
-    taps = make_taps(read, offsets, spec, _sizes(maps), False, dtype)
-    for level, numbers in enumerate(read.numbers):
-        source = to_vectors(maps[level], _groups(spec), dtype, partial(_spans, maps[level], read, numbers, taps))
-        width = maps[level].shape[3]
-
-        def task(numbers: Any, source: Any = source, width: int = width) -> None:
-            rest = (taps.y, taps.x, taps.joint, spec.output_size, spec.groups, width, last, target, _tile(target, last))
-            kernels.sum_taps(source, read.images, numbers, *rest)
-
-        _over_blocks(numbers, task)
-    return out.to(maps[0].dtype)
+    for features, read in zip(maps, read_rois(rois, levels, offsets, spec, list(map(_SHAPE, maps))), strict=True):
+        tables: tuple[Any, ...]
+        if spec.bins == ROTATED:
+            kernel, tables = rotated_kernels.sum_rotated, ()
+        else:
+            kernel, tables = sum_kernels.sum_taps, (read.joint, *make_taps(read, spec, False, target.dtype))
+        _over_bins(features, read, spec, dtype, kernel, *tables, last, target)
+    return out if dtype == maps[0].dtype else out.to(maps[0].dtype)
 
 
 def weighted_sum_of_grad(
@@ -71,82 +60,56 @@ def weighted_sum_of_grad(
     spec: Spec,
 ) -> list[Tensor]:
     """Gradients of the maps."""
-    read = read_rois(rois, levels, offsets, shapes[0][0], len(shapes))
-    dtype = sum_dtype(grad.dtype)
-    last = is_channels_last(grad)
-    source = flatten(grad.to(dtype), last)
-    taps = None if spec.bins == ROTATED else make_taps(read, offsets, spec, [s[2:] for s in shapes], False, dtype)
-
-    def add(level: int, numbers: Any, group: int, c0: int, out: Any, o0: int, channels: int, *place: int) -> None:
-        height, width = shapes[level][2:]
-        if taps is None:
-            rest = (spec.output_size, spec.ratio, spec.scales[0], height, width, c0, last, out, o0, channels)
-            kernels.add_rotated_grads(source, read.values, numbers, *rest)
+    source, last = _flatten_grad(grad)
+    grads = []
+    for read, shape, pixels in zip(read_rois(rois, levels, offsets, spec, shapes), shapes, channels_last, strict=True):
+        tables: tuple[Any, ...]
+        if spec.bins == ROTATED:
+            kernel, tables = rotated_kernels.add_rotated_grads, (read.values,)
         else:
-            where = (taps.y, taps.x, taps.joint, spec.output_size, spec.groups, width)
-            kernels.add_grads(source, numbers, group, *where, c0, last, out, o0, channels, *place)
-
-    return _add_over_images(add, read, shapes, channels_last, spec, dtype, grad.dtype)
+            kernel, tables = sum_kernels.add_grads, (read.joint, *make_taps(read, spec, False, source.dtype))
+        grads.append(_add_over_images(read, shape, pixels, kernel, source, *tables, last).to(grad.dtype))
+    return grads
 
 
 def weighted_sum_roi_grads(
     grad: Tensor, maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the RoIs and of the offsets."""
-    read = read_rois(rois, levels, offsets, maps[0].shape[0], len(maps))
-    dtype = sum_dtype(grad.dtype)
-    last = is_channels_last(grad)
-    source = flatten(grad.to(dtype), last)
-    if spec.bins == ROTATED:
-        out, features = np.zeros_like(read.values), to_vectors(maps[0], 1, dtype)
-
-        def rotated_task(numbers: Any) -> None:
-            rest = (spec.output_size, spec.ratio, spec.scales[0], *maps[0].shape[2:], last, out)
-            kernels.add_rotated_roi_grads(source, features, read.values, numbers, *rest)
-
-        _over_blocks(read.numbers[0], rotated_task)
-        return torch.from_numpy(out), rois.new_empty(0)
-    taps = make_taps(read, offsets, spec, _sizes(maps), True, dtype)
-    sums = [np.zeros((len(rois), 2), source.dtype) for _ in range(2)]
+    source, last = _flatten_grad(grad)
+    by_start, by_extent = (np.zeros((len(rois), 2), source.dtype) for _ in range(2))
     by_shift = np.zeros((0, 2, 0, 0) if offsets is None else offsets.shape, source.dtype)
-    for level, numbers in enumerate(read.numbers):
-        features = to_vectors(maps[level], _groups(spec), dtype, partial(_spans, maps[level], read, numbers, taps))
-        width = maps[level].shape[3]
-
-        def task(numbers: Any, features: Any = features, width: int = width) -> None:
-            where = (taps.y, taps.x, taps.slopes_y, taps.slopes_x, taps.joint, spec.output_size, spec.groups, width)
-            kernels.add_roi_grads(source, features, read.images, numbers, *where, last, *sums, by_shift)
-
-        _over_blocks(numbers, task)
-    grad_rois, grad_offsets = roi_grads(read, spec, sums[0], sums[1], by_shift)
+    reads = read_rois(rois, levels, offsets, spec, list(map(_SHAPE, maps)))
+    out = np.zeros_like(reads[0].values)
+    for features, read in zip(maps, reads, strict=True):
+        tables: tuple[Any, ...]
+        if spec.bins == ROTATED:
+            kernel, tables = rotated_kernels.add_rotated_roi_grads, (last, out)
+        else:
+            tables = (read.joint, *make_taps(read, spec, True, source.dtype), last, by_start, by_extent, by_shift)
+            kernel = sum_kernels.add_roi_grads
+        _over_rois(features, read, spec, source, kernel, *tables)
+    if spec.bins == ROTATED:
+        return torch.from_numpy(out), rois.new_empty(0)
+    grad_rois, grad_offsets = finish_grads(reads, by_start, by_extent, by_shift)
     return grad_rois, rois.new_empty(0) if offsets is None else grad_offsets
 
 
 def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
     """The maxima and their places."""
-    read = read_rois(rois, levels, None, maps[0].shape[0], len(maps))
-    dtype = sum_dtype(maps[0].dtype)
-    out, target, last = _empty_pooled(maps[0], len(rois), spec, dtype)
-    argmax = empty(tuple(out.shape), argmax_dtype(maps, spec), last)
-    places = flatten(argmax, last)
-    by_points = SAMPLING[spec.sampling].windows is None
-    tables: Any = make_points(read, spec, _sizes(maps), dtype) if by_points else make_windows(read, spec, _sizes(maps))
-    for level, numbers in enumerate(read.numbers):
-        features = to_vectors(maps[level], _groups(spec), dtype)
-        height, width = maps[level].shape[2:]
-
-        def task(numbers: Any, features: Any = features, height: int = height, width: int = width) -> None:
-            # places of cells go by way of a tile too: vectors of 32 bits are what the loop over channels can do
-            where_tile = np.empty((target.shape[1 if last else 2], out.shape[1]), np.int32)
-            rest = (last, target, places, _tile(target, last), where_tile)
-            if by_points:
-                bins = (spec.output_size, spec.groups, height, width)
-                kernels.max_of_points(features, read.images, numbers, tables[0][:3], tables[1][:3], *bins, *rest)
-            else:
-                kernels.max_of_cells(features, read.images, numbers, *tables, spec.groups, width, *rest)
-
-        _over_blocks(numbers, task)
-    return out.to(maps[0].dtype), argmax
+    dtype, last = rois.dtype, is_channels_last(maps[0])
+    shape = (len(rois), maps[0].shape[1] // spec.group_count, *spec.output_size)
+    out = torch.empty(shape, dtype=dtype, memory_format=memory_format(last))
+    argmax = torch.empty(shape, dtype=argmax_dtype(maps, spec), memory_format=memory_format(last))
+    target, places = flatten(out, last), flatten(argmax, last)
+    for features, read in zip(maps, read_rois(rois, levels, None, spec, list(map(_SHAPE, maps))), strict=True):
+        tables: tuple[Any, ...]
+        if _has_windows(spec):
+            kernel, tables = max_kernels.max_of_cells, make_windows(read, spec)
+        else:
+            kernel, tables = max_kernels.max_of_points, make_points(read, target.dtype)
+        _over_bins(features, read, spec, dtype, kernel, *tables, last, target, places)
+    return out if dtype == maps[0].dtype else out.to(maps[0].dtype), argmax
 
 
 def window_max_of_grad(
@@ -159,78 +122,81 @@ def window_max_of_grad(
     spec: Spec,
 ) -> list[Tensor]:
     """Gradients of the maps."""
-    read = read_rois(rois, levels, None, shapes[0][0], len(shapes))
-    dtype = sum_dtype(grad.dtype)
-    last = is_channels_last(grad)
-    source, places = flatten(grad.to(dtype), last), flatten(argmax, last)
-    by_points = SAMPLING[spec.sampling].windows is None
-    points = make_points(read, spec, [s[2:] for s in shapes], dtype) if by_points else None
-
-    def add(level: int, numbers: Any, group: int, c0: int, out: Any, o0: int, channels: int, *place: int) -> None:
-        bins, rest = (spec.output_size, spec.groups), (c0, last, out, o0, channels, *place)
-        if points is None:
-            kernels.add_to_argmax(source, places, numbers, group, *bins, *rest)
+    source, last = _flatten_grad(grad)
+    places = flatten(argmax, last)
+    grads = []
+    for read, shape, pixels in zip(read_rois(rois, levels, None, spec, shapes), shapes, channels_last, strict=True):
+        tables: tuple[Any, ...]
+        if _has_windows(spec):
+            kernel, tables = max_kernels.add_to_cells, (places,)
         else:
-            tables = (points[0][:3], points[1][:3], *bins, *shapes[level][2:])
-            kernels.add_to_points(source, places, numbers, group, *tables, *rest)
-
-    return _add_over_images(add, read, shapes, channels_last, spec, dtype, grad.dtype)
+            kernel, tables = max_kernels.add_to_points, (*make_points(read, source.dtype), places)
+        grads.append(_add_over_images(read, shape, pixels, kernel, source, *tables, last).to(grad.dtype))
+    return grads
 
 
 def window_max_roi_grads(
     grad: Tensor, argmax: Tensor, maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec
 ) -> Tensor:
     """Gradients of the RoIs, through the points of the maxima."""
-    read = read_rois(rois, levels, None, maps[0].shape[0], len(maps))
-    dtype = sum_dtype(grad.dtype)
-    last = is_channels_last(grad)
-    source, places = flatten(grad.to(dtype), last), flatten(argmax, last)
-    y, x = make_points(read, spec, _sizes(maps), dtype)
-    sums = [np.zeros((len(rois), 2), source.dtype) for _ in range(2)]
-    for level, numbers in enumerate(read.numbers):
-        features = to_vectors(maps[level], _groups(spec), dtype)
-        sizes = tuple(maps[level].shape[2:])
+    source, last = _flatten_grad(grad)
+    places = flatten(argmax, last)
+    by_start, by_extent = (np.zeros((len(rois), 2), source.dtype) for _ in range(2))
+    reads = read_rois(rois, levels, None, spec, list(map(_SHAPE, maps)))
+    for features, read in zip(maps, reads, strict=True):
+        rest = (*make_points(read, source.dtype), places, last, by_start, by_extent)
+        _over_rois(features, read, spec, source, max_kernels.add_point_roi_grads, *rest)
+    return finish_grads(reads, by_start, by_extent, np.zeros((0, 2, 0, 0), source.dtype))[0]
 
-        def task(numbers: Any, features: Any = features, sizes: Any = sizes) -> None:
-            tables = (y[:3], x[:3], y[3], x[3], spec.output_size, spec.groups, *sizes)
-            kernels.add_point_roi_grads(source, places, features, read.images, numbers, *tables, last, *sums)
 
-        _over_blocks(numbers, task)
-    return roi_grads(read, spec, sums[0], sums[1], np.zeros((0, 2, 0, 0), source.dtype))[0]
+def _over_bins(features: Tensor, rois: Rois, spec: Spec, dtype: torch.dtype, kernel: Any, *rest: Any) -> None:
+    """Call ``kernel(vectors, rois, numbers, span, group, g, *rest)`` until all bins of RoIs are pooled.
+
+    Where all bins read the same channels, for blocks of RoIs; else for the RoIs of an image and the bins of a group,
+    with the vectors (1, H W, C) of these alone, which should stay in cache.
+    """
+    images, values, numbers, g = features.shape[0], rois.values, rois.numbers, rois.g
+    groups = spec.group_count
+    if groups == 1:
+        vectors = to_vectors(features, 1, dtype, rois.find_spans)
+        rois.over_blocks(kernel, (vectors,), (0, g, *rest))
+        return
+    by_image = rois.split_by_image(images)
+    contiguous = features.is_contiguous()
+    if contiguous:
+        planes, spans = features.detach().to(dtype).numpy(), rois.find_spans(images)
+    else:
+        vectors = to_vectors(features, groups, dtype, rois.find_spans)
+
+    def task(number: int) -> None:
+        image, group = divmod(number, groups)
+        if contiguous:
+            own = group_to_vectors(planes[image, group::groups], spans[image])
+        else:
+            own = vectors[number : number + 1]
+        kernel(own, values, numbers, by_image[image], group, g, *rest)
+
+    run(images * groups, task)
+
+
+def _over_rois(features: Tensor, rois: Rois, spec: Spec, grad: Any, kernel: Any, *rest: Any) -> None:
+    """Call ``kernel(grad, vectors, rois, numbers, span, g, *rest)`` for blocks of RoIs."""
+    vectors = to_vectors(features, spec.group_count, sum_dtype(features.dtype), rois.find_spans)
+    rois.over_blocks(kernel, (grad, vectors), (rois.g, *rest))
 
 
 def _add_over_images(
-    add: Callable[..., None],
-    rois: Rois,
-    shapes: Shapes,
-    channels_last: Sequence[bool],
-    spec: Spec,
-    dtype: torch.dtype,
-    result: torch.dtype,
-) -> list[Tensor]:
-    """Gradients of maps; ``add`` is told the level before what :func:`_grad_of_map` tells it."""
-    grads = []
-    for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
-        numbers = [rois.numbers[level][rois.images[rois.numbers[level]] == image] for image in range(shape[0])]
-        grads.append(_grad_of_map(partial(add, level), numbers, shape, last, _groups(spec), dtype).to(result))
-    return grads
-
-
-def _grad_of_map(
-    add: Callable[..., None],
-    numbers: Sequence[Any],
-    shape: tuple[int, int, int, int],
-    channels_last: bool,
-    groups: int,
-    dtype: torch.dtype,
+    rois: Rois, shape: Sequence[int], channels_last: bool, kernel: Any, grad: Any, *rest: Any
 ) -> Tensor:
     """The gradient of a map, each block of channels of each image and group added up by one thread.
 
-    ``add(numbers, group, c0, out, o0, channels, step, shift)`` adds channels c0 .. of the gradients of the RoIs of an
-    image, ``numbers``, to channels o0 .. of the vectors ``cell step + shift`` of ``out``.
+    ``kernel(grad, numbers, span, group, g, part, *rest, out)`` adds a part of the pooled gradients of RoIs of an image.
     """
     images, all_channels, height, width = shape
-    out = empty(shape, dtype, channels_last)
+    g, by_image = rois.g, rois.split_by_image(images)
+    groups = g.group_rows * g.group_columns
+    dtype = torch.float64 if grad.dtype == np.float64 else torch.float32
+    out = torch.empty(tuple(shape), dtype=dtype, memory_format=memory_format(channels_last))
     channels, target = all_channels // groups, flatten(out, channels_last)
     block = CHANNEL_BLOCK
     if channels_last:
@@ -247,13 +213,14 @@ def _grad_of_map(
         count = min(block, channels - c0)
         if channels_last:
             # the channels of a group are neighbours until all are added up
-            add(numbers[image], group, c0, target[image].reshape(-1, channels), c0, count, groups, group)
+            vectors = target[image].reshape(-1, channels)
+            kernel(grad, rois.numbers, by_image[image], group, g, Part(c0, c0, count, groups, group), *rest, vectors)
             return
         # a plane of its own, which should stay in cache
-        own = np.zeros((height * width, count), target.dtype)
-        add(numbers[image], group, c0, own, 0, count, 1, 0)
+        own = np.zeros((height * width, count), grad.dtype)
+        kernel(grad, rois.numbers, by_image[image], group, g, Part(c0, 0, count, 1, 0), *rest, own)
         first = c0 * groups + group
-        kernels.transpose(own, target[image, first : first + (count - 1) * groups + 1 : groups])
+        layout_kernels.transpose(own, target[image, first : first + (count - 1) * groups + 1 : groups])
 
     run(images * groups * blocks, task)
     if channels_last and groups > 1:
@@ -261,24 +228,14 @@ def _grad_of_map(
     return out
 
 
-def _empty_pooled(features: Tensor, rois: int, spec: Spec, dtype: torch.dtype) -> tuple[Tensor, Any, bool]:
-    """The output, as an array too, and whether it is channels_last."""
-    last = is_channels_last(features)
-    out = empty((rois, features.shape[1] // _groups(spec), *spec.output_size), dtype, last)
-    return out, flatten(out, last), last
+def _flatten_grad(grad: Tensor) -> tuple[Any, bool]:
+    """The array of a pooled gradient, in the dtype of sums, and whether it is channels_last."""
+    last = is_channels_last(grad)
+    return flatten(grad.to(sum_dtype(grad.dtype)), last), last
 
 
-def _tile(pooled: Any, channels_last: bool) -> Any:
-    """Room for one RoI's vectors, where the output has another layout."""
-    return np.empty((0, 0) if channels_last else pooled.shape[:0:-1], pooled.dtype)
-
-
-def _spans(features: Tensor, rois: Rois, numbers: Any, taps: Taps) -> Any:
-    """What :func:`to_vectors` needs not copy, if there is anything to copy."""
-    images, _, height, width = features.shape
-    spans = np.empty((images, height, 2), np.int32)
-    kernels.span_taps(rois.images, numbers, taps.y, taps.x, spans, width)
-    return spans
+def _has_windows(spec: Spec) -> bool:
+    return SAMPLING[spec.sampling].windows is not None
 
 
 def _check_rotated(rois: Tensor, spec: Spec) -> None:
@@ -286,16 +243,3 @@ def _check_rotated(rois: Tensor, spec: Spec) -> None:
     if spec.ratio <= 0:
         for column, bins in ((4, spec.output_size[0]), (3, spec.output_size[1])):
             rotated_points(rois[:, column] * spec.scales[0] / bins)
-
-
-def _groups(spec: Spec) -> int:
-    return spec.groups[0] * spec.groups[1]
-
-
-def _sizes(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
-    return [(features.shape[2], features.shape[3]) for features in maps]
-
-
-def _over_blocks(numbers: Any, task: Callable[[Any], None]) -> None:
-    """Call ``task`` for blocks of RoIs."""
-    run(-(-len(numbers) // ROI_BLOCK), lambda n: task(numbers[n * ROI_BLOCK : (n + 1) * ROI_BLOCK]))

@@ -1,0 +1,262 @@
+"""The maximum and its gradients; conventions as in ``sum_kernels``.
+
+The place of a maximum of cells is a cell; of points, their number as :data:`~..reference.POINT_BITS` says.
+"""
+
+import numpy as np
+
+from ..reference import POINT_BITS
+from .compiling import compiled, kernel
+from .layout_kernels import block_of, copy, load_bin, load_bins, store_bins
+
+
+@compiled
+def _first_maximum(source, cells, n, best, where):
+    """best[c] = the maximum of source[cell, c] over n cells, a multiple of four; where[c] = the first cell that holds
+    it.
+
+    Four cells at a time: with one, the compiler turns each selection into a masked store, which is many times slower.
+    """
+    for q in range(0, n, 4):
+        p0, p1, p2, p3 = cells[q], cells[q + 1], cells[q + 2], cells[q + 3]
+        f0, f1, f2, f3 = source[p0], source[p1], source[p2], source[p3]
+        if q == 0:
+            for c in range(best.shape[0]):
+                best[c] = f0[c]
+                where[c] = p0
+        for c in range(best.shape[0]):
+            b, w = best[c], where[c]
+            # r wins if it is larger, or if it is the first NaN
+            r = f0[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            b, w = r if wins else b, p0 if wins else w
+            r = f1[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            b, w = r if wins else b, p1 if wins else w
+            r = f2[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            b, w = r if wins else b, p2 if wins else w
+            r = f3[c]
+            wins = (r > b) | ((r != r) & (b == b))
+            best[c], where[c] = r if wins else b, p3 if wins else w
+
+
+@kernel
+def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, channels_last, out, argmax):
+    """The maximum over cells."""
+    shared = g.group_rows * g.group_columns == 1
+    block = block_of(group, g)
+    i0, i1, j0, j1 = block
+    direct = shared and channels_last
+    shape = (i1 - i0) * (j1 - j0), features.shape[2]
+    tile = np.empty((0 if direct else shape[0], shape[1]), out.dtype)
+    # vectors of 32 bits are what the loop over channels can do, so places go by way of a tile always
+    where_tile = np.empty(shape, np.int32)
+    cells = np.empty(0, np.int32)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        source = features[int(rois[k, 0]) if shared else 0]
+        values = out[k] if direct else tile
+        row = 0
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                best, where = values[row], where_tile[row]
+                row += 1
+                y0, y1 = windows_y[n * g.rows + i, 0], windows_y[n * g.rows + i, 1]
+                x0, x1 = windows_x[n * g.columns + j, 0], windows_x[n * g.columns + j, 1]
+                if y0 >= y1 or x0 >= x1:
+                    for c in range(best.shape[0]):
+                        best[c] = 0
+                        where[c] = -1
+                    continue
+                if (y1 - y0) * (x1 - x0) + 3 > cells.shape[0]:
+                    cells = np.empty(2 * (y1 - y0) * (x1 - x0) + 3, np.int32)
+                count = 0
+                for y in range(y0, y1):
+                    for x in range(x0, x1):
+                        cells[count] = y * g.width + x
+                        count += 1
+                while count % 4:  # a repeated cell changes nothing
+                    cells[count] = cells[count - 1]
+                    count += 1
+                _first_maximum(source, cells, count, best, where)
+        if direct:
+            for p in range(shape[0]):
+                copy(where_tile[p], argmax[k, p])
+        else:
+            store_bins(tile, k, channels_last, block, g.columns, out)
+            store_bins(where_tile, k, channels_last, block, g.columns, argmax)
+
+
+@kernel
+def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out):
+    """The gradient of :func:`max_of_cells` for one image."""
+    i0, i1, j0, j1 = block_of(group, g)
+    shared = g.group_rows * g.group_columns == 1
+    tiled = shared and not channels_last
+    grad_tile = np.empty((g.rows * g.columns if tiled else 1, part.channels), out.dtype)
+    where_tile = np.empty((g.rows * g.columns if tiled else 1, part.channels), argmax.dtype)
+    base, step, shift = np.uint64(part.target), np.uint64(part.step), np.uint64(part.shift)
+    plane_cells = out.shape[0] // step
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        if tiled:
+            load_bins(grad, k, False, part.first, grad_tile)
+            load_bins(argmax, k, False, part.first, where_tile)
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                p = i * g.columns + j
+                if channels_last:
+                    last = part.first + part.channels
+                    values, where = grad[k, p, part.first : last], argmax[k, p, part.first : last]
+                elif shared:
+                    values, where = grad_tile[p], where_tile[p]
+                else:
+                    values, where = grad_tile[0], where_tile[0]
+                    load_bin(grad, k, p, False, part.first, values)
+                    load_bin(argmax, k, p, False, part.first, where)
+                for c in range(part.channels):
+                    # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
+                    cell = np.uint32(np.int32(where[c]))
+                    if cell < plane_cells:
+                        out[cell * step + shift, base + np.uint64(c)] += values[c]
+
+
+@compiled
+def _bilinear_rows(source, y, v, x, u, g):
+    """The four rows of features around a point, and their weights."""
+    r = source.dtype.type
+    # At the border both rows are the last, with half the weight: 0 times an infinite one would not be 0.
+    y1, v = (y + 1, r(v)) if y + 1 < g.height else (y, r(0.5))
+    x1, u = (x + 1, r(u)) if x + 1 < g.width else (x, r(0.5))
+    low, high = y * g.width, y1 * g.width
+    rows = source[low + x], source[low + x1], source[high + x], source[high + x1]
+    return rows, ((r(1) - v) * (r(1) - u), (r(1) - v) * u, v * (r(1) - u), v * u)
+
+
+@kernel
+def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, channels_last, out, argmax):
+    """The maximum over bilinear points."""
+    shared = g.group_rows * g.group_columns == 1
+    block = block_of(group, g)
+    i0, i1, j0, j1 = block
+    direct = shared and channels_last
+    shape = (0 if direct else (i1 - i0) * (j1 - j0), features.shape[2])
+    tile, where_tile = np.empty(shape, out.dtype), np.empty(shape, np.int32)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        source = features[int(rois[k, 0]) if shared else 0]
+        values, places = (out[k], argmax[k]) if direct else (tile, where_tile)
+        row = 0
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                best, where = values[row], places[row]
+                row += 1
+                p, q = n * g.rows + i, n * g.columns + j
+                for c in range(best.shape[0]):
+                    best[c] = 0
+                    where[c] = -1
+                for a in range(points_y.number[p]):
+                    for b in range(points_x.number[q]):
+                        number = (a << POINT_BITS) + b
+                        y, x = points_y.cell[p, a], points_x.cell[q, b]
+                        if y < 0 or x < 0:
+                            for c in range(best.shape[0]):
+                                m, w = best[c], where[c]
+                                wins = (w < 0) | (m < 0)
+                                best[c], where[c] = 0 if wins else m, number if wins else w
+                            continue
+                        rows, weights = _bilinear_rows(source, y, points_y.share[p, a], x, points_x.share[q, b], g)
+                        f0, f1, f2, f3 = rows
+                        w0, w1, w2, w3 = weights
+                        for c in range(best.shape[0]):
+                            value = (w0 * f0[c] + w1 * f1[c]) + (w2 * f2[c] + w3 * f3[c])
+                            m, w = best[c], where[c]
+                            wins = (w < 0) | (value > m) | ((value != value) & (m == m))
+                            best[c], where[c] = value if wins else m, number if wins else w
+        if not direct:
+            store_bins(tile, k, channels_last, block, g.columns, out)
+            store_bins(where_tile, k, channels_last, block, g.columns, argmax)
+
+
+@compiled
+def _decode(number, y, x, points_y, points_x):
+    """The numbers along y and x of a point of a bin, rows y and x of the tables; whether it reads anything."""
+    a, b = number >> POINT_BITS, number & ((1 << POINT_BITS) - 1)
+    return a, b, number >= 0 and points_y.cell[y, a] >= 0 and points_x.cell[x, b] >= 0
+
+
+@kernel
+def add_to_points(grad, numbers, span, group, g, part, points_y, points_x, argmax, channels_last, out):
+    """The gradient of :func:`max_of_points` for one image."""
+    i0, i1, j0, j1 = block_of(group, g)
+    values, where = np.empty(part.channels, out.dtype), np.empty(part.channels, argmax.dtype)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                row, column = n * g.rows + i, n * g.columns + j
+                load_bin(grad, k, i * g.columns + j, channels_last, part.first, values)
+                load_bin(argmax, k, i * g.columns + j, channels_last, part.first, where)
+                for c in range(part.channels):
+                    a, b, reads = _decode(where[c], row, column, points_y, points_x)
+                    if not reads:
+                        continue
+                    y, x, v, u = (
+                        points_y.cell[row, a],
+                        points_x.cell[column, b],
+                        points_y.share[row, a],
+                        points_x.share[column, b],
+                    )
+                    cell, right, below = (y * g.width + x) * part.step + part.shift, part.step, g.width * part.step
+                    channel = part.target + c
+                    out[cell, channel] += (1 - v) * (1 - u) * values[c]
+                    if x + 1 < g.width:
+                        out[cell + right, channel] += (1 - v) * u * values[c]
+                    if y + 1 < g.height:
+                        out[cell + below, channel] += v * (1 - u) * values[c]
+                        if x + 1 < g.width:
+                            out[cell + below + right, channel] += v * u * values[c]
+
+
+@kernel
+def add_point_roi_grads(
+    grad, features, rois, numbers, span, g, points_y, points_x, argmax, channels_last, by_start, by_extent
+):
+    """Gradients of the start and extent (K, 2) of boxes in cells, y before x, through the points of maxima.
+
+    ``features`` are the vectors of all images and groups.
+    """
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        plane = int(rois[k, 0]) * g.group_rows * g.group_columns
+        for i in range(g.rows):
+            for j in range(g.columns):
+                p, row, column = i * g.columns + j, n * g.rows + i, n * g.columns + j
+                group = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns
+                source = features[plane + group]
+                for c in range(features.shape[2]):
+                    where = argmax[k, p, c] if channels_last else argmax[k, c, p]
+                    a, b, reads = _decode(where, row, column, points_y, points_x)
+                    if not reads:
+                        continue
+                    value = grad[k, p, c] if channels_last else grad[k, c, p]
+                    y, x, v, u = (
+                        points_y.cell[row, a],
+                        points_x.cell[column, b],
+                        points_y.share[row, a],
+                        points_x.share[column, b],
+                    )
+                    cell, right, below = y * g.width + x, x + 1 < g.width, y + 1 < g.height
+                    f00 = source[cell, c]
+                    f01 = source[cell + 1, c] if right else f00 * 0
+                    f10 = source[cell + g.width, c] if below else f00 * 0
+                    f11 = source[cell + g.width + 1, c] if below and right else f00 * 0
+                    by_y = value * ((1 - u) * (f10 - f00) + u * (f11 - f01))
+                    by_x = value * ((1 - v) * (f01 - f00) + v * (f11 - f10))
+                    if points_y.by_extent[row, a] == points_y.by_extent[row, a]:
+                        by_start[k, 0] += by_y
+                        by_extent[k, 0] += by_y * points_y.by_extent[row, a]
+                    if points_x.by_extent[column, b] == points_x.by_extent[column, b]:
+                        by_start[k, 1] += by_x
+                        by_extent[k, 1] += by_x * points_x.by_extent[column, b]

@@ -1,0 +1,177 @@
+"""The weighted sum and its gradients, each serially over RoIs; ``primitives`` splits the work and lays out tensors.
+
+Features are *vectors* (``layout_kernels``): inner loops go over the channels that a bin reads. Pooled tensors are
+(K, PH PW, C) if ``channels_last``, else (K, C, PH PW). ``numbers`` are the RoIs of one map, image after image, tables
+of taps hold theirs in that order, and a kernel works on ``numbers[span[0] : span[1]]``. Where bins read different
+groups of channels, all these belong to one image, and the kernel pools the bins of one group, whose vectors alone
+``features`` holds.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .compiling import compiled, kernel
+from .layout_kernels import block_of, load_bin, load_bins, store_bins
+
+
+class Part(NamedTuple):
+    """What a task adds up of the gradient of a map: some channels of a group."""
+
+    first: int
+    """of the channels of pooled gradients that it reads"""
+    target: int
+    """the first that it writes of the vectors ``cell step + shift``"""
+    channels: int
+    step: int
+    shift: int
+
+
+@compiled
+def _bin_taps(y, x, taps_y, taps_x, width, step, shift, cells, weights):
+    """All taps of a bin, rows y and x of the tables, as positions ``cell step + shift`` among the vectors of an image;
+    returns their number."""
+    n = 0
+    for a in range(taps_y.number[y]):
+        first = taps_y.cell[y, a] * width
+        for b in range(taps_x.number[x]):
+            cells[n] = (first + taps_x.cell[x, b]) * step + shift
+            weights[n] = taps_y.weight[y, a] * taps_x.weight[x, b]
+            n += 1
+    return n
+
+
+@compiled
+def add_scaled_rows(source, cells, weights, n, out):
+    """out[c] = sum over taps of weight * source[cell, c], four taps at a time to save passes over ``out``."""
+    channels = out.shape[0]
+    quads = n // 4
+    for q in range(quads):
+        f0, f1 = source[cells[4 * q]], source[cells[4 * q + 1]]
+        f2, f3 = source[cells[4 * q + 2]], source[cells[4 * q + 3]]
+        w0, w1, w2, w3 = weights[4 * q], weights[4 * q + 1], weights[4 * q + 2], weights[4 * q + 3]
+        if q == 0:
+            for c in range(channels):
+                out[c] = w0 * f0[c] + w1 * f1[c] + w2 * f2[c] + w3 * f3[c]
+        else:
+            for c in range(channels):
+                out[c] += w0 * f0[c] + w1 * f1[c] + w2 * f2[c] + w3 * f3[c]
+    if quads == 0:
+        for c in range(channels):
+            out[c] = 0
+    for t in range(4 * quads, n):
+        f0, w0 = source[cells[t]], weights[t]
+        for c in range(channels):
+            out[c] += w0 * f0[c]
+
+
+@compiled
+def add_to_rows(target, c0, cells, weights, n, values):
+    """target[cell, c0 + c] += weight * values[c] for every tap."""
+    channels = values.shape[0]
+    for t in range(n):
+        row, w = target[cells[t], c0 : c0 + channels], weights[t]
+        for c in range(channels):
+            row[c] += w * values[c]
+
+
+@compiled
+def _rows_of(n, i, j, g, joint):
+    """The rows of the tables of taps that bin (i, j) of the n-th RoI in them has."""
+    if joint:
+        row = (n * g.rows + i) * g.columns + j
+        return row, row
+    return n * g.rows + i, n * g.columns + j
+
+
+@kernel
+def sum_taps(features, rois, numbers, span, group, g, joint, taps_y, taps_x, channels_last, out):
+    """The weighted sum."""
+    most = taps_y.cell.shape[1] * taps_x.cell.shape[1]
+    cells, weights = np.empty(most, np.int64), np.empty(most, out.dtype)
+    shared = g.group_rows * g.group_columns == 1
+    block = block_of(group, g)
+    i0, i1, j0, j1 = block
+    direct = shared and channels_last
+    tile = np.empty((0 if direct else (i1 - i0) * (j1 - j0), features.shape[2]), out.dtype)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        source = features[int(rois[k, 0]) if shared else 0]
+        target = out[k] if direct else tile
+        row = 0
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                y, x = _rows_of(n, i, j, g, joint)
+                taps = _bin_taps(y, x, taps_y, taps_x, g.width, 1, 0, cells, weights)
+                add_scaled_rows(source, cells, weights, taps, target[row])
+                row += 1
+        if not direct:
+            store_bins(tile, k, channels_last, block, g.columns, out)
+
+
+@kernel
+def add_grads(grad, numbers, span, group, g, part, joint, taps_y, taps_x, channels_last, out):
+    """The transpose of :func:`sum_taps` for one image: adds the gradients of RoIs, in their order, to ``out``."""
+    most = taps_y.cell.shape[1] * taps_x.cell.shape[1]
+    cells, weights = np.empty(most, np.int64), np.empty(most, out.dtype)
+    i0, i1, j0, j1 = block_of(group, g)
+    shared = g.group_rows * g.group_columns == 1
+    tile = np.empty((g.rows * g.columns if shared else 1, part.channels), out.dtype)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        if shared:
+            load_bins(grad, k, channels_last, part.first, tile)
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                p = i * g.columns + j
+                values = tile[p if shared else 0]
+                if not shared:
+                    load_bin(grad, k, p, channels_last, part.first, values)
+                y, x = _rows_of(n, i, j, g, joint)
+                taps = _bin_taps(y, x, taps_y, taps_x, g.width, part.step, part.shift, cells, weights)
+                add_to_rows(out, part.target, cells, weights, taps, values)
+
+
+@kernel
+def add_roi_grads(
+    grad, features, rois, numbers, span, g, joint, taps_y, taps_x, channels_last, by_start, by_extent, by_shift
+):
+    """Gradients of the start and extent (K, 2) of boxes in cells, y before x; of the shifts (K, 2, PH, PW) if joint.
+
+    ``features`` are the vectors of all images and groups.
+    """
+    zero = by_start.dtype.type(0)
+    channels = features.shape[2]
+    tile = np.empty((g.rows * g.columns, channels), by_start.dtype)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        load_bins(grad, k, channels_last, 0, tile)
+        plane = int(rois[k, 0]) * g.group_rows * g.group_columns
+        for i in range(g.rows):
+            for j in range(g.columns):
+                y, x = _rows_of(n, i, j, g, joint)
+                group = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns
+                source, values = features[plane + group], tile[i * g.columns + j]
+                y_start, x_start, y_extent, x_extent = zero, zero, zero, zero
+                for a in range(taps_y.number[y]):
+                    cell = taps_y.cell[y, a] * g.width
+                    along, along_start, along_extent = zero, zero, zero
+                    for b in range(taps_x.number[x]):
+                        vector = source[cell + taps_x.cell[x, b]]
+                        dot = zero
+                        for c in range(channels):
+                            dot += values[c] * vector[c]
+                        along += taps_x.weight[x, b] * dot
+                        along_start += taps_x.by_start[x, b] * dot
+                        along_extent += taps_x.by_extent[x, b] * dot
+                    y_start += taps_y.by_start[y, a] * along
+                    y_extent += taps_y.by_extent[y, a] * along
+                    x_start += taps_y.weight[y, a] * along_start
+                    x_extent += taps_y.weight[y, a] * along_extent
+                by_start[k, 0] += y_start
+                by_start[k, 1] += x_start
+                by_extent[k, 0] += y_extent
+                by_extent[k, 1] += x_extent
+                if joint:
+                    by_shift[k, 1, i, j] = y_start
+                    by_shift[k, 0, i, j] = x_start
