@@ -12,7 +12,6 @@ import torch
 from detpool import files
 from detpool.data.proposals import write_proposals
 from detpool.data.shapes import ShapesDataset
-from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import write_results
 from detpool.files import (
@@ -22,6 +21,7 @@ from detpool.files import (
     write_bytes_atomically,
     write_text_atomically,
 )
+from detpool.run_record import write_metrics
 from detpool.study.layout import write_plan, write_status
 
 LONG = "x" * 20_000

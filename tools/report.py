@@ -21,13 +21,13 @@ from pathlib import Path
 
 import detpool
 from detpool.errors import exit_with_message, writing
-from detpool.evaluation.metrics_file import git_state
 from detpool.files import write_text_atomically
-from detpool.study.collect import collect
-from detpool.study.page import to_html, to_latex_tables, to_markdown_page
-from detpool.study.plots import Picture
-from detpool.study.report import Report, build_report
-from detpool.study.tables import to_csv
+from detpool.report.build import Report, build_report
+from detpool.report.collect import collect
+from detpool.report.page import to_html, to_latex_tables, to_markdown_page
+from detpool.report.plots import Picture
+from detpool.report.tables import to_csv
+from detpool.run_record import git_state
 
 PICTURES = "plots"
 """Folder of the pictures, within that of the report."""

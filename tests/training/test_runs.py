@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.errors import ConfigError, DataError, WeightsError
-from detpool.study.collect import collect
-from detpool.study.groups import make_sections
+from detpool.report.collect import collect
+from detpool.report.groups import make_sections
 from detpool.study.layout import read_status
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt

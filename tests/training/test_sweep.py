@@ -14,8 +14,8 @@ import torch
 from lightning import Callback
 
 from detpool.errors import ConfigError
-from detpool.evaluation.metrics_file import write_metrics
-from detpool.study.collect import collect
+from detpool.report.collect import collect
+from detpool.run_record import write_metrics
 from detpool.study.layout import read_status
 from detpool.study.stopping import Worker
 from detpool.training import runs, sweep

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 import detpool
-from detpool.evaluation.metrics_file import git_state, hardware, versions
 from detpool.files import write_text_atomically
+from detpool.run_record import git_state, hardware, versions
 
 from .run import Row
 

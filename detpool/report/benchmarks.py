@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from detpool.study.collect import Benchmark
-from detpool.study.plots import Picture
-from detpool.study.tables import Table, machine, revision
+from detpool.report.collect import Benchmark
+from detpool.report.plots import Picture
+from detpool.report.tables import Table, machine, revision
 
 _UNTOLD = ("status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s")
 """Columns that only the benchmark's own CSV file tells."""

@@ -5,9 +5,9 @@ import warnings
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from detpool.study import plots
-from detpool.study.collect import collect
-from detpool.study.groups import make_sections
+from detpool.report import plots
+from detpool.report.collect import collect
+from detpool.report.groups import make_sections
 
 LONG = "a_pooler_with_a_rather_long_name_that_no_line_of_a_legend_of_many_columns_would_hold"
 

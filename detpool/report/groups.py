@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detpool.errors import ConfigError, did_you_mean
-from detpool.study.collect import Problem, Run
+from detpool.report.collect import Problem, Run
 from detpool.study.layout import PATHS, RUN_LOCAL
 
 _LOADING = (

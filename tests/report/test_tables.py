@@ -6,8 +6,8 @@ import csv
 import io
 import math
 
-from detpool.study.statistics import Difference, Summary
-from detpool.study.tables import Table, percent, percent_points, scaled, to_csv, to_latex, to_markdown
+from detpool.report.statistics import Difference, Summary
+from detpool.report.tables import Table, percent, percent_points, scaled, to_csv, to_latex, to_markdown
 
 TABLE = Table("R&D_1", ["configuration", "AP"], [["reduction=Lp(p=3), a|b", "50.0 ± 1.0"], ["[x]_y", "-"]])
 

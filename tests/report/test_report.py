@@ -16,7 +16,7 @@ import pytest
 import report
 from PIL import Image
 
-from detpool.study.plots import Picture
+from detpool.report.plots import Picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,7 +72,7 @@ def run_report(tmp_path, capsys):
 def without_plots(monkeypatch):
     """Spares the seconds of drawing where only words and numbers are looked at."""
     empty = Picture("plot", "a plot", {"svg": b"<svg/>"})
-    monkeypatch.setattr("detpool.study.report.to_picture", lambda *_: empty)
+    monkeypatch.setattr("detpool.report.build.to_picture", lambda *_: empty)
 
 
 @pytest.fixture

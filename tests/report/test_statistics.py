@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from detpool.study.statistics import RESAMPLES, paired_difference, summarize
+from detpool.report.statistics import RESAMPLES, paired_difference, summarize
 
 
 def test_summary_is_that_of_numpy_without_what_is_undefined():

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from detpool.evaluation.errors import ERRORS
-from detpool.study import plots, tables
-from detpool.study.collect import Run
-from detpool.study.groups import Group, Section
-from detpool.study.statistics import paired_difference, summarize
-from detpool.study.tables import Table
+from detpool.report import plots, tables
+from detpool.report.collect import Run
+from detpool.report.groups import Group, Section
+from detpool.report.statistics import paired_difference, summarize
+from detpool.report.tables import Table
 
 
 def is_defined(groups: Sequence[Group], metric: str) -> bool:

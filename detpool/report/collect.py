@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from detpool.evaluation.errors import ERRORS
-from detpool.evaluation.metrics_file import read_metrics
 from detpool.run_config import read_run_config
+from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
 Curve = dict[int, float]

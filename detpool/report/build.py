@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from detpool.errors import ConfigError, did_you_mean
-from detpool.study import plots, tables
-from detpool.study.benchmark_tables import benchmark_blocks, benchmark_notes
-from detpool.study.collect import Collected, Problem, Run
-from detpool.study.groups import Group, Section, check_baseline, find_baseline, make_sections
-from detpool.study.plots import Picture, to_picture
-from detpool.study.run_tables import (
+from detpool.report import plots, tables
+from detpool.report.benchmarks import benchmark_blocks, benchmark_notes
+from detpool.report.collect import Collected, Problem, Run
+from detpool.report.groups import Group, Section, check_baseline, find_baseline, make_sections
+from detpool.report.plots import Picture, to_picture
+from detpool.report.run_tables import (
     cost_table,
     differences_table,
     errors_table,
@@ -24,8 +24,8 @@ from detpool.study.run_tables import (
     runs_table,
     summary_records,
 )
-from detpool.study.statistics import COVERAGE
-from detpool.study.tables import Table
+from detpool.report.statistics import COVERAGE
+from detpool.report.tables import Table
 
 SIZES = {"s": "small: below 32² pixels", "m": "medium", "l": "large: above 96² pixels"}
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from detpool.study.plots import Picture
-from detpool.study.report import Part, Report
-from detpool.study.tables import Table, markdown_text, to_latex, to_markdown
+from detpool.report.build import Part, Report
+from detpool.report.plots import Picture
+from detpool.report.tables import Table, markdown_text, to_latex, to_markdown
 
 _MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from detpool.evaluation.errors import ERRORS
-from detpool.study.collect import collect
+from detpool.report.collect import collect
 from detpool.study.layout import write_plan, write_status
 
 ROOT = Path(__file__).parents[2]

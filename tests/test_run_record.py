@@ -14,7 +14,7 @@ import pytest
 import torch
 import torchvision
 
-from detpool.evaluation.metrics_file import git_state, read_metrics, write_metrics
+from detpool.run_record import git_state, read_metrics, write_metrics
 
 
 def git(folder: Path, *arguments: str) -> str:

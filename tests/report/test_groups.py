@@ -7,8 +7,8 @@ import os
 import pytest
 
 from detpool.errors import ConfigError
-from detpool.study.collect import collect
-from detpool.study.groups import check_baseline, differences, find_baseline, make_sections
+from detpool.report.collect import collect
+from detpool.report.groups import check_baseline, differences, find_baseline, make_sections
 
 
 def sections_of(folder):

@@ -18,8 +18,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from detpool.evaluation.errors import ERRORS
-from detpool.study.groups import Group
-from detpool.study.statistics import paired_difference, summarize
+from detpool.report.groups import Group
+from detpool.report.statistics import paired_difference, summarize
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 """Distinct to the colour-blind (Okabe and Ito's, the yellow replaced)."""

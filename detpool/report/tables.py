@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from detpool.study.statistics import Difference, Summary
+from detpool.report.statistics import Difference, Summary
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def revision(digits: str | None, dirty: bool) -> str:
 
 
 def machine(hardware: Mapping[str, Any]) -> str:
-    """Processor, cores and GPUs of `detpool.evaluation.metrics_file.hardware` as text."""
+    """Processor, cores and GPUs of `detpool.run_record.hardware` as text."""
     gpus = ", ".join(map(str, hardware.get("gpus") or []))
     return f"{hardware.get('cpu')}, {hardware.get('cores')} cores" + (f", {gpus}" if gpus else "")
 
