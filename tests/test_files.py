@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import stat
 
@@ -18,7 +20,10 @@ from detpool.files import (
     WriteError,
     naming_full_disks,
     remove_temporary_files,
+    to_csv,
     write_bytes_atomically,
+    write_csv_atomically,
+    write_json_atomically,
     write_text_atomically,
 )
 from detpool.run_record import write_metrics
@@ -74,6 +79,16 @@ def test_others_may_read_the_file_and_folders_are_made(tmp_path):
     assert path.stat().st_mode & stat.S_IRUSR
     (tmp_path / "plain").touch()
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_json_and_csv(tmp_path):
+    write_json_atomically(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json_atomically(tmp_path / "a.json", {"x": math.nan})
+    write_csv_atomically(tmp_path / "a.csv", [{"run": 'a "b", c', "AP": 0.1 + 0.2}, {"run": "d", "AR": None}])
+    assert (tmp_path / "a.csv").read_text() == 'run,AP,AR\n"a ""b"", c",0.30000000000000004,\nd,,\n'
+    assert to_csv(iter([{"a": 1}]), ["b", "a"], header=False) == ",1\n"
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from detpool.files import WriteError, write_text_atomically
+from detpool.files import WriteError, to_csv, write_text_atomically
 
 
 class WholeRowsCSVLogger(CSVLogger):
@@ -44,19 +42,10 @@ class _WholeRowsWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         keys = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
         if keys != self.metrics_keys or not path.is_file():
-            write_text_atomically(path, _to_csv(keys, [*_read(path), *self.metrics], header=True))
+            write_text_atomically(path, to_csv([*_read(path), *self.metrics], keys))
         else:
-            _append(path, _to_csv(keys, self.metrics, header=False))
+            _append(path, to_csv(self.metrics, keys, header=False))
         self.metrics, self.metrics_keys = [], keys
-
-
-def _to_csv(keys: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=keys)
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _read(path: Path) -> list[dict[str, str]]:
