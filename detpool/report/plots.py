@@ -1,33 +1,38 @@
-"""The report's plots: vector graphics, one colour and marker a configuration in all of them."""
+"""The report's plots: vector graphics, in all of which a configuration has the same color and marker."""
 
 from __future__ import annotations
 
 import io
-import textwrap
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
-import numpy as np
+import pandas as pd
+from cycler import cycler
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from detpool.evaluation.errors import ERRORS
-from detpool.report.groups import Group
-from detpool.report.statistics import paired_difference, summarize
+from detpool.report.groups import Section
+from detpool.report.statistics import Difference, mean_difference
+from detpool.report.tables import IOUS, error_shares, prefix_of
+from detpool.visualization.style import COLOURS
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
-"""Distinct to the colour-blind (Okabe and Ito's, the yellow replaced)."""
-MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
-STYLES: tuple[Any, ...] = ("-", "--", ":", "-.")
-"""Beyond eight configurations colours come again, with another style of line."""
-
-_KINDS = {
+Look = Mapping[str, Any]
+"""Color, marker and style of line."""
+# Beyond eight configurations colors come again, with another style of line.
+_LOOKS = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=COLOURS, marker=list("oDs^vPX*"))
+_POINTS: Look = {"linestyle": "", "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
+_MEAN: Look = {"color": "black", "linestyle": "", "marker": "|", "markersize": 14, "markeredgewidth": 1.5}
+_SIZES = {"s": "small: below 32² pixels", "m": "medium", "l": "large: above 96² pixels"}
+_COSTS = {
+    "step_seconds": ("milliseconds per training step (median)", 1e3),
+    "peak_memory_bytes": ("MiB per training step (peak)", 2**-20),
+}
+_ERRORS = {
     "correct": ("#009E73", ""),
     "localisation": ("#0072B2", "//"),
     "classification": ("#D55E00", "\\\\"),
@@ -35,9 +40,7 @@ _KINDS = {
     "duplicate": ("#E69F00", ".."),
     "background": ("#999999", ""),
 }
-"""Colour and hatch of what a detection can be."""
-
-IOUS = tuple(f"{0.5 + 0.05 * i:.2f}" for i in range(10))
+"""Color and hatch of what a detection can be."""
 
 
 @dataclass(frozen=True)
@@ -57,41 +60,50 @@ class Picture:
     note: str = ""
 
 
-def plot_metric(groups: Sequence[Group], baseline: Group, metric: str) -> Figure:
+def plot_metric(section: Section, metric: str) -> Picture:
     """The metric of every seed and its mean; beside it the differences from the baseline with their intervals."""
-    panels = 2 if len(groups) > 1 else 1
-    figure = _figure(_labels_width(groups) + 3.7 * panels, 1.3 + _rows_height(groups))
-    left, *others = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-    _seeds(left, groups, metric)
+    figure, (left, *others) = _panels(2 if section.others else 1, rows=section.runs)
+    _seeds(left, section, metric)
     for right in others:
-        for number, group in enumerate(groups):
-            if group is baseline:
-                right.text(0.5, number, "baseline", transform=right.get_yaxis_transform(), ha="center", va="center")
-                continue
-            difference = paired_difference(group.values(metric), baseline.values(metric))
-            ends = [100 * difference.low, 100 * difference.high]
-            right.plot(ends, [number, number], color=_colour(number), linewidth=2)
-            right.plot([100 * difference.mean], [number], color=_colour(number), marker=_marker(number))
+        for row, (label, look) in enumerate(_looks(section.runs).items()):
+            if label == section.baseline:
+                right.text(0.5, row, "baseline", transform=right.get_yaxis_transform(), ha="center", va="center")
+            else:
+                _interval(right, row, mean_difference(section.gains(label, metric)), look)
         right.axvline(0, color="0.5", linewidth=1)
         right.set_xlabel("points above the baseline (line: 95 % interval)")
-        right.grid(axis="x", color="0.92")
-    return figure
+    name = "".join(character if character.isalnum() else "_" for character in metric)
+    return _picture(figure, name, f"{metric} of every seed")
 
 
-def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
-    """AP over IoU thresholds, and its difference from the baseline, where what happens at high IoU can be seen."""
-    panels = 2 if len(groups) > 1 else 1
-    figure = _figure(1 + 4 * panels, 3.2)
-    left, *others = figure.subplots(1, panels, squeeze=False)[0]
-    x = [float(iou) for iou in IOUS]
-    base = [baseline.values(f"{prefix}AP@{iou}") for iou in IOUS]
-    for number, group in enumerate(groups):
-        values = [group.values(f"{prefix}AP@{iou}") for iou in IOUS]
-        summaries = [summarize(v.values()) for v in values]
-        _band(left, x, [(s.mean, s.mean - s.std, s.mean + s.std) for s in summaries], number)
-        for right in others if group is not baseline else ():
-            found = [paired_difference(v, b) for v, b in zip(values, base, strict=True)]
-            _band(right, x, [(d.mean, d.low, d.high) for d in found], number)
+def plot_across(sections: Sequence[Section], metric: str) -> Picture:
+    """Differences from the baseline with their intervals, in each of several sections."""
+    figure, (panel,) = _panels(1, rows=sections[0].others, height=0.2 + 0.18 * len(sections))
+    looks = _looks(section.value for section in sections)
+    for number, (section, look) in enumerate(zip(sections, looks.values(), strict=True)):
+        for row, label in enumerate(sections[0].others):
+            if label in section.runs:
+                y = row + 0.6 * ((number + 0.5) / len(sections) - 0.5)
+                _interval(panel, y, mean_difference(section.gains(label, metric)), look)
+    panel.axvline(0, color="0.5", linewidth=1)
+    panel.set_xlabel("points above the baseline (line: 95 % interval)")
+    _legend(figure, looks)
+    return _picture(figure, "differences", f"{metric} above {sections[0].baseline}")
+
+
+def plot_iou(section: Section, metric: str) -> Picture | None:
+    """AP over IoU thresholds, and its difference from the baseline."""
+    prefix, names = prefix_of(metric), {f"{prefix_of(metric)}AP@{iou}": float(iou) for iou in IOUS}
+    if not all(map(section.has, names)):
+        return None
+    figure, (left, *others) = _panels(2 if section.others else 1)
+    for label, look in _looks(section.runs).items():
+        values = section.table.loc[label, list(names)]
+        mean, std = values.mean(), values.std()
+        _band(left, names.values(), pd.DataFrame([mean, mean - std, mean + std]), look)
+        for right in others if label != section.baseline else ():
+            found = pd.DataFrame({name: mean_difference(section.gains(label, name))[1:] for name in names})
+            _band(right, names.values(), found, look)
     left.set_ylabel(f"{prefix}AP, %\n(band: standard deviation)")
     left.set_ylim(bottom=0)
     for right in others:
@@ -99,185 +111,152 @@ def plot_iou(groups: Sequence[Group], baseline: Group, prefix: str) -> Figure:
         right.set_ylabel("points above the baseline\n(band: 95 % interval)")
     for panel in (left, *others):
         panel.set_xlabel("IoU threshold")
-        panel.grid(color="0.92")
-    _legend(figure, groups, baseline)
-    return figure
+    _legend(figure, _looks(section.runs), section.baseline)
+    note = "Where on the left lines lie on each other, the right shows what sets them apart at high IoU."
+    return _picture(figure, "iou", "AP over IoU thresholds", note)
 
 
-def plot_sizes(groups: Sequence[Group], metrics: Mapping[str, str]) -> Figure:
-    """Metrics by object size, a panel each; `metrics` maps their names to what they stand for."""
-    figure = _figure(_labels_width(groups) + 2.5 * len(metrics), 1.3 + _rows_height(groups))
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-    for panel, (metric, title) in zip(panels, metrics.items(), strict=True):
-        _seeds(panel, groups, metric)
+def plot_sizes(section: Section, metric: str) -> Picture | None:
+    """AP by object size, a panel each."""
+    sizes = {f"{prefix_of(metric)}AP{size}": title for size, title in _SIZES.items()}
+    shown = {name: title for name, title in sizes.items() if section.has(name)}
+    if not shown:
+        return None
+    figure, panels = _panels(len(shown), rows=section.runs)
+    for panel, (name, title) in zip(panels, shown.items(), strict=True):
+        _seeds(panel, section, name)
         panel.set_title(title, fontsize=10)
-    return figure
+    return _picture(figure, "sizes", "AP by size of the objects")
 
 
-def plot_curves(groups: Sequence[Group], metric: str) -> Figure:
-    """Training loss and the validation metric over epochs, where they were recorded, a line a seed."""
-    shown = [
-        (name, scale, label)
-        for name, scale, label in (
-            ("train/loss", 1, "training loss (mean of the epoch)"),
-            (f"val/{metric}", 100, f"{metric} of the validation set, %"),
-        )
-        if any(name in run.curves for group in groups for run in group.runs.values())
-    ]
-    figure = _figure(1 + 4 * len(shown), 3.2)
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for panel, (name, scale, label) in zip(panels, shown, strict=True):
-        for number, group in enumerate(groups):
-            for run in group.runs.values():
-                curve = run.curves.get(name, {})
-                panel.plot(list(curve), [scale * v for v in curve.values()], **{**_line(number), "linewidth": 1})
-        panel.set_xlabel("epoch")
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.grid(color="0.92")
-        panel.set_ylim(bottom=0)
-        panel.set_ylabel(label)
-    _legend(figure, groups)
-    return figure
-
-
-def plot_cost(groups: Sequence[Group], metric: str) -> Figure:
-    """What the metric costs: against the seconds and, where known, the memory of a training step; a point a run."""
-    known = [run.peak_memory_bytes is not None for group in groups for run in group.runs.values()]
-    panels = 2 if any(known) else 1
-    figure = _figure(1 + 4 * panels, 3.2)
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    for panel, name, scale in zip(axes, ("step_seconds", "peak_memory_bytes"), (1e3, 2**-20), strict=False):
-        for number, group in enumerate(groups):
-            points = [
-                (scale * getattr(run, name), 100 * run.metrics[metric])
-                for run in group.runs.values()
-                if getattr(run, name) is not None
-            ]
-            x, y = zip(*points, strict=True) if points else ((), ())
-            panel.plot(x, y, color=_colour(number), marker=_marker(number), **_SEEDS)
-        panel.set_ylabel(f"{metric}, %")
-        panel.grid(color="0.92")
-    axes[0].set_xlabel("milliseconds of a training step (median)")
-    if panels == 2:
-        axes[1].set_xlabel("MiB of a training step (peak)")
-    _legend(figure, groups, lines=False)
-    return figure
-
-
-def plot_errors(groups: Sequence[Group]) -> Figure:
+def plot_errors(section: Section) -> Picture | None:
     """What the detections are, and how many objects were missed, per 100 objects; means over seeds."""
-    figure = _figure(_labels_width(groups) + 8, 1.8 + _rows_height(groups))
-    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    for number, group in enumerate(groups):
-        start = 0.0
-        for kind, (colour, hatch) in _KINDS.items():
-            share = mean_share(group, kind)
-            left.barh(number, share, left=start, color=colour, hatch=hatch, edgecolor="white", height=0.7)
-            start += share
-        right.barh(number, mean_share(group, ERRORS[-1]), color="0.3", height=0.7)
-    left.set_yticks(range(len(groups)), [_wrap(group.label) for group in groups])
-    left.set_ylim(len(groups) - 0.5, -0.5)
+    if not section.has("errors/objects"):
+        return None
+    figure, (left, right) = _panels(2, rows=section.runs, widths=(3, 1))
+    means = 100 * error_shares(section).groupby("configuration", sort=False).mean()
+    start, rows = 0 * means["correct"], range(len(means))
+    for kind, (color, hatch) in _ERRORS.items():
+        left.barh(rows, means[kind], left=start, color=color, hatch=hatch, edgecolor="white", height=0.7, label=kind)
+        start = start + means[kind]
+    right.barh(rows, means["missed"], color="0.3", height=0.7)
     left.set_xlabel("detections per 100 objects")
     right.set_xlabel("missed per 100 objects")
     left.set_xlim(0, 100)
     right.set_xlim(left=0)
-    handles = [
-        Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=kind) for kind, (colour, hatch) in _KINDS.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
-    return figure
+    figure.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(_ERRORS), frameon=False)
+    note = (
+        "Of boxes; of each class the n best-scored detections, n being its number of objects. Correct: IoU >= 0.5 with "
+        "an object of its class that no other has; duplicate: that another has; classification: with an object of "
+        "another class; localisation: 0.1 <= IoU < 0.5 with one of its class; both: with one of another class; "
+        "background: none. Missed: objects that no detection accounts for by being correct or nearly so."
+    )
+    return _picture(figure, "errors", "Kinds of errors of boxes", note)
 
 
-def mean_share(group: Group, kind: str) -> float:
-    """Mean over the runs that recorded errors of a kind's count per 100 objects."""
-    return 100 * summarize(error_shares(group, kind)).mean
+def plot_curves(section: Section, metric: str) -> Picture | None:
+    """Training loss and the validation metric over epochs, where they were recorded, a line per seed."""
+    titles = {"train/loss": "training loss (mean of the epoch)", f"val/{metric}": f"{metric} of the validation set, %"}
+    shown = [name for name in titles if any(name in run.curves for run in section.all_runs)]
+    if not shown:
+        return None
+    figure, panels = _panels(len(shown))
+    for panel, name in zip(panels, shown, strict=True):
+        for label, look in _looks(section.runs).items():
+            for run in section.runs[label].values():
+                curve = run.curves.get(name, pd.Series(dtype=float)).dropna() * (1 if name == "train/loss" else 100)
+                panel.plot(curve.index, curve, markersize=4, linewidth=1, **look)
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_ylim(bottom=0)
+        panel.set_ylabel(titles[name])
+    _legend(figure, _looks(section.runs))
+    return _picture(figure, "training", "Training, a line per seed")
 
 
-def error_shares(group: Group, kind: str) -> list[float]:
-    """A kind's count over the number of objects, for each run that recorded errors and has objects."""
-    records = [run.errors for run in group.runs.values() if run.errors]
-    return [errors[kind] / errors["objects"] for errors in records if errors["objects"]]
+def plot_cost(section: Section, metric: str) -> Picture | None:
+    """What the metric costs: against the seconds and, where known, the memory of a training step; a point per run."""
+    shown = [name for name in _COSTS if section.has(name)]
+    if not shown:
+        return None
+    figure, panels = _panels(len(shown))
+    for panel, name in zip(panels, shown, strict=True):
+        title, factor = _COSTS[name]
+        for label, look in _looks(section.runs).items():
+            x = factor * section.values(label, name).astype(float)
+            panel.plot(x, 100 * section.values(label, metric), **{**look, **_POINTS})
+        panel.set_xlabel(title)
+        panel.set_ylabel(f"{metric}, %")
+    _legend(figure, {label: {**look, "linestyle": ""} for label, look in _looks(section.runs).items()})
+    return _picture(figure, "cost", f"{metric} and what a step costs")
 
 
-def to_picture(figure: Figure, name: str, title: str, note: str = "") -> Picture:
+def _picture(figure: Figure, name: str, title: str, note: str = "") -> Picture:
     """A figure as SVG, for the page, and PDF, for papers; the same figure gives the same bytes."""
     files = {}
     with matplotlib.rc_context({"svg.hashsalt": name, "pdf.fonttype": 42}):
         for suffix, metadata in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
             content = io.BytesIO()
-            figure.savefig(content, format=suffix, metadata=metadata)
+            # Tight: as large as labels and legends need.
+            figure.savefig(content, format=suffix, metadata=metadata, bbox_inches="tight")
             files[suffix] = content.getvalue()
     return Picture(name, title, files, note)
 
 
-_SEEDS: dict[str, Any] = {"linestyle": "", "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
-_MEAN: dict[str, Any] = {"color": "black", "linestyle": "", "marker": "|", "markersize": 14, "markeredgewidth": 1.5}
+def _panels(
+    number: int, rows: Iterable[str] = (), height: float = 0.38, widths: Sequence[float] | None = None
+) -> tuple[Figure, list[Axes]]:
+    """Panels side by side; with `rows`, a row of at least `height` inches for each of these labels.
+
+    The figure is not pyplot's: a program that shows figures of its own keeps them.
+    """
+    labels = [label.replace(", ", ",\n") if len(label) > 40 else label for label in rows]
+    lines = max((label.count("\n") + 1 for label in labels), default=0)
+    inside = max(height, 0.08 + 0.17 * lines) * len(labels) if labels else 2.6
+    figure = Figure(figsize=(4.3 * number, inside + 0.5))
+    grid = {"wspace": 0.08 if labels else 0.35, "width_ratios": widths}
+    grid |= {"left": 0, "right": 1, "top": 1, "bottom": 0.5 / (inside + 0.5)}
+    panels = list(figure.subplots(1, number, sharey=bool(labels), squeeze=False, gridspec_kw=grid)[0])
+    for panel in panels:
+        panel.grid(axis="x" if labels else "both", color="0.92")
+        panel.set_axisbelow(True)
+    if labels:
+        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
+    return figure, panels
 
 
-def _figure(width: float, height: float) -> Figure:
-    """In inches. Not pyplot's: a program that shows figures of its own keeps them."""
-    return Figure(figsize=(width, height), layout="constrained")
+def _looks(labels: Iterable[str]) -> dict[str, Look]:
+    return dict(zip(labels, itertools.cycle(_LOOKS), strict=False))
 
 
-def _rows_height(groups: Sequence[Group]) -> float:
-    """Inches for a row a configuration, so high that the longest label does not touch its neighbours'."""
-    lines = max(_wrap(group.label).count("\n") + 1 for group in groups)
-    return max(0.38, 0.08 + 0.17 * lines) * len(groups)
-
-
-def _labels_width(groups: Sequence[Group]) -> float:
-    """Inches for the labels of rows: a character is about 1/13 inch wide."""
-    return 0.3 + max(len(line) for group in groups for line in _wrap(group.label).split("\n")) / 13
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _marker(number: int) -> str:
-    return MARKERS[number % len(MARKERS)]
-
-
-def _line(number: int) -> dict[str, Any]:
-    style = STYLES[number // len(COLOURS) % len(STYLES)]
-    return {"color": _colour(number), "marker": _marker(number), "markersize": 4, "linestyle": style}
-
-
-def _seeds(panel: Axes, groups: Sequence[Group], metric: str) -> None:
-    """A row a configuration: a point a seed, and a bar at their mean."""
-    for number, group in enumerate(groups):
-        values = [100 * value for value in group.values(metric).values()]
-        panel.plot(values, [number] * len(values), color=_colour(number), marker=_marker(number), **_SEEDS)
-        panel.plot([summarize(values).mean], [number], **_MEAN)
-    panel.set_yticks(range(len(groups)), [_wrap(group.label) for group in groups])
-    panel.set_ylim(len(groups) - 0.5, -0.5)
+def _seeds(panel: Axes, section: Section, metric: str) -> None:
+    """A row per configuration: a point per seed, and a bar at their mean."""
+    for row, (label, look) in enumerate(_looks(section.runs).items()):
+        values = 100 * section.values(label, metric)
+        panel.plot(values, [row] * len(values), **{**look, **_POINTS})
+        panel.plot([values.mean()], [row], **_MEAN)
     panel.set_xlabel(f"{metric}, % (seeds; bar: mean)")
-    panel.grid(axis="x", color="0.92")
 
 
-def _band(panel: Axes, x: Sequence[float], y: Sequence[tuple[float, float, float]], number: int) -> None:
-    """A line through the first of `y` and a band between the others, in percent."""
-    middle, low, high = 100 * np.array(y).T
-    panel.plot(x, middle, **_line(number))
-    panel.fill_between(x, low, high, color=_colour(number), alpha=0.15, linewidth=0)
+def _interval(panel: Axes, y: float, found: Difference, look: Look) -> None:
+    """A mean difference and its interval, in percentage points."""
+    panel.plot([100 * found.low, 100 * found.high], [y, y], color=look["color"], linewidth=2)
+    panel.plot([100 * found.difference], [y], color=look["color"], marker=look["marker"])
 
 
-def _legend(figure: Figure, groups: Sequence[Group], baseline: Group | None = None, lines: bool = True) -> None:
-    """Adds a legend below the panels, and to the figure the height that it takes."""
-    # A character of the legend is about 1/11 inch wide, and a handle as wide as eight.
-    room = int(11 * figure.get_figwidth())
-    labels = [textwrap.fill(group.label + (" (baseline)" if group is baseline else ""), room - 8) for group in groups]
+def _band(panel: Axes, x: Iterable[float], rows: pd.DataFrame, look: Look) -> None:
+    """A line, the first of three rows, and a band between the others, in percent."""
+    middle, low, high = 100 * rows.to_numpy()
+    panel.plot(list(x), middle, markersize=4, **look)
+    panel.fill_between(list(x), low, high, color=look["color"], alpha=0.15, linewidth=0)
+
+
+def _legend(figure: Figure, looks: Mapping[str, Look], baseline: str = "") -> None:
+    """Below the panels, in as many columns as have room: a character is about 1/11 inch wide, a handle as eight."""
+    titles = [f"{label} (baseline)" if label == baseline else label for label in looks]
     handles = [
-        Line2D([], [], label=label, **{**_line(number), **({} if lines else {"linestyle": ""})})
-        for number, label in enumerate(labels)
+        Line2D([], [], markersize=4, label=title, **look) for title, look in zip(titles, looks.values(), strict=True)
     ]
-    longest = max(len(line) for label in labels for line in label.split("\n"))
-    columns = max(1, min(4, room // (8 + longest)))
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
-    height = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer()).height / figure.dpi
-    figure.set_figheight(figure.get_figheight() + height)
-
-
-def _wrap(label: str) -> str:
-    """A long label on several lines, one a setting."""
-    return label.replace(", ", ",\n") if len(label) > 40 else label
+    columns = min(4, int(11 * figure.get_figwidth()) // (8 + max(map(len, titles))))
+    figure.legend(handles=handles, ncols=max(1, columns), loc="upper center", bbox_to_anchor=(0.5, 0), frameon=False)

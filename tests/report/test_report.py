@@ -12,11 +12,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 import report
 from PIL import Image
 
+from detpool.report import plots
+from detpool.report.build import Part, Report
+from detpool.report.page import render
 from detpool.report.plots import Picture
+from detpool.report.tables import Table
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +62,11 @@ class Page(HTMLParser):
             self._into = None
 
 
+def table_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def run_report(tmp_path, capsys):
     """`run_report(folder, ...)`: the parsed page, and what was said on standard error."""
@@ -71,8 +81,7 @@ def run_report(tmp_path, capsys):
 @pytest.fixture
 def without_plots(monkeypatch):
     """Spares the seconds of drawing where only words and numbers are looked at."""
-    empty = Picture("plot", "a plot", {"svg": b"<svg/>"})
-    monkeypatch.setattr("detpool.report.build.to_picture", lambda *_: empty)
+    monkeypatch.setattr(plots, "_picture", lambda _, name, title, note="": Picture(name, title, {"svg": b"<svg/>"}))
 
 
 @pytest.fixture
@@ -91,7 +100,8 @@ def refused(tmp_path, capsys):
     return run
 
 
-def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, without_plots, tmp_path):
+@pytest.mark.usefixtures("without_plots")
+def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, tmp_path):
     for seed in range(2):
         for name, ap in (("roi_pool", 0.4), ("roi_align", 0.5)):
             path = make_run(f"logs/{name}{seed}", ap, seed=seed, pooler=name) / "metrics.json"
@@ -134,14 +144,12 @@ def test_tables_and_pictures_of_a_sweep(sweep, run_report, tmp_path):
     assert "| pooler=roi\\_pool | 3 | 51.0 ± 1.0 |" in text
     assert all((folder / line.split("](")[1].rstrip(")")).is_file() for line in text.splitlines() if line[:2] == "![")
     assert r"pooler=pr\_roi\_pool & 3 & +3.00 [+1.00, +6.00]" in (folder / "report.tex").read_text()
-    with (folder / "runs.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["configuration"], row["seed"], row["AP"]) for row in rows][:2] == [
+    assert [(row["configuration"], row["seed"], row["AP"]) for row in table_of(folder / "runs.csv")][:2] == [
         ("pooler=roi_pool", "0", "0.5"),
         ("pooler=roi_pool", "1", "0.52"),
     ]
-    with (folder / "summary.csv").open() as file:
-        (row,) = [r for r in csv.DictReader(file) if r["metric"] == "AP" and r["baseline"] != r["configuration"]]
+    rows = table_of(folder / "summary.csv")
+    (row,) = [row for row in rows if row["metric"] == "AP" and row["baseline"] != row["configuration"]]
     numbers = {name: float(row[name]) for name in ("mean", "std", "difference", "low", "high")}
     assert numbers == pytest.approx({"mean": 0.54, "std": 0.03, "difference": 0.03, "low": 0.01, "high": 0.06})
 
@@ -200,20 +208,28 @@ def test_interrupted_sweep(sweep, make_run, run_report):
 
 
 @pytest.mark.usefixtures("without_plots")
-def test_values_of_a_setting_get_parts_and_baselines_of_their_own(make_run, run_report, refused, tmp_path):
-    for rate, gain in ((0.02, 0.01), (0.2, 0.05)):
-        for seed in range(2):
-            for name, ap in (("roi_pool", 0.4), ("roi_align", 0.4 + gain)):
-                make_run(f"logs/{gain}/{name}{seed}", ap, seed=seed, pooler=name, **{"optim.optimizer.lr": rate})
+def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, run_report, refused, tmp_path):
+    gains = {0.02: (0.01, 0.03), 0.2: (0.05, 0.04), 0.4: (0.0, 0.0)}
+    for number, (rate, by_seed) in enumerate(gains.items()):
+        for seed, gain in enumerate(by_seed):
+            names = {"roi_pool": 0.4, "roi_align": 0.4 + gain} if rate < 0.4 else {"roi_warp": 0.5}
+            for name, ap in names.items():
+                make_run(f"logs/{number}/{name}{seed}", ap, seed=seed, pooler=name, **{"optim.optimizer.lr": rate})
     arguments = [tmp_path / "logs", "--baseline", "pooler=roi_pool"]
     assert "fits 2 configurations" in refused(*arguments)
     assert "did you mean 'optim.optimizer.lr'" in refused(*arguments, "--by", "optim.optimiser.lr")
     page, said = run_report(*arguments, "--by", "optim.optimizer.lr")
-    titles = [heading for heading in page.headings if heading.startswith("shapes")]
-    assert titles == ["shapes, test split (optim.optimizer.lr=0.02)", "shapes, test split (optim.optimizer.lr=0.2)"]
+    titles = [heading for heading in page.headings if heading.startswith("shapes") and "compared" not in heading]
+    assert titles == [f"shapes, test split (optim.optimizer.lr={rate})" for rate in gains]
     differences = [table[1][:3] for table in page.tables if table[0][1] == "pairs"]
-    assert [row[:2] for row in differences] == [["pooler=roi_align", "2"]] * 2
-    assert [row[2].split()[0] for row in differences] == ["+1.00", "+5.00"]
+    assert [row[:2] for row in differences[:2]] == [["pooler=roi_align", "2"]] * 2
+    assert [row[2].split()[0] for row in differences[:2]] == ["+2.00", "+4.50"]
+    # 5 - 1 and 4 - 3: by how much more the configuration is above the baseline.
+    assert differences[2] == ["pooler=roi_align, optim.optimizer.lr=0.2", "2", "+2.50 [+1.00, +4.00]"]
+    (row,) = [row for row in table_of(tmp_path / "report" / "across.csv") if row["metric"] == "AP"]
+    assert [row["from"], row["to"]] == titles[:2]
+    assert [float(row[name]) for name in ("difference", "low", "high")] == pytest.approx([0.025, 0.01, 0.04])
+    assert f"{titles[2]} is not compared with {titles[0]}" in said
     assert "different data sets" not in said
 
 
@@ -244,7 +260,6 @@ def test_two_data_sets_are_never_mixed(make_run, run_report, tmp_path):
     assert [row[1:3] for row in summaries] == [["1", "40.0"], ["1", "60.0"]]
 
 
-@pytest.mark.usefixtures("without_plots")
 @pytest.mark.usefixtures("without_plots")
 def test_what_runs_say_of_their_metrics_is_said_once(make_run, run_report, tmp_path):
     same, other = "The test split is the validation set, which chose the epoch too.", "No training step was made."
@@ -301,14 +316,6 @@ def test_no_tables_of_an_earlier_report_stay(make_run, run_report, tmp_path):
     assert not (tmp_path / "report" / "summary.csv").exists()
 
 
-@pytest.mark.usefixtures("without_plots")
-def test_corrupted_run_among_others(sweep, run_report):
-    (sweep / "1" / "metrics.json").write_text('{"metrics": {"AP"')
-    page, said = run_report(sweep)
-    assert f"{sweep / '1'}: unreadable: {sweep / '1' / 'metrics.json'} is not valid JSON" in said
-    assert [row[1] for row in page.tables[0][1:]] == ["2", "3"]
-
-
 def test_one_run_of_an_older_version(make_run, run_report, tmp_path):
     nothing = {"errors": None, "step_seconds": None, "peak_memory_bytes": None, "git": {"revision": None}}
     make_run("logs/0", curves=False, record=nothing)
@@ -321,17 +328,35 @@ def test_one_run_of_an_older_version(make_run, run_report, tmp_path):
 
 @pytest.mark.usefixtures("without_plots")
 def test_text_of_runs_is_not_markup(make_run, run_report, tmp_path):
-    make_run("logs/0", pooler="<b>&", record={"command": "train.py 'x=<script>alert(1)</script>'"})
-    make_run("logs/1")
+    make_run("logs/0", pooler="<b>&_|", record={"command": "train.py 'x=<script>alert(1)</script>'"})
+    make_run("logs/1", pooler="[0]", record={"notes": ["a *note*"]})
     page, _ = run_report(tmp_path / "logs")
     assert not page.tags & {"script", "b"}
-    assert "".join(page.tables[0][1][:-6]).startswith("pooler=<b>&")
+    assert "".join(page.tables[0][1][:-6]).startswith("pooler=<b>&_|")
+    text, tables = ((tmp_path / "report" / name).read_text() for name in ("report.md", "report.tex"))
+    assert "| pooler=\\<b\\>&\\_\\| |" in text
+    assert "- **Note:** a \\*note\\* (1 of 2 runs)\n" in text
+    assert "pooler=<b>\\&\\_| & " in tables
+
+
+def test_latex_of_a_row_that_begins_with_a_bracket():
+    cells = pd.DataFrame([["[x]_y", "50.0 ± 1.0"]], columns=["configuration", "Δ AP"])
+    lookup = Table("Runs", cells, listing=True)
+    part = Part("1", "a part", [], [Table("R&D_1", cells), lookup, Picture("plot", "a plot", {"svg": b""})])
+    lines = [line.strip() for line in render(Report("a report", [], [part]), "report.tex").splitlines() if line]
+    assert lines == [
+        "% a part",
+        *(r"\begin{table}", r"\centering", r"\caption{R\&D\_1}", r"\begin{tabular}{lr}", r"\toprule"),
+        *(r"configuration & $\Delta$ AP \\", r"\midrule"),
+        # Else it would be the optional argument of the line break before it.
+        r"{}[x]\_y & 50.0 $\pm$ 1.0 \\",
+        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
+    ]
 
 
 def test_benchmark_of_the_operators(run_report, tmp_path):
     page, said = run_report(ROOT / "results" / "ops_cpu" / "bench.json")
-    with (ROOT / "results" / "ops_cpu" / "bench.csv").open() as file:
-        timed = [row for row in csv.DictReader(file) if row["status"] == "timed"]
+    timed = [row for row in table_of(ROOT / "results" / "ops_cpu" / "bench.csv") if row["status"] == "timed"]
     facts, times = page.tables
     assert json.loads((ROOT / "results" / "ops_cpu" / "bench.json").read_text())["command"] in facts[1]
     assert len(times) == 1 + len(timed)
