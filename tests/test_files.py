@@ -21,7 +21,6 @@ from detpool.files import (
     naming_full_disks,
     remove_temporary_files,
     to_csv,
-    write_bytes_atomically,
     write_csv_atomically,
     write_json_atomically,
     write_text_atomically,
@@ -33,29 +32,27 @@ LONG = "x" * 20_000
 ROW = {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 1.0, 1.0], "score": 0.5}
 
 
-@pytest.mark.parametrize(
-    ("name", "write"),
-    [
-        ("a.txt", lambda path: write_text_atomically(path, LONG)),
-        ("a.bin", lambda path: write_bytes_atomically(path, LONG.encode())),
-        ("metrics.json", lambda path: write_metrics(path, {LONG: 0.5}, seconds=1)),
-        ("predictions.json", lambda path: write_results(path, [ROW] * 999)),
-        ("status.json", lambda path: write_status(path.parent, "failed", LONG)),
-        ("sweep.json", lambda path: write_plan(path.parent, [LONG])),
-        ("proposals.npz", lambda path: write_proposals(path, {1: torch.rand(9999, 4)})),
-        ("1.png", lambda path: write_pictures(path.parent, ShapesDataset("val", 1), [], limit=1)),
-    ],
-)
-def test_a_full_disk_leaves_what_was_there_and_names_the_path(tmp_path, room_for, name, write):
-    path = tmp_path / name
-    path.write_bytes(b"before")
-    with pytest.raises(WriteError) as error, room_for(9_000):
+def test_a_full_disk_leaves_what_was_there_and_names_the_path(tmp_path, room_for):
+    writers = {
+        "a.txt": lambda path: write_text_atomically(path, LONG),
+        "metrics.json": lambda path: write_metrics(path, {LONG: 0.5}, seconds=1),
+        "predictions.json": lambda path: write_results(path, [ROW] * 999),
+        "status.json": lambda path: write_status(path.parent, "failed", LONG),
+        "sweep.json": lambda path: write_plan(path.parent, [LONG]),
+        "proposals.npz": lambda path: write_proposals(path, {1: torch.rand(9999, 4)}),
+        "1.png": lambda path: write_pictures(path.parent, ShapesDataset("val", 1), [], limit=1),
+    }
+    for name, write in writers.items():
+        path = tmp_path / name / name
+        path.parent.mkdir()
+        path.write_bytes(b"before")
+        with pytest.raises(WriteError) as error, room_for(9_000):
+            write(path)
+        assert str(error.value) == f"cannot write {path}: {os.strerror(errno.EFBIG)}"
+        assert path.read_bytes() == b"before"
+        assert os.listdir(path.parent) == [name]
         write(path)
-    assert str(error.value) == f"cannot write {path}: {os.strerror(errno.EFBIG)}"
-    assert path.read_bytes() == b"before"
-    assert os.listdir(tmp_path) == [name]
-    write(path)
-    assert len(path.read_bytes()) > 9_000
+        assert len(path.read_bytes()) > 9_000
 
 
 def test_what_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch):

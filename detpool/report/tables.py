@@ -155,15 +155,16 @@ def across_table(sections: Sequence[Section], metric: str) -> Table:
     """By how much more a configuration is above the baseline in later sections than in the first."""
     first, *others = sections
     shown = _shown(first, metric, ("AP50", "AP75", "AP@0.90"))
-    found = {
-        f"{label}, {section.value}": [across(first, section, label, name) for name in shown]
-        for label, section in itertools.product(first.others, others)
-        if label in section.runs
-    }
+    found = {}
+    for label, section in itertools.product(first.others, others):
+        if label in section.runs:
+            row = f"{label}, {section.value}" if len(others) > 1 else label
+            found[row] = [across(first, section, label, name) for name in shown]
+    values = ", ".join(section.value for section in others)
     note = (
-        f"Difference from {first.baseline} there, minus the difference at {first.value}: percentage points, mean over "
-        f"the seeds that all four runs have, with the 95 % bootstrap interval over these seeds. Above zero: the gain "
-        f"over the baseline is larger than at {first.value}."
+        f"The difference at {values} minus that at {first.value}, percentage points, mean over the seeds that all four "
+        f"runs have, with the 95 % bootstrap interval over these seeds. Above zero: the gain is larger than at "
+        f"{first.value}."
     )
     return Table(f"Differences from {first.baseline}: change since {first.value}", _points(found, shown), note)
 

@@ -59,9 +59,9 @@ def test_incomplete_runs_say_how_far_they_came(make_run, tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    ("file", "content", "message"),
-    [
+def test_broken_files_are_named(make_run, tmp_path):
+    good = make_run("good")
+    cases = [
         ("metrics.json", '{"metrics": {"AP": 0.5', "is not valid JSON (a run that was cut off?)"),
         ("metrics.json", '{"metrics": {}}', "holds no metric"),
         ("metrics.json", '{"metrics": {"AP": 0.5}, "seconds": "long"}', "seconds must be a number, got 'long'"),
@@ -78,18 +78,18 @@ def test_incomplete_runs_say_how_far_they_came(make_run, tmp_path):
         ("config.yaml", "seed: x\ndata: {}\nevaluation: {split: test}\n", "seed must be a whole number, got 'x'"),
         ("csv/metrics.csv", "epoch,val/AP\nx,0.5\n", "csv/metrics.csv"),
         ("csv/metrics.csv", "step,val/AP\n1,0.5\n", "csv/metrics.csv"),
-    ],
-)
-def test_broken_files_are_named(make_run, tmp_path, file, content, message):
-    folder = make_run("broken")
-    (folder / file).write_text(content)
-    good = make_run("good")
+    ]
+    expected = {}
+    for number, (file, content, message) in enumerate(cases):
+        folder = make_run(f"broken/{number}")
+        (folder / file).write_text(content)
+        expected[folder] = message
     found = collect([tmp_path])
     assert [run.folder for run in found.runs] == [good]
-    (problem,) = found.problems
-    assert problem.path == folder
-    assert problem.message.startswith("unreadable: ")
-    assert message in problem.message
+    assert [problem.path for problem in found.problems] == list(expected)
+    for problem in found.problems:
+        assert problem.message.startswith("unreadable: ")
+        assert expected[problem.path] in problem.message
 
 
 def test_metrics_without_config(make_run, tmp_path):
