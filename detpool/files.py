@@ -10,7 +10,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,27 +77,21 @@ def write_json_atomically(path: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def write_csv_atomically(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a line per row below a header, as `write_bytes_atomically` writes bytes; `to_csv` says which columns."""
-    write_text_atomically(path, to_csv(rows))
-
-
-def to_csv(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] | None = None, header: bool = True) -> str:
-    """Rows as CSV; `None` is an empty cell.
+    """Writes a line per row below a header, as `write_bytes_atomically` writes bytes.
 
     Args:
-        rows: cells by column; a row need not have all columns.
-        columns: names of the columns. Default: every key of any row, in order of appearance.
-        header: whether the first line names the columns.
+        path: the file to write or to replace.
+        rows: cells by column. Columns are the keys of any row, in order of appearance; a cell that is absent or None is
+            empty.
+
+    Raises:
+        WriteError: the file cannot be written.
     """
-    rows = list(rows)
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, columns or list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
-    )
-    if header:
-        writer.writeheader()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
     writer.writerows(rows)
-    return text.getvalue()
+    write_text_atomically(path, text.getvalue())
 
 
 def remove_temporary_files(folder: Path) -> None:

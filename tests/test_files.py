@@ -20,7 +20,6 @@ from detpool.files import (
     WriteError,
     naming_full_disks,
     remove_temporary_files,
-    to_csv,
     write_csv_atomically,
     write_json_atomically,
     write_text_atomically,
@@ -85,7 +84,6 @@ def test_json_and_csv(tmp_path):
         write_json_atomically(tmp_path / "a.json", {"x": math.nan})
     write_csv_atomically(tmp_path / "a.csv", [{"run": 'a "b", c', "AP": 0.1 + 0.2}, {"run": "d", "AR": None}])
     assert (tmp_path / "a.csv").read_text() == 'run,AP,AR\n"a ""b"", c",0.30000000000000004,\nd,,\n'
-    assert to_csv(iter([{"a": 1}]), ["b", "a"], header=False) == ",1\n"
 
 
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
