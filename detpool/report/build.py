@@ -99,10 +99,10 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
         )
     report.numbers["runs"] = pd.concat(s.table.reset_index().assign(data=s.title) for s in sections).set_index("data")
     report.numbers["summary"] = pd.concat(map(tables.summary, sections)).set_index("data")
-    compared = [alike for alike in by_data.values() if len(alike) > 1]
-    report.parts += [_across_part(f"across{number}", alike, metric) for number, alike in enumerate(compared, 1)]
-    if compared:
-        report.numbers["across"] = pd.concat(map(tables.across_summary, compared)).set_index("from")
+    several = [alike for alike in by_data.values() if len(alike) > 1]
+    report.parts += [_across_part(f"across{number}", alike, metric) for number, alike in enumerate(several, 1)]
+    if comparable := [alike for alike in map(tables.comparable, several) if len(alike) > 1]:
+        report.numbers["across"] = pd.concat(map(tables.across_summary, comparable)).set_index("from")
 
 
 def _blocks(section: Section, metric: str) -> list[Table | Picture]:
@@ -125,16 +125,15 @@ def _blocks(section: Section, metric: str) -> list[Table | Picture]:
 
 def _across_part(name: str, sections: Sequence[Section], metric: str) -> Part:
     """How differences from the baseline change from section to section."""
-    first, *rest = sections
-    alike = [s for s in rest if s.baseline == first.baseline and {*s.others} & {*first.others}]
+    alike, first = tables.comparable(sections), sections[0]
     notes = [
         f"{section.title} is not compared with {first.title}: it has not its baseline and another configuration of it."
-        for section in rest
+        for section in sections
         if section not in alike
     ]
     blocks: list[Table | Picture] = []
-    if alike:
-        blocks = [tables.across_table([first, *alike], metric), plots.plot_across([first, *alike], metric)]
+    if len(alike) > 1:
+        blocks = [tables.across_table(alike, metric), plots.plot_across(alike, metric)]
     return Part(name, " against ".join(section.value for section in sections), notes, blocks)
 
 

@@ -27,7 +27,7 @@ _COST = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a numbe
 _PROVENANCE = {"command": "text", **dict.fromkeys(("git", "versions", "hardware"), "an object")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A finished run, as its directory tells it.
 
@@ -76,7 +76,7 @@ class Run:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Benchmark:
     """What a benchmark such as `tools/bench_ops.py` has written: a table of times as text, its record and plots."""
 

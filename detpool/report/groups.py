@@ -24,7 +24,7 @@ _LOADING |= {"train_transform", "eval_transform"}
 """Keys of `data` that say how it is fed to the network, not which data it is: settings like others."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Section:
     """Runs that are compared with each other.
 

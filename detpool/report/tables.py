@@ -151,6 +151,12 @@ def differences_table(section: Section, metric: str) -> Table:
     return Table(f"Paired differences from {section.baseline}", _points(found, shown), note)
 
 
+def comparable(sections: Sequence[Section]) -> list[Section]:
+    """The first of several sections, and those that have its baseline and another of its configurations."""
+    first, *rest = sections
+    return [first, *(s for s in rest if s.baseline == first.baseline and {*s.others} & {*first.others})]
+
+
 def across_table(sections: Sequence[Section], metric: str) -> Table:
     """By how much more a configuration is above the baseline in later sections than in the first."""
     first, *others = sections

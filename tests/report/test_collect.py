@@ -160,6 +160,7 @@ def test_benchmarks_of_the_operators():
     assert bench.record["command"].startswith("python tools/bench_ops.py")
     assert len(bench.rows) == len((ROOT / "results" / "ops_cpu" / "bench.csv").read_text().splitlines()) - 1
     assert [benchmark.path for benchmark in collect([bench.path]).benchmarks] == [bench.path]
+    assert collect([ROOT / "results" / "detectors_cpu"]).benchmarks == []  # seconds per image, no median_ms
 
 
 def test_broken_benchmarks_are_named(tmp_path):

@@ -177,7 +177,8 @@ def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, 
     gains = {0.02: (0.01, 0.03), 0.2: (0.05, 0.04), 0.4: (0.0, 0.0)}
     for number, (rate, by_seed) in enumerate(gains.items()):
         for seed, gain in enumerate(by_seed):
-            names = {"roi_pool": 0.4, "roi_align": 0.4 + gain} if rate < 0.4 else {"roi_warp": 0.5}
+            names = {"roi_pool": 0.4, "roi_align": 0.4 + gain} if rate < 0.4 else {"roi_align": 0.5, "roi_warp": 0.5}
+            names |= {"z_pool": 0.3} if rate == 0.02 else {}
             for name, ap in names.items():
                 make_run(f"logs/{number}/{name}{seed}", ap, seed=seed, pooler=name, **{"optim.optimizer.lr": rate})
     arguments = [tmp_path / "logs", "--baseline", "pooler=roi_pool"]
@@ -187,6 +188,7 @@ def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, 
     titles = list(dict.fromkeys(row["data"] for row in table_of(tmp_path / "report" / "runs.csv")))
     assert titles == [f"shapes, test split (optim.optimizer.lr={rate})" for rate in gains]
     differences = [table[1][:3] for table in tables if table[0][1] == "pairs"]
+    del differences[2]  # without the baseline
     assert [row[:2] for row in differences] == [["pooler=roi_align", "2"]] * 3
     # The last: 5 - 1 and 4 - 3, by how much more the configuration is above the baseline.
     assert [row[2].split()[0] for row in differences] == ["+2.00", "+4.50", "+2.50"]
@@ -197,7 +199,8 @@ def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, 
     assert f"{titles[2]} is not compared with {titles[0]}" in said
     assert "different data sets" not in said
     # No tables of an earlier report stay.
-    run_report(ROOT / "results" / "ops_cpu" / "bench.json")
+    _, said = run_report(ROOT / "results" / "pooling_cpu")
+    assert said == ""
     assert list((tmp_path / "report").glob("*.csv")) == []
 
 
@@ -264,11 +267,17 @@ def test_nothing_to_report(make_run, refused, tmp_path):
 @without_plots
 def test_one_run_of_an_older_version(make_run, run_report, tmp_path):
     nothing = dict.fromkeys(("errors", "step_seconds", "peak_memory_bytes", "git", "notes"))
-    make_run("logs/0", curves=False, record=nothing)
+    make_run("logs/0", curves=False, record=nothing | {"metrics": {"AP": 0.5}})
     tables, said = run_report(tmp_path / "logs")
     assert said == ""
-    assert tables[-2][1] == ["pooler=roi_align", "-", "-", "-", "2.0"]
-    assert tables[-1][1][3] == "unknown"
+    metrics, cost, runs = tables
+    assert metrics[1] == ["pooler=roi_align", "1", "50.0"]
+    assert cost[1] == ["pooler=roi_align", "-", "-", "-", "2.0"]
+    assert runs[1][3] == "unknown"
+    # Nothing to compare between sections either.
+    make_run("logs/1", pooler="roi_pool", **{"optim.optimizer.lr": 1})
+    _, said = run_report(tmp_path / "logs", "--by", "optim.optimizer.lr")
+    assert "(optim.optimizer.lr=1) is not compared with shapes, test split (optim.optimizer.lr=0.02)" in said
 
 
 @without_plots
