@@ -265,4 +265,5 @@ def _read_benchmark(path: Path, found: Collected) -> None:
         if broken := [number for number, line in enumerate(lines, 2) if len(line) != len(columns)]:
             raise ValueError(f"line {broken[0]} of {table.name} does not have the {len(columns)} columns of the header")
         rows = pd.DataFrame(lines, columns=columns, dtype=str)
+        rows = rows if "status" in columns else rows.assign(status="timed")
         found.benchmarks.append(Benchmark(path, record, rows, sorted(path.parent.glob(f"{path.stem}*.png"))))

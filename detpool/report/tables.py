@@ -40,14 +40,6 @@ class Table:
     words: int = 1
     listing: bool = False
 
-    @property
-    def header(self) -> list[str]:
-        return [str(name) for name in self.cells.columns]
-
-    @property
-    def rows(self) -> list[list[str]]:
-        return self.cells.to_numpy().tolist()
-
 
 def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str:
     """Mean ± sample standard deviation (n - 1) times `factor`; the number of values too, if some are unknown."""
@@ -229,7 +221,7 @@ def measurement_table(benchmark: Benchmark) -> Table:
 
 def times_table(benchmark: Benchmark) -> Table:
     """What a benchmark timed: words first, then numbers."""
-    timed = benchmark.rows[is_timed(benchmark.rows)].replace("", None)
+    timed = benchmark.rows[benchmark.rows["status"] == "timed"].replace("", None)
     told = timed.drop(columns=_UNTOLD, errors="ignore").dropna(axis=1, how="all")
     told = told[[name for name in told if name not in ("dtype", "threads") or told[name].nunique() > 1]]
     numbers = told.apply(pd.to_numeric, errors="coerce").notna().sum() == told.notna().sum()
@@ -237,14 +229,9 @@ def times_table(benchmark: Benchmark) -> Table:
     return Table("Times", cells, words=int((~numbers).sum()), listing=True)
 
 
-def is_timed(rows: pd.DataFrame) -> pd.Series:
-    """Which rows of a benchmark have a time."""
-    return rows["status"] == "timed" if "status" in rows else pd.Series(True, rows.index)
-
-
 def untimed(benchmark: Benchmark) -> list[str]:
     """A sentence on how many rows of a benchmark have no time; none if all have one."""
-    rows = benchmark.rows[~is_timed(benchmark.rows)]
+    rows = benchmark.rows[benchmark.rows["status"] != "timed"]
     if rows.empty:
         return []
     counts = Counter(zip(rows.get("implementation", rows["status"]), rows["status"], strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # for report.py, a script
 
@@ -41,16 +41,12 @@ ERRORS = {"correct": 120, "classification": 10, "localisation": 20, "both": 5, "
 ERRORS["missed"] = 50
 
 
-def change(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def change(config: dict[str, Any], settings: dict[str, Any]) -> Any:
     """A copy with some dotted keys set."""
-    config = copy.deepcopy(config)
+    changed = OmegaConf.create(config)
     for key, value in settings.items():
-        *path, last = key.split(".")
-        node = config
-        for part in path:
-            node = node[part]
-        node[last] = value
-    return config
+        OmegaConf.update(changed, key, value, merge=False)
+    return OmegaConf.to_container(changed)
 
 
 def metrics_of(ap: float) -> dict[str, float | None]:

@@ -69,7 +69,7 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     # Reports read both, and know them for one run.
     found = collect([tmp_path])
     assert found.problems == []
-    assert [len(run.curves["val/AP"]) for run in found.runs if not run.curves.empty] == [1]
+    assert [run.curves["val/AP"].count() for run in found.runs if not run.curves.empty] == [1]
     (section,) = make_sections(found.runs)
     assert [run.folder for run in section.all_runs] == [folder]
 
