@@ -203,8 +203,11 @@ def differences(configs: pd.DataFrame) -> list[dict[str, str]]:
         first, *rest = key.split(".")
         if first.endswith("_pooler") and found[key].equals(found.get(".".join(["pooler", *rest]))):
             del found[key]
-    # The last two words; a pooler's operator is the pooler.
-    names = {key: ".".join([word for word in key.split(".") if word != "operator"][-2:]) for key in found}
+    names = {}
+    for key in found:  # the last two words, or the last of an object's; a pooler's operator is the pooler
+        words = [word for word in key.split(".") if word != "operator"]
+        is_object = (configs[key].str.startswith("@") | (configs[key] == "unset")).all()
+        names[key] = ".".join(words[-1:] if is_object else words[-2:])
     names = {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
     return [{name: found[key][i] for key, name in names.items() if i in found[key]} for i in configs.index]
 

@@ -87,6 +87,8 @@ def test_objects_are_named_by_their_functions():
         {"pooler": "pool", "pooler.reduction": "Lp", "reduction.p": "4", "x.rate": "1", "b": "unset"},
         {"pooler": "unset", "x.rate": "unset", "b": "1"},
     ]
+    nested = [{"optim": {"optimizer": {"_target_": f"torch.optim.{name}"}}} for name in ("SGD", "Adam")]
+    assert compare(*nested, {}) == [{"optimizer": "SGD"}, {"optimizer": "Adam"}, {"optimizer": "unset"}]
     # Functions of the same name, and keys that would be the same, are written out.
     assert compare(config("mean", 1), config("mean", 1, "b.pool")) == [{"pooler": "a.pool"}, {"pooler": "b.pool"}]
     assert compare({"a": {"x": {"p": 1}}, "b": {"x": {"p": 1}}}, {})[0] == {"a.x.p": "1", "b.x.p": "1"}
