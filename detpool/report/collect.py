@@ -23,8 +23,6 @@ from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
 _TYPES = {"a number": (int, float), "a whole number": (int,), "text": (str,), "a list": (list,), "an object": (dict,)}
-_COST = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a number")
-_PROVENANCE = {"command": "text", **dict.fromkeys(("git", "versions", "hardware"), "an object")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +191,8 @@ def _read_run(folder: Path) -> Run:
     record = read_metrics(path)
     if not record["metrics"]:
         raise ValueError("metrics.json holds no metric")
-    _check(record, {**_COST, **_PROVENANCE, "errors": "an object", "notes": "a list"}, path.name)
+    numbers = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a number")
+    _check(record, {**numbers, "errors": "an object", "notes": "a list"}, path.name)
     _check_provenance(record, path.name)
     if (errors := record.get("errors")) is not None:
         if lacking := sorted({"objects", "correct", *ERRORS} - errors.keys(), reverse=True):
@@ -220,7 +219,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_provenance(record: Mapping[str, Any], file: str) -> None:
-    _check(record, _PROVENANCE, file)
+    _check(record, {"command": "text", "git": "an object", "versions": "an object", "hardware": "an object"}, file)
     _check(record.get("git") or {}, {"revision": "text"}, file)
     _check(record.get("hardware") or {}, {"gpus": "a list"}, file)
 

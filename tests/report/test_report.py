@@ -254,6 +254,7 @@ def test_notes_on_what_differs_and_what_runs_say(make_run, run_report, tmp_path)
     assert [row[1:3] for row in summaries] == [["1", "50.0"], ["1", "60.0"]]
 
 
+@without_plots
 def test_nothing_to_report(make_run, refused, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no run (a folder with config.yaml) and no benchmark" in refused(tmp_path / "empty")
