@@ -5,11 +5,15 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import csv
 import errno
+import io
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from detpool.errors import ConfigError
 
@@ -60,6 +64,34 @@ def write_bytes_atomically(path: str | Path, content: bytes | memoryview) -> Non
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def write_json_atomically(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Writes `record` as indented JSON, as `write_bytes_atomically` writes bytes.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+        WriteError: the file cannot be written.
+    """
+    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def write_csv_atomically(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a line per row below a header, as `write_bytes_atomically` writes bytes.
+
+    Args:
+        path: the file to write or to replace.
+        rows: cells by column. Columns are the keys of any row, in order of appearance; a cell that is absent or None is
+            empty.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text_atomically(path, text.getvalue())
 
 
 def remove_temporary_files(folder: Path) -> None:

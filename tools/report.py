@@ -21,13 +21,12 @@ from pathlib import Path
 
 import detpool
 from detpool.errors import exit_with_message, writing
-from detpool.evaluation.metrics_file import git_state
-from detpool.files import write_text_atomically
-from detpool.study.collect import collect
-from detpool.study.page import to_html, to_latex_tables, to_markdown_page
-from detpool.study.plots import Picture
-from detpool.study.report import Report, build_report
-from detpool.study.tables import to_csv
+from detpool.files import write_bytes_atomically, write_text_atomically
+from detpool.report.build import Report, build_report
+from detpool.report.collect import collect
+from detpool.report.page import render
+from detpool.report.plots import Picture
+from detpool.run_record import git_state
 
 PICTURES = "plots"
 """Folder of the pictures, within that of the report."""
@@ -48,18 +47,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write(report: Report, folder: Path, footer: str) -> None:
     """Writes a report's files into a folder."""
-    write_text_atomically(folder / "report.html", to_html(report, footer))
-    write_text_atomically(folder / "report.md", to_markdown_page(report, PICTURES, footer))
-    write_text_atomically(folder / "report.tex", to_latex_tables(report))
-    for name, records in (("runs.csv", report.runs), ("summary.csv", report.summary)):
-        if records:
-            write_text_atomically(folder / name, to_csv(records))
+    for name in ("report.html", "report.md", "report.tex"):
+        write_text_atomically(folder / name, render(report, name, footer, PICTURES))
+    for name in ("runs", "summary", "across"):
+        if name in report.numbers:
+            write_text_atomically(folder / f"{name}.csv", report.numbers[name].to_csv())
         else:  # one of an earlier report would be taken for this one's
-            (folder / name).unlink(missing_ok=True)
-    (folder / PICTURES).mkdir(exist_ok=True)
-    for picture in (block for part in report.parts for block in part.blocks if isinstance(block, Picture)):
-        for suffix, content in picture.files.items():
-            (folder / PICTURES / f"{picture.name}.{suffix}").write_bytes(content)
+            (folder / f"{name}.csv").unlink(missing_ok=True)
+    for part in report.parts:
+        for picture in (block for block in part.blocks if isinstance(block, Picture)):
+            for suffix, content in picture.files.items():
+                write_bytes_atomically(folder / PICTURES / f"{part.name}_{picture.name}.{suffix}", content)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +66,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("logs/report"), help="folder; default: logs/report")
     parser.add_argument("--metric", default="AP", help="that configurations are compared by; default: AP")
     parser.add_argument("--baseline", help="configuration to compare with, such as pooler=roi_pool; default: the first")
-    parser.add_argument("--by", help="dotted key of a setting whose values get tables of their own each")
+    parser.add_argument(
+        "--by", help="dotted key of a setting: tables for each of its values, and what changes between them"
+    )
     return parser.parse_args(argv)
 
 

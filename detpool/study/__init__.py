@@ -1,1 +1,1 @@
-"""From finished runs to tables, plots and a report: `tools/report.py`."""
+"""Sweeps before and during their runs: planning, names of run directories, stopping."""

@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from detpool.distributed import say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
-from detpool.evaluation.metrics_file import read_metrics
 from detpool.files import write_bytes_atomically
+from detpool.run_record import read_metrics
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from detpool.files import WriteError, write_text_atomically
+from detpool.files import write_csv_atomically
 
 
 class WholeRowsCSVLogger(CSVLogger):
@@ -34,43 +29,10 @@ class WholeRowsCSVLogger(CSVLogger):
 
 class _WholeRowsWriter(ExperimentWriter):
     def save(self) -> None:
-        """Appends the rows recorded since the last call.
+        """Writes all rows recorded so far.
 
         Raises:
             WriteError: they cannot be written; the file is as it was, and the rows are kept for another try.
         """
-        if not self.metrics:
-            return
-        path = Path(self.metrics_file_path)
-        keys = sorted({*self.metrics_keys, *(key for row in self.metrics for key in row)})
-        if keys != self.metrics_keys or not path.is_file():
-            write_text_atomically(path, _to_csv(keys, [*_read(path), *self.metrics], header=True))
-        else:
-            _append(path, _to_csv(keys, self.metrics, header=False))
-        self.metrics, self.metrics_keys = [], keys
-
-
-def _to_csv(keys: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=keys)
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _append(path: Path, text: str) -> None:
-    size = path.stat().st_size
-    try:
-        with path.open("ab") as file:
-            file.write(text.encode())
-    except OSError as error:
-        os.truncate(path, size)  # which needs no room
-        raise WriteError(path, error) from error
+        if self.metrics:
+            write_csv_atomically(self.metrics_file_path, self.metrics)

@@ -68,9 +68,9 @@ class LogPredictions(Callback):
         dataset = pl_module.evaluated
         image_ids = dataset.image_ids[: self.count]
         pictures = compare(
-            dataset, rows, image_ids, score_threshold=self.score_threshold, masks=self.masks, panels=(self.panel,)
+            dataset, rows, image_ids, score_threshold=self.score_threshold, masks=self.masks, panel=self.panel
         )
-        for image_id, (picture,) in zip(image_ids, pictures, strict=True):
+        for image_id, picture in zip(image_ids, pictures, strict=True):
             for writer in _image_writers(trainer):
                 writer.add_image(f"predictions/{image_id}", np.array(picture), trainer.global_step, dataformats="HWC")
 

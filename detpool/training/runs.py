@@ -28,11 +28,11 @@ from detpool.detection.backbones.weights import load_state_dict, read_weights_fi
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
 from detpool.evaluation import DetectionEvaluator, write_results
-from detpool.evaluation.metrics_file import write_metrics
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
 from detpool.files import naming_full_disks, write_text_atomically
 from detpool.run_config import read_run_config
+from detpool.run_record import write_metrics
 from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
 from detpool.training.checkpoints import (
     check_callbacks,

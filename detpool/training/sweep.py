@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, message_of
-from detpool.evaluation.metrics_file import read_metrics
 from detpool.files import WriteError, naming_full_disks, remove_temporary_files
+from detpool.run_record import read_metrics
 from detpool.study.layout import STATUS, read_status, write_status
 from detpool.study.stopping import Worker
 from detpool.training.checkpoints import find_last

@@ -162,8 +162,7 @@ def renamed(ids: Any, categories: Any, annotation_ids: Any) -> tuple[dict[str, A
     return truth, rows
 
 
-@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("iou_type", "backend"), zip(["bbox", "segm"], BACKENDS, strict=True))
 @pytest.mark.parametrize(
     ("ids", "categories", "annotation_ids"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 
-import pytest
 from rich.console import Console
 
 from detpool.evaluation.table import print_metrics
@@ -50,9 +49,8 @@ def test_voc_alone() -> None:
     assert lines[-1].split() == ["box", "80.0", "70.0"]
 
 
-@pytest.mark.parametrize("count", [20, 21, 80])
-def test_every_class_appears_once(count: int) -> None:
-    names = [f"class{i:02d}" for i in range(count)]
+def test_every_class_appears_once() -> None:
+    names = [f"class{i:02d}" for i in range(21)]  # more than stand below each other
     lines = printed(COCO | RECALL | {f"AP/{name}": i / 100 for i, name in enumerate(names)})
     words = " ".join(lines).split()
     for i, name in enumerate(names):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -50,8 +49,9 @@ def test_no_detections() -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.float32])
-@pytest.mark.parametrize("orig_size", [(12, 20), (24, 40), (6, 10), (12, 40)])
+@pytest.mark.parametrize(
+    ("dtype", "orig_size"), [(torch.bool, (24, 40)), (torch.uint8, (6, 10)), (torch.float32, (12, 40))]
+)
 def test_masks_follow_the_boxes(dtype: torch.dtype, orig_size: tuple[int, int]) -> None:
     mask = torch.zeros(1, 1, 12, 20)
     mask[0, 0, 2:8, 4:16] = 1
@@ -77,10 +77,8 @@ def test_masks_follow_the_boxes(dtype: torch.dtype, orig_size: tuple[int, int]) 
     [
         ({"boxes": torch.zeros(2, 5)}, r"image 3: boxes, labels and scores must be .* got \(2, 5\), \(2,\) and \(2,\)"),
         ({"labels": torch.ones(3).long()}, r"got \(2, 4\), \(3,\) and \(2,\)"),
-        ({"labels": torch.tensor([0, 1])}, r"labels must lie in 1 .. 2, got 0 .. 1"),
         ({"labels": torch.tensor([1, 3])}, r"labels must lie in 1 .. 2, got 1 .. 3"),
         ({"scores": torch.tensor([0.5, torch.nan])}, "hold NaN or infinity"),
-        ({"boxes": torch.full((2, 4), torch.inf)}, "hold NaN or infinity"),
         ({"masks": torch.zeros(2, 1, 28, 28)}, r"masks must be \(2, 1, 10, 10\).*got \(2, 1, 28, 28\)"),
     ],
 )
@@ -109,28 +107,23 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["predictions.json"]
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
+def test_broken_files(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.json"
+    row = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}
+    for content, message in [
         ('[{"image_id": 1, ', "is not valid JSON"),
-        ("\ufeff", "is not valid JSON"),
         ('{"annotations": []}', "expected a list of COCO result rows, got a JSON dict"),
         ('[{"image_id": 1, "category_id": 1}]', "row 0 has no bbox, score"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, "1"], "score": 1}]', "row 0 has bbox .* expected four"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": 5, "score": 1}]', "row 0 has bbox 5 and score 1"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": "high"}]', "and score 'high'"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": NaN}]', "and score nan"),
+        (json.dumps([row, row | {"bbox": [0, 0, 1, "1"]}]), "row 1 has bbox .* expected four"),
+        (json.dumps([row | {"bbox": 5}]), "row 0 has bbox 5 and score 1"),
+        (json.dumps([row | {"score": "high"}]), "and score 'high'"),
+        (json.dumps([row | {"score": float("nan")}]), "and score nan"),
         ("[3]", "row 0 has no image_id, category_id, bbox, score"),
-    ],
-)
-def test_broken_files(content: Any, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "predictions.json"
-    path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=message) as caught:
-        read_results(path)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_file(tmp_path: Path) -> None:
+    ]:
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=message) as caught:
+            read_results(path)
+        assert str(path) in str(caught.value)
+    path.unlink()
     with pytest.raises(FileNotFoundError):
-        read_results(tmp_path / "predictions.json")
+        read_results(path)

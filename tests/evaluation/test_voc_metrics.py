@@ -161,8 +161,7 @@ def exact_ap(objects: list, detections: list, threshold: Fraction) -> tuple[Frac
     return area, sum(best_precision(Fraction(i, 10)) for i in range(11)) / Fraction(11)
 
 
-@pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("threshold", [Fraction(1, 2), Fraction(3, 10), Fraction(3, 4)])
+@pytest.mark.parametrize(("seed", "threshold"), enumerate([Fraction(1, 2), Fraction(3, 10), Fraction(3, 4)] * 2))
 def test_equals_exact_fractions(seed: int, threshold: Fraction) -> None:
     rng = random.Random(seed)
     objects, detections = [], []

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from detpool import layers
-from detpool.study.collect import collect
+from detpool.report.collect import collect
 
 
 def test_a_small_run_writes_a_benchmark(tmp_path, capsys) -> None:

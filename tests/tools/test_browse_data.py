@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detpool.evaluation.pictures import _font, _line_height, class_color
+from detpool.evaluation.pictures import class_color
 
 SMALL = ["data=shapes", "data.train_images=12", "data.val_images=6", "data.size=64", "data.num_workers=0"]
 
@@ -35,7 +35,7 @@ def test_boxes_labels_and_masks_are_drawn(tmp_path, capsys):
     dataset, (key,) = browse_data._samples(data, "train", 1)
     _, target = dataset[key]
     # 64 pixels fill 400, behind a margin of 10 and below a line of text.
-    left, top = 10, 10 + _line_height(_font(11))
+    left, top = 10, 10 + 16
     for box, label in zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True):
         x1, y1, _, y2 = (edge * 400 / 64 for edge in box)
         side = boxes[top + round(y1) + 2 : top + round(y2) - 2, left + max(0, round(x1))]

@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.errors import ConfigError, DataError, WeightsError
-from detpool.study.collect import collect
-from detpool.study.groups import make_sections
+from detpool.report.collect import collect
+from detpool.report.groups import make_sections
 from detpool.study.layout import read_status
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
@@ -69,10 +69,9 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     # Reports read both, and know them for one run.
     found = collect([tmp_path])
     assert found.problems == []
-    assert [len(run.curves["val/AP"]) for run in found.runs if run.curves] == [1]
+    assert [run.curves["val/AP"].count() for run in found.runs if not run.curves.empty] == [1]
     (section,) = make_sections(found.runs)
-    (group,) = section.groups
-    assert [run.folder for run in group.runs.values()] == [folder]
+    assert [run.folder for run in section.all_runs] == [folder]
 
     for name, value in metrics.items():
         assert again[name] == value or (math.isnan(again[name]) and math.isnan(value)), name
@@ -401,7 +400,7 @@ def test_a_metric_that_is_never_a_number_chooses_no_epoch(tiny_config, tmp_path,
     assert f"note: {sentence}" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
     (run,) = collect([tmp_path]).runs
-    assert run.notes == [sentence]
+    assert run.record["notes"] == [sentence]
 
 
 def test_sweepers_get_the_validation_metric_of_what_is_evaluated(tiny_config, tmp_path, monkeypatch):

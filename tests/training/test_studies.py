@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from detpool.study.collect import collect
+from detpool.report.collect import collect
 
 ROOT = Path(__file__).parents[2]
 

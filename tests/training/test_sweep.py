@@ -14,8 +14,8 @@ import torch
 from lightning import Callback
 
 from detpool.errors import ConfigError
-from detpool.evaluation.metrics_file import write_metrics
-from detpool.study.collect import collect
+from detpool.report.collect import collect
+from detpool.run_record import write_metrics
 from detpool.study.layout import read_status
 from detpool.study.stopping import Worker
 from detpool.training import runs, sweep
@@ -122,7 +122,7 @@ def test_interrupted_run_is_resumed_to_what_it_would_have_been(tiny_config, tmp_
     part, whole = (collect([tmp_path / name]) for name in ("part", "whole"))
     assert part.problems == whole.problems == []
     assert part.runs[0].metrics == whole.runs[0].metrics
-    assert part.runs[0].curves["val/AP"] == whole.runs[0].curves["val/AP"]
+    assert part.runs[0].curves["val/AP"].equals(whole.runs[0].curves["val/AP"])
     for name in ("best", "last"):
         a, b = (
             torch.load(tmp_path / run / "checkpoints" / f"{name}.ckpt", weights_only=True)["state_dict"]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import detpool
-from detpool.evaluation.metrics_file import git_state, hardware, versions
-from detpool.files import write_text_atomically
+from detpool.files import write_csv_atomically, write_json_atomically
+from detpool.run_record import provenance
 
 from .run import Row
 
-PACKAGES = ("detpool", "torch", "torchvision", "numpy", "numba", "openvino", "onnx", "onnxruntime")
+PACKAGES = ("numpy", "numba", "openvino", "onnx", "onnxruntime")
+"""Further ones whose versions matter to a benchmark."""
 PIPED_WIDTH = 170
 
 
@@ -128,13 +124,9 @@ def write_csv(path: Path, rows: Sequence[Row], values: Sequence[float] | None = 
     records = [dataclasses.asdict(row) for row in rows]
     if values is not None:
         records = [{"value": value, **record} for value, record in zip(values, records, strict=True)]
-    text = io.StringIO()
-    names = [*(["value"] if values is not None else []), *(field.name for field in dataclasses.fields(Row))]
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    for record in records:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()})
-    write_text_atomically(path, text.getvalue())
+    write_csv_atomically(
+        path, [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()} for record in records]
+    )
 
 
 def write_json(
@@ -150,12 +142,9 @@ def write_json(
         load: the machine's load average before and after.
     """
     record = {
-        "command": shlex.join(command),
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
         "seconds": round(seconds, 1),
         "load_average": dict(load),
-        "git": git_state(Path(detpool.__file__).parents[1]),
-        "versions": versions(PACKAGES),
-        "hardware": hardware(),
+        **provenance(command, PACKAGES),
     }
-    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_json_atomically(path, record)

@@ -10,11 +10,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torchvision
 
-from detpool.evaluation.metrics_file import git_state, read_metrics, write_metrics
+from detpool.run_record import git_state, provenance, read_metrics, write_metrics
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -65,19 +66,19 @@ def test_round_trip(tmp_path: Path) -> None:
     assert set(record["git"]) == {"revision", "dirty"}
 
 
-def test_git_state_of_a_checkout(checkout: Path) -> None:
+def test_git_state_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     revision = git(checkout, "rev-parse", "HEAD")
-    assert git_state(checkout) == {"revision": revision, "dirty": False}
     (checkout / "logs").mkdir()
     (checkout / "logs" / "run").write_text("ignored\n")
-    assert git_state(checkout) == {"revision": revision, "dirty": False}
+    with monkeypatch.context() as hook:  # git sets these for the programs that its hooks start
+        hook.setenv("GIT_DIR", str(checkout.parent / "elsewhere"))
+        hook.setenv("GIT_WORK_TREE", str(checkout.parent))
+        assert git_state(checkout) == {"revision": revision, "dirty": False}
+    (checkout / "package" / "pooler.py").write_text("new\n")
+    assert git_state(checkout) == {"revision": revision, "dirty": True}
+    (checkout / "package" / "pooler.py").unlink()
     (checkout / "package" / "code.py").write_text("2\n")
     assert git_state(checkout) == {"revision": revision, "dirty": True}
-
-
-def test_git_state_of_a_checkout_with_a_new_file(checkout: Path) -> None:
-    (checkout / "package" / "pooler.py").write_text("new\n")
-    assert git_state(checkout)["dirty"] is True
 
 
 def test_git_state_writes_nothing_into_the_checkout(checkout: Path, room_for: Any) -> None:
@@ -92,12 +93,6 @@ def test_git_state_writes_nothing_into_the_checkout(checkout: Path, room_for: An
     assert not (checkout / ".git" / "index.lock").exists()
 
 
-def test_git_state_ignores_the_repository_of_a_hook(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GIT_DIR", str(checkout.parent / "elsewhere"))
-    monkeypatch.setenv("GIT_WORK_TREE", str(checkout.parent))
-    assert len(git_state(checkout)["revision"]) == 40
-
-
 def test_git_state_is_unknown(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unknown = {"revision": None, "dirty": None}
     assert git_state(checkout / "package") == unknown  # installed below somebody else's repository
@@ -110,33 +105,28 @@ def test_git_state_is_unknown(checkout: Path, tmp_path: Path, monkeypatch: pytes
     assert git_state(checkout) == unknown  # no git
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"metrics": {"AP": 0.', "is not valid JSON"),
-        ("", "is not valid JSON"),
-        ("[]", "has no object 'metrics'"),
-        ('{"seconds": 3}', "has no object 'metrics'"),
-        ('{"metrics": [1]}', "has no object 'metrics'"),
-        ('{"metrics": {"AP": "high"}}', "metric 'AP' must be a number or null, got 'high'"),
-        ('{"metrics": {"AP": true}}', "metric 'AP' must be a number or null, got True"),
-    ],
-)
-def test_broken_files(content: str, message: str, tmp_path: Path) -> None:
+def test_broken_files(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_metrics(path)
-    assert str(path) in str(caught.value)
-
-
-def test_binary_file(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.json"
-    path.write_bytes(b"\xff\xfe\x00\x80")
-    with pytest.raises(ValueError, match="is not valid JSON"):
-        read_metrics(path)
-
-
-def test_missing_file(tmp_path: Path) -> None:
+    for content, message in [
+        (b'{"metrics": {"AP": 0.', "is not valid JSON"),
+        (b"\xff\xfe\x00\x80", "is not valid JSON"),
+        (b"[]", "has no object 'metrics'"),
+        (b'{"metrics": [1]}', "has no object 'metrics'"),
+        (b'{"metrics": {"AP": "high"}}', "metric 'AP' must be a number or null, got 'high'"),
+        (b'{"metrics": {"AP": true}}', "metric 'AP' must be a number or null, got True"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_metrics(path)
+        assert str(path) in str(caught.value)
+    path.unlink()
     with pytest.raises(FileNotFoundError):
-        read_metrics(tmp_path / "metrics.json")
+        read_metrics(path)
+
+
+def test_other_packages_may_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["a b.py", "--x"])
+    found = provenance(packages=["numpy", "no-such-package"])
+    assert found["command"] == "'a b.py' --x"
+    assert found["versions"]["numpy"] == numpy.__version__
+    assert found["versions"]["no-such-package"] is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))  # for report.py, a script
 
@@ -37,17 +37,16 @@ CONFIG: dict[str, Any] = {
     "evaluation": {"split": "test", "pictures": 8, "max_dets": [1, 10, 100]},
 }
 
+ERRORS = {"correct": 120, "classification": 10, "localisation": 20, "both": 5, "duplicate": 5, "background": 30}
+ERRORS["missed"] = 50
 
-def change(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+
+def change(config: dict[str, Any], settings: dict[str, Any]) -> Any:
     """A copy with some dotted keys set."""
-    config = copy.deepcopy(config)
+    changed = OmegaConf.create(config)
     for key, value in settings.items():
-        *path, last = key.split(".")
-        node = config
-        for part in path:
-            node = node[part]
-        node[last] = value
-    return config
+        OmegaConf.update(changed, key, value, merge=False)
+    return OmegaConf.to_container(changed)
 
 
 def metrics_of(ap: float) -> dict[str, float | None]:
@@ -72,8 +71,8 @@ MakeRun = Callable[..., Path]
 def make_run(tmp_path: Path) -> MakeRun:
     """`make_run("a", 0.5, seed=1, pooler="roi_pool", revision="1" * 40, **{"data.size": 64})`: a run directory.
 
-    The first argument is its folder below `tmp_path`, the second its AP; `finished=False` leaves out metrics.json, and
-    `record` changes entries of it.
+    The first argument is its folder below `tmp_path`, the second its AP; `finished=False` leaves out metrics.json,
+    `masks` adds metrics of masks to it, and `record` changes its entries.
     """
 
     def make(
@@ -85,6 +84,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         revision: str = "a" * 40,
         finished: bool = True,
         curves: bool = True,
+        masks: bool = False,
         record: dict[str, Any] | None = None,
         **settings: Any,
     ) -> Path:
@@ -103,19 +103,10 @@ def make_run(tmp_path: Path) -> MakeRun:
             (folder / "csv").mkdir()
             (folder / "csv" / "metrics.csv").write_text("\n".join(lines) + "\n")
         if finished:
+            metrics = metrics_of(ap)
             content = {
-                "metrics": metrics_of(ap),
-                "errors": {
-                    "objects": 200,
-                    "detections": 190,
-                    "correct": 120,
-                    "classification": 10,
-                    "localisation": 20,
-                    "both": 5,
-                    "duplicate": 5,
-                    "background": 30,
-                    "missed": 50,
-                },
+                "metrics": metrics | ({f"mask_{k}": v and v - 0.1 for k, v in metrics.items()} if masks else {}),
+                "errors": {"objects": 200, "detections": 190, **ERRORS},
                 "seconds": 120.0,
                 "step_seconds": 0.25,
                 "peak_memory_bytes": 3 << 20,

@@ -1,4 +1,4 @@
-"""metrics.json: the numbers of a run and what is needed to judge them later."""
+"""What a run or a benchmark records of itself: its numbers, and what is needed to judge and repeat them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import detpool
-from detpool.files import write_text_atomically
+from detpool.files import write_json_atomically
 
 _PACKAGES = ("detpool", "torch", "torchvision", "lightning")
 
@@ -35,11 +35,10 @@ def write_metrics(
     checkpoint: str | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Write metrics.json atomically.
+    """Writes `metrics.json` atomically.
 
-    The file holds `metrics` (NaN and infinity, which JSON lacks, become null), the arguments below by their names (null
-    for what was not measured), `git` (`revision` and `dirty` of detpool's own checkout, null where it is none),
-    `versions` and `hardware`.
+    The file holds `metrics` (NaN and infinity, which JSON does not have, become null), the arguments below by their
+    names (null for what was not measured) and the `provenance`.
 
     Args:
         path: the file.
@@ -47,30 +46,27 @@ def write_metrics(
         seconds: wall-clock time of the run.
         errors: counts of `detpool.evaluation.errors.error_decomposition`.
         step_seconds: median wall-clock time of a training step.
-        peak_memory_bytes: most memory that a training step took.
-        command: the command line, default that of this process.
+        peak_memory_bytes: peak memory of the training steps.
+        command: the command line. Default: that of this process.
         validation: the metric that chooses epochs, of the evaluated weights on the validation set.
-        checkpoint: the file of the evaluated weights, relative to the run directory where it is below it.
-        notes: sentences on what to beware of in the metrics.
+        checkpoint: the file of the evaluated weights, relative to the run directory if it is inside it.
+        notes: sentences on what to be aware of when reading the metrics.
 
     Raises:
         WriteError: the file cannot be written.
     """
     record = {
-        "metrics": {name: _finite(float(value)) for name, value in metrics.items()},
-        "validation": None if validation is None else {name: _finite(float(v)) for name, v in validation.items()},
+        "metrics": _finite(metrics),
+        "validation": None if validation is None else _finite(validation),
         "checkpoint": checkpoint,
         "notes": list(notes),
         "errors": None if errors is None else dict(errors),
         "seconds": round(float(seconds), 3),
         "step_seconds": step_seconds,
         "peak_memory_bytes": peak_memory_bytes,
-        "command": shlex.join(sys.argv if command is None else command),
-        "git": git_state(Path(detpool.__file__).parents[1]),
-        "versions": versions(_PACKAGES),
-        "hardware": hardware(),
+        **provenance(command),
     }
-    write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
+    write_json_atomically(path, record)
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
@@ -94,6 +90,38 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
     return {**record, "metrics": {name: math.nan if value is None else value for name, value in metrics.items()}}
 
 
+def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Where numbers come from, for a JSON file beside them.
+
+    Args:
+        command: the words of the command line. Default: that of this process.
+        packages: whose versions matter besides those of detpool, PyTorch and Lightning.
+
+    Returns:
+        `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python and of packages, None for one
+        that is not installed; `hardware`: the `platform`, the processor's model (`cpu`), the `cores` that this process
+        may use, and the models of the `gpus`.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in dict.fromkeys((*_PACKAGES, *packages)):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "command": shlex.join(sys.argv if command is None else command),
+        "git": git_state(Path(detpool.__file__).parents[1]),
+        "versions": versions,
+        "hardware": {
+            "platform": platform.platform(),
+            "cpu": _cpu_model(),
+            # A container or a scheduler may have limited them.
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        },
+    }
+
+
 def git_state(checkout: Path) -> dict[str, Any]:
     """Revision of a git checkout, and whether its files differ from it.
 
@@ -102,53 +130,28 @@ def git_state(checkout: Path) -> dict[str, Any]:
 
     Returns:
         `revision` (40 hex digits) and `dirty` (true if a tracked file differs or a file is neither tracked nor
-        ignored). Both are None where git is missing, or `checkout` is not the top of a checkout with a commit: a
-        package installed below somebody else's repository has not that repository's revision.
+        ignored). Both are None if git is missing, or if `checkout` is not the top of a checkout with a commit: a
+        package installed inside somebody else's repository does not have that repository's revision.
     """
-    unknown = {"revision": None, "dirty": None}
     top = _git(checkout, "rev-parse", "--show-toplevel")
-    if top is None or Path(top) != checkout.resolve():
-        return unknown
-    revision, changes = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain")
-    if revision is None or changes is None:
-        return unknown
-    return {"revision": revision, "dirty": bool(changes)}
+    if top is not None and Path(top) == checkout.resolve():
+        revision, changes = _git(checkout, "rev-parse", "HEAD"), _git(checkout, "status", "--porcelain")
+        if revision is not None and changes is not None:
+            return {"revision": revision, "dirty": bool(changes)}
+    return {"revision": None, "dirty": None}
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints; None if it is missing or fails."""
     # Inside a git hook these variables point at another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # Without locks: git's status would write to the checkout's index, and leave half of it on a full disk.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
-            # Without locks: git's status would write to the checkout's index, and leave half of it on a full disk.
-            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=30,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Versions of Python and of installed packages, None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def hardware() -> dict[str, Any]:
-    """The platform, the processor's model, the cores this process may use, and the models of the GPUs."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"platform": platform.platform(), "cpu": _cpu_model(), "cores": _cores(), "gpus": gpus}
 
 
 def _cpu_model() -> str:
@@ -160,12 +163,5 @@ def _cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _cores() -> int:
-    """Cores this process may use, which a container or a scheduler may have limited."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}

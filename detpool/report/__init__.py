@@ -1,0 +1,1 @@
+"""From finished runs to tables, plots and a report: `tools/report.py`."""

@@ -1,0 +1,178 @@
+"""Puts a report together: parts of notes, tables and pictures, and the numbers behind them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from detpool.errors import ConfigError, did_you_mean
+from detpool.report import plots, tables
+from detpool.report.collect import Benchmark, Collected, Problem
+from detpool.report.groups import Section, make_sections
+from detpool.report.plots import Picture
+from detpool.report.statistics import COVERAGE
+from detpool.report.tables import Table
+
+
+@dataclass
+class Part:
+    """A part of a report under one heading.
+
+    Attributes:
+        name: what the names of its pictures' files begin with.
+        title: the heading.
+        notes: what to beware of.
+        blocks: its content.
+    """
+
+    name: str
+    title: str
+    notes: list[str]
+    blocks: list[Table | Picture]
+
+
+@dataclass
+class Report:
+    """A whole report.
+
+    Attributes:
+        title: its heading, what it is about.
+        problems: what was found and is not in the numbers, and what else concerns all parts.
+        parts: one for each section, one for what changes between sections of the same data, one for each benchmark.
+        numbers: what is behind the parts, by name: `runs`, a row per run with all of its numbers; `summary`, a row per
+            configuration and metric; `across`, a row per configuration, metric and pair of sections. Without runs, or
+            sections to compare, there is none.
+    """
+
+    title: str
+    problems: list[str]
+    parts: list[Part] = field(default_factory=list)
+    numbers: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+def build_report(
+    collected: Collected, metric: str = "AP", baseline: str | None = None, by: str | None = None
+) -> Report:
+    """A report of everything that was collected.
+
+    Args:
+        collected: runs, benchmarks and problems.
+        metric: the metric that configurations are compared by.
+        baseline: the configuration that others are compared with, by its label or some of its `key=value` parts.
+            Default: the first of each section.
+        by: dotted key of a setting, each of whose values gets a part with a baseline of its own; a further part says
+            how the differences from the baseline change with the value.
+
+    Raises:
+        ConfigError: nothing can be reported, no run has the metric or the setting, or none is the baseline.
+    """
+    runs = [run for run in collected.runs if metric in run.metrics]
+    if collected.runs and not runs:
+        known = {name for run in collected.runs for name in run.metrics}
+        raise ConfigError(f"--metric {metric!r} is in no run{did_you_mean(metric, known)}")
+    without = [run for run in collected.runs if metric not in run.metrics]
+    problems = [*collected.problems, *(Problem(r.folder, f"left out: it has no metric {metric}") for r in without)]
+    if not runs and not collected.benchmarks:
+        raise ConfigError("there is nothing to report:\n" + "\n".join(f"  {problem}" for problem in problems))
+    counts = {"run": len(runs), "benchmark": len(collected.benchmarks)}
+    title = " and ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n)
+    report = Report(title, [str(problem) for problem in problems])
+    if runs:
+        _add_runs(report, make_sections(runs, by, baseline), metric)
+    report.parts += [_benchmark_part(f"benchmark{i}", each) for i, each in enumerate(collected.benchmarks, 1)]
+    return report
+
+
+def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
+    by_data: dict[tuple[str, ...], list[Section]] = {}
+    for number, section in enumerate(sections, 1):
+        report.parts.append(Part(str(number), section.title, _notes(section), _blocks(section, metric)))
+        by_data.setdefault(section.data, []).append(section)
+    if len(by_data) > 1:
+        report.problems.append(
+            f"The runs were evaluated on {len(by_data)} different data sets or splits. Each has tables of its own; "
+            "nothing is averaged or compared across them."
+        )
+    report.numbers["runs"] = pd.concat(s.table.reset_index().assign(data=s.title) for s in sections).set_index("data")
+    report.numbers["summary"] = pd.concat(map(tables.summary, sections)).set_index("data")
+    several = [alike for alike in by_data.values() if len(alike) > 1]
+    report.parts += [_across_part(f"across{number}", alike, metric) for number, alike in enumerate(several, 1)]
+    if comparable := [alike for alike in map(tables.comparable, several) if len(alike) > 1]:
+        report.numbers["across"] = pd.concat(map(tables.across_summary, comparable)).set_index("from")
+
+
+def _blocks(section: Section, metric: str) -> list[Table | Picture]:
+    """All about the runs on one data set and split."""
+    iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section)
+    blocks = [
+        tables.metrics_table(section, metric),
+        tables.differences_table(section, metric) if section.others else None,
+        plots.plot_metric(section, metric),
+        *((iou, tables.iou_table(section, metric)) if iou else ()),
+        plots.plot_sizes(section, metric),
+        *((errors, tables.errors_table(section)) if errors else ()),
+        plots.plot_curves(section, metric),
+        plots.plot_cost(section, metric),
+        tables.cost_table(section),
+        tables.runs_table(section),
+    ]
+    return [block for block in blocks if block is not None]
+
+
+def _across_part(name: str, sections: Sequence[Section], metric: str) -> Part:
+    """How differences from the baseline change from section to section."""
+    alike, first = tables.comparable(sections), sections[0]
+    notes = [
+        f"{section.title} is not compared with {first.title}: it has not its baseline and another configuration of it."
+        for section in sections
+        if section not in alike
+    ]
+    blocks: list[Table | Picture] = []
+    if len(alike) > 1:
+        blocks = [tables.across_table(alike, metric), plots.plot_across(alike, metric)]
+    return Part(name, " against ".join(section.value for section in sections), notes, blocks)
+
+
+def _benchmark_part(name: str, benchmark: Benchmark) -> Part:
+    """How it was measured, its own pictures, and its times."""
+    pictures = [Picture(path.stem, path.name, {"png": path.read_bytes()}) for path in benchmark.pictures]
+    blocks: list[Table | Picture] = [tables.measurement_table(benchmark), *pictures, tables.times_table(benchmark)]
+    return Part(name, f"Benchmark {benchmark.path}", tables.untimed(benchmark), blocks)
+
+
+def _notes(section: Section) -> list[str]:
+    """What to beware of in the runs of a section."""
+    runs, notes = section.all_runs, list(section.notes)
+    seeds = {run.seed for run in runs}
+    for label, by_seed in section.runs.items():
+        if missing := [str(seed) for seed in sorted(seeds - by_seed.keys())]:
+            plural = "s" if len(missing) > 1 else ""
+            notes.append(f"{label} has no finished run of seed{plural} {', '.join(missing)}, which others have.")
+    pairs = {label: len(section.runs[label].keys() & section.runs[section.baseline].keys()) for label in section.others}
+    if lacking := [label for label, n in pairs.items() if n < 2]:
+        who, listed = "Not all configurations share", f" (not {'; '.join(lacking)})"
+        if len(lacking) == len(pairs):
+            who, listed = "No configuration shares", ""
+        notes.append(f"{who} two seeds with the baseline{listed}: without, there are no intervals.")
+    if few := sorted({n for n in pairs.values() if n in COVERAGE}):
+        held = ", ".join(f"{COVERAGE[n]} % of the time with {n} seeds" for n in few)
+        notes.append(f"Bootstrap intervals of so few seeds, nominally 95 %, are too narrow: they hold {held}.")
+    about: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "git revisions": lambda record: tables.revision(record, digits=10),
+        "versions of packages": tables.versions,
+        "machines, so that times do not compare": tables.machine,
+    }
+    for what, describe in about.items():
+        counts = Counter(describe(run.record) for run in runs)
+        if len(counts) > 1:
+            listed = "; ".join(f"{text} ({count} run{'s' if count > 1 else ''})" for text, count in counts.items())
+            notes.append(f"The runs are of different {what}: {listed}.")
+    for sentence, count in Counter(str(note) for run in runs for note in run.record.get("notes") or []).items():
+        notes.append(sentence if count == len(runs) else f"{sentence} ({count} of {len(runs)} runs)")
+    if section.table["dirty"].any():
+        notes.append("Some runs were made with files that differed from their git revision.")
+    return notes

@@ -1,0 +1,239 @@
+"""The tables of a report, whose cells are text, and the numbers behind them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from detpool.evaluation.errors import ERRORS
+from detpool.report.collect import Benchmark
+from detpool.report.groups import Section
+from detpool.report.statistics import Difference, mean_difference
+
+IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
+_UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
+"""Columns that only the benchmark's own CSV file tells."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: what it shows.
+        cells: text.
+        note: how to read it; may be empty.
+        words: how many leading columns hold words; the others hold numbers, and align at the right.
+        listing: whether it is there to look things up in, and of no use in a paper.
+    """
+
+    title: str
+    cells: pd.DataFrame
+    note: str = ""
+    words: int = 1
+    listing: bool = False
+
+
+def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str:
+    """Mean ± sample standard deviation (n - 1) times `factor`; the number of values too, if some are unknown."""
+    known = factor * values.dropna().astype(float)
+    if known.empty:
+        return "-"
+    text = f"{known.mean():.{digits}f}" + (f" ± {known.std():.{digits}f}" if len(known) > 1 else "")
+    return text if len(known) == len(values) else f"{text} (n = {len(known)})"
+
+
+def percentage_points(found: Difference) -> str:
+    """Mean difference in percentage points and its interval."""
+    # + 0.0: not -0.00.
+    mean, low, high = (f"{round(100 * value, 2) + 0.0:+.2f}" for value in found[1:])
+    return "-" if not found.pairs else mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"
+
+
+def revision(record: Mapping[str, Any], digits: int = 40) -> str:
+    """The git revision of `detpool.run_record.provenance` as text."""
+    git = record.get("git") or {}
+    return (git.get("revision") or "unknown")[:digits] + (" with changes" if git.get("dirty") else "")
+
+
+def machine(record: Mapping[str, Any]) -> str:
+    """Processor, cores and GPUs of `detpool.run_record.provenance` as text."""
+    hardware = record.get("hardware") or {}
+    return ", ".join(map(str, [hardware.get("cpu"), f"{hardware.get('cores')} cores", *(hardware.get("gpus") or [])]))
+
+
+def versions(record: Mapping[str, Any]) -> str:
+    """The versions of packages of `detpool.run_record.provenance` as text."""
+    return ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items() if version)
+
+
+def prefix_of(metric: str) -> str:
+    """How the metrics of boxes or of masks, as this one is, begin."""
+    return "mask_" if metric.startswith("mask_") else ""
+
+
+def error_shares(section: Section) -> pd.DataFrame:
+    """What detections are, and objects that were missed, over the number of objects; a row per run."""
+    objects = section.table["errors/objects"].replace(0, math.nan)
+    return pd.DataFrame({kind: section.table[f"errors/{kind}"] / objects for kind in ("correct", *ERRORS)})
+
+
+def metrics_table(section: Section, metric: str) -> Table:
+    """The metric, COCO's usual ones, and AP of masks beside that of boxes: means and standard deviations over seeds."""
+    shown = _shown(section, metric, ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+    cells = _means(section.table[shown])
+    cells.insert(1, "seeds", [str(len(runs)) for runs in section.runs.values()])
+    return Table("Metrics", cells, "Percent, mean ± standard deviation over seeds (n - 1).")
+
+
+def iou_table(section: Section, metric: str) -> Table:
+    """AP at each IoU threshold."""
+    names = {f"{prefix_of(metric)}AP@{iou}": iou for iou in IOUS}
+    cells = _means(section.table[list(names)].rename(columns=names))
+    return Table(f"{prefix_of(metric)}AP by IoU threshold", cells, "Percent, as above.")
+
+
+def errors_table(section: Section) -> Table:
+    """Kinds of errors, per 100 objects."""
+    cells = _means(error_shares(section))
+    return Table("Kinds of errors of boxes", cells, "Per 100 objects, mean ± standard deviation.")
+
+
+def cost_table(section: Section) -> Table:
+    """Seconds and memory of a training step, and minutes of a run."""
+    steps = section.table["step_seconds"].astype(float).groupby("configuration", sort=False).mean()
+    relative = (steps / steps[section.baseline]).map("{:.2f}".format).replace("nan", "-")
+    numbers = {"ms per step": ("step_seconds", 1e3, 1), "MiB per step": ("peak_memory_bytes", 2**-20, 0)}
+    numbers["minutes per run"] = ("seconds", 1 / 60, 1)
+    columns = [
+        _means(section.table[[name]], factor, digits).set_index("configuration")[name].rename(title)
+        for title, (name, factor, digits) in numbers.items()
+    ]
+    cells = pd.concat([columns[0], relative.rename("× baseline"), *columns[1:]], axis=1).reset_index()
+    note = (
+        "A step is forward, backward and optimizer on one batch (the median of the run); its memory is the peak: on a "
+        "GPU what PyTorch's allocator handed out, on a CPU the resident memory of the process, in a sweep together "
+        "with what earlier runs left. - : not recorded."
+    )
+    return Table("Cost", cells, note)
+
+
+def runs_table(section: Section) -> Table:
+    """Where each run is, and how to repeat it."""
+    cells = section.table[["folder", "revision", "command"]].reset_index().astype({"seed": str})
+    cells["revision"] = [revision(run.record) for run in section.all_runs]
+    return Table("Runs", cells, words=len(cells.columns), listing=True)
+
+
+def differences_table(section: Section, metric: str) -> Table:
+    """Paired differences from the baseline, with their intervals."""
+    shown = _shown(section, metric, ("AP50", "AP75", "AP@0.90"))
+    found = {label: [mean_difference(section.gains(label, name)) for name in shown] for label in section.others}
+    note = (
+        f"Percentage points, mean over the seeds that both have, with the 95 % bootstrap interval over these pairs. "
+        f"Baseline: {section.baseline}."
+    )
+    return Table(f"Paired differences from {section.baseline}", _points(found, shown), note)
+
+
+def comparable(sections: Sequence[Section]) -> list[Section]:
+    """The first of several sections, and those that have its baseline and another of its configurations."""
+    first, *rest = sections
+    return [first, *(s for s in rest if s.baseline == first.baseline and {*s.others} & {*first.others})]
+
+
+def across_table(sections: Sequence[Section], metric: str) -> Table:
+    """By how much more a configuration is above the baseline in later sections than in the first."""
+    first, *others = sections
+    shown = _shown(first, metric, ("AP50", "AP75", "AP@0.90"))
+    found = {}
+    for label, section in itertools.product(first.others, others):
+        if label in section.runs:
+            row = f"{label}, {section.value}" if len(others) > 1 else label
+            found[row] = [across(first, section, label, name) for name in shown]
+    values = ", ".join(section.value for section in others)
+    note = (
+        f"The difference at {values} minus that at {first.value}, percentage points, mean over the seeds that all four "
+        f"runs have, with the 95 % bootstrap interval over these seeds. Above zero: the gain is larger than at "
+        f"{first.value}."
+    )
+    return Table(f"Differences from {first.baseline}: change since {first.value}", _points(found, shown), note)
+
+
+def across(first: Section, second: Section, label: str, name: str) -> Difference:
+    """Difference of differences: how far a configuration is above the baseline in `second`, minus that in `first`."""
+    return mean_difference(second.gains(label, name) - first.gains(label, name))
+
+
+def _shown(section: Section, metric: str, usual: Sequence[str]) -> list[str]:
+    """The metric, those of the usual ones that are known, of boxes or masks as it is, and AP of the other."""
+    prefix = prefix_of(metric)
+    names = [*(prefix + name for name in usual), "AP" if prefix else "mask_AP"]
+    return [metric, *(name for name in names if name != metric and section.has(name))]
+
+
+def _means(numbers: pd.DataFrame, factor: float = 100, digits: int = 1) -> pd.DataFrame:
+    means = numbers.groupby("configuration", sort=False).agg(partial(mean_and_std, factor=factor, digits=digits))
+    return means.reset_index()
+
+
+def _points(found: Mapping[str, Sequence[Difference]], metrics: Sequence[str]) -> pd.DataFrame:
+    rows = [[label, str(row[0].pairs), *map(percentage_points, row)] for label, row in found.items()]
+    return pd.DataFrame(rows, columns=["configuration", "pairs", *(f"Δ {name}" for name in metrics)])
+
+
+def summary(section: Section) -> pd.DataFrame:
+    """Mean and standard deviation of each metric over seeds, and its difference from the baseline."""
+    rows = []
+    for label, name in itertools.product(section.runs, section.metrics):
+        values, found = section.values(label, name), mean_difference(section.gains(label, name))
+        numbers = {"seeds": values.count(), "mean": values.mean(), "std": values.std(), "baseline": section.baseline}
+        compared = found._asdict() if label != section.baseline and found.pairs else {}
+        rows.append({"data": section.title, "configuration": label, "metric": name, **numbers, **compared})
+    return pd.DataFrame(rows)
+
+
+def across_summary(sections: Sequence[Section]) -> pd.DataFrame:
+    """The differences of differences of every metric."""
+    first, *others = sections
+    return pd.DataFrame(
+        {"from": first.title, "to": section.title, "configuration": label, "metric": name, "baseline": first.baseline}
+        | across(first, section, label, name)._asdict()
+        for section, label, name in itertools.product(others, first.others, first.metrics)
+        if label in section.runs and name in section.metrics
+    )
+
+
+def measurement_table(benchmark: Benchmark) -> Table:
+    """How a benchmark was measured."""
+    record = benchmark.record
+    facts = {"command": record["command"], "revision": revision(record), "machine": machine(record)}
+    cells = pd.DataFrame([*facts.items(), ("versions", versions(record))], columns=["", ""])
+    return Table("How it was measured", cells, words=2, listing=True)
+
+
+def times_table(benchmark: Benchmark) -> Table:
+    """What a benchmark timed: words first, then numbers."""
+    timed = benchmark.rows[benchmark.rows["status"] == "timed"].replace("", None)
+    told = timed.drop(columns=_UNTOLD, errors="ignore").dropna(axis=1, how="all")
+    told = told[[name for name in told if name not in ("dtype", "threads") or told[name].nunique() > 1]]
+    numbers = told.apply(pd.to_numeric, errors="coerce").notna().sum() == told.notna().sum()
+    cells = told[[*told.columns[~numbers], *told.columns[numbers]]].fillna("")
+    return Table("Times", cells, words=int((~numbers).sum()), listing=True)
+
+
+def untimed(benchmark: Benchmark) -> list[str]:
+    """A sentence on how many rows of a benchmark have no time; none if all have one."""
+    rows = benchmark.rows[benchmark.rows["status"] != "timed"]
+    if rows.empty:
+        return []
+    counts = Counter(zip(rows.get("implementation", rows["status"]), rows["status"], strict=True))
+    listed = "; ".join(f"{name}: {count} {status}" for (name, status), count in counts.items())
+    return [f"{len(rows)} rows were not timed ({listed}); the benchmark's own CSV file says why."]

@@ -1,0 +1,132 @@
+"""Which runs are averaged and compared, and what they are called."""
+
+from __future__ import annotations
+
+import os
+
+import pandas as pd
+import pytest
+
+from detpool.errors import ConfigError
+from detpool.report.collect import collect
+from detpool.report.groups import differences, flatten, make_sections
+
+
+def sections_of(folder, **options):
+    found = collect([folder])
+    assert found.problems == []
+    return make_sections(found.runs, **options)
+
+
+def labels(section):
+    return {label: list(runs) for label, runs in section.runs.items()}
+
+
+def compare(*configs):
+    return differences(pd.DataFrame([flatten(config) for config in configs]).fillna("unset"))
+
+
+def test_seeds_and_places_make_no_difference(make_run, tmp_path):
+    make_run("a/0", seed=0, **{"evaluation.pictures": 0, "ckpt_path": "last.ckpt"})
+    make_run("b/1", seed=1, task="other", context=None)  # a setting that is off is as good as none
+    (section,) = sections_of(tmp_path)
+    assert section.title == "shapes, test split"
+    assert labels(section) == {"pooler=roi_align": [0, 1]}
+
+
+def test_leaves_are_named_where_they_differ(make_run, tmp_path):
+    make_run("0", **{"optim.optimizer.lr": 0.01})
+    make_run("1", **{"pooler.operator.sampling_ratio": 4})
+    make_run("2", pooler="roi_pool")
+    (section,) = sections_of(tmp_path)
+    # Only objects of one function are compared argument by argument.
+    assert list(section.runs) == [
+        "pooler=roi_align, pooler.sampling_ratio=2, optimizer.lr=0.01",
+        "pooler=roi_align, pooler.sampling_ratio=4, optimizer.lr=0.02",
+        "pooler=roi_pool, optimizer.lr=0.02",
+    ]
+
+
+def test_how_data_is_loaded_is_a_setting_and_which_data_it_is_a_section(make_run, tmp_path):
+    make_run("0")
+    make_run("1", **{"data.batch_size": 4})
+    make_run("2", **{"data.size": 64})
+    make_run("3", **{"evaluation.split": "val"})
+    make_run("4", data={"_target_": "detpool.data.coco.coco_datamodule", "root": "/coco", "seed": 0})
+    sections = sections_of(tmp_path)
+    assert [section.title for section in sections] == [
+        "shapes, test split (size=128)",
+        "shapes, test split (size=64)",
+        "shapes, val split (size=128)",
+        "coco, test split",
+    ]
+    assert list(sections[0].runs) == ["data.batch_size=8", "data.batch_size=4"]
+
+
+def test_an_evaluation_of_a_run_does_not_count_beside_it(make_run, tmp_path):
+    """`eval.py` leaves a run directory with the settings and seed of the training."""
+    evaluated = make_run("eval", 0.5, curves=False)
+    trained = make_run("train", 0.5)
+    again = make_run("again", 0.6)
+    for when, folder in enumerate([again, trained, evaluated]):
+        os.utime(folder / "metrics.json", (when, when))
+    (section,) = sections_of(tmp_path)
+    assert [run.folder for run in section.all_runs] == [trained]
+    reason = f"left out: it has the settings and seed of {trained}"
+    assert sorted(section.notes) == [f"{again}: {reason}", f"{evaluated}: {reason}"]
+
+
+def test_objects_are_named_by_their_functions():
+    def config(reduction, rate, target="a.pool"):
+        return {"pooler": {"operator": {"_target_": target, "reduction": reduction}}, "a": {"x": {"rate": rate}}}
+
+    lp = {"_target_": "detpool.ops.reductions.Lp", "p": 3}
+    assert compare(config("mean", 1), config(lp, 2), config(lp | {"p": 4}, 1), {"b": 1}) == [
+        {"pooler": "pool", "pooler.reduction": "mean", "x.rate": "1", "b": "unset"},
+        {"pooler": "pool", "pooler.reduction": "Lp", "reduction.p": "3", "x.rate": "2", "b": "unset"},
+        {"pooler": "pool", "pooler.reduction": "Lp", "reduction.p": "4", "x.rate": "1", "b": "unset"},
+        {"pooler": "unset", "x.rate": "unset", "b": "1"},
+    ]
+    nested = [{"optim": {"optimizer": {"_target_": f"torch.optim.{name}"}}} for name in ("SGD", "Adam")]
+    assert compare(*nested, {}) == [{"optimizer": "SGD"}, {"optimizer": "Adam"}, {"optimizer": "unset"}]
+    # Functions of the same name, and keys that would be the same, are written out.
+    assert compare(config("mean", 1), config("mean", 1, "b.pool")) == [{"pooler": "a.pool"}, {"pooler": "b.pool"}]
+    assert compare({"a": {"x": {"p": 1}}, "b": {"x": {"p": 1}}}, {})[0] == {"a.x.p": "1", "b.x.p": "1"}
+
+
+def test_a_pooler_that_follows_the_boxes_pooler_is_not_named():
+    def config(boxes, masks):
+        return {"pooler": {"operator": {"_target_": boxes}}, "mask_pooler": {"operator": {"_target_": masks}}}
+
+    followed = [config("a.roi_pool", "a.roi_pool"), config("a.roi_align", "a.roi_align")]
+    assert compare(*followed) == [{"pooler": "roi_pool"}, {"pooler": "roi_align"}]
+    own = compare(*followed, config("a.roi_align", "a.roi_pool"))
+    assert own[2] == {"pooler": "roi_align", "mask_pooler": "roi_pool"}
+
+
+def test_values_of_other_types_are_other_values():
+    """As limits of batches 1.0 is all of them, 1 is one; words and numbers that look alike are not the same."""
+    found = compare(*({"limit": limit} for limit in (1.0, 1, True, "1")))
+    assert [config["limit"] for config in found] == ["1.0", "1", "true", '"1"']
+
+
+def test_baseline(make_run, tmp_path):
+    for number, (pooler, rate) in enumerate([("roi_pool", 0.1), ("roi_align", 0.1), ("roi_align", 0.2)]):
+        make_run(str(number), pooler=pooler, **{"optim.optimizer.lr": rate})
+    found = [
+        sections_of(tmp_path, baseline=baseline)[0].baseline
+        for baseline in (None, "pooler=roi_pool", "optimizer.lr=0.1, pooler=roi_align")
+    ]
+    first, second, _ = sections_of(tmp_path)[0].runs
+    assert found == [first, first, second]
+    assert sections_of(tmp_path, baseline=second)[0].others[0] == first
+    with pytest.raises(ConfigError, match="'pooler=roi_align' fits 2 configurations of shapes"):
+        sections_of(tmp_path, baseline="pooler=roi_align")
+    with pytest.raises(ConfigError, match="'pooler=roi_pol' is no configuration .* did you mean 'pooler=roi_pool"):
+        sections_of(tmp_path, baseline="pooler=roi_pol")
+    # Where only other sections have it, the first is the baseline, and a note says so.
+    *_, last = sections_of(tmp_path, by="optim.optimizer.lr", baseline="pooler=roi_pool")
+    assert (last.baseline, last.notes) == (
+        "pooler=roi_align",
+        ["No configuration here is pooler=roi_pool: the first one is the baseline."],
+    )

@@ -1,0 +1,309 @@
+"""tools/report.py from run directories to files, and what it says of bad ones."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+import report
+
+from detpool.report import plots
+from detpool.report.build import Part, Report
+from detpool.report.page import render
+from detpool.report.plots import Picture
+from detpool.report.tables import Table
+
+ROOT = Path(__file__).parents[2]
+without_plots = pytest.mark.usefixtures("_without_plots")
+
+
+class Tags(HTMLParser):
+    """Names of tags, sources of pictures, and whatever could make a browser fetch something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.pictures: list[str] = []
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "img":
+            self.pictures.append(dict(attrs)["src"])
+
+
+def tables_of(text):
+    """The tables of a Markdown page, without the lines under their headers."""
+    found = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
+    rows = [[re.split(r" (?<!\\)\| ", line.strip("| ")) for line in table.splitlines()] for table in found]
+    return [[[re.sub(r"\\(.)", r"\1", cell) for cell in row] for row in (table[0], *table[2:])] for table in rows]
+
+
+def table_of(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def run_report(tmp_path, capsys):
+    """`run_report(folder, ...)`: tables of the Markdown page, and what was said on standard error."""
+
+    def run(*arguments):
+        report.main([*map(str, arguments), "--output", str(tmp_path / "report")])
+        return tables_of((tmp_path / "report" / "report.md").read_text()), capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def _without_plots(monkeypatch):
+    """Spares the seconds of drawing where only words and numbers are looked at."""
+    monkeypatch.setattr(plots, "_picture", lambda _, name, title, note="": Picture(name, title, {"svg": b"<svg/>"}))
+
+
+@pytest.fixture
+def refused(tmp_path, capsys):
+    """`refused(folder, ...)`: the message of a report that cannot be made."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            report.main([*map(str, arguments), "--output", str(tmp_path / "report")])
+        assert end.value.code == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        return error
+
+    return run
+
+
+def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
+    arguments = [sweep, ROOT / "results" / "ops_cpu" / "bench.json"]
+    tables, said = run_report(*arguments)
+    # 50, 52, 51 and 51, 54, 57.
+    assert tables[0] == [
+        ["configuration", "seeds", "AP", "AP50", "AP75", "APs", "APm"],
+        ["pooler=roi_pool", "3", "51.0 ± 1.0", "76.5 ± 1.5", "63.4 ± 1.2", "40.8 ± 0.8", "56.1 ± 1.1"],
+        ["pooler=pr_roi_pool", "3", "54.0 ± 3.0", "81.0 ± 4.5", "67.1 ± 3.7", "43.2 ± 2.4", "59.4 ± 3.3"],
+    ]
+    # All resamples of 1, 2 and 6: 1/27 of them has the mean 1, and 1/27 the mean 6.
+    assert tables[1][1][:3] == ["pooler=pr_roi_pool", "3", "+3.00 [+1.00, +6.00]"]
+    assert "nominally 95 %, are too narrow: they hold 75 % of the time with 3 seeds" in said
+    assert tables[3][1][:4] == ["pooler=roi_pool", "60.0 ± 0.0", "5.0 ± 0.0", "10.0 ± 0.0"]
+    assert tables[4][1] == ["pooler=roi_pool", "250.0 ± 0.0", "1.00", "3 ± 0", "2.0 ± 0.0"]
+    assert len(tables[5]) == 7
+    assert tables[5][1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 40, "train.py pooler=roi_pool seed=0"]
+
+    timed = [row for row in table_of(ROOT / "results" / "ops_cpu" / "bench.csv") if row["status"] == "timed"]
+    facts, times = tables[6:]
+    assert facts[1][1].startswith("python tools/bench_ops.py")
+    assert len(times) == 1 + len(timed)
+    assert {key: value for key, value in zip(times[0], times[1], strict=True) if value}.items() <= timed[0].items()
+    assert {"operator", "implementation", "median_ms", "p20_ms", "p80_ms", "speedup"} <= set(times[0])
+    assert "rows were not timed" in said
+
+    folder = tmp_path / "report"
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# 6 runs and 1 benchmark\n")
+    pictures = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["]
+    assert len(pictures) == 7
+    assert all((folder / picture).is_file() for picture in pictures)
+    assert len(list((folder / "plots").glob("*.pdf"))) == 6
+    assert r"pooler=pr\_roi\_pool & 3 & +3.00 [+1.00, +6.00]" in (folder / "report.tex").read_text()
+    assert [(row["configuration"], row["seed"], row["AP"]) for row in table_of(folder / "runs.csv")][:2] == [
+        ("pooler=roi_pool", "0", "0.5"),
+        ("pooler=roi_pool", "1", "0.52"),
+    ]
+    rows = table_of(folder / "summary.csv")
+    (row,) = [row for row in rows if row["metric"] == "AP" and row["baseline"] != row["configuration"]]
+    numbers = {name: float(row[name]) for name in ("mean", "std", "difference", "low", "high")}
+    assert numbers == pytest.approx({"mean": 0.54, "std": 0.03, "difference": 0.03, "low": 0.01, "high": 0.06})
+
+    # The page needs no other file.
+    page = Tags((folder / "report.html").read_text())
+    assert not page.names & {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"}
+    assert page.addresses == page.pictures
+    kinds = [source.partition(";base64,") for source in page.pictures]
+    assert [kind for kind, _, _ in kinds] == ["data:image/svg+xml"] * 6 + ["data:image/png"]
+    for _, _, content in kinds[:6]:
+        root = ElementTree.fromstring(base64.b64decode(content, validate=True))
+        links = [v for element in root.iter() for k, v in element.attrib.items() if k.endswith("href")]
+        assert all(link.startswith(("#", "data:")) for link in links)
+
+    # The same runs give the same files.
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run_report(*arguments)
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@without_plots
+def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, tmp_path):
+    for seed in range(2):
+        for name, ap in (("roi_pool", 0.4), ("roi_align", 0.5)):
+            make_run(f"logs/{name}{seed}", ap, seed=seed, pooler=name, masks=True)
+    tables, _ = run_report(tmp_path / "logs", "--metric", "mask_AP75", "--baseline", "pooler=roi_pool")
+    header, align, _ = tables[0]
+    assert header[2:] == ["mask_AP75", "mask_AP", "mask_AP50", "mask_APs", "mask_APm", "AP"]
+    assert (align[3], align[-1]) == ("40.0 ± 0.0", "50.0 ± 0.0")
+    assert tables[1][0][-1] == "Δ AP"
+    assert tables[1][1][-1].startswith("+10.00 [")
+    tables, _ = run_report(tmp_path / "logs")
+    assert tables[0][0][-1] == tables[1][0][-1].removeprefix("Δ ") == "mask_AP"
+
+
+@without_plots
+def test_baseline_and_metric(sweep, run_report, refused):
+    tables, _ = run_report(sweep, "--baseline", "pooler=pr_roi_pool", "--metric", "AP75")
+    assert tables[0][0][:4] == ["configuration", "seeds", "AP75", "AP"]
+    assert tables[1][0][2] == "Δ AP75"
+    assert tables[1][1][0] == "pooler=roi_pool"
+    assert tables[1][1][2].startswith("-3.")
+    shutil.rmtree(sweep.parent / "report")
+    assert "did you mean 'pooler=roi_pool'" in refused(sweep, "--baseline", "pooler=roi_pol")
+    assert "did you mean 'AP75'" in refused(sweep, "--metric", "mask_AP75")
+    assert not (sweep.parent / "report").exists()
+
+
+@without_plots
+def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, run_report, refused, tmp_path):
+    gains = {0.02: (0.01, 0.03), 0.2: (0.05, 0.04), 0.4: (0.0, 0.0)}
+    for number, (rate, by_seed) in enumerate(gains.items()):
+        for seed, gain in enumerate(by_seed):
+            names = {"roi_pool": 0.4, "roi_align": 0.4 + gain} if rate < 0.4 else {"roi_align": 0.5, "roi_warp": 0.5}
+            names |= {"z_pool": 0.3} if rate == 0.02 else {}
+            for name, ap in names.items():
+                make_run(f"logs/{number}/{name}{seed}", ap, seed=seed, pooler=name, **{"optim.optimizer.lr": rate})
+    arguments = [tmp_path / "logs", "--baseline", "pooler=roi_pool"]
+    assert "fits 2 configurations" in refused(*arguments)
+    assert "did you mean 'optim.optimizer.lr'" in refused(*arguments, "--by", "optim.optimiser.lr")
+    tables, said = run_report(*arguments, "--by", "optim.optimizer.lr")
+    titles = list(dict.fromkeys(row["data"] for row in table_of(tmp_path / "report" / "runs.csv")))
+    assert titles == [f"shapes, test split (optim.optimizer.lr={rate})" for rate in gains]
+    differences = [table[1][:3] for table in tables if table[0][1] == "pairs"]
+    del differences[2]  # without the baseline
+    assert [row[:2] for row in differences] == [["pooler=roi_align", "2"]] * 3
+    # The last: 5 - 1 and 4 - 3, by how much more the configuration is above the baseline.
+    assert [row[2].split()[0] for row in differences] == ["+2.00", "+4.50", "+2.50"]
+    assert differences[2][2] == "+2.50 [+1.00, +4.00]"
+    (row,) = [row for row in table_of(tmp_path / "report" / "across.csv") if row["metric"] == "AP"]
+    assert [row["from"], row["to"]] == titles[:2]
+    assert [float(row[name]) for name in ("difference", "low", "high")] == pytest.approx([0.025, 0.01, 0.04])
+    assert f"{titles[2]} is not compared with {titles[0]}" in said
+    assert "different data sets" not in said
+    # No tables of an earlier report stay.
+    _, said = run_report(ROOT / "results" / "pooling_cpu")
+    assert said == ""
+    assert list((tmp_path / "report").glob("*.csv")) == []
+
+
+@without_plots
+def test_notes_on_runs_and_intervals(sweep, make_run, run_report, tmp_path):
+    make_run("logs/6", seed=3, pooler="roi_pool", finished=False)
+    (sweep / "5" / "metrics.json").unlink()
+    tables, said = run_report(sweep)
+    page = (tmp_path / "report" / "report.html").read_text()
+    for note in (
+        f"{sweep / '5'}: incomplete: 3 of 3 epochs trained, no metrics.json",
+        f"{sweep / '6'}: incomplete: 3 of 3 epochs trained, no metrics.json",
+        "pooler=pr_roi_pool has no finished run of seed 2, which others have",
+    ):
+        assert note in said
+        assert f"<li>{note}" in page
+    assert [row[1] for row in tables[0][1:]] == ["3", "2"]
+    # Of the seeds that both have: 1 and 2.
+    assert tables[1][1][1:3] == ["2", "+1.50 [+1.00, +2.00]"]
+    make_run("logs/7", pooler="roi_warp")
+    _, said = run_report(sweep)
+    assert "Not all configurations share two seeds with the baseline (not pooler=roi_warp)" in said
+    assert "pooler=roi_warp has no finished run of seeds 1, 2, which others have" in said
+    assert "50 % of the time with 2 seeds" in said
+
+
+@without_plots
+def test_notes_on_what_differs_and_what_runs_say(make_run, run_report, tmp_path):
+    same, other = "The test split is the validation set, which chose the epoch too.", "No training step was made."
+    make_run("logs/0", 0.5, record={"notes": [same, other]})
+    gpu = {"cpu": "x86", "cores": 8, "gpus": ["H200"]}
+    changed = {"git": {"revision": "b" * 40, "dirty": True}, "hardware": gpu, "versions": {"torch": "3.0"}}
+    make_run("logs/1", seed=1, pooler="roi_pool", record={"notes": [same], **changed})
+    make_run("logs/2", seed=2, record={"metrics": {"AR": 0.5}})
+    make_run("logs/3", 0.6, seed=1, record={"notes": [same]}, **{"data.size": 64})
+    tables, said = run_report(tmp_path / "logs")
+    for note in (
+        "No configuration shares two seeds with the baseline: without, there are no intervals",
+        "different git revisions: aaaaaaaaaa (1 run); bbbbbbbbbb with changes (1 run)",
+        "different machines, so that times do not compare: x86, 2 cores (1 run); x86, 8 cores, H200 (1 run)",
+        "different versions of packages: torch 2.9 (1 run); torch 3.0 (1 run)",
+        "files that differed from their git revision",
+        f"{tmp_path / 'logs' / '2'}: left out: it has no metric AP",
+        f"shapes, test split (size=128): {same}\n",
+        f"{other} (1 of 2 runs)",
+        "evaluated on 2 different data sets or splits",
+    ):
+        assert note in said
+    assert "too narrow" not in said
+    summaries = [table[1] for table in tables if table[0][:2] == ["configuration", "seeds"]]
+    assert [row[1:3] for row in summaries] == [["1", "50.0"], ["1", "60.0"]]
+
+
+@without_plots
+def test_nothing_to_report(make_run, refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no run (a folder with config.yaml) and no benchmark" in refused(tmp_path / "empty")
+    (make_run("logs/0") / "metrics.json").write_text('{"metrics": {"AP"')
+    assert "0: unreadable" in refused(tmp_path / "logs")
+    make_run("more/0")
+    (tmp_path / "report").touch()
+    assert f"error: cannot write {tmp_path / 'report'}: " in refused(tmp_path / "more")
+
+
+@without_plots
+def test_one_run_of_an_older_version(make_run, run_report, tmp_path):
+    nothing = dict.fromkeys(("errors", "step_seconds", "peak_memory_bytes", "git", "notes"))
+    make_run("logs/0", curves=False, record=nothing | {"metrics": {"AP": 0.5}})
+    tables, said = run_report(tmp_path / "logs")
+    assert said == ""
+    metrics, cost, runs = tables
+    assert metrics[1] == ["pooler=roi_align", "1", "50.0"]
+    assert cost[1] == ["pooler=roi_align", "-", "-", "-", "2.0"]
+    assert runs[1][3] == "unknown"
+    # Nothing to compare between sections either.
+    make_run("logs/1", pooler="roi_pool", **{"optim.optimizer.lr": 1})
+    _, said = run_report(tmp_path / "logs", "--by", "optim.optimizer.lr")
+    assert "(optim.optimizer.lr=1) is not compared with shapes, test split (optim.optimizer.lr=0.02)" in said
+
+
+@without_plots
+def test_text_of_runs_is_not_markup(make_run, run_report, tmp_path):
+    make_run("logs/0", pooler="<b>&_|", record={"command": "train.py 'x=<script>alert(1)</script>'"})
+    make_run("logs/1", record={"notes": ["a *note*"]})
+    tables, _ = run_report(tmp_path / "logs")
+    assert tables[0][1][0] == "pooler=<b>&_|"
+    page, text, latex = ((tmp_path / "report" / f"report.{kind}").read_text() for kind in ("html", "md", "tex"))
+    assert not Tags(page).names & {"script", "b"}
+    assert '<td class="word">pooler=&lt;b&gt;&amp;_|</td>' in page
+    assert "- **Note:** a \\*note\\* (1 of 2 runs)\n" in text
+    assert "pooler=<b>\\&\\_| & " in latex
+
+
+def test_latex_of_a_row_that_begins_with_a_bracket():
+    cells = pd.DataFrame([["[x]_y", "50.0 ± 1.0"]], columns=["configuration", "Δ AP"])
+    lookup = Table("Runs", cells, listing=True)
+    part = Part("1", "a part", [], [Table("R&D_1", cells), lookup, Picture("plot", "a plot", {"svg": b""})])
+    lines = [line.strip() for line in render(Report("a report", [], [part]), "report.tex").splitlines() if line]
+    assert lines == [
+        "% a part",
+        *(r"\begin{table}", r"\centering", r"\caption{R\&D\_1}", r"\begin{tabular}{lr}", r"\toprule"),
+        *(r"configuration & $\Delta$ AP \\", r"\midrule"),
+        # Else it would be the optional argument of the line break before it.
+        r"{}[x]\_y & 50.0 $\pm$ 1.0 \\",
+        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
+    ]

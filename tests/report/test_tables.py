@@ -1,0 +1,25 @@
+"""Numbers as text."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+
+from detpool.report.statistics import Difference
+from detpool.report.tables import mean_and_std, percentage_points
+
+
+def test_means_and_standard_deviations():
+    assert mean_and_std(pd.Series([0.3, 0.5, 0.9])) == "56.7 ± 30.6"
+    assert mean_and_std(pd.Series([0.5123])) == "51.2"
+    assert mean_and_std(pd.Series([0.4, 0.6, math.nan])) == "50.0 ± 14.1 (n = 2)"
+    assert mean_and_std(pd.Series([math.nan])) == mean_and_std(pd.Series([None], dtype=object)) == "-"
+    assert mean_and_std(pd.Series([3 << 20, 3 << 20]), 2**-20, 0) == "3 ± 0"
+
+
+def test_differences():
+    assert percentage_points(Difference(3, 0.0123, -0.001, 0.03)) == "+1.23 [-0.10, +3.00]"
+    assert percentage_points(Difference(1, -0.0123, math.nan, math.nan)) == "-1.23"
+    assert percentage_points(Difference(2, -1e-9, -1e-9, 0.0)) == "+0.00 [+0.00, +0.00]"
+    assert percentage_points(Difference(0, math.nan, math.nan, math.nan)) == "-"
