@@ -7,11 +7,11 @@ python tools/support_table.py    # writes the table into the page
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from pages import head, line, replace_between
 from torch import Tensor
 
 from detpool import ops
@@ -49,13 +49,9 @@ MAXIMA = {"roi_pool", "roi_align, maximum", "roi_align, maximum, adaptive", "spp
 
 def table() -> str:
     """Markdown: for each operator the types that each backend takes, and what gets gradients."""
-    lines = [
-        f"| operator | {' | '.join(f'`{name}`' for name in ORDER)} | gradients |",
-        "|---|" + "---|" * (len(ORDER) + 1),
-    ]
+    lines = head(["operator", *(f"`{name}`" for name in ORDER), "gradients"])
     for name, call in OPERATORS.items():
-        cells = [_types(name, call, backend) for backend in ORDER]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_gradients(name, call)} |")
+        lines.append(line([name, *(_types(name, call, backend) for backend in ORDER), _gradients(name, call)]))
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +98,7 @@ def _run(name: str, call: Call, dtype: torch.dtype, backend: str) -> tuple[Tenso
 
 def with_table(page: str) -> str:
     """The page with the table brought up to date."""
-    return re.sub(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", table(), page, flags=re.DOTALL)
+    return replace_between(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

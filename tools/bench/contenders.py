@@ -124,16 +124,11 @@ def autograd_contender(
     boxes = [b.clone().to(case.device) for b in (workload.boxes if workload.is_pyramid else [workload.rois])]
     argument = boxes if workload.is_pyramid else boxes[0]
 
-    def finished(results: Results) -> Results:
-        if case.device != "cpu":
-            torch.cuda.synchronize()
-        return results
-
     if not case.backward:
 
         def forward() -> Results:
             with torch.no_grad():
-                return finished({"output": [pool(features, argument)]})
+                return {"output": [pool(features, argument)]}
 
         return Contender(forward, forward, note)
 
@@ -146,7 +141,7 @@ def autograd_contender(
         results = {"output": [output.detach()], "feature gradient": list(grads[: len(leaves)])}
         if box_gradients:
             results["box gradient"] = list(grads[len(leaves) :])
-        return finished(results)
+        return results
 
     def check() -> Results:
         masked = torch.zeros_like(full)
