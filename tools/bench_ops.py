@@ -61,16 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unfit(options: argparse.Namespace, operators: Iterable[Operator]) -> dict[str, str]:
     """Why operators have fewer rows than others."""
     reasons = {}
-    if not options.scaling:
-        kinds = {WORKLOADS[name](True).position_sensitive for name in options.workloads}
-        for operator in operators:
-            if operator.position_sensitive not in kinds:
-                channels = "position-sensitive" if operator.position_sensitive else "shared"
-                reasons[operator.name] = f"no workload of {', '.join(options.workloads)} has {channels} channels"
-    if options.box_gradients:
-        for operator in operators:
-            if not operator.box_gradients:
-                reasons.setdefault(f"{operator.name} {BOX_BACKWARD}", "boxes get no gradient, being rounded")
+    kinds = {WORKLOADS[name](True).position_sensitive for name in options.workloads}
+    for operator in operators:
+        if not options.scaling and operator.position_sensitive not in kinds:
+            channels = "position-sensitive" if operator.position_sensitive else "shared"
+            reasons[operator.name] = f"no workload of {', '.join(options.workloads)} has {channels} channels"
+        if options.box_gradients and not operator.box_gradients:
+            reasons.setdefault(f"{operator.name} {BOX_BACKWARD}", "boxes get no gradient, being rounded")
     return reasons
 
 

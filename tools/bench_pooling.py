@@ -16,7 +16,6 @@ A layer without parameters should take at most four times as long; those that do
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -173,30 +172,6 @@ CASES: dict[str, Case] = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: milliseconds and megabytes, the layer's and max pooling's."""
-
-    layer: str
-    parameters: int
-    layout: str
-    direction: str
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    rounds: int
-    against: str
-    max_pool_ms: float
-    ratio: float
-    """of the medians: how many times as long as max pooling"""
-    memory_mb: float
-    max_pool_memory_mb: float
-
-    @property
-    def misses(self) -> bool:
-        return not self.parameters and self.ratio > LINE
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_names("--layers", CASES, "default: all", default=list(CASES))
@@ -207,14 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     with recorded(options.output / "pooling.json", "tools/bench_pooling.py", argv, options):
         cases = [(name, layout) for name in options.layers for layout in options.layouts]
-        rows = [row for name, layout in cases for row in rows_of(name, layout, options)]
-        _print(rows)
-        write_csv(options.output / "pooling.csv", list(map(dataclasses.asdict, rows)))
+        records = [record for name, layout in cases for record in measure_layer(name, layout, options)]
+        _print(records)
+        write_csv(options.output / "pooling.csv", records)
     return 0
 
 
-def rows_of(name: str, layout: str, options: argparse.Namespace) -> list[Row]:
-    """Both directions of one layer."""
+def measure_layer(name: str, layout: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both directions of one layer: milliseconds and megabytes, the layer's and max pooling's."""
     case = CASES[name]
     torch.manual_seed(0)
     images, channels, height, width = ROIS if case.tokens else MAPS
@@ -222,28 +197,28 @@ def rows_of(name: str, layout: str, options: argparse.Namespace) -> list[Row]:
     input = torch.randn(min(images, options.images), channels, height, width).relu()
     input = input.contiguous(memory_format=LAYOUTS[layout])
     layer = case.build(channels).to(memory_format=LAYOUTS[layout])
-    rows = []
+    records = []
     for direction, build in {FORWARD: _forward, BACKWARD: _forward_and_backward}.items():
         calls = {"layer": build(layer, input), "max": build(case.maximum, input)}
         ours, theirs = measure(calls, options.rounds, options.budget).values()
-        rows.append(
-            Row(
-                layer=name,
-                parameters=sum(parameter.numel() for parameter in layer.parameters()),
-                layout=layout,
-                direction=direction,
-                median_ms=1e3 * ours.median,
-                p20_ms=1e3 * ours.p20,
-                p80_ms=1e3 * ours.p80,
-                rounds=ours.rounds,
-                against=case.against,
-                max_pool_ms=1e3 * theirs.median,
-                ratio=ours.median / theirs.median,
-                memory_mb=peak_bytes(calls["layer"]) / 1e6,
-                max_pool_memory_mb=peak_bytes(calls["max"]) / 1e6,
-            )
+        records.append(
+            {
+                "layer": name,
+                "parameters": sum(parameter.numel() for parameter in layer.parameters()),
+                "layout": layout,
+                "direction": direction,
+                "median_ms": 1e3 * ours.median,
+                "p20_ms": 1e3 * ours.p20,
+                "p80_ms": 1e3 * ours.p80,
+                "rounds": ours.rounds,
+                "against": case.against,
+                "max_pool_ms": 1e3 * theirs.median,
+                "ratio": ours.median / theirs.median,
+                "memory_mb": peak_bytes(calls["layer"]) / 1e6,
+                "max_pool_memory_mb": peak_bytes(calls["max"]) / 1e6,
+            }
         )
-    return rows
+    return records
 
 
 def _forward(call: Call, input: Tensor) -> Callable[[], object]:
@@ -270,24 +245,27 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return peak
 
 
-def _print(rows: Sequence[Row]) -> None:
+def _print(records: Sequence[dict[str, Any]]) -> None:
     out = console()
     title = "Milliseconds, and megabytes at most, in brackets max pooling's"
     table = table_of(title, ("layer", "layout", "direction"), ("ms", "ratio", "MB"), ["against"])
-    for row in rows:
+    misses = []
+    for record in records:
+        layer, layout, direction, ratio = (record[key] for key in ("layer", "layout", "direction", "ratio"))
+        slow = ratio > LINE and not record["parameters"]
+        misses += [f"{layer}, {layout}, {direction}: {ratio:.1f}x"] * slow
         table.add_row(
-            row.layer + (" *" if row.parameters else ""),
-            row.layout,
-            row.direction,
-            f"{row.median_ms:.2f} ({row.max_pool_ms:.2f})",
-            f"{row.ratio:.2f}x",
-            f"{row.memory_mb:.1f} ({row.max_pool_memory_mb:.1f})",
-            row.against,
-            style="bold" if row.misses else "",
+            layer + (" *" if record["parameters"] else ""),
+            layout,
+            direction,
+            f"{record['median_ms']:.2f} ({record['max_pool_ms']:.2f})",
+            f"{ratio:.2f}x",
+            f"{record['memory_mb']:.1f} ({record['max_pool_memory_mb']:.1f})",
+            record["against"],
+            style="bold" if slow else "",
         )
     out.print(table)
     out.print("* has parameters")
-    misses = [f"{row.layer}, {row.layout}, {row.direction}: {row.ratio:.1f}x" for row in rows if row.misses]
     out.print(f"Without parameters and slower than {LINE:g}x: {'; '.join(misses) or 'none'}")
 
 

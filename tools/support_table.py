@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bench.contenders import DTYPES
 from pages import head, line, replace_between
 from torch import Tensor
 
@@ -21,7 +22,6 @@ from detpool.ops.spec import Spec
 PAGE = Path(__file__).resolve().parents[1] / "docs/operators.md"
 BEGIN, END = "<!-- support: tools/support_table.py -->\n", "<!-- end of support -->"
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 BOX = torch.tensor([[0.0, 1, 1, 6, 7]])
 ROTATED = torch.tensor([[0.0, 4, 4, 5, 5, 30]])
 SIZE = 2

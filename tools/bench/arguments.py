@@ -13,12 +13,11 @@ from command_line import Parser, natural, positive_int
 
 from detpool.ops.backends import ORDER as BACKENDS
 
-from .contenders import BACKWARD, FORWARD, LAYOUTS
+from .contenders import BACKWARD, DTYPES, FORWARD, LAYOUTS
 from .operators import Operator, discover, examine, functions_of
 from .peers import DEFAULTS, PEERS
 from .workloads import WORKLOADS
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
 QUICK_ROUNDS = 3
 
 

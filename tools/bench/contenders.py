@@ -19,6 +19,7 @@ from .workloads import Workload
 FORWARD = "forward"
 BACKWARD = "forward+backward"
 BOX_BACKWARD = "forward+backward+boxes"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 CHECKED_EVERY = 16
 """Output channels from one that is compared with the reference to the next; all would take minutes a case."""
