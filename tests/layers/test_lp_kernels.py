@@ -87,28 +87,6 @@ def test_infinity_and_nan_stay_in_their_windows(p: float, layout: torch.memory_f
         assert p == 1 or leaf.grad[0, 1, 2, 3].isnan()  # no slope of the magnitude depends on the value
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_global_gradients_twice(layout: torch.memory_format) -> None:
-    def twice(x: Tensor) -> Tensor:
-        (first,) = torch.autograd.grad(layers.GlobalLpPool2d(2.5)(x).square().sum(), x, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), x)[0]
-
-    x = (random_map(2, 3, 5, 6).abs() + 0.1).contiguous(memory_format=layout)
-    found = twice(x.float().requires_grad_())
-    torch.testing.assert_close(found.double(), twice(x.requires_grad_()), atol=1e-5, rtol=1e-3)
-
-
-def test_threads_change_no_global_pooling() -> None:
-    x, before, results = magnitudes(torch.contiguous_format), torch.get_num_threads(), []
-    try:
-        for threads in (1, 3, 64):
-            torch.set_num_threads(threads)
-            results.append(layers.GlobalLpPool2d(2.5)(x))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(results[0], other) for other in results[1:])
-
-
 @pytest.mark.parametrize("p", [2.0, 20.0, 80.0])
 def test_gradients_are_finite_beside_zeros(p: float) -> None:
     """Rectified features hold zeros beside windows of small values, whose factors are large."""

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -53,13 +52,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_quick_run_writes_valid_files(tmp_path: Path) -> None:
-    script = Path(bench_ops.__file__)
+def test_quick_run_writes_valid_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--quick --threads 1 --rounds 2 --workloads c4 fpn --operators roi_align pr_roi_pool --box-gradients"
-    command = [sys.executable, str(script), *options.split(), "--output", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "not timed: torchvision: has no such operator (pr_roi_pool)" in done.stdout
+    assert bench_ops.main([*options.split(), "--output", str(tmp_path)]) == 0
+    assert "not timed: torchvision: has no such operator (pr_roi_pool)" in capsys.readouterr().out
 
     rows = rows_of(tmp_path / "bench.csv")
     assert list(rows[0]) == [field.name for field in dataclasses.fields(Row)]
