@@ -51,7 +51,7 @@ ALIGN = functools.partial(_pooler, operator=ops.roi_align, sampling_ratio=2, ali
 GIVEN = {"proposals": "given", "rpn_top_n_test": max(COUNTS)}
 
 
-def _body(depth: int, output_stride: int = 32) -> nn.Module:
+def _body(depth: int, output_stride: int = 32) -> Any:
     return resnet(f"resnet{depth}", weights=None, output_stride=output_stride)
 
 
@@ -150,7 +150,7 @@ def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int])
     save(figure, path)
 
 
-def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]:
+def call(model: Any, image: Tensor, boxes: Tensor) -> Callable[[], object]:
     """A call that detects in one image with the boxes for proposals.
 
     Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as
@@ -172,7 +172,7 @@ def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]
     return detect
 
 
-def shared_map(model: nn.Module, image: Tensor, boxes: Tensor) -> Tensor:
+def shared_map(model: Any, image: Tensor, boxes: Tensor) -> Tensor:
     """SPP-Net's way: the backbone once, and all proposals pooled from its map."""
     model = model.to(memory_format=torch.channels_last)
     with torch.inference_mode():

@@ -31,8 +31,9 @@ SPLITS = ("train", "val", "test")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
-    for name, convert in {"ckpt_path": Path, "split": one_of(SPLITS), "output": Path}.items():
-        parser.add_argument(f"--{name}", type=convert, help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--split", type=one_of(SPLITS), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--top_n", type=positive_int, default=1000, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():
