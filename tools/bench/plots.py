@@ -101,7 +101,8 @@ def plot_scaling(path: Path, rows: Sequence[Row], values: Sequence[float], direc
     timed = [(row, value) for row, value in pairs if row.direction == direction and row.status == "timed"]
     operators = list(dict.fromkeys(row.operator for row, _ in timed))
     series = list(dict.fromkeys(_series(row) for row, _ in timed))
-    for panel, quantity in zip(figure.subplots(2, 2, sharey=True).flat, (ROIS, CHANNELS, BINS, BIN_AREA), strict=True):
+    panels = list(figure.subplots(2, 2, sharey=True).flat)
+    for panel, quantity in zip(panels, (ROIS, CHANNELS, BINS, BIN_AREA), strict=True):
         curves: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
         for row, value in timed:
             if row.workload == quantity:
@@ -113,12 +114,7 @@ def plot_scaling(path: Path, rows: Sequence[Row], values: Sequence[float], direc
             panel.fill_between(x, p20, p80, color=COLOURS[operator % 8], alpha=0.15, linewidth=0)
         panel.set_xscale("log")
         panel.set_yscale("log")
-        # A guide of slope 1 through the middle of the panel.
-        (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
-        panel.axline(
-            ((x0 * x1) ** 0.5, (y0 * y1) ** 0.5), (x1, (y0 * y1 * x1 / x0) ** 0.5), color="0.85", lw=3, zorder=0
-        )
-        panel.set(xlim=(x0, x1), ylim=(y0, y1), xlabel=quantity)
+        panel.set_xlabel(quantity)
         _plain_numbers(panel.yaxis)
         measured = sorted({value for row, value in timed if row.workload == quantity})
         panel.set_xticks(measured, [f"{value:g}" for value in measured])
@@ -126,6 +122,12 @@ def plot_scaling(path: Path, rows: Sequence[Row], values: Sequence[float], direc
         panel.grid(which="both", color="0.92")
         if panel.get_subplotspec().is_first_col():
             panel.set_ylabel("ms (median, band: p20 to p80)")
+    for panel in panels:  # whose common limits are known now: a guide of slope 1 through the middle
+        (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
+        middle = (y0 * y1) ** 0.5
+        guide = (middle * (x0 / x1) ** 0.5, middle * (x1 / x0) ** 0.5)
+        panel.plot((x0, x1), guide, color="0.85", linewidth=3, zorder=0)
+        panel.set(xlim=(x0, x1), ylim=(y0, y1))
     handles = [Line2D([], [], markersize=4, label=operator, **_look(i)) for i, operator in enumerate(operators)]
     handles += [Line2D([], [], color="0.3", linestyle=STYLES[j % 5], label=name) for j, name in enumerate(series)]
     handles.append(Line2D([], [], color="0.75", linewidth=3, label="proportional"))
