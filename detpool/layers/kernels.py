@@ -9,8 +9,7 @@ import numpy as np
 from detpool.ops.backends.cpu.compiling import compiled
 
 TINY = np.float32(np.finfo(np.float32).tiny)
-LOWEST = np.float32(-126)
-"""Two to this power is the smallest normal number."""
+LOWEST = np.float32(-126)  # two to this power is the smallest normal number
 LOG2_E = np.float32(np.log2(np.e))
 ROOT_HALF_BITS = np.float32(np.sqrt(0.5)).view(np.int32)
 
