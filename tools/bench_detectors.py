@@ -18,33 +18,25 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
-from bench.output import console, write_json
+from bench.output import console, recorded, table_of, write_csv
 from bench.plots import COLOURS, MARKERS
-from bench.timing import Summary, interleave, summarise
-from rich.table import Table
+from bench.timing import Summary, measure
+from command_line import Parser, positive_int
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from detpool import ops
 from detpool.detection import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn, iou_net, light_head_rcnn, rfcn
 from detpool.detection.backbones import resnet
-from detpool.files import write_text_atomically
 from detpool.poolers import RoIPooler, SpatialPyramidPooler
+from detpool.visualization.style import save
 
 CLASSES = 20
 CROP = 224
@@ -59,7 +51,7 @@ ALIGN = functools.partial(_pooler, operator=ops.roi_align, sampling_ratio=2, ali
 GIVEN = {"proposals": "given", "rpn_top_n_test": max(COUNTS)}
 
 
-def _body(depth: int, output_stride: int = 32) -> nn.Module:
+def _body(depth: int, output_stride: int = 32) -> Any:
     return resnet(f"resnet{depth}", weights=None, output_stride=output_stride)
 
 
@@ -91,16 +83,11 @@ DETECTORS: dict[str, Callable[[], nn.Module]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _arguments(argv)
-    begin, load = time.perf_counter(), {"before": os.getloadavg()}
     torch.manual_seed(0)
-    options.output.mkdir(parents=True, exist_ok=True)
-    if "claims" in options.what:
-        _claims(options)
-    if "proposals" in options.what:
-        _proposals(options)
-    load["after"] = os.getloadavg()
-    command = ["python", "tools/bench_detectors.py", *(sys.argv[1:] if argv is None else argv)]
-    write_json(options.output / "detectors.json", command, vars(options), time.perf_counter() - begin, load)
+    with recorded(options.output / "detectors.json", "tools/bench_detectors.py", argv, options):
+        for what, run in {"claims": _claims, "proposals": _proposals}.items():
+            if what in options.what:
+                run(options)
     return 0
 
 
@@ -120,58 +107,50 @@ def _claims(options: argparse.Namespace) -> None:
             },
         ),
     ]
-    table = Table(title=f"Seconds an image, {len(boxes)} proposals, {options.size[0]} x {options.size[1]} pixels")
-    for column in ("claim", "first", "second", "ratio"):
-        table.add_column(column, justify="left" if column == "claim" else "right")
-    lines = ["claim,contender,median_s,p20_s,p80_s,rounds"]
+    title = f"Seconds per image, {len(boxes)} proposals, {options.size[0]} x {options.size[1]} pixels"
+    table, records = table_of(title, ["claim"], ("first", "second", "ratio")), []
     for claim, calls in pairs:
-        found = {name: summarise(times) for name, times in interleave(calls, options.rounds, options.budget).items()}
-        lines += [f"{claim},{name},{_numbers(summary)}" for name, summary in found.items()]
+        found = measure(calls, options.rounds, options.budget)
+        records += [{"claim": claim, "contender": name, **_numbers(summary)} for name, summary in found.items()]
         fast, slow = (summary.median for summary in found.values())
         table.add_row(claim, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.1f}x")
     console().print(table)
-    write_text_atomically(options.output / "claims.csv", "\n".join(lines) + "\n")
+    write_csv(options.output / "claims.csv", records)
 
 
 def _proposals(options: argparse.Namespace) -> None:
     image = torch.rand(3, *options.size)
-    lines = ["detector,proposals,median_s,p20_s,p80_s,rounds"]
+    title = f"Seconds per image, ResNet-50, {options.size[0]} x {options.size[1]} pixels"
+    table, records = table_of(title, ["detector"], [f"{count} proposals" for count in options.counts]), []
     found: dict[str, dict[int, Summary]] = {}
     for name in options.detectors:
         model = DETECTORS[name]()
         # One detector at a time: eight of them do not fit into a small machine's memory.
         calls = {str(count): call(model, image, random_boxes(count, options.size)) for count in options.counts}
-        times = interleave(calls, options.rounds, options.budget)
-        found[name] = {int(count): summarise(seconds) for count, seconds in times.items()}
-        lines += [f"{name},{count},{_numbers(summary)}" for count, summary in found[name].items()]
-    table = Table(title=f"Seconds an image, ResNet-50, {options.size[0]} x {options.size[1]} pixels")
-    table.add_column("detector")
-    for count in options.counts:
-        table.add_column(f"{count} proposals", justify="right")
-    for name, row in found.items():
-        table.add_row(name, *(f"{row[count].median:.2f}" for count in options.counts))
+        row = {int(count): times for count, times in measure(calls, options.rounds, options.budget).items()}
+        records += [{"detector": name, "proposals": count, **_numbers(summary)} for count, summary in row.items()]
+        table.add_row(name, *(f"{summary.median:.2f}" for summary in row.values()))
+        found[name] = row
     console().print(table)
-    write_text_atomically(options.output / "proposals.csv", "\n".join(lines) + "\n")
+    write_csv(options.output / "proposals.csv", records)
     _plot(options.output / "proposals.png", found, options.size)
 
 
 def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int]) -> None:
-    figure, panel = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for number, (name, row) in enumerate(found.items()):
-        panel.plot(
-            list(row), [s.median for s in row.values()], label=name, color=COLOURS[number], marker=MARKERS[number], ms=5
-        )
-    panel.set_xlabel("proposals an image")
-    panel.set_ylabel("seconds an image (median)")
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    panel = figure.subplots()
+    for (name, row), color, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
+        panel.plot(list(row), [s.median for s in row.values()], label=name, color=color, marker=marker, ms=5)
+    panel.set_xlabel("proposals per image")
+    panel.set_ylabel("seconds per image (median)")
     panel.set_yscale("log")
     panel.grid(True, which="both", linewidth=0.4, alpha=0.5)
     panel.set_title(f"ResNet-50, {size[0]} x {size[1]} pixels, {torch.get_num_threads()} threads", fontsize=10)
     panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)
 
 
-def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]:
+def call(model: Any, image: Tensor, boxes: Tensor) -> Callable[[], object]:
     """A call that detects in one image with the boxes for proposals.
 
     Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as
@@ -193,7 +172,7 @@ def call(model: nn.Module, image: Tensor, boxes: Tensor) -> Callable[[], object]
     return detect
 
 
-def shared_map(model: nn.Module, image: Tensor, boxes: Tensor) -> Tensor:
+def shared_map(model: Any, image: Tensor, boxes: Tensor) -> Tensor:
     """SPP-Net's way: the backbone once, and all proposals pooled from its map."""
     model = model.to(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -219,25 +198,25 @@ def random_boxes(count: int, size: Sequence[int]) -> Tensor:
     return torch.cat([corner, corner + sides], 1)
 
 
-def _numbers(summary: Summary) -> str:
-    return f"{summary.median:.4f},{summary.p20:.4f},{summary.p80:.4f},{summary.rounds}"
+def _numbers(summary: Summary) -> dict[str, float]:
+    return {
+        "median_s": summary.median, "p20_s": summary.p20, "p80_s": summary.p80, "rounds": summary.rounds
+    }  # fmt: skip
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     what = ("claims", "proposals")
-    parser.add_argument("what", nargs="*", default=what, help="claims, proposals; default: both")
-    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS), help="default: all")
-    parser.add_argument("--counts", nargs="+", type=int, default=list(COUNTS), help=f"proposals; default: {COUNTS}")
-    parser.add_argument("--claim-proposals", type=int, default=300, help="proposals of the claims; default: 300")
-    parser.add_argument("--size", nargs=2, type=int, default=[600, 800], help="height, width; default: 600 800")
-    parser.add_argument("--rounds", type=int, default=3, help="times each call is timed at most; default: 3")
-    parser.add_argument("--budget", type=float, default=120, help="seconds after which no round begins; default: 120")
-    parser.add_argument("--output", type=Path, default=Path("logs/bench_detectors"), help="default: %(default)s")
+    parser.add_names("what", what, "of ALL; default: both", "*")
+    parser.add_names("--detectors", DETECTORS, "default: ALL", default=list(DETECTORS))
+    add = parser.add_argument
+    add("--counts", nargs="+", type=positive_int, default=list(COUNTS), help=f"proposals; default: {COUNTS}")
+    add("--claim-proposals", type=positive_int, default=300, help="proposals of the claims; default: 300")
+    add("--size", nargs=2, type=positive_int, default=[600, 800], help="height, width; default: 600 800")
+    parser.add_timing(rounds=3, budget=120, output="logs/bench_detectors")
     options = parser.parse_args(argv)
-    if unknown := set(options.what) - set(what):
-        parser.error(f"argument what: invalid choice: {', '.join(sorted(unknown))} (choose from {', '.join(what)})")
-    if min([*options.counts, options.claim_proposals]) < 1 or max(options.counts) > max(COUNTS):
+    options.what = options.what or what
+    if max(options.counts) > max(COUNTS):
         parser.error(f"--counts must lie in 1 .. {max(COUNTS)}, got {options.counts}")
     if min(options.size) < 64:
         parser.error(f"--size must be at least 64 64, got {options.size}")

@@ -16,9 +16,9 @@ our roi_align, or our ps_roi_pool.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
-import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -40,20 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 1 if a result of ours is wrong."""
     options, operators, refused = arguments.parse(__doc__ or "", ROOT / "logs" / "bench_ops", argv)
     out = output.console()
-    load = {"before": os.getloadavg()}
-    if load["before"][0] > QUIET_LOAD and not options.quick:
-        out.print(
-            f"load average {load['before'][0]:.1f}: other work on this machine will show in the times", style="red"
-        )
+    load = os.getloadavg()[0]
+    if load > QUIET_LOAD and not options.quick:
+        out.print(f"load average {load:.1f}: other work on this machine will show in the times", style="red")
     for name, reason in (refused | _unfit(options, operators.values())).items():
         out.print(f"not measured: {name}: {reason}", style="yellow")
 
-    begin = time.perf_counter()
-    rows = (_scaling if options.scaling else _workloads)(options, operators.values(), out)
-    load["after"] = os.getloadavg()
-    name = "scaling" if options.scaling else "bench"
-    command = ["python", "tools/bench_ops.py", *(sys.argv[1:] if argv is None else argv)]
-    output.write_json(options.output / f"{name}.json", command, vars(options), time.perf_counter() - begin, load)
+    record = options.output / ("scaling.json" if options.scaling else "bench.json")
+    with output.recorded(record, "tools/bench_ops.py", argv, options):
+        rows = (_scaling if options.scaling else _workloads)(options, operators.values(), out)
     out.print(f"results in {options.output}")
 
     wrong = [row for row in rows if row.status in ("disagrees", "failed") and row.implementation.startswith("detpool")]
@@ -66,31 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unfit(options: argparse.Namespace, operators: Iterable[Operator]) -> dict[str, str]:
     """Why operators have fewer rows than others."""
     reasons = {}
-    if not options.scaling:
-        kinds = {WORKLOADS[name](True).position_sensitive for name in options.workloads}
-        for operator in operators:
-            if operator.position_sensitive not in kinds:
-                channels = "position-sensitive" if operator.position_sensitive else "shared"
-                reasons[operator.name] = f"no workload of {', '.join(options.workloads)} has {channels} channels"
-    if options.box_gradients:
-        for operator in operators:
-            if not operator.box_gradients:
-                reasons.setdefault(f"{operator.name} {BOX_BACKWARD}", "boxes get no gradient, being rounded")
+    kinds = {WORKLOADS[name](True).position_sensitive for name in options.workloads}
+    for operator in operators:
+        if not options.scaling and operator.position_sensitive not in kinds:
+            channels = "position-sensitive" if operator.position_sensitive else "shared"
+            reasons[operator.name] = f"no workload of {', '.join(options.workloads)} has {channels} channels"
+        if options.box_gradients and not operator.box_gradients:
+            reasons.setdefault(f"{operator.name} {BOX_BACKWARD}", "boxes get no gradient, being rounded")
     return reasons
 
 
 def _cases(options: argparse.Namespace, operators: Iterable[Operator], workload: Workload) -> list[Case]:
     directions = [*options.directions, *([BOX_BACKWARD] if options.box_gradients else [])]
     return [
-        Case(
-            workload,
-            operator,
-            direction,
-            arguments.DTYPES[dtype],
-            threads,
-            options.sampling_ratio,
-            options.device,
-        )
+        Case(workload, operator, direction, arguments.DTYPES[dtype], threads, options.sampling_ratio, options.device)
         for dtype in options.dtypes
         for threads in options.threads
         for operator in operators
@@ -114,7 +98,7 @@ def _workloads(options: argparse.Namespace, operators: Collection[Operator], out
         found = [row for case in track(cases, name, console=out, transient=True) for row in run_case(case, settings)]
         output.print_rows(found, out)
         rows += found
-    output.write_csv(options.output / "bench.csv", rows)
+    output.write_csv(options.output / "bench.csv", list(map(dataclasses.asdict, rows)))
     if any(row.status == "timed" for row in rows):
         plots.plot_times(options.output / "bench.png", rows)
     return rows
@@ -129,7 +113,8 @@ def _scaling(options: argparse.Namespace, operators: Collection[Operator], out: 
         rows += found
         values += [point.value] * len(found)
     output.print_scaling(rows, values, out)
-    output.write_csv(options.output / "scaling.csv", rows, values)
+    records = [{"value": value, **dataclasses.asdict(row)} for row, value in zip(rows, values, strict=True)]
+    output.write_csv(options.output / "scaling.csv", records)
     for direction in dict.fromkeys(row.direction for row in rows if row.status == "timed"):
         name = direction.replace("+", "_")
         plots.plot_scaling(options.output / f"scaling_{name}.png", rows, values, direction)

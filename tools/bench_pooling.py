@@ -16,71 +16,28 @@ A layer without parameters should take at most four times as long; those that do
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
+from typing import Any
 
 import torch
 from bench.contenders import BACKWARD, FORWARD, LAYOUTS
-from bench.output import console, write_json
-from bench.timing import Summary, interleave, summarise
-from rich.table import Table
+from bench.output import console, recorded, table_of, write_csv
+from bench.timing import measure
+from command_line import Parser, positive_int
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d, max_pool2d, max_pool3d
 from torch.profiler import ProfilerActivity, profile
 
 from detpool import layers
-from detpool.files import write_text_atomically
 
 LINE = 4.0
 """Times as long as max pooling that a layer without parameters may take."""
 MAPS, ROIS = (8, 64, 100, 152), (512, 256, 7, 7)
 
 Call = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A layer, and the max pooling of the same input that it stands against."""
-
-    build: Callable[[int], nn.Module]
-    """from the number of channels"""
-    against: str
-    maximum: Call
-    tokens: bool = False
-
-
-def _sliding(build: Callable[..., nn.Module], **keywords: object) -> Case:
-    return Case(lambda _: build(3, 2, 1, **keywords), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2, 1))
-
-
-def _learned(build: Callable[..., nn.Module], **keywords: object) -> Case:
-    return Case(lambda c: build(c, 3, 2, 1, **keywords), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2, 1))
-
-
-def _adaptive(build: Callable[..., nn.Module], bins: int, *arguments: object, **keywords: object) -> Case:
-    return Case(
-        lambda _: build(*arguments, **keywords),
-        f"adaptive_max_pool2d {bins} x {bins}",
-        lambda x: adaptive_max_pool2d(x, bins),
-    )
-
-
-def _tokens(build: Callable[[int], nn.Module], masked: bool = False, weighted: bool = False) -> Case:
-    def prepared(channels: int) -> nn.Module:
-        return _OnTokens(build(channels), masked, weighted)
-
-    if masked:
-        return Case(prepared, "adaptive_max_pool2d 1 x 1, masked", _masked_maximum, tokens=True)
-    return Case(prepared, "adaptive_max_pool2d 1 x 1", lambda x: adaptive_max_pool2d(x, 1), tokens=True)
 
 
 def _mask() -> Tensor:
@@ -95,20 +52,55 @@ MASK = _mask()
 
 
 def _masked_maximum(x: Tensor) -> Tensor:
-    mask = MASK[: len(x)].view(-1, 1, *x.shape[2:])
-    return adaptive_max_pool2d(torch.where(mask, x, -torch.inf), 1)
+    return adaptive_max_pool2d(torch.where(MASK[: len(x)].view(-1, 1, *x.shape[2:]), x, -torch.inf), 1)
 
 
 def _grids(x: Tensor) -> Tensor:
     return torch.cat([adaptive_max_pool2d(x, bins).flatten(1) for bins in (1, 2, 4)], dim=1)
 
 
-def _neighbourhoods(x: Tensor) -> Tensor:
+def _neighborhoods(x: Tensor) -> Tensor:
     return torch.cat([x, *(max_pool2d(x, size, 1, size // 2) for size in (5, 9, 13))], dim=1)
 
 
-def _channel_windows(x: Tensor) -> Tensor:
-    return max_pool3d(x[:, None], (5, 1, 1), 1, (2, 0, 0))[:, 0]
+MAXIMA: dict[str, Call] = {
+    "max_pool2d 3 x 3, stride 2": lambda x: max_pool2d(x, 3, 2, 1),
+    "max_pool2d 3 x 3, stride 1": lambda x: max_pool2d(x, 3, 1, 1),
+    "max_pool2d 2 x 2, stride 2": lambda x: max_pool2d(x, 2, ceil_mode=True),
+    "adaptive_max_pool2d 7 x 7": lambda x: adaptive_max_pool2d(x, 7),
+    "adaptive_max_pool2d 1 x 1": lambda x: adaptive_max_pool2d(x, 1),
+    "adaptive_max_pool2d 1 x 1, masked": _masked_maximum,
+    "adaptive_max_pool2d of 1, 2 and 4, concatenated": _grids,
+    "max_pool2d of 5, 9 and 13, stride 1, concatenated": _neighborhoods,
+    "max_pool3d of 5 channels, stride 1": lambda x: max_pool3d(x[:, None], (5, 1, 1), 1, (2, 0, 0))[:, 0],
+}
+SLIDING, DENSE, TILED, ADAPTIVE, GLOBAL, MASKED, GRIDS, NEIGHBORHOODS, CHANNELS = MAXIMA
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer, and the max pooling of the same input that it stands against."""
+
+    build: Callable[[int], nn.Module]
+    """from the number of channels"""
+    against: str
+    """of `MAXIMA`"""
+    tokens: bool = False
+
+    def maximum(self, x: Tensor) -> Tensor:
+        return MAXIMA[self.against](x)
+
+
+def _sliding(build: Callable[..., nn.Module], **keywords: Any) -> Case:
+    return Case(lambda _: build(3, 2, 1, **keywords), SLIDING)
+
+
+def _learned(build: Callable[..., nn.Module]) -> Case:
+    return Case(lambda channels: build(channels, 3, 2, 1), SLIDING)
+
+
+def _free(against: str, build: Callable[..., nn.Module], *arguments: Any, **keywords: Any) -> Case:
+    return Case(lambda _: build(*arguments, **keywords), against)
 
 
 class _OnTokens(nn.Module):
@@ -121,9 +113,15 @@ class _OnTokens(nn.Module):
         self.weights = torch.rand(MASK.shape) if weighted else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        tokens, count = layers.to_tokens(maps), len(maps)
-        more = [] if self.weights is None else [self.weights[:count]]
-        return self.layer(tokens, *more, None if self.mask is None else self.mask[:count])
+        given = [None if values is None else values[: len(maps)] for values in (self.weights, self.mask)]
+        return self.layer(layers.to_tokens(maps), *(given if self.weights is not None else given[1:]))
+
+
+def _tokens(build: Callable[..., nn.Module], masked: bool = False, weighted: bool = False, sized: bool = False) -> Case:
+    def prepared(channels: int) -> nn.Module:
+        return _OnTokens(build(channels) if sized else build(), masked, weighted)
+
+    return Case(prepared, MASKED if masked else GLOBAL, tokens=True)
 
 
 CASES: dict[str, Case] = {
@@ -135,53 +133,32 @@ CASES: dict[str, Case] = {
     "LpPool2d p=2.5": _sliding(layers.LpPool2d, p=2.5),
     "SoftmaxPool2d": _sliding(layers.SoftmaxPool2d),
     "StochasticPool2d": _sliding(layers.StochasticPool2d),
-    "StochasticPool2d eval": _sliding(lambda *a: layers.StochasticPool2d(*a).eval()),
+    "StochasticPool2d eval": _sliding(lambda *windows: layers.StochasticPool2d(*windows).eval()),
     "MixedPool2d": _sliding(layers.MixedPool2d),
-    "MixedPool2d eval": _sliding(lambda *a: layers.MixedPool2d(*a).eval()),
-    "LPPool2d": Case(lambda _: layers.LPPool2d(3, 3, 2), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2)),
-    "FractionalMaxPool2d": Case(
-        lambda _: layers.FractionalMaxPool2d(3, output_ratio=0.5),
-        "max_pool2d 3 x 3, stride 2",
-        lambda x: max_pool2d(x, 3, 2, 1),
-    ),
-    "BlurPool2d": Case(
-        lambda _: layers.BlurPool2d(3, 2), "max_pool2d 3 x 3, stride 2", lambda x: max_pool2d(x, 3, 2, 1)
-    ),
-    "MaxBlurPool2d": Case(
-        lambda _: layers.MaxBlurPool2d(3, 2, 1), "max_pool2d 3 x 3, stride 1", lambda x: max_pool2d(x, 3, 1, 1)
-    ),
-    "TiledPool2d": Case(
-        lambda _: layers.TiledPool2d(2), "max_pool2d 2 x 2, stride 2", lambda x: max_pool2d(x, 2, ceil_mode=True)
-    ),
-    "AdaptiveTiledPool2d": _adaptive(layers.AdaptiveTiledPool2d, 7, 7),
-    "AdaptiveAvgPool2d": _adaptive(layers.AdaptiveAvgPool2d, 7, 7),
-    "GlobalPool2d mean": _adaptive(layers.GlobalPool2d, 1),
-    "GlobalPool2d sum": _adaptive(layers.GlobalPool2d, 1, "sum"),
-    "GlobalPool2d max": _adaptive(layers.GlobalPool2d, 1, "max"),
-    "GlobalLpPool2d": _adaptive(layers.GlobalLpPool2d, 1),
-    "SpatialPyramidPool2d": Case(
-        lambda _: layers.SpatialPyramidPool2d(), "adaptive_max_pool2d of 1, 2 and 4, concatenated", _grids
-    ),
-    "SpatialPyramidPool2d mean": Case(
-        lambda _: layers.SpatialPyramidPool2d(reduction="mean"),
-        "adaptive_max_pool2d of 1, 2 and 4, concatenated",
-        _grids,
-    ),
-    "SpatialPyramidContext2d": Case(
-        lambda _: layers.SpatialPyramidContext2d(),
-        "max_pool2d of 5, 9 and 13, stride 1, concatenated",
-        _neighbourhoods,
-    ),
-    "LocalResponseNorm": Case(
-        lambda _: layers.LocalResponseNorm(5), "max_pool3d of 5 channels, stride 1", _channel_windows
-    ),
-    "ClsTokenPool": _tokens(lambda _: layers.ClsTokenPool()),
-    "LastTokenPool masked": _tokens(lambda _: layers.LastTokenPool(), masked=True),
-    "MeanTokenPool": _tokens(lambda _: layers.MeanTokenPool()),
-    "MeanTokenPool masked": _tokens(lambda _: layers.MeanTokenPool(), masked=True),
-    "MaxTokenPool": _tokens(lambda _: layers.MaxTokenPool()),
-    "MaxTokenPool masked": _tokens(lambda _: layers.MaxTokenPool(), masked=True),
-    "WeightedMeanTokenPool": _tokens(lambda _: layers.WeightedMeanTokenPool(), weighted=True),
+    "MixedPool2d eval": _sliding(lambda *windows: layers.MixedPool2d(*windows).eval()),
+    "LPPool2d": _free(SLIDING, layers.LPPool2d, 3, 3, 2),
+    "FractionalMaxPool2d": _free(SLIDING, layers.FractionalMaxPool2d, 3, output_ratio=0.5),
+    "BlurPool2d": _free(SLIDING, layers.BlurPool2d, 3, 2),
+    "MaxBlurPool2d": _free(DENSE, layers.MaxBlurPool2d, 3, 2, 1),
+    "TiledPool2d": _free(TILED, layers.TiledPool2d, 2),
+    "AdaptiveTiledPool2d": _free(ADAPTIVE, layers.AdaptiveTiledPool2d, 7),
+    "AdaptiveAvgPool2d": _free(ADAPTIVE, layers.AdaptiveAvgPool2d, 7),
+    "GlobalPool2d mean": _free(GLOBAL, layers.GlobalPool2d),
+    "GlobalPool2d sum": _free(GLOBAL, layers.GlobalPool2d, "sum"),
+    "GlobalPool2d max": _free(GLOBAL, layers.GlobalPool2d, "max"),
+    "GlobalLpPool2d": _free(GLOBAL, layers.GlobalLpPool2d),
+    "GlobalLpPool2d p=2.5": _free(GLOBAL, layers.GlobalLpPool2d, 2.5),
+    "SpatialPyramidPool2d": _free(GRIDS, layers.SpatialPyramidPool2d),
+    "SpatialPyramidPool2d mean": _free(GRIDS, layers.SpatialPyramidPool2d, reduction="mean"),
+    "SpatialPyramidContext2d": _free(NEIGHBORHOODS, layers.SpatialPyramidContext2d),
+    "LocalResponseNorm": _free(CHANNELS, layers.LocalResponseNorm, 5),
+    "ClsTokenPool": _tokens(layers.ClsTokenPool),
+    "LastTokenPool masked": _tokens(layers.LastTokenPool, masked=True),
+    "MeanTokenPool": _tokens(layers.MeanTokenPool),
+    "MeanTokenPool masked": _tokens(layers.MeanTokenPool, masked=True),
+    "MaxTokenPool": _tokens(layers.MaxTokenPool),
+    "MaxTokenPool masked": _tokens(layers.MaxTokenPool, masked=True),
+    "WeightedMeanTokenPool": _tokens(layers.WeightedMeanTokenPool, weighted=True),
     "LpPool2d learnable": _sliding(layers.LpPool2d, learnable=True),
     "SoftmaxPool2d learnable": _sliding(layers.SoftmaxPool2d, learnable=True),
     "StridedConv2d": _learned(layers.StridedConv2d),
@@ -189,95 +166,63 @@ CASES: dict[str, Case] = {
     "LearnedMixedPool2d": _sliding(layers.LearnedMixedPool2d),
     "GatedPool2d": _learned(layers.GatedPool2d),
     "TreePool2d": _learned(layers.TreePool2d),
-    "ASPP": Case(lambda c: layers.ASPP(c, c), "max_pool2d 3 x 3, stride 1", lambda x: max_pool2d(x, 3, 1, 1)),
-    "LearnedMeanTokenPool": _tokens(layers.LearnedMeanTokenPool),
-    "AttentionTokenPool": _tokens(layers.AttentionTokenPool),
+    "ASPP": Case(lambda channels: layers.ASPP(channels, channels), DENSE),
+    "LearnedMeanTokenPool": _tokens(layers.LearnedMeanTokenPool, sized=True),
+    "AttentionTokenPool": _tokens(layers.AttentionTokenPool, sized=True),
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: milliseconds and megabytes, the layer's and max pooling's."""
-
-    layer: str
-    parameters: int
-    layout: str
-    direction: str
-    median_ms: float
-    p20_ms: float
-    p80_ms: float
-    rounds: int
-    against: str
-    max_pool_ms: float
-    ratio: float
-    """of the medians: how many times as long as max pooling"""
-    memory_mb: float
-    max_pool_memory_mb: float
-
-    @property
-    def misses(self) -> bool:
-        return not self.parameters and self.ratio > LINE
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
-    begin, load = time.perf_counter(), {"before": os.getloadavg()}
-    rows = []
-    for name in options.layers:
-        for layout in options.layouts:
-            rows += measure(name, layout, options)
-    load["after"] = os.getloadavg()
-    _print(rows)
-    options.output.mkdir(parents=True, exist_ok=True)
-    _write_csv(options.output / "pooling.csv", rows)
-    command = ["python", "tools/bench_pooling.py", *(sys.argv[1:] if argv is None else argv)]
-    write_json(options.output / "pooling.json", command, vars(options), time.perf_counter() - begin, load)
+    parser = Parser(__doc__)
+    parser.add_names("--layers", CASES, "default: all", default=list(CASES))
+    parser.add_names("--layouts", LAYOUTS, "default: ALL", default=list(LAYOUTS))
+    text = "at most so many maps or RoIs, for a try"
+    parser.add_argument("--images", type=positive_int, default=max(MAPS[0], ROIS[0]), metavar="N", help=text)
+    parser.add_timing(rounds=30, budget=10, output="logs/bench_pooling")
+    options = parser.parse_args(argv)
+    with recorded(options.output / "pooling.json", "tools/bench_pooling.py", argv, options):
+        cases = [(name, layout) for name in options.layers for layout in options.layouts]
+        records = [record for name, layout in cases for record in measure_layer(name, layout, options)]
+        _print(records)
+        write_csv(options.output / "pooling.csv", records)
     return 0
 
 
-def measure(name: str, layout: str, options: argparse.Namespace) -> list[Row]:
-    """Both directions of one layer."""
+def measure_layer(name: str, layout: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both directions of one layer: milliseconds and megabytes, the layer's and max pooling's."""
     case = CASES[name]
     torch.manual_seed(0)
     images, channels, height, width = ROIS if case.tokens else MAPS
-    shape = (min(images, options.images), channels, height, width)
     # About half of what leaves a rectifier is 0.
-    input = torch.randn(shape).relu().contiguous(memory_format=LAYOUTS[layout])
+    input = torch.randn(min(images, options.images), channels, height, width).relu()
+    input = input.contiguous(memory_format=LAYOUTS[layout])
     layer = case.build(channels).to(memory_format=LAYOUTS[layout])
-    parameters = sum(parameter.numel() for parameter in layer.parameters())
-    rows = []
-    for direction in (FORWARD, BACKWARD):
-        build = _forward if direction == FORWARD else _forward_and_backward
+    records = []
+    for direction, build in {FORWARD: _forward, BACKWARD: _forward_and_backward}.items():
         calls = {"layer": build(layer, input), "max": build(case.maximum, input)}
-        times = interleave(calls, options.rounds, options.budget)
-        found: dict[str, Summary] = {who: summarise(seconds) for who, seconds in times.items()}
-        ours, theirs = found["layer"], found["max"]
-        rows.append(
-            Row(
-                layer=name,
-                parameters=parameters,
-                layout=layout,
-                direction=direction,
-                median_ms=1e3 * ours.median,
-                p20_ms=1e3 * ours.p20,
-                p80_ms=1e3 * ours.p80,
-                rounds=ours.rounds,
-                against=case.against,
-                max_pool_ms=1e3 * theirs.median,
-                ratio=ours.median / theirs.median,
-                memory_mb=peak_bytes(calls["layer"]) / 1e6,
-                max_pool_memory_mb=peak_bytes(calls["max"]) / 1e6,
-            )
+        ours, theirs = measure(calls, options.rounds, options.budget).values()
+        records.append(
+            {
+                "layer": name,
+                "parameters": sum(parameter.numel() for parameter in layer.parameters()),
+                "layout": layout,
+                "direction": direction,
+                "median_ms": 1e3 * ours.median,
+                "p20_ms": 1e3 * ours.p20,
+                "p80_ms": 1e3 * ours.p80,
+                "rounds": ours.rounds,
+                "against": case.against,
+                "max_pool_ms": 1e3 * theirs.median,
+                "ratio": ours.median / theirs.median,
+                "memory_mb": peak_bytes(calls["layer"]) / 1e6,
+                "max_pool_memory_mb": peak_bytes(calls["max"]) / 1e6,
+            }
         )
-    return rows
+    return records
 
 
 def _forward(call: Call, input: Tensor) -> Callable[[], object]:
-    def run() -> Tensor:
-        with torch.no_grad():
-            return call(input)
-
-    return run
+    return partial(torch.no_grad()(call), input)
 
 
 def _forward_and_backward(call: Call, input: Tensor) -> Callable[[], object]:
@@ -285,11 +230,7 @@ def _forward_and_backward(call: Call, input: Tensor) -> Callable[[], object]:
     trained = [input, *(call.parameters() if isinstance(call, nn.Module) else ())]
     with torch.no_grad():
         grad = torch.randn_like(call(input))
-    return partial(_gradients, call, input, trained, grad)
-
-
-def _gradients(call: Call, input: Tensor, trained: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(call(input), trained, grad)
+    return lambda: torch.autograd.grad(call(input), trained, grad)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -304,53 +245,28 @@ def peak_bytes(call: Callable[[], object]) -> int:
     return peak
 
 
-def _print(rows: Sequence[Row]) -> None:
+def _print(records: Sequence[dict[str, Any]]) -> None:
     out = console()
-    table = Table(title="Milliseconds, and megabytes at most, in brackets max pooling's", title_justify="left")
-    for column in ("layer", "layout", "direction"):
-        table.add_column(column)
-    for column in ("ms", "ratio", "MB"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("against")
-    for row in rows:
+    title = "Milliseconds, and megabytes at most, in brackets max pooling's"
+    table = table_of(title, ("layer", "layout", "direction"), ("ms", "ratio", "MB"), ["against"])
+    misses = []
+    for record in records:
+        layer, layout, direction, ratio = (record[key] for key in ("layer", "layout", "direction", "ratio"))
+        slow = ratio > LINE and not record["parameters"]
+        misses += [f"{layer}, {layout}, {direction}: {ratio:.1f}x"] * slow
         table.add_row(
-            row.layer + (" *" if row.parameters else ""),
-            row.layout,
-            row.direction,
-            f"{row.median_ms:.2f} ({row.max_pool_ms:.2f})",
-            f"{row.ratio:.2f}x",
-            f"{row.memory_mb:.1f} ({row.max_pool_memory_mb:.1f})",
-            row.against,
-            style="bold" if row.misses else "",
+            layer + (" *" if record["parameters"] else ""),
+            layout,
+            direction,
+            f"{record['median_ms']:.2f} ({record['max_pool_ms']:.2f})",
+            f"{ratio:.2f}x",
+            f"{record['memory_mb']:.1f} ({record['max_pool_memory_mb']:.1f})",
+            record["against"],
+            style="bold" if slow else "",
         )
     out.print(table)
     out.print("* has parameters")
-    misses = [f"{row.layer}, {row.layout}, {row.direction}: {row.ratio:.1f}x" for row in rows if row.misses]
     out.print(f"Without parameters and slower than {LINE:g}x: {'; '.join(misses) or 'none'}")
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in vars(row).items()})
-    write_text_atomically(path, text.getvalue())
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--layers", nargs="+", choices=CASES, metavar="NAME", default=list(CASES), help="default: all")
-    add("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="default: both")
-    add("--images", type=int, default=max(MAPS[0], ROIS[0]), help="at most so many maps or RoIs, for a try")
-    add("--rounds", type=int, default=30, help="times each call is timed at most; default: 30")
-    add("--budget", type=float, default=10, help="seconds a case after which no round begins; default: 10")
-    add("--output", type=Path, default=Path("logs/bench_pooling"), help="default: %(default)s")
-    options = parser.parse_args(argv)
-    if min(options.images, options.rounds) < 1:
-        parser.error(f"--images and --rounds must be positive, got {options.images} and {options.rounds}")
-    return options
 
 
 if __name__ == "__main__":

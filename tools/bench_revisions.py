@@ -12,7 +12,6 @@ machine shows as a wide range: a ratio whose range holds 1 says nothing.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import os
@@ -24,9 +23,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from bench.output import console, table_of
+from command_line import Parser, positive_int
 
 from detpool.errors import ConfigError, exit_with_message
 
@@ -37,13 +35,11 @@ Times = dict[Case, float]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("revision", help="to compare this checkout with: a commit, tag or branch")
-    parser.add_argument("--turns", type=int, default=3, metavar="N", help="of both revisions; default: 3")
+    parser.add_argument("--turns", type=positive_int, default=3, metavar="N", help="of both revisions; default: 3")
     options, passed_on = parser.parse_known_args(argv)
     with exit_with_message():
-        if options.turns < 1:
-            raise ConfigError(f"--turns must be at least 1, got {options.turns}")
         if "--output" in passed_on or "--scaling" in passed_on:
             raise ConfigError("--output and --scaling are not for comparing revisions")
         with tempfile.TemporaryDirectory() as folder:
@@ -99,12 +95,8 @@ def ratios(turns: Sequence[tuple[Times, Times]]) -> dict[Case, tuple[float, floa
 
 
 def _print(turns: Sequence[tuple[Times, Times]], revision: str) -> None:
-    out = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    table = Table(box=SIMPLE_HEAD)
-    for column in ("workload", "operator", "direction", "dtype", "threads", "implementation", "layout"):
-        table.add_column(column, no_wrap=True)
-    for column in (f"ms at {revision}", "ms now", "now / before", "range"):
-        table.add_column(column, justify="right", no_wrap=True)
+    out = console()
+    table = table_of("", KEY, (f"ms at {revision}", "ms now", "now / before", "range"))
     compared = ratios(turns)
     for case, (ratio, low, high) in compared.items():
         before, now = (statistics.median(turn[side][case] for turn in turns) for side in (0, 1))

@@ -11,27 +11,20 @@ feature pyramid right after a call of the pooler shows whether its threads leave
 
 from __future__ import annotations
 
-import argparse
 import functools
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from bench.output import console, write_json
-from bench.timing import interleave, summarise
-from rich.table import Table
+from bench.output import console, recorded, table_of, write_csv
+from bench.timing import measure
+from command_line import Parser
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
 from detpool import ops
 from detpool.detection import faster_rcnn_fpn
 from detpool.detection.backbones import SmallCNN, resnet
-from detpool.files import write_text_atomically
 from detpool.poolers import RoIPooler
 
 BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
@@ -44,26 +37,25 @@ OBJECTS = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
-    begin, load = time.perf_counter(), {"before": os.getloadavg()}
-    lines = ["backbone,what,pooler,median_ms,p20_ms,p80_ms"]
-    table = Table(title="Training step of Faster R-CNN, milliseconds")
-    for column in ("backbone", "what", "detpool", "torchvision", "ratio"):
-        table.add_column(column, justify="left" if column in ("backbone", "what") else "right")
-    for name in options.backbones:
-        for what, calls in build(name)[1].items():
-            found = {pooler: summarise(s) for pooler, s in interleave(calls, options.rounds, options.budget).items()}
-            for pooler, times in found.items():
-                numbers = ",".join(f"{1e3 * value:.1f}" for value in (times.median, times.p20, times.p80))
-                lines.append(f"{name},{what},{pooler},{numbers}")
-            ours, theirs = found["detpool"].median, found["torchvision"].median
-            table.add_row(name, what, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{theirs / ours:.2f}x")
-    load["after"] = os.getloadavg()
-    console().print(table)
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(options.output / "step.csv", "\n".join(lines) + "\n")
-    command = ["python", "tools/bench_step.py", *(sys.argv[1:] if argv is None else argv)]
-    write_json(options.output / "step.json", command, vars(options), time.perf_counter() - begin, load)
+    parser = Parser(__doc__)
+    parser.add_names("--backbones", BACKBONES, "default: ALL", default=list(BACKBONES))
+    parser.add_timing(rounds=9, budget=90, output="logs/bench_step")
+    options = parser.parse_args(argv)
+    records = []
+    table = table_of(
+        "Training step of Faster R-CNN, milliseconds", ("backbone", "what"), ("detpool", "torchvision", "ratio")
+    )
+    with recorded(options.output / "step.json", "tools/bench_step.py", argv, options):
+        for name in options.backbones:
+            for what, calls in build(name)[1].items():
+                found = measure(calls, options.rounds, options.budget)
+                for pooler, times in found.items():
+                    numbers = {f"{key}_ms": 1e3 * getattr(times, key) for key in ("median", "p20", "p80")}
+                    records.append({"backbone": name, "what": what, "pooler": pooler, **numbers})
+                ours, theirs = found["detpool"].median, found["torchvision"].median
+                table.add_row(name, what, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{theirs / ours:.2f}x")
+        console().print(table)
+        write_csv(options.output / "step.csv", records)
     return 0
 
 
@@ -80,48 +72,34 @@ def build(backbone: str) -> tuple[nn.Module, dict[str, dict[str, Callable[[], ob
     targets = [_objects(size) for _ in images]
     batch = torch.stack(images).contiguous(memory_format=torch.channels_last)
     boxes = [target["boxes"].repeat(512 // OBJECTS, 1) for target in targets]
+    with torch.no_grad():
+        maps = model.backbone(batch)
 
-    def step(pooler: nn.Module) -> None:
+    def training_step(pooler: nn.Module) -> None:
         model.roi_heads.box_roi_pool = pooler
         torch.manual_seed(1)  # the same anchors and proposals are sampled
         model.zero_grad()
         torch.stack(list(model(images, targets).values())).sum().backward()
 
-    def backbone_after(pooler: nn.Module) -> None:
+    def pooling_alone(pooler: nn.Module) -> Tensor:
         with torch.no_grad():
-            pooler(maps, boxes, [size] * IMAGES)
+            return pooler(maps, boxes, [size] * IMAGES)
+
+    def backbone_after_pooling(pooler: nn.Module) -> None:
+        pooling_alone(pooler)
         model.zero_grad()
         sum(level.mean() for level in model.backbone(batch).values()).backward()
 
-    with torch.no_grad():
-        maps = model.backbone(batch)
     return model, {
-        "training step": {name: functools.partial(step, pooler) for name, pooler in poolers.items()},
-        "backbone after pooling": {name: functools.partial(backbone_after, pooler) for name, pooler in poolers.items()},
-        "pooling alone": {
-            name: functools.partial(_pool, pooler, maps, boxes, size) for name, pooler in poolers.items()
-        },
+        call.__name__.replace("_", " "): {name: functools.partial(call, pooler) for name, pooler in poolers.items()}
+        for call in (training_step, backbone_after_pooling, pooling_alone)
     }
-
-
-def _pool(pooler: nn.Module, maps: dict[str, Tensor], boxes: list[Tensor], size: tuple[int, int]) -> Tensor:
-    with torch.no_grad():
-        return pooler(maps, boxes, [size] * IMAGES)
 
 
 def _objects(size: tuple[int, int]) -> dict[str, Tensor]:
     sides = torch.rand(OBJECTS, 2) * 100 + 16
     corner = torch.rand(OBJECTS, 2) * (torch.tensor([size[1], size[0]]) - sides)
     return {"boxes": torch.cat([corner, corner + sides], dim=1), "labels": torch.randint(1, 21, (OBJECTS,))}
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbones", nargs="+", choices=BACKBONES, default=list(BACKBONES), help="default: all")
-    parser.add_argument("--rounds", type=int, default=9, help="times each call is timed at most; default: 9")
-    parser.add_argument("--budget", type=float, default=90, help="seconds after which no round begins; default: 90")
-    parser.add_argument("--output", type=Path, default=Path("logs/bench_step"), help="default: logs/bench_step")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

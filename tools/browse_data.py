@@ -11,13 +11,14 @@ are shown, as they are drawn with this seed; of the others samples are spread ov
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Parser, one_of, positive_int
 from hydra.utils import instantiate
 from PIL import Image
 from pycocotools import mask as rle
@@ -27,7 +28,7 @@ from detpool.config import check_config, check_keys, parse_command_line
 from detpool.data import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample
 from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
-from detpool.errors import ConfigError, did_you_mean, exit_with_message, writing
+from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import contact_sheet, draw_panels
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -37,46 +38,29 @@ COLUMNS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else argv
-    if "-h" in arguments or "--help" in arguments:
-        print(__doc__)
-        return
+    parser = Parser(__doc__)
+    parser.add_argument("--split", type=one_of(SPLITS), default="train", help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=positive_int, default=16, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=_picture, help=argparse.SUPPRESS)
+    options, overrides = parser.parse_with_overrides(argv)
+    split = options.split
     with exit_with_message():
-        own, overrides = _own_arguments(arguments)
-        data = _build(overrides)
-        dataset, keys = _samples(data, own["split"], int(own["count"]))
+        dataset, keys = _samples(_build(overrides), split, options.count)
         classes = dict(enumerate(dataset.class_names, start=1))
         pictures = [_draw(dataset[key], classes) for key in keys]
         if not pictures:
-            raise ConfigError(f"the {own['split']} split has no samples")
-        output = Path(own["output"] or f"logs/browse_data/{own['split']}.png")
+            raise ConfigError(f"the {split} split has no samples")
+        output = options.output or Path(f"logs/browse_data/{split}.png")
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             contact_sheet(pictures, COLUMNS).save(output)
-    print(f"{len(pictures)} of {len(dataset)} samples of the {own['split']} split: {output}")
+    print(f"{len(pictures)} of {len(dataset)} samples of the {split} split: {output}")
 
 
-def _own_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """This program's arguments, checked, and those for Hydra."""
-    own, overrides = {"split": "train", "count": "16", "output": ""}, []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in own:
-            own[key] = value
-        else:
-            overrides.append(argument)
-    if own["split"] not in SPLITS:
-        raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {own['split']!r}" + _near(own["split"]))
-    if not own["count"].isdecimal() or int(own["count"]) == 0:
-        raise ConfigError(f"count must be a positive whole number, got {own['count']!r}")
-    if own["output"] and Path(own["output"]).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"output must be a .png or .jpg file, got {own['output']!r}")
-    return own, overrides
-
-
-def _near(split: str) -> str:
-    near = did_you_mean(split, SPLITS)
-    return near if near.startswith("; did") else ""
+def _picture(text: str) -> Path:
+    if Path(text).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise argparse.ArgumentTypeError(f"must be a .png or .jpg file, got {text!r}")
+    return Path(text)
 
 
 def _build(overrides: list[str]) -> DetectionDataModule:

@@ -13,34 +13,42 @@ a time.
 
 from __future__ import annotations
 
-import argparse
-import csv
 import dataclasses
-import io
 import multiprocessing
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
+from bench.output import write_csv
 from bench.workloads import WORKLOADS
+from command_line import Parser, positive_int
 from kernels.compiled import TARGETS, Facts, compile_launch
 from kernels.cost import GPUS, costs
 from kernels.launches import DTYPES, LAYOUTS, LINEAR, Launch, every_launch
+from pages import head, line
 from rich.progress import track
 
 from detpool.files import write_text_atomically
 
 Result = tuple[str, Launch, Facts]
 
+WIDTHS = ("widest load", "block loads", "block stores")
 WIDE = 128
 """Bits of the widest load of all targets."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _arguments(argv)
+    parser = Parser(__doc__)
+    parser.add_names("--targets", TARGETS, "default: ALL", default=list(TARGETS))
+    parser.add_names("--dtypes", DTYPES, "of features; default: ALL", default=list(DTYPES))
+    parser.add_names("--layouts", LAYOUTS, "of features; default: ALL", default=list(LAYOUTS))
+    add = parser.add_argument
+    add(
+        "--processes", type=positive_int, default=multiprocessing.cpu_count(), metavar="N", help="default: one per core"
+    )
+    add("--output", type=Path, default=Path("results/kernels"), metavar="FOLDER", help="default: results/kernels")
+    options = parser.parse_args(argv)
     work = [
         (target, launched)
         for target in options.targets
@@ -52,13 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             (target, launched, facts)
             for (target, launched), facts in zip(work, track(found, "compiling", total=len(work)), strict=True)
         ]
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(options.output / "kernels.csv", _csv(results))
+    write_csv(options.output / "kernels.csv", [_record(*result) for result in results])
     command = " ".join(["python tools/kernel_report.py", *(sys.argv[1:] if argv is None else argv)])
     write_text_atomically(options.output / "README.md", _summary(results, command))
-    wrong = [line for result in results for line in complaints(*result)]
-    for line in wrong:
-        print(f"error: {line}", file=sys.stderr)
+    wrong = [complaint for result in results for complaint in complaints(*result)]
+    for complaint in wrong:
+        print(f"error: {complaint}", file=sys.stderr)
     print(f"{len(results)} kernels compiled, {len(wrong)} complaints; results in {options.output}")
     return 1 if wrong else 0
 
@@ -88,15 +95,9 @@ def _facts(work: tuple[str, Launch]) -> Facts:
     return compile_launch(launched, target)
 
 
-def _csv(results: Sequence[Result]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    fields = [field.name for field in dataclasses.fields(Facts)]
-    writer.writerow(["target", "kernel", "operator", "dtype", "layout", "num_warps", *fields])
-    for target, launched, facts in results:
-        where = (target, launched.kernel, launched.operator, launched.dtype, launched.layout, launched.num_warps)
-        writer.writerow([*where, *dataclasses.astuple(facts)])
-    return text.getvalue()
+def _record(target: str, launched: Launch, facts: Facts) -> dict[str, object]:
+    where = {name: getattr(launched, name) for name in ("kernel", "operator", "dtype", "layout", "num_warps")}
+    return {"target": target, **where, **dataclasses.asdict(facts)}
 
 
 def _summary(results: Sequence[Result], command: str) -> str:
@@ -109,15 +110,14 @@ def _summary(results: Sequence[Result], command: str) -> str:
         "Per target, over all operators, types and layouts: the most registers a thread and bytes of shared memory a",
         "program, and how wide the forwards of shared channels load channels_last features.",
         "",
-        "| target | specialisations | registers | spilled | shared memory | feature loads of the fast path |",
-        "|---|---|---|---|---|---|",
+        *head(["target", "specialisations", "registers", "spilled", "shared memory", "feature loads of the fast path"]),
     ]
     for target in dict.fromkeys(target for target, _, _ in results):
         mine = [(launched, facts) for name, launched, facts in results if name == target]
         fast = [facts.load_bits for launched, facts in mine if is_fast_forward(launched)]
         most = [max(getattr(facts, name) for _, facts in mine) for name in ("registers", "spilled", "shared")]
         width = f"{min(fast)} bits" if fast else ""
-        lines.append(f"| {target} | {len(mine)} | {' | '.join(map(str, most))} | {width} |")
+        lines.append(line([target, str(len(mine)), *map(str, most), width]))
     lines += ["", *_kernel_table(results), "", *_cost_table()]
     return "\n".join(lines) + "\n"
 
@@ -131,21 +131,17 @@ def _kernel_table(results: Sequence[Result]) -> list[str]:
         "by the depth of the loops around them: a forward has its one load under the loops over the taps of both axes,",
         "and its one store under none; so have the deterministic gradients, `transpose_gather` and `scatter_gather`.",
         "",
-        "| kernel | operator | registers | instructions of the inner loop | widest load | block loads | block stores |",
-        "|---|---|---|---|---|---|---|",
+        *head(["kernel", "operator", "registers", "instructions of the inner loop", *WIDTHS]),
     ]
     for name, launched, facts in wanted:
         if name == target:
-            lines.append(
-                f"| {launched.kernel} | {launched.operator} | {facts.registers} | {facts.loop or 'unrolled'} "
-                f"| {facts.load_bits} | {facts.loads} | {facts.stores} |"
-            )
+            numbers = (facts.registers, facts.loop or "unrolled", facts.load_bits, facts.loads, facts.stores)
+            lines.append(line([launched.kernel, launched.operator, *map(str, numbers)]))
     return lines
 
 
 def _cost_table() -> list[str]:
     columns = ["workload", "operator", "direction", "GFLOP", "MB", "requested MB", *(f"{gpu}, us" for gpu in GPUS)]
-    columns.append("measured")
     lines = [
         "## What the workloads cost at least",
         "",
@@ -153,29 +149,13 @@ def _cost_table() -> list[str]:
         "the kernels load, store and (backward) add atomically, from whatever cache. The times are what published",
         "bandwidth and arithmetic rate allow, whichever is longer; no kernel has been timed on a GPU.",
         "",
-        f"| {' | '.join(columns)} |",
-        "|" + "---|" * len(columns),
+        *head([*columns, "measured"]),
     ]
-    for make in WORKLOADS.values():
-        for cost in costs(make(False)):
-            amounts = f"{cost.operations / 1e9:.2f} | {cost.bytes / 1e6:.0f} | {cost.requested / 1e6:.0f}"
-            times = " | ".join(f"{1e6 * cost.seconds(gpu):.0f}" for gpu in GPUS)
-            lines.append(
-                f"| {cost.workload} | {cost.operator} | {cost.direction} | {amounts} | {times} | not measured |"
-            )
+    for cost in [cost for make in WORKLOADS.values() for cost in costs(make(False))]:
+        amounts = [f"{cost.operations / 1e9:.2f}", f"{cost.bytes / 1e6:.0f}", f"{cost.requested / 1e6:.0f}"]
+        times = [f"{1e6 * cost.seconds(gpu):.0f}" for gpu in GPUS]
+        lines.append(line([cost.workload, cost.operator, cost.direction, *amounts, *times, "not measured"]))
     return lines
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="default: all")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of features; default: all")
-    parser.add_argument(
-        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="of features; default: all"
-    )
-    parser.add_argument("--processes", type=int, default=multiprocessing.cpu_count(), help="default: one a core")
-    parser.add_argument("--output", type=Path, default=Path("results/kernels"), help="folder; default: results/kernels")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from pathlib import Path
+
+from pages import head, line, replace_between
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "README.md", ROOT / "results/ops_cpu"
@@ -35,7 +36,7 @@ def table(results: Path = RESULTS) -> str:
         if row["status"] == "timed" and (row["implementation"] != OURS or row["layout"] == "channels_last")
     }
     header = ["workload", "operator", "forward", PEER, "OpenVINO", "ONNX Runtime", "forward + backward", PEER]
-    lines = [_line(header), "|---" * len(header) + "|"]
+    lines = head(header)
     for title, operators in LINES.items():
         for operator in operators:
             key = (title.partition(":")[0], operator)
@@ -43,7 +44,7 @@ def table(results: Path = RESULTS) -> str:
             for direction, peers in (("forward", (PEER, "openvino", "onnxruntime")), ("forward+backward", (PEER,))):
                 cells.append(_ours(times, (*key, direction)))
                 cells += [_ms(times.get((*key, direction, peer))) for peer in peers]
-            lines.append(_line(cells))
+            lines.append(line(cells))
     command = json.loads((results / "bench.json").read_text())["command"]
     return "\n".join([*lines, "", f"`{command}`"]) + "\n"
 
@@ -65,13 +66,9 @@ def _digits(value: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def with_table(page: str) -> str:
     """The page with the table brought up to date."""
-    return re.sub(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", lambda _: table(), page, flags=re.DOTALL)
+    return replace_between(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

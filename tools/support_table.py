@@ -7,11 +7,12 @@ python tools/support_table.py    # writes the table into the page
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bench.contenders import DTYPES
+from pages import head, line, replace_between
 from torch import Tensor
 
 from detpool import ops
@@ -21,7 +22,6 @@ from detpool.ops.spec import Spec
 PAGE = Path(__file__).resolve().parents[1] / "docs/operators.md"
 BEGIN, END = "<!-- support: tools/support_table.py -->\n", "<!-- end of support -->"
 
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 BOX = torch.tensor([[0.0, 1, 1, 6, 7]])
 ROTATED = torch.tensor([[0.0, 4, 4, 5, 5, 30]])
 SIZE = 2
@@ -49,13 +49,9 @@ MAXIMA = {"roi_pool", "roi_align, maximum", "roi_align, maximum, adaptive", "spp
 
 def table() -> str:
     """Markdown: for each operator the types that each backend takes, and what gets gradients."""
-    lines = [
-        f"| operator | {' | '.join(f'`{name}`' for name in ORDER)} | gradients |",
-        "|---|" + "---|" * (len(ORDER) + 1),
-    ]
+    lines = head(["operator", *(f"`{name}`" for name in ORDER), "gradients"])
     for name, call in OPERATORS.items():
-        cells = [_types(name, call, backend) for backend in ORDER]
-        lines.append(f"| {name} | {' | '.join(cells)} | {_gradients(name, call)} |")
+        lines.append(line([name, *(_types(name, call, backend) for backend in ORDER), _gradients(name, call)]))
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +98,7 @@ def _run(name: str, call: Call, dtype: torch.dtype, backend: str) -> tuple[Tenso
 
 def with_table(page: str) -> str:
     """The page with the table brought up to date."""
-    return re.sub(f"(?<={re.escape(BEGIN)}).*?(?={re.escape(END)})", table(), page, flags=re.DOTALL)
+    return replace_between(page, BEGIN, END, table())
 
 
 if __name__ == "__main__":

@@ -12,27 +12,21 @@ write `<command>.png` and `<command>.csv`; docs/visualization.md says what they 
 from __future__ import annotations
 
 import argparse
-import csv
 import inspect
-import io
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench.operators import Operator, examine, functions_of
-from bench.output import console
+from bench.operators import examine, functions_of
+from bench.output import console, table_of, write_csv
+from command_line import Parser, natural, one_of, positive, positive_int
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
-from rich.table import Table
 
 from detpool.data.images import image_size, read_image
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import read_results
-from detpool.files import write_text_atomically
 from detpool.visualization import (
     footprint,
     gradient_field,
@@ -81,7 +75,7 @@ def bins(options: argparse.Namespace) -> None:
             f"a map of {cells[0]} x {cells[1]} cells is more than can be drawn ({MOST_CELLS} cells): "
             "give a larger --stride"
         )
-    found = _of_each(options, lambda op: footprint(_bound(op, options), box, tuple(options.bins), cells, stride))
+    found = _of_each(options, lambda op, where: footprint(op, box, tuple(options.bins), cells, stride))
     numbers = {
         name: {"cells a bin": f.cells, "off right, px": f.offset[0], "off down, px": f.offset[1]}
         for name, f in found.items()
@@ -91,17 +85,8 @@ def bins(options: argparse.Namespace) -> None:
 
 def continuity(options: argparse.Namespace) -> None:
     """How each operator's output moves with the box."""
-    found = _of_each(
-        options,
-        lambda op: measure_continuity(
-            _bound(op, options),
-            _box(options),
-            tuple(options.bins),
-            options.stride,
-            motion=MOTIONS[options.motion],
-            position_sensitive=op.position_sensitive,
-        ),
-    )
+    motion = MOTIONS[options.motion]
+    found = _of_each(options, lambda op, where: measure_continuity(op, **where, motion=motion))
     numbers = {
         name: {
             "J, coarse": c.jumps[0],
@@ -117,22 +102,9 @@ def continuity(options: argparse.Namespace) -> None:
 
 def gradients(options: argparse.Namespace) -> None:
     """Where the gradients of each operator push a box."""
-    found = _of_each(
-        options,
-        lambda op: gradient_field(
-            _bound(op, options),
-            _box(options),
-            tuple(options.bins),
-            options.stride,
-            reach=options.reach,
-            position_sensitive=op.position_sensitive,
-        ),
-    )
-    _report(
-        options,
-        plot_gradient_fields(found),
-        {name: {"alignment": f.alignment, "astray": f.astray} for name, f in found.items()},
-    )
+    found = _of_each(options, lambda op, where: gradient_field(op, **where, reach=options.reach))
+    numbers = {name: {"alignment": f.alignment, "astray": f.astray} for name, f in found.items()}
+    _report(options, plot_gradient_fields(found), numbers)
 
 
 def predictions(options: argparse.Namespace) -> None:
@@ -157,13 +129,9 @@ def predictions(options: argparse.Namespace) -> None:
     print(f"{len(paths)} pictures in {folder}")
 
 
-def _bound(operator: Operator, options: argparse.Namespace) -> Callable:
-    return operator.bind(options.sampling_ratio, None)
-
-
 def _of_each(options: argparse.Namespace, look: Callable) -> dict:
-    """What `look` finds in each operator, by its name; an error names the operator."""
-    functions, found = functions_of(), {}
+    """What `look(operator, where)` finds in each, by its name; an error names the operator."""
+    functions, found, box = functions_of(), {}, _box(options)
     for name in options.operators:
         try:
             operator = examine(name, functions)
@@ -171,7 +139,9 @@ def _of_each(options: argparse.Namespace, look: Callable) -> dict:
                 raise ValueError(
                     "its bins move by offsets that here each box draws anew, so that moving it tells nothing"
                 )
-            found[name] = look(operator)
+            where = {"box": box, "output_size": tuple(options.bins), "stride": options.stride}
+            where["position_sensitive"] = operator.position_sensitive
+            found[name] = look(operator.bind(options.sampling_ratio, None), where)
         except ValueError as error:
             raise ConfigError(f"--operators {name}: {error}") from error
     return found
@@ -188,25 +158,19 @@ def _box(options: argparse.Namespace) -> tuple[float, float, float, float]:
 
 def _report(options: argparse.Namespace, figure: Figure, numbers: Numbers) -> None:
     """Write the picture to `<command>.png` and the numbers to a CSV file beside it, and print them."""
-    columns = list(next(iter(numbers.values())))
-    text, table = io.StringIO(), Table(title=options.command)
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["operator", *columns])
-    for column in ("operator", *columns):
-        table.add_column(column, justify="left" if column == "operator" else "right")
+    table = table_of(options.command, ["operator"], list(next(iter(numbers.values()))))
     for name, row in numbers.items():
-        writer.writerow([name, *row.values()])
         # + 0.0: no "-0.0000"
         table.add_row(name, *(f"{round(value, 4) + 0.0:.4f}" for value in row.values()))
     with writing(options.output):
         save(figure, options.output / f"{options.command}.png")
-        write_text_atomically(options.output / f"{options.command}.csv", text.getvalue())
+        write_csv(options.output / f"{options.command}.csv", [{"operator": n, **row} for n, row in numbers.items()])
     console().print(table)
     print(f"{options.output / options.command}.png and .csv")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for run, operators in (
         (bins, (*ROUNDED, *CONTINUOUS)),
@@ -216,47 +180,30 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         add = _command(commands, run).add_argument
         add("--operators", nargs="+", default=operators, metavar="NAME[:KEY=VALUE,...]", help=f"default: {operators}")
         add("--box", nargs=4, type=float, default=[13.2, 9.7, 61.4, 50.1], metavar=("X1", "Y1", "X2", "Y2"))
-        add("--stride", type=_positive, default=8.0, metavar="PX", help="pixels a feature cell; default: 8")
-        add("--bins", nargs=2, type=_count, default=[3, 3], metavar=("ROWS", "COLUMNS"), help="default: 3 3")
-        add(
-            "--sampling-ratio",
-            type=int,
-            default=2,
-            metavar="N",
-            help="points a bin along each axis, where points are sampled; 0: as many as it has cells; default: 2",
-        )
+        add("--stride", type=positive, default=8.0, metavar="PX", help="pixels per feature cell; default: 8")
+        add("--bins", nargs=2, type=positive_int, default=[3, 3], metavar=("ROWS", "COLUMNS"), help="default: 3 3")
+        text = "points per bin along each axis, where points are sampled; 0: as many as it has cells; default: 2"
+        add("--sampling-ratio", type=natural, default=2, metavar="N", help=text)
         add("--output", type=Path, default=Path("logs/visualize"), metavar="FOLDER", help="default: logs/visualize")
         if run is bins:
             add("--image", type=Path, metavar="FILE", help="to draw under the cells")
         elif run is continuity:
-            add("--motion", choices=MOTIONS, default="slide", help="of the box, to the right; default: slide")
+            text = "slide or grow: of the box, to the right; default: slide"
+            add("--motion", type=one_of(MOTIONS), default="slide", metavar="NAME", help=text)
         else:
-            add("--reach", type=_positive, default=3.0, metavar="CELLS", help="on each side; default: 3")
+            add("--reach", type=positive, default=3.0, metavar="CELLS", help="on each side; default: 3")
     add = _command(commands, predictions).add_argument
     add("run_dir", type=Path, help="a run directory, logs/<task>/runs/<timestamp>")
-    add("--count", type=_count, default=12, metavar="N", help="images, spread over the data set; default: 12")
+    add("--count", type=positive_int, default=12, metavar="N", help="images, spread over the data set; default: 12")
     add("--score", type=float, default=0.5, metavar="S", help="lowest to draw; default: 0.5")
     add("--output", type=Path, metavar="FOLDER", help="default: pictures/ in the run directory")
     return parser.parse_args(argv)
 
 
-def _command(commands: argparse._SubParsersAction, run: Callable) -> argparse.ArgumentParser:
+def _command(commands: argparse._SubParsersAction, run: Callable) -> Parser:
     parser = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(run=run)
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text}")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

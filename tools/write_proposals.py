@@ -10,11 +10,13 @@ the evaluation's transform; boxes are written in pixels of the image files, best
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command_line import Parser, one_of, positive_int
 from rich.progress import track
 
 from detpool.config import apply_overrides, check_complete, check_config
@@ -28,30 +30,22 @@ SPLITS = ("train", "val", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(__doc__)
-        return
+    parser = Parser(__doc__)
+    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--split", type=one_of(SPLITS), help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--top_n", type=positive_int, default=1000, help=argparse.SUPPRESS)
+    options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():
-        own = {"ckpt_path": None, "split": None, "output": None, "top_n": "1000"}
-        for argument in arguments:
-            name, _, value = argument.partition("=")
-            if name in own:
-                own[name] = value
-        if missing := [name for name, value in own.items() if not value]:
+        if missing := [name for name, value in vars(options).items() if value is None]:
             raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(n + '=...' for n in missing)}")
-        if own["split"] not in SPLITS:
-            raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {own['split']!r}")
-        if not str(own["top_n"]).isdigit() or int(str(own["top_n"])) < 1:
-            raise ConfigError(f"top_n must be a positive number of proposals an image, got {own['top_n']!r}")
-        if Path(str(own["output"])).is_dir():
-            raise ConfigError(f"output={own['output']} is a folder; name a file in it")
+        if options.output.is_dir():
+            raise ConfigError(f"output={options.output} is a folder; name a file in it")
         try:
-            Path(str(own["output"])).parent.mkdir(parents=True, exist_ok=True)
+            options.output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"output={own['output']} cannot be written: {error}") from error
-        rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
-        write(Path(str(own["ckpt_path"])), str(own["split"]), Path(str(own["output"])), int(str(own["top_n"])), rest)
+            raise ConfigError(f"output={options.output} cannot be written: {error}") from error
+        write(options.ckpt_path, options.split, options.output, options.top_n, overrides)
 
 
 def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Sequence[str]) -> None:

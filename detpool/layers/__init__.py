@@ -5,7 +5,7 @@ Those that PyTorch has are PyTorch's own; ``docs/layers.md`` lists all with thei
 
 from torch.nn import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, LPPool2d, MaxPool2d
 
-from .blur import BlurPool2d, MaxBlurPool2d, blur_pool2d
+from .blur import BlurPool2d, MaxBlurPool2d
 from .context import ASPP, LocalResponseNorm, SpatialPyramidContext2d
 from .learned import GatedPool2d, LearnedMixedPool2d, LeNetSubsampling, StridedConv2d, TreePool2d
 from .reductions import (
@@ -39,8 +39,6 @@ from .windows import (
     GlobalPool2d,
     SpatialPyramidPool2d,
     TiledPool2d,
-    global_pool2d,
-    spatial_pyramid_pool2d,
     tiled_pool2d,
 )
 
@@ -79,13 +77,10 @@ __all__ = [
     "TiledPool2d",
     "TreePool2d",
     "WeightedMeanTokenPool",
-    "blur_pool2d",
-    "global_pool2d",
     "lp_pool2d",
     "mean_pool2d",
     "mixed_pool2d",
     "softmax_pool2d",
-    "spatial_pyramid_pool2d",
     "stochastic_pool2d",
     "sum_pool2d",
     "tiled_pool2d",

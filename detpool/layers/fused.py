@@ -1,14 +1,12 @@
-"""Sliding reductions of float32 maps on a CPU in one pass, where PyTorch's own operations would take ten.
+"""Sliding reductions of float32 maps on a CPU by compiled kernels, where PyTorch's operations would need ten passes.
 
 :mod:`~detpool.layers.reductions` has the formulas, and computes them where :func:`serves` says no. Maps that are not
-channels_last are copied into that layout, and results back, but for global :func:`lp`. Second derivatives are those of
-the formulas.
+channels_last are copied into that layout, and results back. Second derivatives are those of the formulas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -31,146 +29,51 @@ def serves(features: Tensor, *numbers: float | Tensor) -> bool:
     )
 
 
-def lp(features: Tensor, p: float, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
-    """``mean(|f|^p)^(1/p)``; ``formula`` computes the same with PyTorch."""
-    kernel, _, padding = windows
-    if kernel == features.shape[2:] and padding == (0, 0) and features.is_contiguous():
-        return _GlobalLp.apply(features, p, formula)
-    return _Lp.apply(features, p, windows, formula)
+class Reduction(torch.autograd.Function):
+    """``apply(features, kernel, windows, numbers, formula)``: (N, C, H, W) to (N, C, OH, OW).
 
+    ``kernel`` is "lp" with ``numbers`` (p,) or "weighted" with (soft, beta). ``formula`` is the same of PyTorch.
+    """
 
-def softmax(features: Tensor, beta: float, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
-    """``sum f e^(beta f) / sum e^(beta f)``; ``formula`` as in :func:`lp`."""
-    return _Softmax.apply(features, beta, windows, formula)
-
-
-def expectation(features: Tensor, windows: Windows, formula: Callable[[Tensor], Tensor]) -> Tensor:
-    """``sum f^2 / sum f``, negative values as 0; ``formula`` as in :func:`lp`."""
-    return _Expectation.apply(features, windows, formula)
-
-
-def stochastic(features: Tensor, windows: Windows) -> Tensor:
-    """A value of each window, drawn in proportion to itself, negative ones as 0."""
-    return _Stochastic.apply(features, windows)
-
-
-class _Lp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: Tensor, p: float, windows: Windows, formula: Callable) -> Tensor:
-        from . import kernels
-
-        (pooled,) = _outputs(features, windows, 1)
-        _each(features, kernels.lp, (windows, kernels.np.float32(p), _array(pooled)))
-        pooled = _like(pooled, features)
-        ctx.save_for_backward(features, pooled)
-        ctx.rest = (p, windows, formula)
-        return pooled
+    def forward(ctx: Any, features: Tensor, kernel: str, windows: Windows, numbers: tuple, formula: Callable) -> Tensor:
+        results = _outputs(features, windows, 3 if kernel == "weighted" else 1)
+        _run(kernel, (features,), (windows, *numbers, *map(_array, results)))
+        ctx.save_for_backward(features, *results)
+        ctx.rest = (kernel, windows, numbers, formula)
+        return _like(results[0], features)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from . import kernels
-
-        features, pooled = ctx.saved_tensors
-        p, windows, formula = ctx.rest
+        features, *results = ctx.saved_tensors
+        kernel, windows, numbers, formula = ctx.rest
         if torch.is_grad_enabled():
-            return _again(formula, features, grad), None, None, None
-        arguments = (windows, kernels.np.float32(p))
-        return _gradient(features, kernels.lp_backward, (pooled, grad), arguments), None, None, None
+            return torch.autograd.grad(formula(features), features, grad, create_graph=True)[0], None, None, None, None
+        out = torch.empty(features.shape, memory_format=torch.channels_last).zero_()
+        _run(f"{kernel}_backward", (features, *results, grad), (windows, *numbers, _array(out)))
+        return _like(out, features), None, None, None, None
 
 
-class _GlobalLp(torch.autograd.Function):
-    """One window, of maps that are contiguous: the only ones that are read without a copy in that layout."""
+class Draw(torch.autograd.Function):
+    """``apply(features, windows)``: a value of each window, drawn in proportion to itself, negative ones as 0."""
 
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, p: float, formula: Callable) -> Tensor:
-        from . import kernels
-
-        pooled = features.new_empty(*features.shape[:2], 1, 1)
-        _over_rows(kernels.global_lp, features, p, pooled.view(-1))
-        ctx.save_for_backward(features, pooled)
-        ctx.rest = (p, formula)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from . import kernels
-
-        features, pooled = ctx.saved_tensors
-        p, formula = ctx.rest
-        if torch.is_grad_enabled():
-            return _again(formula, features, grad), None, None
-        out = torch.empty_like(features)
-        _over_rows(kernels.global_lp_backward, features, p, pooled.view(-1), grad.contiguous().view(-1), _rows(out))
-        return out, None, None
-
-
-class _Softmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, beta: float, windows: Windows, formula: Callable) -> Tensor:
-        from . import kernels
-
-        results = _outputs(features, windows, 3)
-        _each(features, kernels.softmax, (windows, kernels.np.float32(beta), *map(_array, results)))
-        pooled = _like(results[0], features)
-        ctx.save_for_backward(features, pooled, *results[1:])
-        ctx.rest = (beta, windows, formula)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from . import kernels
-
-        features, *saved = ctx.saved_tensors
-        beta, windows, formula = ctx.rest
-        if torch.is_grad_enabled():
-            return _again(formula, features, grad), None, None, None
-        arguments = (windows, kernels.np.float32(beta))
-        return _gradient(features, kernels.softmax_backward, (*saved, grad), arguments), None, None, None
-
-
-class _Expectation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, windows: Windows, formula: Callable) -> Tensor:
-        from . import kernels
-
-        results = _outputs(features, windows, 2)
-        _each(features, kernels.expectation, (windows, *map(_array, results)))
-        pooled = _like(results[0], features)
-        ctx.save_for_backward(features, pooled, results[1])
-        ctx.rest = (windows, formula)
-        return pooled
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from . import kernels
-
-        features, *saved = ctx.saved_tensors
-        windows, formula = ctx.rest
-        if torch.is_grad_enabled():
-            return _again(formula, features, grad), None, None
-        return _gradient(features, kernels.expectation_backward, (*saved, grad), (windows,)), None, None
-
-
-class _Stochastic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, windows: Windows) -> Tensor:
-        from . import kernels
-
-        (pooled,) = _outputs(features, windows, 1)
-        drawn = torch.empty_like(pooled, dtype=torch.int32)
-        seed = torch.randint(1 << 32, (2,)).numpy().astype(kernels.np.uint32)
-        _each(features, kernels.stochastic, (windows, seed, _array(pooled), _array(drawn)))
-        ctx.save_for_backward(features, drawn)
-        ctx.mark_non_differentiable(drawn)
-        return _like(pooled, features)
+        (drawn,) = _outputs(features, windows, 1)
+        place = torch.empty_like(drawn, dtype=torch.int64)
+        seed = torch.randint(1 << 32, (2,)).to(torch.uint32).numpy()
+        _run("draw", (features,), (windows, seed, _array(drawn), _array(place)))
+        ctx.save_for_backward(features, drawn, place)
+        ctx.windows = windows
+        return _like(drawn, features)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from . import kernels
-
-        features, drawn = ctx.saved_tensors
-        return _gradient(features, kernels.scatter, (drawn, grad), ()), None
+        features, drawn, place = ctx.saved_tensors
+        # That of a maximum found at those cells; nothing is drawn of a window of zeros.
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(grad * (drawn != 0), features, *ctx.windows, (1, 1), False, place), None
 
 
 def _outputs(features: Tensor, windows: Windows, count: int) -> list[Tensor]:
@@ -183,47 +86,20 @@ def _outputs(features: Tensor, windows: Windows, count: int) -> list[Tensor]:
     return [torch.empty(shape, memory_format=torch.channels_last) for _ in range(count)]
 
 
-def _each(features: Tensor, kernel: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    _over(features, partial(kernel, _array(features)), arguments)
+def _run(kernel: str, read: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
+    """A kernel for each image and so many blocks of its channels that every thread has work."""
+    from . import kernels  # takes a second
 
-
-def _gradient(features: Tensor, kernel: Callable[..., None], read: tuple[Tensor, ...], rest: tuple[Any, ...]) -> Tensor:
-    out = torch.empty(features.shape, memory_format=torch.channels_last).zero_()
-    _over(features, partial(kernel, _array(features), *map(_array, read)), (*rest, _array(out)))
-    return _like(out, features)
-
-
-def _over(features: Tensor, kernel: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """``kernel`` for each image and so many blocks of its channels that every thread has work."""
-    images, channels = features.shape[:2]
+    call, arrays = getattr(kernels, kernel), [_array(tensor) for tensor in read]
+    images, channels = read[0].shape[:2]
     block = max(16, -(-channels * images // torch.get_num_threads())) if images else channels
     blocks = -(-channels // block)
 
     def task(number: int) -> None:
         image, first = number // blocks, number % blocks * block
-        kernel(image, first, min(first + block, channels), *arguments)
+        call(*arrays, image, first, min(first + block, channels), *arguments)
 
     run(images * blocks, task)
-
-
-def _over_rows(kernel: Callable[..., None], features: Tensor, p: float, *arguments: Tensor) -> None:
-    """``kernel`` for as many blocks of the maps (H, W) of contiguous ``features`` as there are threads."""
-    from . import kernels
-
-    rows = _rows(features).numpy()
-    block = -(-len(rows) // torch.get_num_threads())
-    arrays = [argument.detach().numpy() for argument in arguments]
-
-    def task(number: int) -> None:
-        first = number * block
-        kernel(rows, first, min(first + block, len(rows)), kernels.np.float32(p), *arrays)
-
-    run(-(-len(rows) // block) if block else 0, task)
-
-
-def _rows(features: Tensor) -> Tensor:
-    """(N C, H W), of the same memory."""
-    return features.detach().flatten(0, 1).flatten(1)
 
 
 def _array(tensor: Tensor) -> Any:
@@ -233,9 +109,3 @@ def _array(tensor: Tensor) -> Any:
 
 def _like(result: Tensor, features: Tensor) -> Tensor:
     return result.contiguous(memory_format=memory_format(is_channels_last(features)))
-
-
-def _again(formula: Callable[[Tensor], Tensor], features: Tensor, grad: Tensor) -> Tensor:
-    """The gradient, itself differentiable."""
-    with torch.enable_grad():
-        return torch.autograd.grad(formula(features), features, grad, create_graph=True)[0]

@@ -22,12 +22,10 @@ class StridedConv2d(nn.Conv2d):
 
     Args:
         channels: C, of input and output.
-        kernel_size: cells of a window, an integer or (height, width).
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
 
     Raises:
-        ValueError: a size that is none; in ``forward``, no window fits into the map.
+        ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
     def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
@@ -49,12 +47,10 @@ class LeNetSubsampling(SlidingPool2d):
 
     Args:
         channels: C.
-        kernel_size: cells of a window, an integer or (height, width); LeNet's is 2.
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into; they add nothing.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`; LeNet's is 2.
 
     Raises:
-        ValueError: a size that is none; in ``forward``, no window fits into the map.
+        ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
     def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
@@ -76,12 +72,10 @@ class LearnedMixedPool2d(SlidingPool2d):
     arXiv:1509.08985, 2015, section 3.1.
 
     Args:
-        kernel_size: cells of a window, an integer or (height, width).
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
 
     Raises:
-        ValueError: a size that is none; in ``forward``, no window fits into the map.
+        ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
     def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
@@ -103,12 +97,10 @@ class GatedPool2d(SlidingPool2d):
 
     Args:
         channels: C.
-        kernel_size: cells of a window, an integer or (height, width).
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
 
     Raises:
-        ValueError: a size that is none; in ``forward``, no window fits into the map.
+        ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
     def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
@@ -132,13 +124,11 @@ class TreePool2d(SlidingPool2d):
 
     Args:
         channels: C.
-        kernel_size: cells of a window, an integer or (height, width).
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
         depth: levels of inner nodes, 1 or more: ``2^depth`` leaves. The paper's "2 level" tree has 1, its "3 level" 2.
 
     Raises:
-        ValueError: a size that is none; in ``forward``, no window fits into the map.
+        ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
     def __init__(

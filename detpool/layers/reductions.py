@@ -42,7 +42,7 @@ def lp_pool2d(
         return formulas.lp(windows.means, p, scale, scale)
 
     if fused.serves(features, p):
-        return fused.lp(features, float(p), geometry, formula).to(input.dtype)
+        return fused.Reduction.apply(features, "lp", geometry, (float(p),), formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 
@@ -59,7 +59,7 @@ def softmax_pool2d(
         return formulas.weighted(windows.means, lambda values: (beta * values - largest).exp())
 
     if fused.serves(features, beta):
-        return fused.softmax(features, float(beta), geometry, formula).to(input.dtype)
+        return fused.Reduction.apply(features, "weighted", geometry, (True, float(beta)), formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 
@@ -70,7 +70,7 @@ def stochastic_pool2d(
     geometry = fitted(input, kernel_size, stride, padding)
     features = formulas.widened(input)
     if training:
-        drawn = fused.stochastic(features, geometry) if fused.serves(features) else _drawn(features, *geometry)
+        drawn = fused.Draw.apply(features, geometry) if fused.serves(features) else _drawn(features, *geometry)
         return drawn.to(input.dtype)
 
     def formula(features: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def stochastic_pool2d(
         return formulas.weighted(means, lambda values: values)
 
     if fused.serves(features):
-        return fused.expectation(features, geometry, formula).to(input.dtype)
+        return fused.Reduction.apply(features, "weighted", geometry, (False, 0.0), formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 
@@ -138,9 +138,7 @@ class LpPool2d(SlidingPool2d):
     arXiv:1311.1780, 2013.
 
     Args:
-        kernel_size: cells of a window, an integer or (height, width).
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
         p: the power, at least 1 and finite.
         learnable: make p a parameter (used as ``2 - p`` should training move it below 1); otherwise the layer has none.
 
@@ -186,9 +184,7 @@ class SoftmaxPool2d(SlidingPool2d):
     Source: Stergiou, Poppe and Kalliatakis, SoftPool, arXiv:2101.00440, 2021 (beta = 1).
 
     Args:
-        kernel_size: cells of a window, an integer or (height, width).
-        stride: cells between windows; default: ``kernel_size``.
-        padding: cells around the map that windows may reach into.
+        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
         beta: the inverse temperature, finite.
         learnable: make beta a parameter; otherwise the layer has none.
 

@@ -25,7 +25,7 @@ from detpool.ops.inputs import check_features, pair
 from detpool.ops.layout import is_channels_last, memory_format
 
 from . import fused
-from .reductions import checked_power, power_for
+from .reductions import checked_power, lp_pool2d, power_for
 from .sliding import Size
 
 
@@ -38,19 +38,6 @@ def tiled_pool2d(input: Tensor, tile_size: Size, reduction: str = "mean") -> Ten
     if _of(("mean", "max"), reduction) == "max":
         return max_pool2d(input, tile, ceil_mode=True)
     return avg_pool2d(input, tile, ceil_mode=True, count_include_pad=False)
-
-
-def global_pool2d(input: Tensor, reduction: str = "mean") -> Tensor:
-    """One value for each channel: see :class:`GlobalPool2d`."""
-    check_features(input)
-    return _GLOBAL[_of(tuple(_GLOBAL), reduction)](input)
-
-
-def spatial_pyramid_pool2d(input: Tensor, levels: Sequence[Size] = (1, 2, 4), reduction: str = "max") -> Tensor:
-    """The bins of several grids, concatenated: see :class:`SpatialPyramidPool2d`."""
-    check_features(input)
-    pool = adaptive_max_pool2d if _of(("mean", "max"), reduction) == "max" else adaptive_avg_pool2d
-    return torch.cat([pool(input, pair(level, "levels")).flatten(1) for level in levels], dim=1)
 
 
 class TiledPool2d(nn.Module):
@@ -136,7 +123,8 @@ class GlobalPool2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, 1, 1)."""
-        return global_pool2d(input, self.reduction)
+        check_features(input)
+        return _GLOBAL[self.reduction](input)
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"
@@ -165,18 +153,8 @@ class GlobalLpPool2d(nn.Module):
         check_features(input)
         features = formulas.widened(input)
         p = power_for(self.p, input)
-
-        def formula(features: Tensor) -> Tensor:
-            def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-                return tuple(values.mean((2, 3), keepdim=True) for values in function(features))
-
-            scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
-            return formulas.lp(means, p, scale, scale)
-
-        if fused.serves(features, p):
-            window = (input.shape[2], input.shape[3])
-            return fused.lp(features, float(p), (window, window, (0, 0)), formula).to(input.dtype)
-        return formula(features).to(input.dtype)
+        pooled = _global_lp(features, p) if len(input) and fused.serves(features, p) else _lp_formula(features, p)
+        return pooled.to(input.dtype)
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.p, nn.Parameter) else f"p={self.p:g}"
@@ -266,10 +244,30 @@ class SpatialPyramidPool2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C x bins of all grids)."""
-        return spatial_pyramid_pool2d(input, self.levels, self.reduction)
+        check_features(input)
+        pool = adaptive_max_pool2d if self.reduction == "max" else adaptive_avg_pool2d
+        return torch.cat([pool(input, level).flatten(1) for level in self.levels], dim=1)
 
     def extra_repr(self) -> str:
         return f"levels={self.levels}, reduction={self.reduction!r}"
+
+
+def _global_lp(features: Tensor, p: float | Tensor) -> Tensor:
+    """The layer by compiled kernels, which want neighboring numbers to be of different windows."""
+    images, channels, rows, columns = features.shape
+    if is_channels_last(features):
+        return lp_pool2d(features, p, (rows, columns))
+    # The mean of the means of columns: the maps one below the other are a map whose channels are their columns.
+    means = lp_pool2d(features.flatten(0, 2).t()[None, ..., None], p, (rows, 1))
+    return lp_pool2d(means.transpose(1, 2), p, (columns, 1)).view(images, channels, 1, 1)
+
+
+def _lp_formula(features: Tensor, p: float | Tensor) -> Tensor:
+    def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        return tuple(values.mean((2, 3), keepdim=True) for values in function(features))
+
+    scale = formulas.scale_of(features.detach().abs().amax((2, 3), keepdim=True))
+    return formulas.lp(means, p, scale, scale)
 
 
 _GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,12 +1,11 @@
 """Layers with weights against their formulas in NumPy, and trained to a known optimum."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from layer_cases import GEOMETRIES, random_map, train_towards
 from torch import nn
+from torchvision.models.segmentation import deeplabv3
 
 from detpool import layers
 
@@ -85,21 +84,20 @@ def randomised(layer: nn.Module) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_and_gradients(name: str, geometry: tuple) -> None:
+def test_values_and_gradients(name: str) -> None:
     build, formula = LAYERS[name]
-    layer = randomised(build(*geometry[:3]).double())
-    x = random_map(2, 2, *geometry[3])
-    expected = torch.from_numpy(formula(layer, x.numpy(), geometry))
-    torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
-    assert torch.equal(layer.eval()(x), layer.train()(x))
-    names, start = zip(*layer.named_parameters(), strict=True)
+    for geometry in GEOMETRIES:
+        layer = randomised(build(*geometry[:3]).double())
+        x = random_map(2, 2, *geometry[3])
+        expected = torch.from_numpy(formula(layer, x.numpy(), geometry))
+        torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
+        names, start = zip(*layer.named_parameters(), strict=True)
 
-    def call(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), x)
+        def call(x: torch.Tensor, *parameters: torch.Tensor, layer=layer, names=names) -> torch.Tensor:
+            return torch.func.functional_call(layer, dict(zip(names, parameters, strict=True)), x)
 
-    assert torch.autograd.gradcheck(call, (x[:1].clone().requires_grad_(), *start), fast_mode=True)
+        assert torch.autograd.gradcheck(call, (x[:1].clone().requires_grad_(), *start), fast_mode=True)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -158,75 +156,15 @@ def test_wrong_arguments(build, message: str) -> None:
         build()
 
 
-def aspp_by_hand(layer: layers.ASPP, x: torch.Tensor, rates: tuple[int, ...]) -> np.ndarray:
-    """DeepLabv3's branches in evaluation, cell by cell."""
-    weights = {name: value.detach().numpy() for name, value in layer.state_dict().items()}
-    values = x.numpy()
-
-    def normalised(maps: np.ndarray, name: str) -> np.ndarray:
-        mean, var, scale, shift = (
-            weights[f"{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
-        )
-        return np.maximum((maps - mean) / np.sqrt(var + 1e-5) * scale + shift, 0)
-
-    def dilated(name: str, rate: int) -> np.ndarray:
-        kernel, (height, width) = weights[name], values.shape[2:]
-        out = np.zeros((len(values), len(kernel), height, width))
-        for i in range(height):
-            for j in range(width):
-                for a in (-1, 0, 1):
-                    for b in (-1, 0, 1):
-                        y, z = i + a * rate, j + b * rate
-                        if 0 <= y < height and 0 <= z < width:
-                            out[:, :, i, j] += values[:, :, y, z] @ kernel[:, :, a + 1, b + 1].T
-        return out
-
-    branches = [normalised(np.einsum("ncij,dc->ndij", values, weights["convs.0.0.weight"][:, :, 0, 0]), "convs.0.1")]
-    branches += [
-        normalised(dilated(f"convs.{number}.0.weight", rate), f"convs.{number}.1")
-        for number, rate in enumerate(rates, 1)
-    ]
-    last = len(rates) + 1
-    image = np.einsum("nc,dc->nd", values.mean((2, 3)), weights[f"convs.{last}.1.weight"][:, :, 0, 0])
-    image = normalised(image[:, :, None, None], f"convs.{last}.2")
-    joined = np.concatenate([*branches, np.broadcast_to(image, branches[0].shape)], axis=1)
-    return normalised(np.einsum("ncij,dc->ndij", joined, weights["project.0.weight"][:, :, 0, 0]), "project.1")
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 7)])
-def test_aspp(size: tuple[int, int]) -> None:
+def test_aspp_is_torchvisions() -> None:
     torch.manual_seed(0)
-    rates = (1, 2, 6)
-    layer = layers.ASPP(3, 4, rates).double().eval()
-    for module in layer.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.normal_(module.bias)
-    x = random_map(2, 3, *size)
-    expected = torch.from_numpy(aspp_by_hand(layer, x, rates))
-    torch.testing.assert_close(layer(x), expected, atol=1e-12, rtol=1e-12)
-    assert torch.autograd.gradcheck(layer, x.requires_grad_(), fast_mode=True)
-
-
-def test_aspp_drops_half_in_training_alone() -> None:
-    torch.manual_seed(0)
-    layer = layers.ASPP(4, 64, (2,))
-    x = random_map(4, 4, 8, 8, dtype=torch.float32)
-    assert torch.equal(layer.eval()(x), layer(x))
-    layer.train()
-    layer.project[2] = nn.Identity()  # a rectifier leaves zeros too
-    # 16,384 numbers, each dropped with probability one half: five standard deviations
-    assert (layer(x) == 0).float().mean().item() == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(16_384))
-
-
-def test_aspp_learns_to_see_the_whole_image() -> None:
-    """The mean over the map, which only the image-level branch sees."""
-    torch.manual_seed(0)
-    x = random_map(16, 2, 6, 6, dtype=torch.float32)
-    layer = layers.ASPP(2, 8, (1,))
-    layer.project[3] = nn.Identity()
-    head = nn.Conv2d(8, 2, 1)
-    both = nn.ModuleList([layer, head])
-    target = x.mean((2, 3), keepdim=True).expand_as(x)
-    assert train_towards(both, lambda: head(layer(x)), target, 150) < 0.05 * target.var().item()
+    layer = layers.ASPP(3, 4, (1, 2, 6)).double()
+    theirs = deeplabv3.ASPP(3, [1, 2, 6], 4).double()
+    theirs.load_state_dict(layer.state_dict())
+    for size in ((1, 1), (5, 7)):
+        x = random_map(2, 3, *size)
+        for mode in (True, False):  # in training with batch statistics and the same dropout
+            torch.manual_seed(1)
+            expected = theirs.train(mode)(x)
+            torch.manual_seed(1)
+            torch.testing.assert_close(layer.train(mode)(x), expected, atol=1e-12, rtol=1e-12)

@@ -69,32 +69,34 @@ def built(name: str) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
 @pytest.mark.parametrize("name", LAYERS)
-def test_values_and_gradients(name: str, mask: Tensor | None) -> None:
-    layer, x = built(name), tokens()
-    got = layer(x, mask)
-    for image in range(3):
-        if name == "CLS":
-            expected = x[image, 0].numpy()  # first, whatever counts
-        else:
-            counted = x[image] if mask is None else x[image, mask[image]]
-            expected = LAYERS[name][1](layer, counted.numpy())
-        torch.testing.assert_close(got[image], torch.from_numpy(expected).view_as(got[image]), atol=1e-12, rtol=1e-12)
-    assert torch.equal(layer.eval()(x, mask), layer.train()(x, mask))
-    assert torch.autograd.gradcheck(lambda x: layer(x, mask), x.requires_grad_(), fast_mode=True)
+def test_values_and_gradients(name: str) -> None:
+    layer = built(name)
+    for mask in (None, MASK):
+        x = tokens()
+        got = layer(x, mask)
+        for image in range(3):
+            if name == "CLS":
+                expected = x[image, 0].numpy()  # first, whatever counts
+            else:
+                counted = x[image] if mask is None else x[image, mask[image]]
+                expected = LAYERS[name][1](layer, counted.numpy())
+            expected = torch.from_numpy(expected).view_as(got[image])
+            torch.testing.assert_close(got[image], expected, atol=1e-12, rtol=1e-12)
+        assert torch.autograd.gradcheck(lambda x, mask=mask: layer(x, mask), x.requires_grad_(), fast_mode=True)
 
 
-@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
-def test_given_weights(mask: Tensor | None) -> None:
-    layer, x = layers.WeightedMeanTokenPool(), tokens()
-    got = layer(x, WEIGHTS, mask)
-    for image in range(3):
-        weights = (WEIGHTS[image] if mask is None else WEIGHTS[image] * mask[image]).numpy()
-        expected = (weights[:, None] * x[image].numpy()).sum(0) / weights.sum()
-        torch.testing.assert_close(got[image], torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
-    weights = (WEIGHTS + 0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, w: layer(x, w, mask), (x.requires_grad_(), weights), fast_mode=True)
+def test_given_weights() -> None:
+    layer = layers.WeightedMeanTokenPool()
+    for mask in (None, MASK):
+        x = tokens()
+        got = layer(x, WEIGHTS, mask)
+        for image in range(3):
+            weights = (WEIGHTS[image] if mask is None else WEIGHTS[image] * mask[image]).numpy()
+            expected = (weights[:, None] * x[image].numpy()).sum(0) / weights.sum()
+            torch.testing.assert_close(got[image], torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
+        inputs = (x.requires_grad_(), (WEIGHTS + 0.1).requires_grad_())
+        assert torch.autograd.gradcheck(lambda x, w, mask=mask: layer(x, w, mask), inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "CLS"])
@@ -148,19 +150,6 @@ def test_training_finds_the_scores() -> None:
     target = goal(x).detach()
     assert train_towards(layer, lambda: layer(x), target) < 1e-6
     torch.testing.assert_close(layer.score.weight.data, known, atol=0.01, rtol=0)
-
-
-def test_attention_learns_a_layer_of_the_same_kind() -> None:
-    torch.manual_seed(1)
-    goal = layers.AttentionTokenPool(8, 2, 2)
-    torch.manual_seed(0)
-    layer = layers.AttentionTokenPool(8, 2, 2)
-    x = random_map(64, 5, 8, dtype=torch.float32)
-    with torch.no_grad():
-        target = goal(x)
-    # A constant, the best without looking at tokens, leaves this.
-    constant = target.var(dim=0).mean().item()
-    assert train_towards(layer, lambda: layer(x), target, 400) < 0.1 * constant
 
 
 @pytest.mark.parametrize(

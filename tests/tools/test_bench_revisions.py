@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ def test_two_revisions_are_measured() -> None:
         pytest.skip("needs a git checkout, for the other revision")
     options = "HEAD --turns 1 --quick --threads 1 --rounds 2 --workloads c4 --operators roi_align --directions forward"
     script = str(ROOT / "tools" / "bench_revisions.py")
-    done = subprocess.run([sys.executable, script, *options.split()], capture_output=True, text=True)
+    wide = {**os.environ, "COLUMNS": "170"}
+    done = subprocess.run([sys.executable, script, *options.split()], capture_output=True, text=True, env=wide)
     assert done.returncode == 0, done.stderr
     (header,) = [line for line in done.stdout.splitlines() if "now / before" in line]
     assert "ms at HEAD" in header

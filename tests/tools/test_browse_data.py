@@ -55,9 +55,9 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["split=vall"], "split must be one of train, val, test, got 'vall'; did you mean 'val'"),
-        (["count=0"], "count must be a positive whole number, got '0'"),
-        (["output=sheet.pdf"], "output must be a .png or .jpg file, got 'sheet.pdf'"),
+        (["split=vall"], "split: unknown name 'vall'; did you mean 'val'?"),
+        (["count=0"], "count: must be a positive whole number, got '0'"),
+        (["output=sheet.pdf"], "output: must be a .png or .jpg file, got 'sheet.pdf'"),
         (["data=shape"], "data=shape does not exist; did you mean 'shapes'"),
         (["data.sise=3"], "data has no key 'sise'; did you mean 'size'"),
         (["data=voc"], "no value given for data.root"),

@@ -2,6 +2,7 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
 import speed_table
 
 
@@ -9,6 +10,8 @@ def test_the_table_of_the_readme_is_of_the_results_that_are_committed() -> None:
     page = speed_table.PAGE.read_text()
     assert speed_table.BEGIN in page
     assert page == speed_table.with_table(page), "run `python tools/speed_table.py`"
+    with pytest.raises(ValueError, match="must hold .*speed_table.py.* once, found 0 times"):
+        speed_table.with_table(page.replace(speed_table.BEGIN, ""))
 
 
 def test_times_and_ratios(tmp_path: Path) -> None:

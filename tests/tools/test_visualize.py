@@ -109,7 +109,7 @@ def test_predictions_of_a_run(run_dir, capsys):
         (["bins", "--image", "nowhere.png"], "nowhere.png: the image does not exist"),
         (["continuity", "--operators", "deform_roi_pool"], "its bins move by offsets"),
         (["gradients", "--operators", "roi_pool"], "--operators roi_pool: the operator gives boxes no gradient"),
-        (["gradients", "--stride", "0"], "must be a positive number, got 0"),
+        (["gradients", "--stride", "0"], "must be a positive number, got '0'"),
         (["continuity", "--bins", "3", "x"], "must be a positive whole number, got 'x'"),
         (["predictions", "nowhere"], "nowhere/config.yaml does not exist: is nowhere the directory of a finished run?"),
     ],

@@ -1,19 +1,13 @@
 """From a trained RPN to a file, and from the file to Fast R-CNN."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+import write_proposals as tool
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.proposals import read_proposals, write_proposals
 from detpool.errors import ConfigError
 from detpool.training import runs
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import write_proposals as tool
 
 FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.box_batch_size_per_image=16"]
 
@@ -78,8 +72,8 @@ def test_a_test_set_of_its_own_needs_a_file_of_its_own():
     ("arguments", "message"),
     [
         (["split=val"], "no value given for ckpt_path, output"),
-        (["ckpt_path=x", "output=y", "split=vall"], "split must be one of train, val, test, got 'vall'"),
-        (["ckpt_path=x", "output=y", "split=val", "top_n=0"], "top_n must be a positive number"),
+        (["ckpt_path=x", "output=y", "split=vall"], "split: unknown name 'vall'; did you mean 'val'?"),
+        (["ckpt_path=x", "output=y", "split=val", "top_n=0"], "top_n: must be a positive whole number, got '0'"),
         (["ckpt_path=x", "output=y", "split=val"], "ckpt_path=x does not exist"),
         (["ckpt_path=x", f"output={__file__}/y", "split=val"], "cannot be written"),
         (["ckpt_path=x", "output=.", "split=val"], "output=. is a folder; name a file in it"),

@@ -49,11 +49,8 @@ def compare(
             if not truth.numel():
                 continue
             tensor, truth = tensor.double(), truth.double()
-            difference = (tensor - truth).abs() / truth.abs().max().clamp(min=1)
-            difference = difference.nan_to_num(nan=float("inf"))
-            largest = float(difference.max())
-            if largest > error:
-                error = largest
-                beyond = int((difference > tolerance).sum())
-                worst = f"{label}: {beyond} of {truth.numel()} numbers exceed"
+            difference = ((tensor - truth).abs() / truth.abs().max().clamp(min=1)).nan_to_num(nan=float("inf"))
+            if difference.max() > error:
+                error = float(difference.max())
+                worst = f"{label}: {int((difference > tolerance).sum())} of {truth.numel()} numbers exceed"
     return Agreement(error, tolerance, worst)

@@ -19,6 +19,7 @@ from .workloads import Workload
 FORWARD = "forward"
 BACKWARD = "forward+backward"
 BOX_BACKWARD = "forward+backward+boxes"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 CHECKED_EVERY = 16
 """Output channels from one that is compared with the reference to the next; all would take minutes a case."""
@@ -124,16 +125,11 @@ def autograd_contender(
     boxes = [b.clone().to(case.device) for b in (workload.boxes if workload.is_pyramid else [workload.rois])]
     argument = boxes if workload.is_pyramid else boxes[0]
 
-    def finished(results: Results) -> Results:
-        if case.device != "cpu":
-            torch.cuda.synchronize()
-        return results
-
     if not case.backward:
 
         def forward() -> Results:
             with torch.no_grad():
-                return finished({"output": [pool(features, argument)]})
+                return {"output": [pool(features, argument)]}
 
         return Contender(forward, forward, note)
 
@@ -146,7 +142,7 @@ def autograd_contender(
         results = {"output": [output.detach()], "feature gradient": list(grads[: len(leaves)])}
         if box_gradients:
             results["box gradient"] = list(grads[len(leaves) :])
-        return finished(results)
+        return results
 
     def check() -> Results:
         masked = torch.zeros_like(full)

@@ -88,7 +88,9 @@ def examine(name: str, functions: Mapping[str, Function]) -> Operator:
     base, _, rest = name.partition(":")
     if base not in functions:
         raise ValueError(f"unknown operator {base!r}{did_you_mean(base, functions)}")
-    keywords = dict(_keyword(base, text, inspect.signature(functions[base]).parameters) for text in _split(rest))
+    keywords = dict(
+        _keyword(base, text, inspect.signature(functions[base]).parameters) for text in rest.split(",") if rest
+    )
     operator = Operator(name, functions[base], keywords)
     features = torch.ones(1, 4, 6, 6).requires_grad_()
     boxes = torch.tensor([[0.0, 1.2, 1.1, 4.7, 4.9]]).requires_grad_()
@@ -100,10 +102,6 @@ def examine(name: str, functions: Mapping[str, Function]) -> Operator:
     if tuple(output.shape) not in ((1, 4, 2, 2), (1, 1, 2, 2)):
         raise ValueError(f"makes {tuple(output.shape)} of one RoI with 2 x 2 bins and 4 channels")
     return Operator(name, functions[base], keywords, output.shape[1] == 1, grads[1] is not None)
-
-
-def _split(text: str) -> list[str]:
-    return text.split(",") if text else []
 
 
 def _keyword(function: str, text: str, known: Mapping[str, inspect.Parameter]) -> tuple[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,35 +33,42 @@ def console() -> Console:
     return Console(width=None if terminal else PIPED_WIDTH, highlight=False)
 
 
+def table_of(title: str, names: Sequence[str], numbers: Sequence[str], remarks: Sequence[str] = ()) -> Table:
+    """An empty table with columns of names and numbers, and of remarks, which alone are wrapped between words."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+    for column in names:
+        table.add_column(column, overflow="fold")
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in remarks:
+        table.add_column(column)
+    return table
+
+
 def print_rows(rows: Sequence[Row], out: Console) -> None:
-    """One table a workload, number of threads and dtype; who was not timed, and why, below."""
-    for title, group in _grouped(rows).items():
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        for column in ("operator", "direction", "implementation", "layout"):
-            table.add_column(column, overflow="fold")
-        for column in ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error"):
-            table.add_column(column, justify="right", no_wrap=True)
-        table.add_column("against; remarks")
-        shown = [row for row in group if row.status == "timed"]
-        previous = None
-        for row in shown:
-            same = previous is not None and (row.operator, row.direction) == (previous.operator, previous.direction)
-            if not same and previous is not None:
-                table.add_section()
-            style = "bold" if row.implementation.startswith("detpool") else ""
-            table.add_row(*(("", "") if same else (row.operator, row.direction)), *_cells(row), style=style)
-            previous = row
-        out.print(table)
-        for line in _left_out(group):
-            out.print(line)
-
-
-def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """One table for each workload, number of threads and dtype; who was not timed, and why, below."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        threads = f"{row.threads} thread{'s' if row.threads > 1 else ''}"
-        groups.setdefault(f"{row.workload}, {row.dtype}, {threads}", []).append(row)
-    return groups
+        groups.setdefault(f"{row.workload}, {row.dtype}, {in_words(row.threads, 'thread')}", []).append(row)
+    for title, group in groups.items():
+        numbers = ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error")
+        table = table_of(title, ("operator", "direction", "implementation", "layout"), numbers, ["against; remarks"])
+        previous = ("", "")
+        for row in group:
+            if row.status == "timed":
+                case = (row.operator, row.direction)
+                if previous not in (case, ("", "")):
+                    table.add_section()
+                style = "bold" if row.implementation.startswith("detpool") else ""
+                table.add_row(*(("", "") if case == previous else case), *_cells(row), style=style)
+                previous = case
+        out.print(table)
+        _print_left_out(group, out)
+
+
+def in_words(number: int, noun: str) -> str:
+    """Such as "1 thread" and "2 threads"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _cells(row: Row) -> list[str]:
@@ -78,55 +87,58 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _left_out(rows: Iterable[Row]) -> list[Text]:
+def _print_left_out(rows: Iterable[Row], out: Console) -> None:
     """A line for each implementation and reason: wrong results, failures, and what it does not compute at all."""
-    cases: dict[tuple[str, str], list[str]] = {}
+    cases: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
-        if row.status == "timed":
-            continue
-        reason = row.note if row.status == "absent" else f"{row.status}: {_first_line(row.note)}"
-        if row.status == "disagrees":
-            reason += f" the tolerance of {row.tolerance:g}, by {row.error:.2g} at most"
-        known = cases.setdefault((f"not timed: {row.implementation}", reason), [])
-        if row.operator not in known:
-            known.append(row.operator)
-    return [Text(f"  {name}: {reason} ({', '.join(names)})", style="dim") for (name, reason), names in cases.items()]
-
-
-def _first_line(text: str) -> str:
-    return next(iter(text.splitlines()), "")
+        if row.status != "timed":
+            reason = row.note if row.status == "absent" else f"{row.status}: {row.note.partition(chr(10))[0]}"
+            if row.status == "disagrees":
+                reason += f" the tolerance of {row.tolerance:g}, by {row.error:.2g} at most"
+            cases.setdefault((row.implementation, reason), {})[row.operator] = None
+    for (name, reason), operators in cases.items():
+        out.print(Text(f"  not timed: {name}: {reason} ({', '.join(operators)})", style="dim"))
 
 
 def print_scaling(rows: Sequence[Row], values: Sequence[float], out: Console) -> None:
     """A table for each quantity that was varied, with its values as columns; who was not timed, and why, below."""
     for quantity in dict.fromkeys(row.workload for row in rows):
-        lines: dict[tuple[str, str, str, str], dict[float, str]] = {}
+        lines: dict[tuple[str, ...], dict[float, str]] = {}
         for row, value in zip(rows, values, strict=True):
             if row.workload == quantity and row.status in ("timed", "disagrees"):
                 line = lines.setdefault((row.operator, row.direction, row.implementation, row.layout), {})
                 line[value] = "wrong" if row.median_ms is None else f"{row.median_ms:.2f}"
         columns = sorted({value for line in lines.values() for value in line})
-        title = f"ms by {quantity}"
-        table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        for column in ("operator", "direction", "implementation", "layout"):
-            table.add_column(column, no_wrap=True)
-        for value in columns:
-            table.add_column(f"{value:g}", justify="right", no_wrap=True)
-        for names, line in lines.items():
-            table.add_row(*names, *(line.get(value, "-") for value in columns))
+        names = ("operator", "direction", "implementation", "layout")
+        table = table_of(f"ms by {quantity}", names, [f"{value:g}" for value in columns])
+        for case, line in lines.items():
+            table.add_row(*case, *(line.get(value, "-") for value in columns))
         out.print(table)
-    for line_out in _left_out(rows):
-        out.print(line_out)
+    _print_left_out(rows, out)
 
 
-def write_csv(path: Path, rows: Sequence[Row], values: Sequence[float] | None = None) -> None:
-    """One line a row, every field of `Row` a column; `values` of what was varied, if given, in one more."""
-    records = [dataclasses.asdict(row) for row in rows]
-    if values is not None:
-        records = [{"value": value, **record} for value, record in zip(values, records, strict=True)]
+def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """One line a record, its keys the columns; floats with six digits."""
     write_csv_atomically(
         path, [{k: f"{v:.6g}" if isinstance(v, float) else v for k, v in record.items()} for record in records]
     )
+
+
+@contextmanager
+def recorded(path: Path, program: str, argv: Sequence[str] | None, options: argparse.Namespace) -> Iterator[None]:
+    """Writes the record of what is done within, which takes as long as a benchmark, when it is done.
+
+    Args:
+        path: The JSON file, beside the results.
+        program: The program's path, as users write it.
+        argv: Its arguments; None for those of the process.
+        options: What it made of them.
+    """
+    begin, load = time.perf_counter(), {"before": os.getloadavg()}
+    yield
+    load["after"] = os.getloadavg()
+    command = ["python", program, *(sys.argv[1:] if argv is None else argv)]
+    write_json(path, command, vars(options), time.perf_counter() - begin, load)
 
 
 def write_json(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender, detpool_pool
 
-ROI_ALIGN_MAX, PS_ROI_POOL_RFCN = "roi_align:reduction=max", "ps_roi_pool:convention=rfcn"
+ROI_ALIGN, ROI_ALIGN_MAX, PS_ROI_POOL_RFCN = "roi_align", "roi_align:reduction=max", "ps_roi_pool:convention=rfcn"
 
 Peer = Callable[[Case], Contender]
 Run = Callable[[Sequence[Any]], Any]
@@ -30,19 +30,14 @@ def torchvision_peer(case: Case) -> Contender:
     In float16 and bfloat16 it computes in float32 and casts back, as its autocast rule does: its kernels would round
     the boxes as well.
     """
-    reduced = case.dtype in (torch.float16, torch.bfloat16)
-    pool = _torchvision_pool(case)
+    pool, notes = _torchvision_pool(case), ["gradients of features only"] * case.box_gradients
+    if case.dtype in (torch.float16, torch.bfloat16):
+        single, notes = pool, [*notes, "computes in float32"]
 
-    def cast_pool(features: Sequence[Tensor], boxes: Any) -> Tensor:
-        return pool([f.float() for f in features], boxes).to(case.dtype)
+        def pool(features: Sequence[Tensor], boxes: Any) -> Tensor:
+            return single([f.float() for f in features], boxes).to(case.dtype)
 
-    notes = []
-    if case.box_gradients:
-        notes.append("gradients of features only")
-    if reduced:
-        notes.append("computes in float32")
-    chosen = cast_pool if reduced else pool
-    return autograd_contender(case, chosen, torch.contiguous_format, box_gradients=False, note="; ".join(notes))
+    return autograd_contender(case, pool, torch.contiguous_format, box_gradients=False, note="; ".join(notes))
 
 
 def _torchvision_pool(case: Case) -> Pool:
@@ -80,7 +75,7 @@ def compiled_peer(case: Case) -> Contender:
 
 def openvino_peer(case: Case) -> Contender:
     """OpenVINO's CPU plugin; where it converts features to its blocked layout, that is part of its call."""
-    _check_inference(case)
+    features, rois = _inference_inputs(case)
     try:
         import openvino
         from openvino import opset13 as opset
@@ -88,19 +83,16 @@ def openvino_peer(case: Case) -> Contender:
         raise Absent("not installed (the extra `bench` holds it)") from None
     workload, name = case.workload, case.operator.name
     (height, width), scale = workload.output_size, 1 / workload.strides[0]
-    features, rois = workload.features[0].numpy(), workload.rois.numpy()
-    if name in ("roi_align", ROI_ALIGN_MAX):
+    feeds = [features, rois]
+    if name in (ROI_ALIGN, ROI_ALIGN_MAX):
         feeds = [features, np.ascontiguousarray(rois[:, 1:]), rois[:, 0].astype(np.int32)]
-        inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
+    inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
+    if name in (ROI_ALIGN, ROI_ALIGN_MAX):
         mode = "max" if name == ROI_ALIGN_MAX else "avg"
         node = opset.roi_align(*inputs, height, width, case.sampling_ratio, scale, mode, "asymmetric")
     elif name == "roi_pool":
-        feeds = [features, rois]
-        inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
         node = opset.roi_pooling(*inputs, [height, width], scale, "max")
     elif name == PS_ROI_POOL_RFCN and height == width:
-        feeds = [features, rois]
-        inputs = [opset.parameter(feed.shape, feed.dtype) for feed in feeds]
         node = opset.psroi_pooling(*inputs, workload.output_channels, height, scale, 1, 1, "average")
     else:
         raise Absent("has no such operator")
@@ -126,7 +118,7 @@ def openvino_peer(case: Case) -> Contender:
 
 def onnxruntime_peer(case: Case) -> Contender:
     """ONNX Runtime's CPU provider, operator set 16."""
-    _check_inference(case)
+    features, rois = _inference_inputs(case)
     try:
         import onnxruntime
         from onnx import TensorProto, helper
@@ -134,27 +126,21 @@ def onnxruntime_peer(case: Case) -> Contender:
         raise Absent("not installed (the extra `bench` holds it)") from None
     workload, name = case.workload, case.operator.name
     (height, width), scale = workload.output_size, 1 / workload.strides[0]
-    features, rois = workload.features[0].numpy(), workload.rois.numpy()
-    if name in ("roi_align", ROI_ALIGN_MAX):
+    if name in (ROI_ALIGN, ROI_ALIGN_MAX):
         feeds = {"features": features, "rois": rois[:, 1:].copy(), "batch": rois[:, 0].astype(np.int64)}
-        node = helper.make_node(
-            "RoiAlign",
-            list(feeds),
-            ["output"],
-            mode="max" if name == ROI_ALIGN_MAX else "avg",
-            output_height=height,
-            output_width=width,
-            sampling_ratio=case.sampling_ratio,
-            spatial_scale=scale,
-            coordinate_transformation_mode="output_half_pixel",
-        )
+        kind, attributes = "RoiAlign", {
+            "mode": "max" if name == ROI_ALIGN_MAX else "avg",
+            "output_height": height,
+            "output_width": width,
+            "sampling_ratio": case.sampling_ratio,
+            "coordinate_transformation_mode": "output_half_pixel",
+        }  # fmt: skip
     elif name == "roi_pool":
         feeds = {"features": features, "rois": rois}
-        node = helper.make_node(
-            "MaxRoiPool", list(feeds), ["output"], pooled_shape=[height, width], spatial_scale=scale
-        )
+        kind, attributes = "MaxRoiPool", {"pooled_shape": [height, width]}
     else:
         raise Absent("has no such operator")
+    node = helper.make_node(kind, list(feeds), ["output"], spatial_scale=scale, **attributes)
     inputs = [
         helper.make_tensor_value_info(key, helper.np_dtype_to_tensor_dtype(feed.dtype), feed.shape)
         for key, feed in feeds.items()
@@ -178,7 +164,8 @@ def onnxruntime_peer(case: Case) -> Contender:
     return Contender(run, check=run)
 
 
-def _check_inference(case: Case) -> None:
+def _inference_inputs(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Features (N, C, H, W) and RoIs (K, 5) for those who only infer."""
     if case.device != "cpu":
         raise Absent("compared on CPUs only")
     if case.backward:
@@ -187,6 +174,7 @@ def _check_inference(case: Case) -> None:
         raise Absent("pools from one map a call")
     if case.dtype != torch.float32:
         raise Absent("compared in float32 only")
+    return case.workload.features[0].numpy(), case.workload.rois.numpy()
 
 
 PEERS: dict[str, Peer] = {

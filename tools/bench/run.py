@@ -11,20 +11,11 @@ import torch
 
 from detpool.ops import BackendError
 
-from .agreement import Agreement, compare
-from .contenders import (
-    BACKWARD,
-    Absent,
-    Case,
-    Contender,
-    Results,
-    checked_part,
-    detpool_contender,
-    expected_results,
-)
+from .agreement import compare
+from .contenders import BACKWARD, Absent, Case, Contender, Results, checked_part, detpool_contender, expected_results
 from .operators import Operator
 from .peers import Peer
-from .timing import Summary, interleave, summarise
+from .timing import Summary, measure
 from .traffic import bytes_moved
 
 COPY = "copy"
@@ -80,20 +71,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class _Entrant:
-    """An implementation that has been checked."""
+    """An implementation that has been checked: its row without times, and its call if it may be timed."""
 
-    implementation: str
-    layout: str
-    operator: str
-    status: str
-    note: str
-    agreement: Agreement | None = None
+    row: Row
     contender: Contender | None = None
-    """only of one that may be timed"""
 
     @property
     def key(self) -> str:
-        return f"{self.implementation} {self.operator} {self.layout}"
+        return f"{self.row.implementation} {self.row.operator} {self.row.layout}"
 
 
 def run_case(case: Case, settings: Settings) -> list[Row]:
@@ -101,93 +86,70 @@ def run_case(case: Case, settings: Settings) -> list[Row]:
     torch.set_num_threads(case.threads)
     expected = expected_results(case)
     others = [_admit(name, "contiguous", case, partial(peer, case), expected) for name, peer in settings.peers.items()]
-    torchvision = next((e for e in others if e.implementation == "torchvision" and e.contender), None)
-    baselines: dict[str, _Entrant | None] = {other.key: torchvision for other in others}
+    torchvision = next((e for e in others if e.row.implementation == "torchvision" and e.contender), None)
+    ours = list(_ours(case, settings, expected))
+    baselines: list[_Entrant | None] = [torchvision] * (len(ours) + len(others))
+    measures: list[_Entrant] = []
     yardstick = None if torchvision else settings.yardsticks.get(case.operator.position_sensitive)
     if yardstick is not None and yardstick.name != case.operator.name:
         # Even where boxes get gradients, the yardstick is an ordinary training step.
-        other_case = dataclasses.replace(
-            case, operator=yardstick, direction=BACKWARD if case.backward else case.direction
-        )
+        direction = BACKWARD if case.backward else case.direction
+        other_case = dataclasses.replace(case, operator=yardstick, direction=direction)
         measures = list(_ours(other_case, settings, expected_results(other_case)))
-    else:
-        measures = []
-    ours = list(_ours(case, settings, expected))
-    for number, entrant in enumerate(ours):
-        baselines[entrant.key] = measures[number] if measures else torchvision
+        baselines[: len(ours)] = measures
 
     timed = {e.key: e.contender.run for e in (*ours, *others, *measures) if e.contender}
     size = bytes_moved(case.workload, case.dtype, backward=case.backward, box_gradients=case.box_gradients)
     source = torch.ones(size // 2, dtype=torch.uint8, device=case.device)  # zeros could all be one page of memory
-    target = torch.ones_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-        if case.device != "cpu":
-            torch.cuda.synchronize()
-
-    times = interleave({**timed, COPY: copy}, settings.rounds, settings.budget) if timed else {}
-    summaries = {key: summarise(seconds) for key, seconds in times.items()}
-    return [_row(case, entrant, baselines[entrant.key], summaries, size) for entrant in (*ours, *others)]
+    copy = partial(torch.ones_like(source).copy_, source)
+    times = measure({**timed, COPY: copy}, settings.rounds, settings.budget) if timed else {}
+    return [
+        _timed(entrant, baseline, times, size) for entrant, baseline in zip((*ours, *others), baselines, strict=True)
+    ]
 
 
 def _ours(case: Case, settings: Settings, expected: Results) -> Iterator[_Entrant]:
     for backend in settings.backends:
         for layout in settings.layouts:
-            yield _admit(
-                f"detpool {backend}", layout, case, partial(detpool_contender, case, backend, layout), expected
-            )
+            build = partial(detpool_contender, case, backend, layout)
+            yield _admit(f"detpool {backend}", layout, case, build, expected)
 
 
 def _admit(implementation: str, layout: str, case: Case, build: Callable[[], Contender], expected: Results) -> _Entrant:
     """Build an implementation's call and compare what it returns."""
-    entrant = partial(_Entrant, implementation, layout, case.operator.name)
+    dtype = str(case.dtype).removeprefix("torch.")
+    names = (case.workload.name, case.operator.name, case.direction, dtype, case.threads, implementation, layout)
+    row = partial(Row, *names)
     try:
         contender = build()
         results = contender.check()
     except (Absent, BackendError) as reason:
-        return entrant("absent", str(reason))
+        return _Entrant(row("absent", str(reason)))
     except Exception as error:  # one that breaks must not take the others' results with it
-        return entrant("failed", f"{type(error).__name__}: {error}")
-    agreement = compare(checked_part(case, results), expected, case.dtype)
-    if not agreement.holds:
-        return entrant("disagrees", agreement.worst, agreement)
-    return entrant("timed", contender.note, agreement, contender)
+        return _Entrant(row("failed", f"{type(error).__name__}: {error}"))
+    found = compare(checked_part(case, results), expected, case.dtype)
+    if not found.holds:
+        return _Entrant(row("disagrees", found.worst, found.error, found.tolerance))
+    return _Entrant(row("timed", contender.note, found.error, found.tolerance), contender)
 
 
-def _row(case: Case, entrant: _Entrant, baseline: _Entrant | None, summaries: Mapping[str, Summary], size: int) -> Row:
-    row = Row(
-        workload=case.workload.name,
-        operator=case.operator.name,
-        direction=case.direction,
-        dtype=str(case.dtype).removeprefix("torch."),
-        threads=case.threads,
-        implementation=entrant.implementation,
-        layout=entrant.layout,
-        status=entrant.status,
-        note=entrant.note,
-    )
-    if entrant.agreement is not None:
-        row = dataclasses.replace(row, error=entrant.agreement.error, tolerance=entrant.agreement.tolerance)
-    summary = summaries.get(entrant.key)
-    if summary is None:
-        return row
-    reference = summaries.get(baseline.key) if baseline is not None else None
+def _timed(entrant: _Entrant, baseline: _Entrant | None, times: Mapping[str, Summary], size: int) -> Row:
+    if entrant.key not in times:
+        return entrant.row
+    found, name, speedup = times[entrant.key], "", None
+    if baseline is not None and baseline.key in times:
+        speedup = times[baseline.key].median / found.median
+        same = baseline.row.operator == entrant.row.operator
+        name = baseline.row.implementation if same else f"{baseline.row.implementation} {baseline.row.operator}"
     return dataclasses.replace(
-        row,
-        rounds=summary.rounds,
-        median_ms=1e3 * summary.median,
-        p20_ms=1e3 * summary.p20,
-        p80_ms=1e3 * summary.p80,
-        baseline=_baseline_name(baseline, entrant) if baseline is not None and reference is not None else "",
-        speedup=reference.median / summary.median if reference is not None else None,
+        entrant.row,
+        rounds=found.rounds,
+        median_ms=1e3 * found.median,
+        p20_ms=1e3 * found.p20,
+        p80_ms=1e3 * found.p80,
+        baseline=name,
+        speedup=speedup,
         gigabytes=size / 1e9,
-        gb_per_s=size / 1e9 / summary.median,
-        copy_gb_per_s=size / 1e9 / summaries[COPY].median,
+        gb_per_s=size / 1e9 / found.median,
+        copy_gb_per_s=size / 1e9 / times[COPY].median,
     )
-
-
-def _baseline_name(baseline: _Entrant, entrant: _Entrant) -> str:
-    if baseline.operator == entrant.operator:
-        return baseline.implementation
-    return f"{baseline.implementation} {baseline.operator}"

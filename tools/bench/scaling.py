@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .workloads import Workload, build
 
@@ -22,18 +22,16 @@ def points(quick: bool = False) -> Iterator[Point]:
 
     RoIs have sides of 32 to 500 px, except where the area of a bin is varied: there all have the same side.
     """
-    stride, size, side = 16, ((160, 256) if quick else (800, 1216)), ((32, 150) if quick else (32, 500))
-    rois, channels, bins = (8, 8, 7) if quick else (512, 256, 7)
-
+    stride, size = 16, (160, 256) if quick else (800, 1216)
+    usual: dict[str, Any] = {"channels": 256, "rois": 512, "sides": (32, 500), "image_size": size}
+    if quick:
+        usual |= {"channels": 8, "rois": 8, "sides": (32, 150)}
     for count in (4, 8, 16) if quick else (32, 128, 512, 1024):
-        yield Point(count, build(ROIS, channels=channels, rois=count, sides=side, image_size=size))
+        yield Point(count, build(ROIS, **usual | {"rois": count}))
     for count in (4, 8, 16) if quick else (16, 64, 256, 1024):
-        yield Point(count, build(CHANNELS, channels=count, rois=rois, sides=side, image_size=size))
+        yield Point(count, build(CHANNELS, **usual | {"channels": count}))
     for edge in (2, 7) if quick else (1, 3, 7, 14):
-        shape = (edge, edge)
-        workload = build(BINS, channels=channels, rois=rois, sides=side, image_size=size, output_size=shape)
-        yield Point(edge * edge, workload)
+        yield Point(edge * edge, build(BINS, **usual, output_size=(edge, edge)))
     for cells in (0.5, 1) if quick else (0.25, 0.5, 1, 2, 4, 6):
-        width = cells * bins * stride
-        workload = build(BIN_AREA, channels=channels, rois=rois, sides=(width, width), image_size=size)
-        yield Point(cells * cells, workload)
+        width = cells * 7 * stride
+        yield Point(cells * cells, build(BIN_AREA, **usual | {"sides": (width, width)}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,26 +41,17 @@ def _touched(workload: Workload, level: int) -> int:
         finest = torch.tensor(float(workload.strides[0])).log2().item()
         rois = rois[assign_levels(rois[:, 1:], number, finest) == level]
     rows, columns = workload.output_size if workload.position_sensitive else (1, 1)
-    x = _edges(rois[:, 1], rois[:, 3], workload.strides[level], columns, width)
-    y = _edges(rois[:, 2], rois[:, 4], workload.strides[level], rows, height)
-    image = rois[:, 0].long()
-    cells = 0
-    for i in range(rows):
-        for j in range(columns):
-            # The corners of each window in a map of differences, whose running sums count the windows over a cell.
-            corners = torch.zeros(images, height + 1, width + 1)
-            for vertical, sign_y in ((y[0][:, i], 1.0), (y[1][:, i], -1.0)):
-                for horizontal, sign_x in ((x[0][:, j], 1.0), (x[1][:, j], -1.0)):
-                    value = torch.tensor(sign_y * sign_x).expand(len(rois))
-                    corners.index_put_((image, vertical, horizontal), value, accumulate=True)
-            cells += int((corners.cumsum(1).cumsum(2)[:, :height, :width] > 0.5).sum())
-    return cells * (channels // (rows * columns))
+    left, right = _edges(rois[:, 1], rois[:, 3], workload.strides[level], columns, width)
+    top, bottom = _edges(rois[:, 2], rois[:, 4], workload.strides[level], rows, height)
+    touched = np.zeros((rows, columns, images, height, width), bool)
+    for roi, image in enumerate(rois[:, 0].int().tolist()):
+        for i, j in np.ndindex(rows, columns):
+            touched[i, j, image, top[roi, i] : bottom[roi, i], left[roi, j] : right[roi, j]] = True
+    return int(touched.sum()) * (channels // (rows * columns))
 
 
-def _edges(start: Tensor, end: Tensor, stride: int, bins: int, length: int) -> tuple[Tensor, Tensor]:
-    """First and last + 1 cell of each bin along an axis: two (K, bins) int64."""
-    step = ((end - start) / bins)[:, None]
-    number = torch.arange(bins)
-    first = ((start[:, None] + number * step) / stride).floor().clamp(0, length)
-    last = ((start[:, None] + (number + 1) * step) / stride).ceil().clamp(0, length)
-    return first.long(), last.long()
+def _edges(start: Tensor, end: Tensor, stride: int, bins: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last + 1 cell of each bin along an axis: two (K, bins)."""
+    edges = (start[:, None] + torch.arange(bins + 1) * ((end - start) / bins)[:, None]) / stride
+    first, last = edges[:, :-1].floor().clamp(0, length), edges[:, 1:].ceil().clamp(0, length)
+    return first.int().numpy(), last.int().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,19 +100,18 @@ def build(
     return Workload(name, features, strides, tuple(boxes), image_size, output_size, position_sensitive)
 
 
+_QUICK: dict[str, Any] = {"channels": 8, "rois": 16, "sides": (32, 150), "image_size": (160, 256)}
+
+
 def c4(quick: bool = False) -> Workload:
     """A C4 detector's map: 2 x 256 x 50 x 76, stride 16, 512 RoIs with sides of 32 to 500 px, 7 x 7 bins."""
-    if quick:
-        return build("c4", channels=8, rois=16, sides=(32, 150), image_size=(160, 256))
-    return build("c4", channels=256, rois=512, sides=(32, 500))
+    return build("c4", **(_QUICK if quick else {"channels": 256, "rois": 512, "sides": (32, 500)}))
 
 
 def fpn(quick: bool = False) -> Workload:
     """A feature pyramid: strides 4 to 32, 256 channels, 1024 RoIs with sides of 16 to 700 px, 7 x 7 bins."""
-    strides = (4, 8, 16, 32)
-    if quick:
-        return build("fpn", channels=8, rois=32, sides=(16, 160), strides=strides, image_size=(160, 256))
-    return build("fpn", channels=256, rois=1024, sides=(16, 700), strides=strides)
+    shape: dict[str, Any] = {"channels": 256, "rois": 1024, "sides": (16, 700)}
+    return build("fpn", strides=(4, 8, 16, 32), **(_QUICK | {"rois": 32, "sides": (16, 160)} if quick else shape))
 
 
 def rfcn(quick: bool = False) -> Workload:
@@ -120,18 +120,15 @@ def rfcn(quick: bool = False) -> Workload:
     Boxes keep two cells away from the border: beyond that the backward of torchvision's `ps_roi_pool` is not the
     derivative of its forward, and could not be compared.
     """
-    if quick:
-        return build(
-            "rfcn", channels=3, rois=16, sides=(32, 100), image_size=(160, 256), position_sensitive=True, margin=32
-        )
-    return build("rfcn", channels=CLASSES, rois=512, sides=(32, 500), position_sensitive=True, margin=32)
+    shape: dict[str, Any] = {"channels": CLASSES, "rois": 512, "sides": (32, 500)}
+    small = _QUICK | {"channels": 3, "sides": (32, 100)}
+    return build("rfcn", position_sensitive=True, margin=32, **(small if quick else shape))
 
 
 def mask(quick: bool = False) -> Workload:
     """A mask head's RoIs: the map of `c4`, 256 RoIs with sides of 32 to 500 px, 14 x 14 bins."""
-    if quick:
-        return build("mask", channels=8, rois=8, sides=(32, 150), image_size=(160, 256), output_size=(14, 14))
-    return build("mask", channels=256, rois=256, sides=(32, 500), output_size=(14, 14))
+    shape: dict[str, Any] = {"channels": 256, "rois": 256, "sides": (32, 500)}
+    return build("mask", output_size=(14, 14), **(_QUICK | {"rois": 8} if quick else shape))
 
 
 WORKLOADS: dict[str, Callable[[bool], Workload]] = {"c4": c4, "fpn": fpn, "rfcn": rfcn, "mask": mask}

@@ -6,13 +6,13 @@ are written down instead of queued. What is compiled is so what a call on a GPU 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
 import torch
+from bench.contenders import DTYPES, LAYOUTS
 from torch import Tensor
 
 from detpool.ops.backends.triton import launch, primitives
@@ -24,14 +24,6 @@ ROIS, BINS = 512, 7
 CHANNELS, CLASSES = 256, 21
 """The shapes of the workloads c4 and rfcn of `tools/bench_ops.py`."""
 
-DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
-LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-
 _POINTER = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -41,8 +33,6 @@ _POINTER = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-
-
 OWN = (BINS, BINS)
 """The groups of position-sensitive channels."""
 
@@ -155,18 +145,8 @@ def _tensors(spec: Spec, dtype: torch.dtype, layout: torch.memory_format) -> tup
 def _both_forms() -> Iterator[None]:
     """First with atomics, then deterministic."""
     yield
-    with _deterministic():
+    with mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=True):
         yield
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def _specialised(
@@ -188,17 +168,9 @@ def _specialised(
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
             if value % 16 == 0:
                 divisible.append(name)
-    return Launch(
-        operator,
-        dtype,
-        layout,
-        f"{kernel.fn.__module__.rpartition('.')[2].removesuffix('_kernels')}.{kernel.fn.__name__}",
-        tuple(signature.items()),
-        tuple(constants.items()),
-        tuple(divisible),
-        num_warps,
-        maxnreg,
-    )
+    name = f"{kernel.fn.__module__.rpartition('.')[2].removesuffix('_kernels')}.{kernel.fn.__name__}"
+    known = (tuple(signature.items()), tuple(constants.items()), tuple(divisible), num_warps, maxnreg)
+    return Launch(operator, dtype, layout, name, *known)
 
 
 def kernel_of(launched: Launch) -> Any:
