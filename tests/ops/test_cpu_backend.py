@@ -210,6 +210,27 @@ def test_peak_memory_of_forward_and_backward(operator, layout: torch.memory_form
     assert peak + numpy_peak <= 2 * output.nbytes + features.nbytes
 
 
+def test_one_roi_takes_few_calls_of_python_functions() -> None:
+    """Each costs about a microsecond, and where there is one RoI they are most of the time. Kernels are not counted."""
+    features, box = torch.randn(1, 8, 20, 20), torch.tensor([[0.0, 3, 4, 15, 16]])
+    called = []
+
+    def count(frame, event, arg) -> None:
+        file = Path(frame.f_code.co_filename)
+        if event == "call" and file.is_relative_to(Path(ops.__file__).parent) and not file.stem.endswith("kernels"):
+            called.append(frame.f_code.co_name)
+
+    ops.roi_align(features, box, (7, 7), 1.0, 2)  # compiles
+    previous = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        ops.roi_align(features, box, (7, 7), 1.0, 2)
+    finally:
+        sys.setprofile(previous)
+    assert "roi_align" in called
+    assert len(called) <= 25, called
+
+
 def run_python(code: str, **environment: str) -> str:
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],

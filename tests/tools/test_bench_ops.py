@@ -312,7 +312,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         ("--operators roi_align:reductoin=max", "roi_align has no argument 'reductoin'; did you mean 'reduction'?"),
         ("--operators roi_align:max", "arguments of roi_align are written key=value, got 'max'"),
         ("--operators roi_align:aligned=1", "aligned of roi_align must be True or False, got '1'"),
-        ("--operators roi_align:reduction=median", "reduction must be 'mean' or 'max', got 'median'"),
+        ("--operators roi_align:reduction=median", "reduction must be one of 'mean', 'max', 'sum', got 'median'"),
         ("--operator roi_align", "unknown argument '--operator'; did you mean '--operators'?"),
         ("--import no_such_module", "No module named 'no_such_module'; Python finds modules of this folder with"),
         ("--threads 0", "--threads: must be a positive whole number, got '0'"),

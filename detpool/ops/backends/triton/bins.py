@@ -115,10 +115,11 @@ def _divide(x, y):
 
 
 @triton.jit
-def assign_levels(boxes, out, count, levels, shift, canonical_scale, BLOCK: tl.constexpr):
-    """The level of each box (K, 4), as ``detpool.ops.levels.assign_levels`` says; a program serves a block of boxes."""
+def assign_levels(boxes, stride, out, count, levels, shift, canonical_scale, BLOCK: tl.constexpr):
+    """The level of each box (K, 4), rows ``stride`` apart, as ``detpool.ops.levels.assign_levels`` says; a program
+    serves a block of boxes."""
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    at, mask = boxes + 4 * k, k < count
+    at, mask = boxes + stride * k, k < count
     x1, y1 = tl.load(at, mask=mask, other=0), tl.load(at + 1, mask=mask, other=0)
     x2, y2 = tl.load(at + 2, mask=mask, other=0), tl.load(at + 3, mask=mask, other=0)
     area = (x2 - x1) * (y2 - y1)

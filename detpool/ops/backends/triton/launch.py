@@ -193,7 +193,9 @@ def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax:
 
 def assign_levels(out: Tensor, boxes: Tensor, levels: int, shift: float, canonical_scale: float) -> None:
     """See :func:`bins.assign_levels`."""
-    arguments = (boxes, out, len(boxes), levels, shift, float(canonical_scale))
+    if boxes.stride(1) != 1:
+        boxes = boxes.contiguous()
+    arguments = (boxes, boxes.stride(0), out, len(boxes), levels, shift, float(canonical_scale))
     run_kernel(bins.assign_levels, (triton.cdiv(len(boxes), 128),), arguments, {"BLOCK": 128, "num_warps": 4})
 
 

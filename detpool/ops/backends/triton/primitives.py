@@ -165,5 +165,5 @@ def assign_levels(boxes: Tensor, levels: int, shift: float, canonical_scale: flo
     """See :func:`detpool.ops.levels.assign_levels`; ``shift`` is the canonical level less that of the finest map."""
     out = torch.empty(len(boxes), dtype=torch.int64, device=boxes.device)
     if out.numel():
-        launch.assign_levels(out, boxes.contiguous(), levels, shift, canonical_scale)
+        launch.assign_levels(out, boxes, levels, shift, canonical_scale)
     return out
