@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import write_proposals as tool
 
-FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.box_batch_size_per_image=16"]
+FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.roi_heads.batch_size_per_image=16"]
 
 
 def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_path, capsys):
