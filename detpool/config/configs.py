@@ -261,8 +261,8 @@ class Configs(ConfigLoaderImpl):
             return None
         for default in reversed(self.compute_defaults_list(self.name, list(choices), RunMode.RUN).defaults):
             package = f"{default.package}." if default.package else ""
-            file = self.file(default.config_path) if default.config_path and key.startswith(package) else None
-            if file and _has(file.config, key.removeprefix(package)):
+            file = self.file(default.config_path) if default.config_path and f"{key}.".startswith(package) else None
+            if file and (f"{key}." == package or _has(file.config, key.removeprefix(package))):
                 folder = Path(str(file.path).removeprefix("file://"))
                 path = folder / f"{default.config_path}.yaml"
                 return str(path.relative_to(self.folder.parent) if folder == self.folder else path)
