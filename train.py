@@ -98,6 +98,10 @@ def show_config(line: CommandLine, program: Hydra) -> None:
         print(f"# The config of the first of {len(jobs)} runs:", *(" ".join(job) for job in jobs), sep="\n#   ")
         overrides = jobs[0]
     config = line.configs.load_configuration(line.configs.name, overrides, RunMode.RUN)
+    try:
+        check(line.configs.compose(overrides), line.configs, overrides)
+    except ConfigError as error:
+        print(f"note: as it stands this cannot be run: {error}", file=sys.stderr)
     HydraConfig.instance().set_config(config)
     shown: Any = program.get_sanitized_cfg(config, line.options.cfg)
     if line.options.package:
