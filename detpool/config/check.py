@@ -104,18 +104,18 @@ class _Check:
             what = f"{path} has no key" if path else "there is no key or group"
             return f"{what} {keys[0]!r}{f'; did you mean {deeper[0]!r}?' if deeper else near}{where}"
         name = str(_at(self.plain, path)["_target_"]).rpartition(".")[2]
-        of_target = self.origin(f"{path}._target_")
-        foreign = {key: file for key in keys if (file := self.origin(f"{path}.{key}")) and file != of_target}
+        files = {key: file for key in keys if (file := self.origin(f"{path}.{key}"))}
+        foreign = {key: file for key, file in files.items() if file != self.origin(f"{path}._target_")}
         key = next(iter(foreign), keys[0])
         close = difflib.get_close_matches(key, accepted, n=1, cutoff=0.8)
         if not foreign or close:
             hint = f"; did you mean {close[0]!r}?" if close else did_you_mean(key, accepted)
             return f"{path}: {name} has no argument {key!r}{hint}" + (f" ({foreign[key]})" if foreign else "")
         shown, without = ", ".join(map(repr, foreign)), " ".join(f"'~{path}.{key}'" for key in foreign)
-        files = ", ".join(dict.fromkeys(foreign.values()))
+        whose = f"set in {', '.join(dict.fromkeys(foreign.values()))} for another {path.partition('.')[0]}"
         return (
-            f"{path}: {name} has no argument {shown}, set in {files} for another {path.partition('.')[0]}"
-            f"{self.having(f'{path}.{key}', None)}; or take the setting out with {without}"
+            f"{path}: {name} has no argument {shown}, {whose}{self.having(f'{path}.{key}', None)}; or take the setting "
+            f"out with {without}"
         )
 
     def origin(self, key: str) -> str | None:

@@ -14,7 +14,7 @@ from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.config_repository import ConfigResult
 from hydra._internal.utils import create_config_search_path
-from hydra.core.default_element import ConfigDefault, GroupDefault
+from hydra.core.default_element import ConfigDefault, GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import setup_globals
@@ -70,10 +70,11 @@ class Configs(ConfigLoaderImpl):
         super().__init__(path)
         self._composed: dict[Any, DictConfig] = {}
         self._read: dict[str, ConfigResult | None] = {}
+        self._defaults: dict[Any, Sequence[ResultDefault]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that a launcher starts for a run composes that run alone.
-        return {**self.__dict__, "_composed": {}, "_read": {}}
+        return {**self.__dict__, "_composed": {}, "_read": {}, "_defaults": {}}
 
     @classmethod
     def of_job(cls, job: Any) -> Configs:
@@ -259,7 +260,9 @@ class Configs(ConfigLoaderImpl):
         given = [override.key_or_group for override in values]
         if any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in given):
             return None
-        for default in reversed(self.compute_defaults_list(self.name, list(choices), RunMode.RUN).defaults):
+        if choices not in self._defaults:
+            self._defaults[choices] = self.compute_defaults_list(self.name, list(choices), RunMode.RUN).defaults
+        for default in reversed(self._defaults[choices]):
             package = f"{default.package}." if default.package else ""
             file = self.file(default.config_path) if default.config_path and f"{key}.".startswith(package) else None
             if file and (f"{key}." == package or _has(file.config, key.removeprefix(package))):
