@@ -11,8 +11,9 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from detpool.config import apply_overrides
+from detpool.config import apply_overrides, check
 from detpool.errors import ConfigError, exit_with_message
+from detpool.run_config import load_config
 
 
 def main() -> None:
@@ -25,13 +26,15 @@ def main() -> None:
         given = [argument.removeprefix("ckpt_path=") for argument in arguments if argument.startswith("ckpt_path=")]
         if len(given) != 1 or not given[0]:
             raise ConfigError(f"give one checkpoint with ckpt_path=..., got {given}")
-        from detpool.distributed import say
-        from detpool.training import runs
-
-        checkpoint = runs.find_checkpoint(Path(given[0]))
-        config = runs.load_config(checkpoint)
+        path = Path(given[0]).expanduser()
+        config = load_config(path)
         config.run_dir = f"logs/eval/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         apply_overrides(config, [argument for argument in arguments if not argument.startswith("ckpt_path=")])
+        check(config)
+        from detpool.distributed import say
+        from detpool.training import runs  # takes seconds: not before the config is checked
+
+        checkpoint = runs.find_checkpoint(path)
         say(f"checkpoint: {checkpoint}")
         runs.restore_and_evaluate(config, checkpoint, start)
 

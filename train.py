@@ -1,91 +1,117 @@
 """Trains and evaluates a detector: `python train.py pooler=pr_roi_pool data=shapes`. See README.md."""
 
 import contextlib
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import hydra
+import yaml
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import CommandLine, Configs, check_config, check_keys, origin_of_job, parse_command_line
+from detpool.config import CommandLine, Configs, check, parse_command_line
 from detpool.errors import ConfigError, exit_with_message
 from detpool.study.layout import write_plan
-from detpool.study.plan import Sweep, command_of, drop_variants, plan_sweep, run_dir_of, summarize, sweep_jobs
+from detpool.study.plan import command_of, plan_sweep, run_dir_of, summarize, sweep_jobs
 from detpool.study.stopping import wait_for_workers
 
 CONFIGS = Path(__file__).parent / "configs"
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main() -> None:
+    with exit_with_message():
+        line = parse_command_line(sys.argv[1:], CONFIGS, "train")
+        if line.command not in ("run", "multirun", "cfg"):
+            hydra.main(version_base="1.3", config_path="configs", config_name="train")(run)()
+            return
+        program = Hydra(task_name="train", config_loader=line.configs)
+        GlobalHydra.instance().initialize(program)
+        if line.command == "cfg":
+            show_config(line, program)
+        elif line.sweeps:
+            sys.exit(run_sweep(line, program))
+        else:
+            check_run(line)
+            program.run(line.configs.name, run, line.overrides)
+
+
 def run(config: DictConfig) -> float | None:
     """One run; in a sweep returns the validation metric that chooses its best checkpoint, for sweepers to optimise."""
     with exit_with_message():
         job = HydraConfig.get()
-        drop_variants(config)
         config.run_dir = run_dir_of(config, job)
-        check_keys(config, Configs.of_job(job))
-        check_config(config, origin_of_job())
-        from detpool.training.sweep import recorded, train_in_sweep  # takes seconds: not before the config is checked
+        if job.mode is not RunMode.MULTIRUN:
+            from detpool.training.runs import train  # takes seconds: not before the config is checked
+            from detpool.training.sweep import recorded
 
-        if job.mode is RunMode.MULTIRUN:
-            return train_in_sweep(config, command_of(job), in_worker="joblib" in job.launcher._target_)
-        from detpool.training.runs import train
+            with recorded(Path(config.run_dir)):
+                train(config)
+            return None
+        if "BasicSweeper" not in job.sweeper._target_:  # it chose this run after all others were checked
+            check(config, Configs.of_job(job), [*job.overrides.hydra, *job.overrides.task])
+        from detpool.training.sweep import train_in_sweep
 
-        with recorded(Path(config.run_dir)):
-            train(config)
-        return None
-
-
-def main() -> None:
-    with exit_with_message():
-        line = parse_command_line(sys.argv[1:], CONFIGS, "train")
-        sweep = plan(line)
-        overrides = shown(line) if line.shows_config else line.overrides
-        if sweep and sweep.names is not None:
-            write_plan(sweep.folder, sweep.names)
-    multirun = ["--multirun", *sweep.overrides] if sweep else []
-    # Hydra's own options first: it does not find those that stand among `key=value`.
-    sys.argv[1:] = [*line.options, *multirun, *overrides]
-    if sweep is None:
-        return run()
-    try:
-        with wait_for_workers() if sweep.in_workers else contextlib.nullcontext():
-            run()
-    finally:
-        complete = summarize(sweep)
-    sys.exit(0 if complete else 1)
+        return train_in_sweep(config, command_of(job), in_worker="joblib" in job.launcher._target_)
 
 
-def plan(line: CommandLine) -> Sweep | None:
-    """Checks a command line; if it asks for several runs, says what they are.
+def check_run(line: CommandLine) -> None:
+    """Checks the command line of a single run.
 
     Raises:
         ConfigError: if it cannot be run as it stands.
     """
-    if line.asks or line.shows_config:
-        return None
-    if line.sweeps:
-        return plan_sweep(line.configs, line.overrides)
-    if line.study:
+    if any(argument.startswith("study=") for argument in line.overrides):
         raise ConfigError("a study is a sweep: python train.py -m study=...")
-    config = line.configs.compose(line.overrides)
-    check_keys(config, line.configs)
-    check_config(config, line.configs.origin(line.overrides))
-    return None
+    check(line.configs.compose(line.overrides), line.configs, line.overrides)
 
 
-def shown(line: CommandLine) -> list[str]:
-    """The `key=value` of the config that a command line wants to see: of a sweep that of its first run."""
-    if not line.sweeps and not line.study:
-        line.configs.compose(line.overrides)
-        return line.overrides
-    jobs = sweep_jobs(line.configs, line.overrides)
-    if jobs is None:
-        raise ConfigError("--cfg: a sweeper chooses the runs as it goes; leave out -m and give each key one value")
-    print(f"# The config of the first of {len(jobs)} runs:", *(" ".join(job) for job in jobs), sep="\n#   ")
-    return jobs[0]
+def run_sweep(line: CommandLine, program: Hydra) -> int:
+    """Checks all runs of a sweep, then runs them; returns the exit status, 0 if all are finished."""
+    sweep = plan_sweep(line.configs, line.overrides)
+    if sweep.names is not None:
+        write_plan(sweep.folder, sweep.names)
+    try:
+        with wait_for_workers() if sweep.in_workers else contextlib.nullcontext():
+            program.multirun(line.configs.name, run, sweep.overrides)
+    except (KeyboardInterrupt, SystemExit):
+        again = [] if sweep.is_study else [f"hydra.sweep.dir={sweep.folder}"]
+        command = shlex.join(["python", *sys.argv, *again])
+        print(f"\nthe sweep was interrupted; what resumes it:\n  {command}", file=sys.stderr)
+        raise
+    finally:
+        complete = summarize(sweep)
+    return 0 if complete else 1
+
+
+def show_config(line: CommandLine, program: Hydra) -> None:
+    """Prints the config of a command line; of a sweep that of its first run."""
+    overrides = line.overrides
+    if line.sweeps or any(argument.startswith("study=") for argument in overrides):
+        jobs = sweep_jobs(line.configs, overrides)
+        if jobs is None:
+            raise ConfigError("--cfg: a sweeper chooses the runs as it goes; leave out -m and give each key one value")
+        print(f"# The config of the first of {len(jobs)} runs:", *(" ".join(job) for job in jobs), sep="\n#   ")
+        overrides = jobs[0]
+    config = line.configs.load_configuration(line.configs.name, overrides, RunMode.RUN)
+    try:
+        check(line.configs.compose(overrides), line.configs, overrides)
+    except ConfigError as error:
+        print(f"note: as it stands this cannot be run: {error}", file=sys.stderr)
+    HydraConfig.instance().set_config(config)
+    shown: Any = program.get_sanitized_cfg(config, line.options.cfg)
+    if line.options.package:
+        print(f"# @package {line.options.package}")
+        shown = OmegaConf.select(shown, line.options.package)
+    if not OmegaConf.is_config(shown):
+        raise ConfigError(f"--package {line.options.package}: the config has no such part, {shown!r} is there")
+    plain = OmegaConf.to_container(shown, resolve=line.options.resolve, enum_to_str=True)
+    # What has no parts of its own stands on one line: a config that fits a screen can be read.
+    print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True), end="")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,97 @@
-"""The config that a run left beside its results."""
+"""The config that a run left beside its results, in the keys of today. Nothing here imports torch."""
 
+from __future__ import annotations
+
+import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from detpool.errors import ConfigError
 
 _RENAMED = {"detpool.pooling.": "detpool.layers."}
 """Modules that configs of earlier revisions name otherwise."""
+_PROPOSALS = {
+    "given": ("GivenProposals", ("top_n_train", "top_n_test")),
+    "jittered": ("JitteredProposals", ("boxes_per_object", "min_iou", "background_per_object")),
+}
+_IOU = ("iou_boxes_per_image", "iou_guided", "refine_steps", "refine_step_size")
 
 
 def read_run_config(path: Path) -> DictConfig:
-    """A run's `config.yaml`, in the names of today, so that runs of earlier revisions still evaluate and report."""
+    """A run's `config.yaml`, in the names and keys of today, so that runs of earlier revisions still evaluate and
+    report."""
     text = path.read_text(encoding="utf-8")
     for old, new in _RENAMED.items():
         text = text.replace(old, new)
-    return OmegaConf.create(text)  # type: ignore[return-value]
+    config = OmegaConf.create(text)
+    model = config.get("model") if isinstance(config, DictConfig) else None
+    if (
+        isinstance(model, DictConfig)
+        and str(model.get("_target_")).startswith("detpool.detection")
+        and "roi_heads" not in model
+    ):
+        config.model = _nested(OmegaConf.to_container(model))
+    return config  # type: ignore[return-value]
+
+
+def load_config(checkpoint: Path) -> DictConfig:
+    """The config of the run that wrote a checkpoint: the nearest `config.yaml`, in its folder or up to four above it.
+
+    It may come from elsewhere, so the packages that it names in `imports` are none that the user has named.
+
+    Args:
+        checkpoint: a checkpoint, or a run directory.
+
+    Raises:
+        ConfigError: if there is no such config, or it cannot be read.
+    """
+    checkpoint = checkpoint.absolute()
+    for folder in [checkpoint, *checkpoint.parents][:5]:  # a metric in the checkpoint's name makes folders (val/AP)
+        path = folder / "config.yaml"
+        if os.path.isfile(path):  # pathlib raises errors for names that are too long
+            try:
+                config = read_run_config(path)
+            except (OSError, ValueError, YAMLError) as error:
+                raise ConfigError(f"{path} cannot be read: {error}") from error
+            if not isinstance(config, DictConfig):
+                raise ConfigError(f"{path} is not the config of a run")
+            config.imports = []
+            return config
+    if not os.path.exists(checkpoint):
+        raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()})")
+    raise ConfigError(f"no config.yaml beside {checkpoint} or up to three folders up: it says which model to restore")
+
+
+def _nested(model: Any) -> dict[str, Any]:
+    """The config of a model whose settings were all keys of its own, `rpn_nms_thresh`, in nested mappings."""
+    target = str(model["_target_"])
+    iou_net = target.endswith(".iou_net")
+    parts: dict[str, dict[str, Any]] = {
+        "rpn": {"_target_": "detpool.detection.ProposalNetwork", "_partial_": True},
+        "roi_heads": {"_target_": f"detpool.detection.{'IoUHeads' if iou_net else 'TwoStageHeads'}", "_partial_": True},
+        "proposals": {},
+    }
+    if target.rpartition(".")[2] in ("rfcn", "light_head_rcnn"):  # their defaults, where a config left them out
+        parts["roi_heads"] |= {"hard_examples": True} | (
+            {"batch_size_per_image": 128} if target.endswith("rfcn") else {}
+        )
+    kind, of_kind = _PROPOSALS.get(model.get("proposals", "rpn"), ("", ()))
+    nested: dict[str, Any] = {}
+    for key, value in model.items():
+        name = key.removeprefix("rpn_").removeprefix("box_")
+        if key in ("anchor_sizes", "anchor_aspect_ratios"):
+            parts["rpn"][key.removeprefix("anchor_") if "aspect" in key else key] = value
+        elif key.startswith("rpn_"):
+            parts["proposals" if name in of_kind else "rpn"][name] = value
+        elif key.startswith("box_") or key == "bbox_reg_weights" or key in _IOU:
+            parts["roi_heads"][name] = value
+        elif key != "proposals":
+            nested[key] = value
+    # What belongs to kinds of proposals that were not chosen had no effect.
+    others = {name for _, names in _PROPOSALS.values() for name in names}
+    parts["rpn"] = {key: value for key, value in parts["rpn"].items() if key not in others}
+    proposals = {"_target_": f"detpool.detection.{kind}", **parts.pop("proposals")} if kind else None
+    return {**nested, **parts, "proposals": proposals}

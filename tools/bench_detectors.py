@@ -33,7 +33,15 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from detpool import ops
-from detpool.detection import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn, iou_net, light_head_rcnn, rfcn
+from detpool.detection import (
+    GivenProposals,
+    faster_rcnn_c4,
+    faster_rcnn_c5,
+    faster_rcnn_fpn,
+    iou_net,
+    light_head_rcnn,
+    rfcn,
+)
 from detpool.detection.backbones import resnet
 from detpool.poolers import RoIPooler, SpatialPyramidPooler
 from detpool.visualization.style import save
@@ -48,7 +56,7 @@ def _pooler(size: int, operator: Callable[..., Tensor], **keywords: Any) -> func
 
 
 ALIGN = functools.partial(_pooler, operator=ops.roi_align, sampling_ratio=2, aligned=True)
-GIVEN = {"proposals": "given", "rpn_top_n_test": max(COUNTS)}
+GIVEN: dict[str, Any] = {"proposals": GivenProposals(top_n_test=max(COUNTS))}
 
 
 def _body(depth: int, output_stride: int = 32) -> Any:

@@ -24,7 +24,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from torch import Tensor
 
-from detpool.config import check_config, check_keys, parse_command_line
+from detpool.config import check, parse_command_line
 from detpool.data import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample
 from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
@@ -67,8 +67,7 @@ def _build(overrides: list[str]) -> DetectionDataModule:
     """The datamodule that train.py would build."""
     line = parse_command_line(overrides, CONFIGS, "train")
     config = line.configs.compose(line.overrides)
-    check_keys(config, line.configs)
-    check_config(config, line.configs.origin(line.overrides))
+    check(config, line.configs, line.overrides)
     return instantiate(config.data)
 
 

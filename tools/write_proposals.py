@@ -19,10 +19,11 @@ import torch
 from command_line import Parser, one_of, positive_int
 from rich.progress import track
 
-from detpool.config import apply_overrides, check_complete, check_config
+from detpool.config import apply_overrides, check
 from detpool.data.datamodule import collate
 from detpool.data.proposals import write_proposals
 from detpool.errors import ConfigError, exit_with_message
+from detpool.run_config import load_config
 from detpool.training import runs
 from detpool.training.module import to_unit_range
 
@@ -56,16 +57,15 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
         DataError: if data is missing or broken.
     """
     checkpoint = runs.find_checkpoint(checkpoint)
-    config = runs.load_config(checkpoint)
+    config = load_config(checkpoint)
     apply_overrides(config, overrides)
-    check_complete(config)
-    check_config(config)
-    if config.model.get("proposals", "rpn") != "rpn":
+    check(config)
+    if config.model.get("proposals") is not None:
         raise ConfigError(f"{checkpoint}: its model takes proposals from files and makes none")
-    config.model.rpn_post_nms_top_n_test = top_n
-    config.model.rpn_pre_nms_top_n_test = max(top_n, config.model.rpn_pre_nms_top_n_test)
+    config.model.rpn.post_nms_top_n_test = top_n
+    config.model.rpn.pre_nms_top_n_test = max(top_n, config.model.rpn.get("pre_nms_top_n_test", 0))
     # Of the training images too the proposals are wanted as evaluation sees them.
-    config.data.train_transform = config.data.eval_transform
+    config.data.train_transform = config.data.get("eval_transform")
     data = runs.build_data(config)
     module = runs.build_module(config, pretrained=False)
     runs.load_checkpoint(module, checkpoint)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import OmegaConf
 
 from detpool.config.configs import Configs
 from detpool.config.overrides import parse_override
 from detpool.errors import ConfigError
 
-_COMMANDS = ("run", "multirun", "help", "hydra_help", "shell_completion", "info", "experimental_rerun")
+_COMMANDS = ("run", "multirun", "cfg", "help", "hydra_help", "shell_completion", "info", "experimental_rerun")
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,16 @@ class CommandLine:
     Attributes:
         configs: the config files that it sees.
         overrides: its `key=value` arguments.
-        options: its other arguments but `--multirun`, options first.
-        shows_config: whether Hydra is to show a config; nothing is run then.
-        asks: whether something else is to be shown, such as help; nothing is run then either.
+        options: what Hydra's parser makes of its other arguments.
+        command: of Hydra's: run, multirun, cfg (a config is to be shown), help, ...
         sweeps: whether several runs are asked for.
-        study: whether a study is named.
     """
 
     configs: Configs
     overrides: list[str]
-    options: list[str]
-    shows_config: bool
-    asks: bool
+    options: Namespace
+    command: str
     sweeps: bool
-    study: bool
 
 
 def parse_command_line(arguments: Sequence[str], folder: Path, name: str) -> CommandLine:
@@ -54,48 +50,31 @@ def parse_command_line(arguments: Sequence[str], folder: Path, name: str) -> Com
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
-    known, rest = parser.parse_known_intermixed_args(list(arguments))
+    options, rest = parser.parse_known_intermixed_args(list(arguments))
     if unknown := [argument for argument in rest if argument.startswith("-")]:
         _refuse(f"there is no option {unknown[0]}")
-    options = vars(known)
-    commands = [f"--{key.replace('_', '-')}" for key in _COMMANDS if options[key]]
-    if options["cfg"]:
-        commands = ["--cfg", *(command for command in commands if command not in ("--run", "--multirun"))]
-    if len(commands) > 1:
-        raise ConfigError(f"{' and '.join(commands)} do not go together")
+    commands = [key for key in _COMMANDS if getattr(options, key)]
+    if len(commands) > 1 and set(commands) not in ({"cfg", "run"}, {"cfg", "multirun"}):
+        names = " and ".join(f"--{key.replace('_', '-')}" for key in commands)
+        raise ConfigError(f"{names} do not go together")
     for key in ("package", "resolve"):
-        if options[key] and not options["cfg"]:
+        if getattr(options, key) and not options.cfg:
             raise ConfigError(f"--{key} says which config --cfg shows, and --cfg is not given")
-    overrides: list[str] = [*options.pop("overrides"), *rest]
-    parsed = [parse_override(override) for override in overrides]
-    modes = [str(override.value()).upper() for override in parsed if override.key_or_group == "hydra.mode"]
-    configs = Configs(folder.parent / (options["config_path"] or folder), options["config_name"] or name)
+    overrides: list[str] = [*options.overrides, *rest]
+    given = {override.key_or_group: override.value() for override in map(parse_override, overrides)}
+    folder, name = folder.parent / (options.config_path or folder), options.config_name or name
+    if "hydra.searchpath" not in given and (folder / f"{name}.yaml").is_file():
+        given["hydra.searchpath"] = OmegaConf.select(OmegaConf.load(folder / f"{name}.yaml"), "hydra.searchpath") or []
+    searchpath: Any = given.get("hydra.searchpath") or []
+    if isinstance(searchpath, str) or not all(isinstance(place, str) for place in searchpath):
+        raise ConfigError(f"hydra.searchpath must be a list of folders, [{searchpath}], got {searchpath!r}")
     return CommandLine(
-        configs=configs.with_searchpath(_searchpath(configs, options["config_dir"], parsed)),
+        configs=Configs(folder, name, options.config_dir, searchpath),
         overrides=overrides,
-        options=[part for key, value in options.items() if key != "multirun" for part in _option(key, value)],
-        shows_config=options["cfg"] is not None,
-        asks=bool(commands) and commands[0] not in ("--cfg", "--run", "--multirun"),
-        sweeps=options["multirun"] or modes[-1:] == ["MULTIRUN"],
-        study=any(o.key_or_group == "study" and o.type is not OverrideType.DEL and o.value() for o in parsed),
+        options=options,
+        command="cfg" if options.cfg else (commands or ["run"])[0],
+        sweeps=options.multirun or str(given.get("hydra.mode")).upper() == "MULTIRUN",
     )
-
-
-def _searchpath(configs: Configs, config_dir: str | None, overrides: Sequence[Override]) -> list[str]:
-    """The folders that Hydra looks at after the configs' own."""
-    given: list[Any] = [override.value() for override in overrides if override.key_or_group == "hydra.searchpath"]
-    if not given and (primary := configs.read(configs.name)):
-        given = [OmegaConf.select(primary[1], "hydra.searchpath") or []]
-    further = given[0] if given else []
-    if not isinstance(further, Sequence) or isinstance(further, str):
-        raise ConfigError(f"hydra.searchpath must be a list of folders, [{further}], got {further!r}")
-    return [*([config_dir] if config_dir else []), *further]
-
-
-def _option(key: str, value: object) -> list[str]:
-    if value is None or value is False:
-        return []
-    return [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
 
 
 def _refuse(message: str) -> NoReturn:

@@ -1,247 +1,359 @@
-"""The config files that a command line can name, and what it composes of them, with errors that name their cure.
-
-Nothing here imports torch, which alone takes seconds, or what configs name.
-"""
+"""The config files that a command line can name, and what Hydra composes of them, with errors that name their cure."""
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Sequence
-from functools import cache
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.config_repository import ConfigResult
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_store import ConfigStore
+from hydra.core.default_element import ConfigDefault, GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from detpool.config.overrides import check_key, choices_of, is_hydras, parse_override
-from detpool.config.schema import OPTIONAL, REQUIRED, SLOTS
-from detpool.config.slots import no_slot
+from detpool.config.overrides import expand_home, parse_override
+from detpool.config.schema import PARTS, fields
+from detpool.config.signatures import parameters_of_target
 from detpool.errors import ConfigError, did_you_mean
 
-Origin = Callable[[str], str | None]
-"""Called with a key, returns the config file that sets it, or None if that is not known, or the command line does."""
-
-# Plugins of Hydra, and our extras that install them.
+MOUNTED = {"stem_pool": "downsample", "mask_pooler": "pooler", "iou_pooler": "pooler"}
+"""Parts whose choices are those of another group: `stem_pool=blur` is short for `downsample@stem_pool=blur`."""
 _EXTRAS = {
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
     "joblib": "joblib",
     "optuna": "optuna",
     "ray": "ray",
-    "submitit_local": "submitit",
-    "submitit_slurm": "submitit",
 }
+"""Plugins of Hydra, and our extras that install them."""
 
 
-class Configs:
-    """The config files in a folder, and in further ones that Hydra's search path has after it.
+class Configs(ConfigLoaderImpl):
+    """Hydra's loader of the config files in a folder, and in further ones that its search path has after it.
+
+    Each set of choices is composed once; other `key=value` are set in copies of that. They may set what no file lists:
+    whether anything takes it is for `check` to say.
 
     Args:
         folder: holds the primary config and a folder for each group.
         name: of the primary config.
+        config_dir: a further folder, as `--config-dir` names it.
         searchpath: further folders, or `pkg://package`, as in `hydra.searchpath`.
+
+    Raises:
+        ConfigError: if a further folder does not exist.
     """
 
-    def __init__(self, folder: Path, name: str, searchpath: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, name: str, config_dir: str | None = None, searchpath: Sequence[str] = ()) -> None:
         version.setbase("1.3")
         setup_globals()
         self.folder, self.name = folder.resolve(), name
-        self._searchpath = list(searchpath)
         path = create_config_search_path(str(self.folder))
         schema = path.get_path().pop()  # which Hydra wants to be the last
-        for place in self._searchpath:
-            path.append("further", place)
+        for provider, place in [("command-line", config_dir), *(("hydra.searchpath", place) for place in searchpath)]:
+            place = (place or "").removeprefix("file://")
+            if place and "://" not in place and not Path(place).is_dir():
+                raise ConfigError(f"the folder of configs {place} does not exist (looked from {Path.cwd()})")
+            if place:
+                path.append(provider, place if "://" in place else f"file://{Path(place).resolve()}")
         path.get_path().append(schema)
-        self._loader = ConfigLoaderImpl(path)
-        self._choices: dict[str, list[str]] = {}
+        super().__init__(path)
+        self._composed: dict[Any, DictConfig] = {}
+        self._read: dict[str, ConfigResult | None] = {}
+        self._defaults: dict[Any, Sequence[ResultDefault]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A process that a launcher starts for a run composes that run alone.
+        return {**self.__dict__, "_composed": {}, "_read": {}, "_defaults": {}}
 
     @classmethod
     def of_job(cls, job: Any) -> Configs:
         """Those of a job that Hydra runs, of whose config `job` is the part `hydra`."""
-        sources = [(str(s.provider), str(s.schema), str(s.path)) for s in job.runtime.config_sources]
-        main = next(path for provider, _, path in sources if provider == "main")
-        known = ("hydra", "main", "schema")
-        further = [f"{scheme}://{path}" for provider, scheme, path in sources if provider not in known]
-        return cls(Path(main), str(job.job.config_name), further)
-
-    def with_searchpath(self, searchpath: Sequence[str]) -> Configs:
-        """These and further ones.
-
-        Raises:
-            ConfigError: if one of `searchpath` is no text, or names a folder that does not exist.
-        """
-        for path in searchpath:
-            if not isinstance(path, str):
-                raise ConfigError(f"hydra.searchpath must be a list of folders, got {path!r} in it")
-            folder = path.removeprefix("file://")
-            if "://" not in folder and not Path(folder).is_dir():
-                raise ConfigError(f"the folder of configs {folder} does not exist (looked from {Path.cwd()})")
-        return Configs(self.folder, self.name, [*self._searchpath, *searchpath]) if searchpath else self
+        sources = [(str(s.provider), f"{s.schema}://{s.path}") for s in job.runtime.config_sources]
+        main = next(path for provider, path in sources if provider == "main")
+        further = [path for provider, path in sources if provider not in ("hydra", "main", "schema")]
+        return cls(Path(main.removeprefix("file://")), str(job.job.config_name), searchpath=further)
 
     def choices(self, group: str) -> list[str]:
         """The members of a group; none if there is no such group."""
-        if group not in self._choices:
-            self._choices[group] = self._loader.repository.get_group_options(group, ObjectType.CONFIG)
-        return self._choices[group]
+        group = MOUNTED.get(group, group)
+        return self.repository.get_group_options(group, ObjectType.CONFIG) if group else []
 
     def groups(self) -> list[str]:
-        """The groups of the config files."""
-        return [name for name in self._loader.list_groups("") if name != "hydra"]
+        """The groups of the config files, and the parts that are chosen from one of another name."""
+        return [name for name in (*self.list_groups(""), *MOUNTED) if name != "hydra"]
 
-    def compose(self, overrides: Sequence[str], hydra: bool = False) -> DictConfig:
-        """The config of a command line of plain `key=value`; without a run its `run_dir` is "".
-
-        Args:
-            overrides: the command line.
-            hydra: whether to keep Hydra's own part of the config.
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of a command line of plain `key=value`, without Hydra's own part; its `run_dir` is "".
 
         Raises:
-            ConfigError: for an argument that is not `key=value`, an unknown group or key, or a choice that a group does
-                not have; the message names the nearest valid one. And for files that cannot be read or composed.
+            ConfigError: see `load_configuration`.
         """
-        parsed = [parse_override(override) for override in overrides]
-        for override in parsed:
-            if override.is_sweep_override():
-                line = str(override.input_line)
-                key, _, values = line.partition("=")
-                raise ConfigError(
-                    f"{line} names several values: add -m for a run of each; a list is {key}=[{values}], a text with "
-                    f"commas {key}=\"'{values}'\""
-                )
-            self.check_choices(override)
-            key = override.key_or_group
-            if override.type is not OverrideType.DEL and override.value() is None and self.choices(key):
-                raise ConfigError(f"{key}=null: a group's choice is taken out with '~{key}'")
-        try:
-            config = self._load(overrides)
-        except Exception as error:  # Hydra's, OmegaConf's, YAML's, the file system's
-            raise self._explained(error, parsed) from error
+        config = copy.deepcopy(self.load_configuration(self.name, list(overrides), RunMode.RUN))
         with open_dict(config):
-            if not hydra:
-                del config["hydra"]
+            del config["hydra"]
             if OmegaConf.is_interpolation(config, "run_dir"):
                 config.run_dir = ""
         return config
 
-    def check_choices(self, override: Override) -> None:
-        """Checks the choices of a `group=choice`, or of a sweep over a group.
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """The config of a command line, the same object until it is run: Hydra's sweepers and launchers call this.
 
         Raises:
-            ConfigError: if the group does not have one; the message names the nearest.
+            ConfigError: for an argument that is not `key=value`, or a choice that a group does not have; the message
+                names the nearest valid one. And for files that cannot be read or composed.
         """
-        group = override.key_or_group
-        if is_hydras(override) or override.type is OverrideType.DEL or not self.choices(group):
-            return
-        for choice in choices_of(override):
-            folder, _, name = f"{group}/{choice}".rpartition("/")
-            if choice is not None and name not in self.choices(folder):
-                raise ConfigError(f"{group}={choice:.100} does not exist{did_you_mean(choice, self.choices(group))}")
+        key = (*overrides, run_mode)
+        # One that has been run, which Hydra marks by this, is not run again: a sweeper may ask for the same once more.
+        if key not in self._composed or OmegaConf.is_readonly(self._composed[key].hydra):
+            choices, values = self._split(overrides, run_mode)
+            try:
+                config = copy.deepcopy(self._compose_choices(choices, run_mode))
+            except ConfigError:  # which may be about what a misspelt choice would have brought
+                known = [*fields("Config"), *self.groups()]
+                for name in (override.key_or_group.partition(".")[0] for override in values):
+                    if name not in known:
+                        raise ConfigError(f"there is no key or group {name!r}{did_you_mean(name, known)}") from None
+                raise
+            with open_dict(config):
+                for override in values:
+                    self._set(config, override)
+                task = [given for given in map(parse_override, overrides) if not given.is_hydra_override()]
+                config.hydra.overrides.task = [given.input_line for given in task]
+                names = config.hydra.job.config.override_dirname
+                config.hydra.job.override_dirname = get_overrides_dirname(
+                    task, exclude_keys=names.exclude_keys, item_sep=names.item_sep, kv_sep=names.kv_sep
+                )
+            expand_home(config)
+            self._composed[key] = config
+        return self._composed[key]
 
-    def check_key(self, config: DictConfig, key: str) -> None:
-        """Checks that a config has a dotted key.
+    def _split(self, overrides: Sequence[str], run_mode: RunMode) -> tuple[tuple[str, ...], list[Override]]:
+        """A command line as choices of groups, with Hydra's own keys, and other values; variants are spelled out."""
+        parsed = [parse_override(argument) for argument in overrides]
+        variants = self.variants(parsed)
+        choices: list[str] = []
+        values: list[Override] = []
+        for override in parsed:
+            spelled = [override]
+            if override.key_or_group == "variant":
+                for name in _texts(override):
+                    if name not in variants:
+                        none = f"{override.input_line}: only a study has variants, and not every one"
+                        known = f"variant={name} does not exist{did_you_mean(str(name), variants)}"
+                        raise ConfigError(known if variants else none)
+                spelled = [] if override.is_sweep_override() else variants[str(override.value())]
+            for part in spelled:
+                if part.is_sweep_override() and run_mode is RunMode.RUN:
+                    raise ConfigError(_several(part))
+                group = MOUNTED.get(part.key_or_group)
+                if group and part.package is None and None not in _texts(part):
+                    part = parse_override(f"{group}@{part.input_line}")
+                is_choice = part.is_hydra_override() or bool(self.choices(part.key_or_group))
+                if is_choice:
+                    self._check_choices(part)
+                if part.is_sweep_override():
+                    continue
+                if is_choice:
+                    choices.append(str(part.input_line))
+                else:
+                    values.append(part)
+        return tuple(choices), values
+
+    def variants(self, parsed: Sequence[Override]) -> dict[str, list[Override]]:
+        """The variants of the study that a command line names, each as the overrides that it stands for.
 
         Raises:
-            ConfigError: naming the nearest valid one.
+            ConfigError: if they are no mapping of names to plain `key=value`.
         """
-        check_key(config, key, self.groups())
-
-    def read(self, member: str) -> tuple[str, DictConfig] | None:
-        """The file of a config `group/choice`, as messages name it, and its content; None if there is none to read."""
-        for folder in self._folders():
-            path = folder / f"{member}.yaml"
-            if path.is_file():
-                name = str(path.relative_to(self.folder.parent) if folder == self.folder else path)
+        study = next((o.value() for o in parsed if o.key_or_group == "study" and o.type is not OverrideType.DEL), None)
+        file = self.file(f"study/{study}") if study else None
+        variants = (file and OmegaConf.select(file.config, "variants")) or {}
+        if not isinstance(variants, DictConfig | dict):
+            raise ConfigError(f"study {study}: variants must be a mapping")
+        if odd := [str(key) for key in variants if not re.fullmatch(r"[\w-]+", str(key))]:
+            raise ConfigError(f"study {study}: names of variants have letters, digits, _ and - only, got {odd[0]!r}")
+        found = {
+            str(name): [parse_override(part) for part in shlex.split(str(text))] for name, text in variants.items()
+        }
+        for name, overrides in found.items():
+            for override in overrides:
                 try:
-                    content = OmegaConf.load(path)
-                except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
-                    raise ConfigError(f"{name} cannot be read: {error}") from error
-                if not isinstance(content, DictConfig):
-                    raise ConfigError(f"{name} must hold keys and values")
-                return name, content
-        group, _, choice = member.rpartition("/")
-        if group == "variant":
-            return f"variant {choice} of the study", ConfigStore.instance().load(f"{member}.yaml").node
+                    if override.type is OverrideType.DEL or override.is_sweep_override():
+                        raise ConfigError(f"{override.input_line!r} is not a plain key=value")
+                    self._check_choices(override)
+                except ConfigError as error:
+                    raise ConfigError(f"variant {name} of study {study}: {error}") from error
+        return found
+
+    def _check_choices(self, override: Override) -> None:
+        group = override.key_or_group
+        if override.is_hydra_override() or override.type is OverrideType.DEL or not self.choices(group):
+            return
+        for choice in _texts(override):
+            if choice is None:
+                raise ConfigError(f"{group}=null: a group's choice is taken out with '~{group}'")
+            folder, _, name = f"{MOUNTED.get(group, group)}/{choice}".rpartition("/")
+            if name not in self.choices(folder):
+                near = did_you_mean(choice, self.choices(group))
+                raise ConfigError(f"{override.package or group}={choice:.100} does not exist{near}")
+
+    def _compose_choices(self, choices: tuple[str, ...], run_mode: RunMode) -> DictConfig:
+        """What Hydra composes; of a study's config what is of no run is taken out, and its folder is set."""
+        key = (choices, run_mode)
+        if key not in self._composed:
+            try:
+                config = super().load_configuration(self.name, list(choices), run_mode)
+            except Exception as error:  # Hydra's, OmegaConf's, YAML's, the file system's
+                raise self._explained(error, choices) from error
+            study = config.hydra.runtime.choices.get("study")
+            with open_dict(config):
+                config.pop("variants", None)
+                for part in PARTS:
+                    if config.get(part) == {}:  # what `own` and `none` choose
+                        del config[part]
+                if study:
+                    if not any(line.startswith("hydra.sweep.dir=") for line in choices):
+                        config.hydra.sweep.dir = f"logs/{study}"
+                    config.hydra.sweep.subdir, config.hydra.output_subdir = ".", None
+            self._composed[key] = config
+        return self._composed[key]
+
+    def _set(self, config: DictConfig, override: Override) -> None:
+        change = override if override.type is OverrideType.DEL else replace(override, type=OverrideType.FORCE_ADD)
+        try:
+            self._apply_overrides_to_config([change], config)
+        except Exception as error:  # Hydra's and OmegaConf's
+            cause = str(error.__cause__ or error).strip().partition("\n")[0]
+            raise ConfigError(f"{override.input_line:.200} cannot be set: {cause}") from error
+
+    def file(self, member: str) -> ConfigResult | None:
+        """The file of a config `group/choice`, or None."""
+        try:
+            file = self._read[member] = self._read.get(member) or self.repository.load_config(member)
+        except Exception as error:
+            raise ConfigError(f"{member}.yaml cannot be read: {error}") from error
+        if file and not isinstance(file.config, DictConfig):
+            raise ConfigError(f"{member}.yaml must hold keys and values")
+        return file
+
+    def origin(self, key: str, overrides: Sequence[str]) -> str | None:
+        """The config file that set a key; None if the command line did, or that is not known."""
+        choices, values = self._split(overrides, RunMode.RUN)
+        given = [override.key_or_group for override in values]
+        if any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in given):
+            return None
+        if choices not in self._defaults:
+            self._defaults[choices] = self.compute_defaults_list(self.name, list(choices), RunMode.RUN).defaults
+        for default in reversed(self._defaults[choices]):
+            package = f"{default.package}." if default.package else ""
+            file = self.file(default.config_path) if default.config_path and f"{key}.".startswith(package) else None
+            if file and (f"{key}." == package or _has(file.config, key.removeprefix(package))):
+                folder = Path(str(file.path).removeprefix("file://"))
+                path = folder / f"{default.config_path}.yaml"
+                return str(path.relative_to(self.folder.parent) if folder == self.folder else path)
         return None
 
-    def origin(self, overrides: Sequence[str]) -> Origin:
-        """Which file set a key of the config that a command line composes."""
-        given = [parse_override(override) for override in overrides]
-        keys = [o.key_or_group for o in given if not self.choices(o.key_or_group)]
+    def targets(self, path: str) -> Iterator[tuple[str, str]]:
+        """The `_target_` at a key of the config, for each choice of the group that the key begins with."""
+        group, _, rest = path.partition(".")
+        for choice in self.choices(group):
+            for file in self._with_bases(f"{MOUNTED.get(group, group)}/{choice}"):
+                keys = (f"{place}._target_".lstrip(".") for place in (path, rest))
+                if target := next((found for key in keys if (found := OmegaConf.select(file.config, key))), None):
+                    yield choice, str(target)
+                    break
 
-        @cache
-        def defaults() -> list[Any]:
-            return self._loader.compute_defaults_list(self.name, list(overrides), RunMode.RUN).defaults
+    def no_reader(self, part: str) -> str:
+        """Says that nothing takes a part, and which choices do."""
+        for group in ("model", "backbone"):
+            having = [choice for choice in self.choices(group) if self._brings(f"{group}/{choice}", part)]
+            having = having or [choice for choice, target in self.targets(group) if _takes(target, part)]
+            if having:
+                return f"the {group} that was chosen has no {part}; these do: {group}={', '.join(having)}"
+        return f"nothing reads {part}"
 
-        def origin(key: str) -> str | None:
-            if any(f"{key}.".startswith(f"{own}.") for own in keys):
-                return None
-            for default in reversed(defaults()):
-                package = f"{default.package}." if default.package else ""
-                found = self.read(default.config_path) if key.startswith(package) else None
-                if found and _has(found[1], key.removeprefix(package)):
-                    return found[0]
-            return None
-
-        return origin
-
-    def _load(self, overrides: Sequence[str]) -> DictConfig:
-        return self._loader.load_configuration(self.name, list(overrides), RunMode.RUN)
-
-    def _folders(self) -> list[Path]:
-        further = [path.removeprefix("file://") for path in self._searchpath if not path.startswith("pkg://")]
-        return [self.folder, *map(Path, further)]
-
-    def _explained(self, error: Exception, overrides: Sequence[Override]) -> ConfigError:
-        text = str(error) or str(error.__cause__)
-        absent = re.search(r"Could not (?:override|delete from config\.) '(?:\w+@)?([^']+)'", text)
-        own = {override.key_or_group for override in overrides if not self.choices(override.key_or_group)}
-        known = {*REQUIRED[""], *OPTIONAL[""], *self.groups(), "hydra"}
-        unknown = [key for key in own if re.split(r"[./]", key)[0] not in known]
-        try:
-            for override in overrides:
-                for choice in choices_of(override) if self.choices(override.key_or_group) else ():
-                    self.read(f"{override.key_or_group}/{choice}")
-            if unknown:
-                self.check_key(self._load([]), unknown[0])
-            if absent and absent[1] in SLOTS:
-                # Hydra's advice, to append the group, would have it ignored.
-                return ConfigError(no_slot(absent[1], SLOTS[absent[1]], self))
-            if absent and absent[1] in own:
-                groups = [str(o.input_line) for o in overrides if self.choices(o.key_or_group)]
-                self.check_key(self._load(groups), absent[1])
-        except ConfigError as explained:
-            return explained
-        except Exception:  # these do not compose either
-            return _compose_error(text, overrides)
-        return _compose_error(text, overrides)
-
-
-def _compose_error(text: str, overrides: Sequence[Override]) -> ConfigError:
-    """What Hydra raised when it put configs together; of a missing launcher or sweeper, the extra that has it."""
-    missing = re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text)
-    if not missing:
-        named = any(override.key_or_group in text for override in overrides)
-        lines = " ".join(str(override.input_line) for override in overrides)
-        return ConfigError(
-            f"the configs do not compose: {text}" + ("" if named or not lines else f" (of {lines:.500})")
+    def _brings(self, member: str, part: str) -> bool:
+        return any(
+            isinstance(default, GroupDefault) and part in (default.package, str(default.group).strip("/"))
+            for file in self._with_bases(member)
+            for default in file.defaults_list or ()
         )
-    kind, name = missing.groups()
-    if name not in _EXTRAS:
-        return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")
-    return ConfigError(f"the {kind} {name} is not installed: pip install 'detpool[{_EXTRAS[name]}]'")
+
+    def _with_bases(self, member: str) -> Iterator[ConfigResult]:
+        """The file of a config, and those of its group that it builds on."""
+        try:
+            file = self.file(member)
+        except ConfigError:  # another choice that is broken is none of the command's business
+            return
+        if file is not None:
+            yield file
+            for default in reversed(file.defaults_list or []):
+                if isinstance(default, ConfigDefault) and default.path != "_self_":
+                    yield from self._with_bases(f"{member.rpartition('/')[0]}/{default.path}")
+
+    def _explained(self, error: Exception, choices: Sequence[str]) -> ConfigError:
+        text = str(error) or str(error.__cause__)
+        if missing := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+)'", text):
+            kind, name = missing.groups()
+            if name in _EXTRAS:
+                return ConfigError(f"the {kind} {name} is not installed: pip install 'detpool[{_EXTRAS[name]}]'")
+            return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")
+        if absent := re.search(r"Could not override '(?:\w+@)?(\w+)'", text):
+            # Hydra's advice, to append the group, would have it ignored.
+            return ConfigError(self.no_reader(absent[1]))
+        try:
+            for override in map(parse_override, choices):
+                self.file(f"{override.key_or_group}/{override.value()}")
+        except ConfigError as broken:
+            return broken
+        return ConfigError(f"the configs do not compose: {text} (of {' '.join(choices):.500})")
 
 
-def _has(content: DictConfig, key: str) -> bool:
+def _texts(override: Override) -> list[str | None]:
+    """The value of a `key=value`, or all of a sweep; None for null."""
+    if override.is_sweep_override():
+        texts = [text.strip("'\"") for text in override.sweep_string_iterator()]
+        return [None if text == "null" else text for text in texts]
+    return [None if override.value() is None else str(override.value())]
+
+
+def _several(override: Override) -> str:
+    line = str(override.input_line)
+    key, _, values = line.partition("=")
+    return (
+        f"{line} names several values: add -m for a run of each; a list is {key}=[{values}], a text with commas "
+        f"{key}=\"'{values}'\""
+    )
+
+
+def _takes(target: str, argument: str) -> bool:
+    try:
+        return argument in (parameters_of_target("", {"_target_": target}, ()) or ())
+    except ConfigError:
+        return False
+
+
+def _has(content: Any, key: str) -> bool:
     """Whether a file's content sets a dotted key, itself or by a reference to another part of the config."""
-    node: Any = OmegaConf.to_container(content, resolve=False)
+    node: Any = OmegaConf.to_container(content, resolve=False) if isinstance(content, DictConfig) else {}
     for part in key.split("."):
         if isinstance(node, str) and node.startswith("${"):
             return True

@@ -1,74 +1,113 @@
-"""The keys of a config that no signature speaks for, and what each may be."""
+"""The keys of a config that no `_target_` takes, as classes whose fields are checked as the arguments of one are."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import ast
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from detpool.config.values import Between, Built, Factory
+from detpool.config.signatures import Parameter, parameters, resolve
 
-SLOTS = {
-    "stem_pool": "backbone",
-    "downsample": "backbone",
-    "context": "model",
-    "head_pool": "model",
-    "mask_pooler": "model",
-    "iou_pooler": "model",
-}
-"""Top-level keys of parts that some backbones or models have, which are given to them by these names."""
+PARTS = ("stem_pool", "downsample", "context", "head_pool", "mask_pooler", "iou_pooler")
+"""Keys of parts that are given to the backbone or the model, whichever has an argument of that name."""
 
-EACH = "*"
-"""Key of `OPTIONAL` that stands for each of a section."""
 
-REQUIRED: dict[str, dict[str, Any]] = {
-    "": {
-        "data": Built,
-        "backbone": Built,
-        "pooler": Factory,
-        "optim": dict,
-        "trainer": Built,
-        "model": Built,
-        "evaluation": dict,
-        "task": str | int,
-        "run_dir": str,
-        "class_names": list[str] | None,
-        "seed": Annotated[int, Between(0, 2**32 - 1)],
-        "ckpt_path": str | None,
-        "channels_last": bool,
-        "progress": bool,
-    },
-    "optim": {"optimizer": Factory, "schedule": Factory | None},
-    "evaluation": {
-        "split": Literal["val", "test"],
-        "monitor": str,
-        "iou_types": list[Literal["bbox", "segm"]],
-        "voc": bool,
-        "voc_iou_threshold": Annotated[float, Between(0, 1)],
-        "backend": Literal["pycocotools", "faster_coco_eval"],
-        "max_dets": list[Annotated[int, Between(1)]],
-        "pictures": Annotated[int, Between(0)],
-    },
-}
-"""By section, the keys that every config has; "" is the top level."""
+class Object:
+    """A mapping with a `_target_` that is called when the run begins."""
 
-OPTIONAL: dict[str, dict[str, Any]] = {
-    "": {
-        "callbacks": dict | None,
-        "logger": dict | None,
-        "imports": list[str],
-        **dict.fromkeys(SLOTS, Factory | None),
-    },
-    "callbacks": {EACH: Built | None},
-    "logger": {EACH: Built | None},
-    # What Lightning takes and fails at later, or takes and a detector cannot do.
-    "trainer": {
-        "precision": Literal["32-true", "16-mixed", "bf16-mixed", 32, 16, "32", "16", "bf16"],
-        "max_epochs": Annotated[int, Between(-1)] | None,
-        "max_steps": Annotated[int, Between(-1)],
-        "accumulate_grad_batches": Annotated[int, Between(1)],
-        "check_val_every_n_epoch": Annotated[int, Between(1)] | None,
-        "devices": Annotated[int, Between(-1, 4096)] | str | list[int],
-        "log_every_n_steps": Annotated[int, Between(0)] | None,
-        "gradient_clip_val": Annotated[float, Between(0)] | None,
-    },
-}
-"""By section, keys that a config need not have."""
+
+class Factory:
+    """A mapping with a `_target_`, usually `_partial_`, whose result is called later."""
+
+
+class Between:
+    """A range for numbers, with its ends: `Annotated[int, Between(0, 9)]`."""
+
+    def __init__(self, low: float, high: float | None = None) -> None: ...
+
+
+@dataclass
+class Node:
+    """Hydra's own keys of a mapping with a `_target_`."""
+
+    _partial_: bool
+    _recursive_: bool
+    _convert_: Literal["none", "partial", "object", "all"]
+    _args_: list
+
+
+@dataclass
+class Members:
+    """The sections `callbacks` and `logger`."""
+
+    each: Object | None
+
+
+@dataclass
+class Optim:
+    """The section `optim`."""
+
+    optimizer: Factory
+    schedule: Factory | None
+
+
+@dataclass
+class Evaluation:
+    """The section `evaluation`."""
+
+    split: Literal["val", "test"]
+    monitor: str
+    iou_types: list[Literal["bbox", "segm"]]
+    voc: bool
+    voc_iou_threshold: Annotated[float, Between(0, 1)]
+    backend: Literal["pycocotools", "faster_coco_eval"]
+    max_dets: list[Annotated[int, Between(1)]]
+    pictures: Annotated[int, Between(0)]
+
+
+@dataclass
+class Trainer:
+    """What Lightning takes and fails at later, or takes and a detector cannot do."""
+
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", 32, 16, "32", "16", "bf16"]
+    max_epochs: Annotated[int, Between(-1)] | None
+    max_steps: Annotated[int, Between(-1)]
+    accumulate_grad_batches: Annotated[int, Between(1)]
+    check_val_every_n_epoch: Annotated[int, Between(1)] | None
+    devices: Annotated[int, Between(-1, 4096)] | str | list[int]
+    log_every_n_steps: Annotated[int, Between(0)] | None
+    gradient_clip_val: Annotated[float, Between(0)] | None
+
+
+@dataclass
+class Config:
+    """The top level. What has a default may be left out."""
+
+    data: Object
+    backbone: Object
+    pooler: Factory
+    optim: dict
+    trainer: Object
+    model: Object
+    evaluation: dict
+    task: str | int
+    run_dir: str
+    class_names: list[str] | None
+    seed: Annotated[int, Between(0, 4294967295)]
+    ckpt_path: str | None
+    channels_last: bool
+    progress: bool
+    imports: list[str] = ()  # type: ignore[assignment]
+    callbacks: dict | None = None
+    logger: dict | None = None
+    stem_pool: Factory | None = None
+    downsample: Factory | None = None
+    context: Factory | None = None
+    head_pool: Factory | None = None
+    mask_pooler: Factory | None = None
+    iou_pooler: Factory | None = None
+
+
+def fields(name: str) -> dict[str, Parameter]:
+    """The fields of a class in this file, as the arguments of a `_target_` are known."""
+    return parameters(resolve(ast.Name(name), __name__)) or {}

@@ -1,112 +1,129 @@
-"""Whether a value of a config is of the type that an annotation asks for."""
+"""Whether a value of a config is of the type that an annotation asks for, as the annotation stands in a source file."""
 
 from __future__ import annotations
 
-import collections.abc
+import ast
 import math
-import types
-from dataclasses import dataclass
-from typing import Annotated, Any, ForwardRef, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Sequence
+from typing import Any
 
-_UNIONS = (Union, types.UnionType)
-_LISTS = (list, tuple, set, frozenset, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-_MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+from detpool.config.signatures import Parameter, resolve
 
-_OBJECT = "an object (a mapping with _target_)"
+LATER = "\0"
+"""Text that stands for what only a job of Hydra knows; it fits every type."""
+OBJECT = "an object (a mapping with _target_)"
 
-
-@dataclass(frozen=True)
-class Between:
-    """A range for numbers, `Annotated[int, Between(0, 9)]`, with its ends."""
-
-    low: float
-    high: float = math.inf
-
-    def __str__(self) -> str:
-        return f"at least {self.low}" if math.isinf(self.high) else f"in {self.low} .. {self.high}"
+Kind = tuple[str, Callable[[Any], bool]]
+"""A type in words, and whether a plain value (of YAML) is of it."""
 
 
-class Built:
-    """Annotation of a mapping with a `_target_` that is called when the run begins."""
-
-
-class Factory:
-    """Annotation of a mapping with a `_target_`, usually `_partial_`, whose result is called later."""
-
-
-UNKNOWN = object()
-"""A value that is not known yet, which fits every annotation."""
-
-
-def fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain value (of YAML) is of an annotated type; whatever is no plain type fits any mapping.
+def fits(value: Any, parameter: Parameter) -> bool:
+    """Whether a plain value is one that a parameter takes.
 
     A mapping with a `_target_` becomes an object that nothing is known of: it fits all that is not a plain type. A
     whole number is a number; true and false are none.
     """
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    is_object = isinstance(value, dict) and "_target_" in value
-    if value is UNKNOWN or annotation in (Any, object) or isinstance(annotation, str | ForwardRef | TypeVar):
+    if (value is None and parameter.may_be_none) or (isinstance(value, str) and LATER in value):
         return True
-    if origin is Annotated:
-        return fits(value, arguments[0]) and all(
-            bound.low <= value <= bound.high
-            for bound in arguments[1:]
-            if isinstance(bound, Between) and not isinstance(value, dict | list | str | None)
-        )
-    if origin in _UNIONS:
-        return any(fits(value, argument) for argument in arguments)
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in arguments)
-    if annotation in (None, type(None)):
-        return value is None
-    if annotation in (int, float, bool):
-        if annotation is float and isinstance(value, float) and math.isnan(value):
-            return False
-        return isinstance(value, (int, float) if annotation is float else annotation) and (
-            annotation is bool or not isinstance(value, bool)
-        )
-    if annotation is str:
-        return isinstance(value, str)
-    if annotation in (Built, Factory):
-        return is_object and not (annotation is Built and value.get("_partial_"))
-    if is_object:
-        return True
-    if (origin or annotation) in _LISTS:
-        return isinstance(value, list) and _items_fit(value, origin, arguments)
-    if (origin or annotation) in _MAPPINGS:
-        return isinstance(value, dict) and (not arguments or all(fits(item, arguments[1]) for item in value.values()))
-    return isinstance(value, annotation) if isinstance(annotation, type) else False
+    return _any(value, _kinds(parameter.annotation, parameter.module))
 
 
-def _items_fit(items: list[Any], origin: Any, arguments: tuple[Any, ...]) -> bool:
-    if origin is tuple and Ellipsis not in arguments:
-        return len(items) == len(arguments) and all(map(fits, items, arguments))
-    return not arguments or all(fits(item, arguments[0]) for item in items)
+def words(parameter: Parameter) -> str:
+    """What a parameter takes, in words: `a whole number or null`."""
+    found = dict.fromkeys(word for word, _ in _kinds(parameter.annotation, parameter.module))
+    plain = [word for word in found if word not in (OBJECT, "null")]
+    return " or ".join(word for word in found if word != OBJECT or not plain)
 
 
-def accepted(annotation: Any) -> str:
-    """What fits an annotation, in words: `a whole number or null`."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return " ".join(
-            [accepted(arguments[0]), *(str(bound) for bound in arguments[1:] if isinstance(bound, Between))]
-        )
-    if origin in _UNIONS:
-        words = dict.fromkeys(accepted(argument) for argument in arguments)
-        plain = [word for word in words if word not in (_OBJECT, "null")]
-        return " or ".join(word for word in words if word != _OBJECT or not plain)
-    if origin is Literal:
-        return " or ".join(dict.fromkeys(map(str, arguments)))
-    if annotation in _WORDS or annotation is None:
-        return _WORDS[type(None) if annotation is None else annotation]
-    if (origin or annotation) in _LISTS:
-        if origin is tuple and Ellipsis not in arguments:
-            return f"a list of {len(arguments)} ({', '.join(map(accepted, arguments))})"
-        return f"a list ({accepted(arguments[0])} each)" if arguments and arguments[0] is not Any else "a list"
-    if (origin or annotation) in _MAPPINGS:
-        return "a mapping"
-    if annotation is Built:
-        return f"{_OBJECT} and not _partial_"
-    return _OBJECT
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+_ANYTHING: Kind = ("anything", lambda value: True)
+_SOME_OBJECT: Kind = (OBJECT, _is_object)
+_PLAIN: dict[str, Kind] = {
+    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "float": ("a number", _is_number),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "str": ("text", lambda value: isinstance(value, str)),
+    "None": ("null", lambda value: value is None),
+    "Path": ("text", lambda value: isinstance(value, str)),
+    "Object": (f"{OBJECT} and not _partial_", lambda value: _is_object(value) and not value.get("_partial_")),
+    "Any": _ANYTHING,
+    "object": _ANYTHING,
+}
+_LISTS = ("list", "tuple", "set", "frozenset", "sequence", "iterable", "collection")
+_MAPPINGS = ("dict", "mapping", "mutablemapping")
+
+
+def _any(value: Any, kinds: Sequence[Kind]) -> bool:
+    return any(test(value) for _, test in kinds)
+
+
+def _kinds(annotation: ast.expr | None, module: str) -> list[Kind]:
+    """The alternatives of an annotation that uses the names of a module; anything fits what is not understood."""
+    match annotation:
+        case ast.Constant(value=None):
+            return [_PLAIN["None"]]
+        case ast.Constant(value=str(text)):
+            return _kinds(ast.parse(text, mode="eval").body, module)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return [*_kinds(left, module), *_kinds(right, module)]
+        case ast.Subscript(value=generic, slice=inner):
+            items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+            return _generic(ast.unparse(generic).rpartition(".")[2], items, module)
+        case ast.Name() | ast.Attribute():
+            name = ast.unparse(annotation).rpartition(".")[2]
+            if name in _PLAIN:
+                return [_PLAIN[name]]
+            if name.lower() in (*_LISTS, *_MAPPINGS):
+                return _generic(name, [], module)
+            found = resolve(annotation, module)
+            if found and isinstance(found.node, ast.Assign | ast.AnnAssign):
+                return _kinds(found.node.value, found.module)
+            if name == "Callable" or (found and isinstance(found.node, ast.ClassDef)):
+                return [_SOME_OBJECT]
+    return [_ANYTHING]
+
+
+def _generic(name: str, items: Sequence[ast.expr], module: str) -> list[Kind]:
+    inner = [_kinds(item, module) for item in items if not (isinstance(item, ast.Constant) and item.value is ...)]
+    if name in ("Union", "Optional"):
+        return [kind for kinds in inner for kind in kinds] + ([_PLAIN["None"]] if name == "Optional" else [])
+    if name == "Literal":
+        return [_literal(item.value) for item in items if isinstance(item, ast.Constant)]
+    if name == "Annotated" and isinstance(items[1], ast.Call):
+        return [_between(kind, *map(ast.literal_eval, items[1].args)) for kind in inner[0]]
+    if name.lower() in _MAPPINGS:
+        of = inner[1] if len(inner) == 2 else [_ANYTHING]
+        return [("a mapping", lambda value: isinstance(value, dict) and all(_any(item, of) for item in value.values()))]
+    if name.lower() in _LISTS:
+        many = [
+            _list(
+                f" ({' or '.join(w for w, _ in inner[0])} each)" if inner and inner[0] != [_ANYTHING] else "",
+                lambda v: all(_any(item, inner[0]) for item in v) if inner else True,
+            )
+        ]
+        if name.lower() != "tuple" or len(inner) != len(items) or not inner:
+            return many
+        each = ", ".join(" or ".join(word for word, _ in kinds) for kinds in inner)
+        return [_list(f" of {len(inner)} ({each})", lambda v: len(v) == len(inner) and all(map(_any, v, inner)))]
+    return [_SOME_OBJECT] if name in ("Callable", "type", "Type") else [_ANYTHING]
+
+
+def _literal(choice: Any) -> Kind:
+    return (str(choice), lambda value: value == choice and type(value) is type(choice))
+
+
+def _list(words: str, test: Callable[[list[Any]], bool]) -> Kind:
+    return (f"a list{words}", lambda value: _is_object(value) or (isinstance(value, list) and test(value)))
+
+
+def _between(kind: Kind, low: float, high: float = math.inf) -> Kind:
+    word, test = kind
+    limits = f"at least {low}" if high == math.inf else f"in {low} .. {high}"
+    return (f"{word} {limits}", lambda value: test(value) and low <= value <= high)

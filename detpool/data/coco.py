@@ -10,7 +10,6 @@ from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.errors import DataError, did_you_mean, show
 from detpool.masks import MAX_PIXELS, SegmentationError, check_segmentations
-from detpool.signatures import hands_on, parameters_of
 
 _KEYS = ("images", "annotations", "categories")
 _MAX_COORDINATE = 1e9  # pixels
@@ -61,7 +60,6 @@ class COCODataset(FileDataset):
         )
 
 
-@hands_on(parameters_of(DetectionDataModule), without=("train", "val", "test"))
 def coco_datamodule(
     root: str | Path,
     train_split: str = "train2017",

@@ -13,7 +13,6 @@ from torchvision import tv_tensors
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample, Transform
-from detpool.signatures import hands_on, parameters_of
 
 Array = NDArray[np.float32]
 SPLITS = ("train", "val")
@@ -206,7 +205,6 @@ class ShapesDataset(DetectionDataset):
         return np.minimum(np.maximum(picture, 0), 255).astype(np.uint8)
 
 
-@hands_on(parameters_of(DetectionDataModule), without=("train", "val", "test"))
 def shapes_datamodule(
     train_images: int = 1000,
     val_images: int = 200,

@@ -14,7 +14,6 @@ from detpool.data.files import FileDataset, Records, names_in
 from detpool.data.images import image_size
 from detpool.errors import DataError, did_you_mean, show
 from detpool.masks import MAX_PIXELS
-from detpool.signatures import hands_on, parameters_of
 
 VOC_CLASSES = (
     "aeroplane",
@@ -103,7 +102,6 @@ class VOCDataset(FileDataset):
         )
 
 
-@hands_on(parameters_of(DetectionDataModule), without=("train", "val", "test"))
 def voc_datamodule(
     root: str | Path,
     year: Years = None,

@@ -2,11 +2,18 @@
 
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.faster_rcnn import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn
-from detpool.detection.iou_net import iou_net
+from detpool.detection.iou_net import IoUHeads, iou_net
+from detpool.detection.proposals import GivenProposals, JitteredProposals, ProposalNetwork
 from detpool.detection.rfcn import light_head_rcnn, rfcn
+from detpool.detection.roi_heads import TwoStageHeads
 
 __all__ = [
+    "GivenProposals",
+    "IoUHeads",
+    "JitteredProposals",
+    "ProposalNetwork",
     "TwoStageDetector",
+    "TwoStageHeads",
     "faster_rcnn_c4",
     "faster_rcnn_c5",
     "faster_rcnn_fpn",

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from detpool.detection.assemble import (
-    PYRAMID_ANCHORS,
-    SINGLE_MAP_ANCHORS,
+    PYRAMID_RPN,
+    SINGLE_MAP_RPN,
     Backbone,
     HeadFactory,
     PoolerFactory,
+    ProposalFactory,
+    RoIHeadsFactory,
     assemble,
     build_pooler,
-    with_settings,
 )
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.heads import FlattenHead, StageHead
+from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
-@with_settings
 def faster_rcnn_fpn(
     num_classes: int,
     body: Body,
@@ -37,8 +35,9 @@ def faster_rcnn_fpn(
     mask_channels: int = 256,
     mask_convolutions: int = 4,
     context: LayerFactory | None = None,
-    anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
-    **arguments: Any,
+    rpn: ProposalFactory = PYRAMID_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: RoIHeadsFactory = TwoStageHeads,
 ) -> TwoStageDetector:
     """Faster R-CNN (Ren et al., NIPS 2015) with FPN (Lin et al., CVPR 2017); with masks Mask R-CNN (ICCV 2017).
 
@@ -55,19 +54,20 @@ def faster_rcnn_fpn(
         mask_channels: channels of the mask head's convolutions.
         mask_convolutions: how many 3 x 3 convolutions the mask head has.
         context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
-        anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
-        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
+        rpn: builds the region proposal network from `map_names` and `channels`; its `anchor_sizes` are a list for each
+            pyramid level and one for the extra coarsest level.
+        proposals: where proposals come from in place of the RPN, such as `GivenProposals`; None: the RPN.
+        roi_heads: builds the second stage from poolers, heads and predictors.
 
     Raises:
-        ConfigError: if the parts do not fit each other, or for an unknown argument.
+        ConfigError: if the parts do not fit each other.
     """
     backbone = FPNBackbone(body, fpn_channels, context)
     box = _box_head(backbone, box_pooler, head_pool, num_classes)
     mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
+    return assemble(backbone, roi_heads(*box, *mask), rpn, proposals)
 
 
-@with_settings
 def faster_rcnn_c5(
     num_classes: int,
     body: Body,
@@ -77,30 +77,30 @@ def faster_rcnn_c5(
     mask_channels: int = 256,
     mask_convolutions: int = 4,
     context: LayerFactory | None = None,
-    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
-    **arguments: Any,
+    rpn: ProposalFactory = SINGLE_MAP_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: RoIHeadsFactory = TwoStageHeads,
 ) -> TwoStageDetector:
     """Faster or Mask R-CNN on the last map alone: "C5", at stride 32, or "DC5", dilated, at stride 16.
 
     The stride is the body's (`output_stride`). Mask R-CNN (He et al., ICCV 2017, table 2d) compares poolings at stride
-    32 with it. With `proposals="given"` it is Fast R-CNN (Girshick, ICCV 2015), and with `SpatialPyramidPooler` as well
+    32 with it. With `GivenProposals` it is Fast R-CNN (Girshick, ICCV 2015), and with `SpatialPyramidPooler` as well
     the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
 
     Args:
-        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, context, arguments: see
-            `faster_rcnn_fpn`.
-        anchor_sizes: a list of one list of anchor sides in pixels.
+        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, context, proposals,
+            roi_heads: see `faster_rcnn_fpn`.
+        rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
     Raises:
-        ConfigError: if the parts do not fit each other, or for an unknown argument.
+        ConfigError: if the parts do not fit each other.
     """
     backbone = SingleMapBackbone(body, context=context)
     box = _box_head(backbone, box_pooler, head_pool, num_classes)
     mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    return assemble(backbone, [*box, *mask], anchor_sizes=anchor_sizes, **arguments)
+    return assemble(backbone, roi_heads(*box, *mask), rpn, proposals)
 
 
-@with_settings
 def faster_rcnn_c4(
     num_classes: int,
     body: Body,
@@ -108,8 +108,9 @@ def faster_rcnn_c4(
     mask_pooler: PoolerFactory | None = None,
     mask_channels: int = 256,
     context: LayerFactory | None = None,
-    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
-    **arguments: Any,
+    rpn: ProposalFactory = SINGLE_MAP_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: RoIHeadsFactory = TwoStageHeads,
 ) -> TwoStageDetector:
     """Faster or Mask R-CNN "C4": RoIs are pooled from the map before the last stage, which works on each RoI.
 
@@ -117,13 +118,13 @@ def faster_rcnn_c4(
     predicts masks from the same stage.
 
     Args:
-        num_classes, body, box_pooler, mask_pooler, context, arguments: see `faster_rcnn_fpn`. The last stage halves the
-            resolution that the poolers give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
+        num_classes, body, box_pooler, mask_pooler, context, proposals, roi_heads: see `faster_rcnn_fpn`. The last stage
+            halves the resolution that the poolers give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
         mask_channels: channels of the deconvolution before the masks.
-        anchor_sizes: a list of one list of anchor sides in pixels.
+        rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
     Raises:
-        ConfigError: if the parts do not fit each other, or for an unknown argument.
+        ConfigError: if the parts do not fit each other.
     """
     stage, channels = body.take_last_stage()
     backbone = SingleMapBackbone(body, context=context)
@@ -132,7 +133,7 @@ def faster_rcnn_c4(
     if mask_pooler is not None:
         pooler, _ = _build_mask_pooler(mask_pooler, backbone)
         parts += [pooler, stage, MaskRCNNPredictor(channels, mask_channels, num_classes + 1)]
-    return assemble(backbone, parts, anchor_sizes=anchor_sizes, **arguments)
+    return assemble(backbone, roi_heads(*parts), rpn, proposals)
 
 
 def _box_head(

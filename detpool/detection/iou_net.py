@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +12,12 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from detpool.detection.assemble import (
-    PYRAMID_ANCHORS,
+    PYRAMID_RPN,
     HeadFactory,
     PoolerFactory,
+    ProposalFactory,
     assemble,
     build_pooler,
-    with_settings,
 )
 from detpool.detection.backbones import Body, FPNBackbone
 from detpool.detection.detector import Prediction, Target, TwoStageDetector
@@ -29,84 +28,21 @@ from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
 
-@with_settings
-def iou_net(
-    num_classes: int,
-    body: Body,
-    box_pooler: PoolerFactory,
-    iou_pooler: PoolerFactory,
-    head_pool: HeadFactory = FlattenHead,
-    fpn_channels: int = 256,
-    iou_channels: int = 1024,
-    iou_boxes_per_image: int = 512,
-    iou_guided: bool = True,
-    refine_steps: int = 5,
-    refine_step_size: float = 0.02,
-    context: LayerFactory | None = None,
-    anchor_sizes: Sequence[Sequence[int]] = PYRAMID_ANCHORS,
-    **arguments: Any,
-) -> TwoStageDetector:
-    """IoU-Net (Jiang et al., ECCV 2018) on Faster R-CNN with a feature pyramid.
-
-    The IoU head is trained on jittered boxes of the objects, not on proposals. A detection has the predicted IoU of its
-    final box as `ious`.
-
-    Args:
-        num_classes: classes without background.
-        body: the convolutional network under the pyramid.
-        box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
-        iou_pooler: the same for the IoU head; refinement needs gradients with respect to boxes from it, which
-            `pr_roi_pool`, `roi_align` and every operator with continuous bins have.
-        head_pool: called with (channels, height, width) of pooled RoIs, returns the box head.
-        fpn_channels: channels of every pyramid level.
-        iou_channels: width of the IoU head's two fully connected layers.
-        iou_boxes_per_image: jittered boxes an image.
-        iou_guided: suppression by predicted IoU; otherwise by class score.
-        refine_steps: gradient steps on each detected box; 0: no refinement.
-        refine_step_size: see `detpool.detection.localization.refine_boxes`.
-        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
-        anchor_sizes: anchor sides in pixels, one list per pyramid level and one for the extra coarsest level.
-        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
-
-    Raises:
-        ConfigError: if the parts do not fit each other, for an unknown argument or a count out of range, or if
-            refinement is asked for with a pooler that has no gradient with respect to boxes.
-    """
-    if iou_boxes_per_image < 1:
-        raise ConfigError(f"model.iou_boxes_per_image must be at least 1, got {iou_boxes_per_image}")
-    if refine_steps < 0:
-        raise ConfigError(f"model.refine_steps must be at least 0, got {refine_steps}")
-    backbone = FPNBackbone(body, fpn_channels, context)
-    pooler, shape = build_pooler(box_pooler, backbone, "pooler")
-    head = head_pool(shape)
-    own_pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")
-    if refine_steps > 0 and not _has_box_gradient(own_pooler, backbone):
-        raise ConfigError(
-            "iou_pooler: refinement follows the gradient with respect to boxes, which this pooler has not (it rounds "
-            "them); choose pooler@iou_pooler=pr_roi_pool or roi_align, or model.refine_steps=0"
-        )
-    make_heads = functools.partial(
-        IoUHeads,
-        iou_pooler=own_pooler,
-        iou_head=FlattenHead(shape, iou_channels),
-        iou_predictor=nn.Linear(iou_channels, num_classes),
-        iou_boxes_per_image=iou_boxes_per_image,
-        iou_guided=iou_guided,
-        refine_steps=refine_steps,
-        refine_step_size=refine_step_size,
-    )
-    box = [pooler, head, FastRCNNPredictor(head.out_channels, num_classes + 1)]
-    return assemble(backbone, box, make_heads, anchor_sizes=anchor_sizes, **arguments)
-
-
 class IoUHeads(TwoStageHeads):
     """`TwoStageHeads` with an IoU head.
 
     Args:
-        heads: positional and `box_*` arguments of `TwoStageHeads`.
+        heads: the modules of `TwoStageHeads`.
         iou_pooler, iou_head, iou_predictor: pooled RoIs, their features, and a score (K, classes) that is 4 IoU - 3, so
             that IoUs from 0.5 to 1 are -1 to 1.
-        iou_boxes_per_image, iou_guided, refine_steps, refine_step_size: see `iou_net`.
+        iou_boxes_per_image: jittered boxes per image that the IoU head is trained on.
+        iou_guided: suppression by predicted IoU; otherwise by class score.
+        refine_steps: gradient steps on each detected box; 0: no refinement.
+        refine_step_size: see `detpool.detection.localization.refine_boxes`.
+        box: the settings of `TwoStageHeads`.
+
+    Raises:
+        ConfigError: for a count that is out of range.
     """
 
     def __init__(
@@ -115,12 +51,16 @@ class IoUHeads(TwoStageHeads):
         iou_pooler: nn.Module,
         iou_head: nn.Module,
         iou_predictor: nn.Module,
-        iou_boxes_per_image: int,
-        iou_guided: bool,
-        refine_steps: int,
-        refine_step_size: float,
+        iou_boxes_per_image: int = 512,
+        iou_guided: bool = True,
+        refine_steps: int = 5,
+        refine_step_size: float = 0.02,
         **box: Any,
     ) -> None:
+        if iou_boxes_per_image < 1:
+            raise ConfigError(f"model.roi_heads.iou_boxes_per_image must be at least 1, got {iou_boxes_per_image}")
+        if refine_steps < 0:
+            raise ConfigError(f"model.roi_heads.refine_steps must be at least 0, got {refine_steps}")
         super().__init__(*heads, **box)
         self.iou_pooler, self.iou_head, self.iou_predictor = iou_pooler, iou_head, iou_predictor
         self.iou_boxes_per_image, self.iou_guided = iou_boxes_per_image, iou_guided
@@ -223,6 +163,61 @@ class IoUHeads(TwoStageHeads):
             detections, image_shapes, refined.split(counts), ious.split(counts), strict=True
         ):
             detection["boxes"], detection["ious"] = clip_boxes_to_image(box, shape), iou
+
+
+def iou_net(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    iou_pooler: PoolerFactory,
+    head_pool: HeadFactory = FlattenHead,
+    fpn_channels: int = 256,
+    iou_channels: int = 1024,
+    context: LayerFactory | None = None,
+    rpn: ProposalFactory = PYRAMID_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: Callable[..., IoUHeads] = IoUHeads,
+) -> TwoStageDetector:
+    """IoU-Net (Jiang et al., ECCV 2018) on Faster R-CNN with a feature pyramid.
+
+    The IoU head is trained on jittered boxes of the objects, not on proposals. A detection has the predicted IoU of its
+    final box as `ious`.
+
+    Args:
+        num_classes: classes without background.
+        body: the convolutional network under the pyramid.
+        box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
+        iou_pooler: the same for the IoU head; refinement needs gradients with respect to boxes from it, which
+            `pr_roi_pool`, `roi_align` and every operator with continuous bins have.
+        head_pool: called with (channels, height, width) of pooled RoIs, returns the box head.
+        fpn_channels: channels of every pyramid level.
+        iou_channels: width of the IoU head's two fully connected layers.
+        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
+        rpn, proposals: see `detpool.detection.faster_rcnn_fpn`.
+        roi_heads: builds the second stage from poolers, heads and predictors.
+
+    Raises:
+        ConfigError: if the parts do not fit each other, or if refinement is asked for with a pooler that has no
+            gradient with respect to boxes.
+    """
+    backbone = FPNBackbone(body, fpn_channels, context)
+    pooler, shape = build_pooler(box_pooler, backbone, "pooler")
+    head = head_pool(shape)
+    own_pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")
+    heads = roi_heads(
+        pooler,
+        head,
+        FastRCNNPredictor(head.out_channels, num_classes + 1),
+        iou_pooler=own_pooler,
+        iou_head=FlattenHead(shape, iou_channels),
+        iou_predictor=nn.Linear(iou_channels, num_classes),
+    )
+    if heads.refine_steps > 0 and not _has_box_gradient(own_pooler, backbone):
+        raise ConfigError(
+            "iou_pooler: refinement follows the gradient with respect to boxes, which this pooler has not (it rounds "
+            "them); choose iou_pooler=pr_roi_pool or roi_align, or model.roi_heads.refine_steps=0"
+        )
+    return assemble(backbone, heads, rpn, proposals)
 
 
 def _has_box_gradient(pooler: nn.Module, backbone: FPNBackbone) -> bool:

@@ -12,6 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 
 from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import jittered_boxes
+from detpool.errors import ConfigError
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -29,6 +30,9 @@ class ProposalNetwork(RegionProposalNetwork):
         batch_size_per_image: anchors an image whose losses count.
         positive_fraction: the fraction of objects among these, at most.
         score_thresh: score in [0, 1] below which a proposal is dropped.
+
+    Raises:
+        ConfigError: if `anchor_sizes` does not have one list for each map, or `batch_size_per_image` is less than 1.
     """
 
     def __init__(
@@ -36,7 +40,7 @@ class ProposalNetwork(RegionProposalNetwork):
         map_names: Sequence[str],
         channels: int,
         anchor_sizes: Sequence[Sequence[int]],
-        aspect_ratios: Sequence[float],
+        aspect_ratios: Sequence[float] = (0.5, 1.0, 2.0),
         *,
         pre_nms_top_n_train: int = 2000,
         pre_nms_top_n_test: int = 1000,
@@ -49,6 +53,13 @@ class ProposalNetwork(RegionProposalNetwork):
         positive_fraction: float = 0.5,
         score_thresh: float = 0.0,
     ) -> None:
+        if len(anchor_sizes) != len(map_names):
+            raise ConfigError(
+                f"model.rpn.anchor_sizes must have {len(map_names)} entries, one per map that proposals come from "
+                f"({', '.join(map_names)}), got {len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
+            )
+        if batch_size_per_image < 1:
+            raise ConfigError(f"model.rpn.batch_size_per_image must be at least 1, got {batch_size_per_image}")
         anchors = AnchorGenerator(
             tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
         )
@@ -111,7 +122,7 @@ class GivenProposals(nn.Module):
         """
         if targets is None or any("proposals" not in target for target in targets):
             raise ValueError(
-                "model.proposals=given: the targets hold no 'proposals'; data.train_proposals and data.val_proposals "
+                "proposals=given: the targets hold no 'proposals'; data.train_proposals and data.val_proposals "
                 "name files of them (tools/write_proposals.py writes such files)"
             )
         count = self.top_n_train if self.training else self.top_n_test
@@ -153,7 +164,7 @@ class JitteredProposals(nn.Module):
             ValueError: without the objects.
         """
         if not has_objects(targets):
-            raise ValueError("model.proposals=jittered: the targets must hold the objects' 'boxes', also in evaluation")
+            raise ValueError("proposals=jittered: the targets must hold the objects' 'boxes', also in evaluation")
         shapes = images.image_sizes
         boxes = [t["boxes"].to(images.tensors) for t in targets]
         return [self._proposals(box, shape) for box, shape in zip(boxes, shapes, strict=True)], {}

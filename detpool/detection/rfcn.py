@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
-from detpool.detection.assemble import SINGLE_MAP_ANCHORS, PoolerFactory, assemble, build_pooler, with_settings
+from detpool.detection.assemble import (
+    SINGLE_MAP_RPN,
+    PoolerFactory,
+    ProposalFactory,
+    RoIHeadsFactory,
+    assemble,
+    build_pooler,
+)
 from detpool.detection.backbones import Body, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.heads import LargeSeparableConv, Vote, VotePredictor
+from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
 
+HARDEST_128 = functools.partial(TwoStageHeads, batch_size_per_image=128, hard_examples=True)
+HARD_EXAMPLES = functools.partial(TwoStageHeads, hard_examples=True)
 
-@with_settings
+
 def rfcn(
     num_classes: int,
     body: Body,
@@ -24,10 +34,9 @@ def rfcn(
     reduced_channels: int = 1024,
     separate_rpn: bool = True,
     context: LayerFactory | None = None,
-    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
-    box_batch_size_per_image: int = 128,
-    box_hard_examples: bool = True,
-    **arguments: Any,
+    rpn: ProposalFactory = SINGLE_MAP_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: RoIHeadsFactory = HARDEST_128,
 ) -> TwoStageDetector:
     """R-FCN (Dai et al., NIPS 2016): every bin of a RoI reads score maps of its own, and the bins vote.
 
@@ -41,12 +50,11 @@ def rfcn(
         reduced_channels: channels after the first 1 x 1 convolution.
         separate_rpn: proposals come from the map before the last ("conv4"), as in the paper, or from the last one.
         context: layer on the body's last map, which it keeps the shape of; None: none.
-        anchor_sizes: a list of one list of anchor sides in pixels.
-        box_batch_size_per_image, box_hard_examples: online hard example mining, the hardest 128 of an image.
-        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
+        rpn, proposals: see `faster_rcnn_c5`.
+        roi_heads: builds the second stage; by default with online hard example mining, the hardest 128 of an image.
 
     Raises:
-        ConfigError: if the pooler is not position-sensitive, the parts do not fit, or for an unknown argument.
+        ConfigError: if the pooler is not position-sensitive, or the parts do not fit.
     """
     outputs = num_classes + 1 + 4
     height, width = _output_size(box_pooler)
@@ -61,17 +69,9 @@ def rfcn(
             f"the pooler gives {shape[0]} channels; it must be position-sensitive: pooler=ps_roi_pool, ps_roi_align, "
             f"ps_pr_roi_pool, or pooler=pool pooler.operator.channels=position_sensitive"
         )
-    return assemble(
-        backbone,
-        [pooler, Vote(), VotePredictor(num_classes + 1)],
-        anchor_sizes=anchor_sizes,
-        box_batch_size_per_image=box_batch_size_per_image,
-        box_hard_examples=box_hard_examples,
-        **arguments,
-    )
+    return assemble(backbone, roi_heads(pooler, Vote(), VotePredictor(num_classes + 1)), rpn, proposals)
 
 
-@with_settings
 def light_head_rcnn(
     num_classes: int,
     body: Body,
@@ -82,9 +82,9 @@ def light_head_rcnn(
     kernel_size: int = 15,
     separate_rpn: bool = True,
     context: LayerFactory | None = None,
-    anchor_sizes: Sequence[Sequence[int]] = SINGLE_MAP_ANCHORS,
-    box_hard_examples: bool = True,
-    **arguments: Any,
+    rpn: ProposalFactory = SINGLE_MAP_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: RoIHeadsFactory = HARD_EXAMPLES,
 ) -> TwoStageDetector:
     """Light-Head R-CNN (Li et al., arXiv:1711.07264): thin maps by a large separable convolution, one fully connected
     layer on each RoI.
@@ -99,12 +99,11 @@ def light_head_rcnn(
         kernel_size: of the separable convolution, odd.
         separate_rpn: proposals come from the map before the last, or from the last one.
         context: layer on the body's last map, which it keeps the shape of; None: none.
-        anchor_sizes: a list of one list of anchor sides in pixels.
-        box_hard_examples: online hard example mining.
-        arguments: `anchor_aspect_ratios`, `proposals`, `rpn_*` and `box_*` of `assemble`.
+        rpn, proposals: see `faster_rcnn_c5`.
+        roi_heads: builds the second stage; by default with online hard example mining.
 
     Raises:
-        ConfigError: if the parts do not fit, or for an unknown argument.
+        ConfigError: if the parts do not fit.
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ConfigError(f"model.kernel_size must be odd, got {kernel_size}")
@@ -114,13 +113,8 @@ def light_head_rcnn(
     backbone = SingleMapBackbone(body, neck, thin, separate_rpn, context)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], head_channels), nn.ReLU())
-    return assemble(
-        backbone,
-        [pooler, head, FastRCNNPredictor(head_channels, num_classes + 1)],
-        anchor_sizes=anchor_sizes,
-        box_hard_examples=box_hard_examples,
-        **arguments,
-    )
+    predictor = FastRCNNPredictor(head_channels, num_classes + 1)
+    return assemble(backbone, roi_heads(pooler, head, predictor), rpn, proposals)
 
 
 def _output_size(box_pooler: PoolerFactory) -> tuple[int, int]:

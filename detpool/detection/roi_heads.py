@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
 
 from detpool.detection.detector import Prediction, Target, has_objects
+from detpool.errors import ConfigError
 
 Shapes = list[tuple[int, int]]
 BOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -32,6 +33,9 @@ class TwoStageHeads(RoIHeads):
         score_thresh: score below which a detection is dropped.
         nms_thresh: IoU of two detections of a class one of which is dropped.
         detections_per_img: detections an image, at most.
+
+    Raises:
+        ConfigError: if `batch_size_per_image` is less than 1.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class TwoStageHeads(RoIHeads):
         nms_thresh: float = 0.5,
         detections_per_img: int = 100,
     ) -> None:
+        if batch_size_per_image < 1:
+            raise ConfigError(f"model.roi_heads.batch_size_per_image must be at least 1, got {batch_size_per_image}")
         super().__init__(
             box_pooler,
             box_head,

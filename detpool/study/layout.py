@@ -50,9 +50,10 @@ def fingerprint(config: DictConfig) -> str:
     Two configs have the same only if their runs would give the same metrics: they differ at most in where the run is,
     what it prints and draws, and how many processes load its data.
     """
-    config = OmegaConf.create(OmegaConf.to_container(config, resolve=False))  # type: ignore[assignment]
-    config.run_dir = ""
-    content = OmegaConf.to_container(config, resolve=True)
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(raw, dict)
+    raw.pop("hydra", None)
+    content = OmegaConf.to_container(OmegaConf.create({**raw, "run_dir": ""}), resolve=True)
     assert isinstance(content, dict)
     kept: dict[str, Any] = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
     for section, keys in _WITHOUT_EFFECT.items():
@@ -81,8 +82,12 @@ def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig
 
 
 def write_plan(folder: Path, names: Iterable[str]) -> None:
-    """Writes the names of the folders of a sweep's runs."""
-    _write(folder / PLAN, {"runs": list(names)})
+    """Adds names of run directories to the plan of a sweep, which an earlier start with other seeds may have left."""
+    try:
+        before = read_plan(folder)
+    except (FileNotFoundError, ValueError):  # a damaged plan is written anew
+        before = []
+    _write(folder / PLAN, {"runs": list(dict.fromkeys([*before, *names]))})
 
 
 def read_plan(folder: Path) -> list[str]:

@@ -51,7 +51,10 @@ def wait_for_workers() -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            os.write(2, b"stopped at once; the same command resumes\n")
+            for process in _children():
+                os.kill(process, signal.SIGKILL)
+            os._exit(128 + number)  # whatever waits for the workers would say at length that they are gone
         received.append(number)
         os.write(2, b"\nstopping the runs (Ctrl-C again: at once)\n")
         # A terminal has sent Ctrl-C to the workers as well, to whom a second one would mean to stop at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import math
 import os
@@ -15,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
-from detpool.config import SLOTS, check_complete, check_config, naming_files
+from detpool.config import PARTS, naming_files
 from detpool.data.datamodule import DetectionDataModule
+from detpool.detection import GivenProposals
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
@@ -31,7 +32,7 @@ from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
 from detpool.files import naming_full_disks, write_text_atomically
-from detpool.run_config import read_run_config
+from detpool.run_config import load_config
 from detpool.run_record import write_metrics
 from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
 from detpool.training.checkpoints import (
@@ -81,11 +82,11 @@ def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float
         config.ckpt_path = str(find_checkpoint(Path(config.ckpt_path), "last"))
     data = build_data(config, ["fit"] if split == "val" else ["fit", "test"])
     config.class_names = list(data.class_names)
-    _check_proposals(config, data, ["train", "val", split])
     steps_before = _check_resume(config)
     with naming_files(config):
         module = build_module(config, pretrained=config.ckpt_path is None)
         module.build_optimizer()  # what it refuses is no error of the training
+    _check_proposals(module, data, ["train", "val", split])
     if split == "test" and data.test_dataset is not data.val_dataset:
         module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
     module.prepare_evaluation(data.val_dataset)
@@ -162,8 +163,6 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
     Raises:
         ConfigError: if the data has other classes than the model was trained for, or a file cannot be written.
     """
-    check_complete(config)
-    check_config(config)
     with naming_full_disks(config.run_dir):
         split = config.evaluation.split
         data = build_data(config, ["validate"] if split == "val" else ["validate", "test"])
@@ -172,8 +171,8 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
                 f"the data has the classes {list(data.class_names)}, the checkpoint was trained for "
                 f"{config.class_names}"
             )
-        _check_proposals(config, data, [split])
         module = build_module(config, pretrained=False)
+        _check_proposals(module, data, [split])
         load_checkpoint(module, checkpoint)
         trainer = build_trainer(config, [], [])
         save_config(config, Path(config.run_dir))
@@ -275,17 +274,15 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         config: a composed config whose `class_names` is filled in.
         pretrained: whether to load the backbone's weights; a checkpoint to be restored replaces them anyway.
     """
+    parts = {part: instantiate(config[part]) for part in PARTS if config.get(part)}
     loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
-    slots: dict[str, dict[str, Any]] = {"backbone": {}, "model": {}}
-    for slot, owner in SLOTS.items():
-        if config.get(slot) is not None:
-            slots[owner][slot] = instantiate(config[slot])
+    body = instantiate(config.backbone, **loading, **_taken(config.backbone, parts))
     model = instantiate(
         config.model,
         num_classes=len(config.class_names),
-        body=instantiate(config.backbone, **loading, **slots["backbone"]),
+        body=body,
         box_pooler=instantiate(config.pooler),
-        **slots["model"],
+        **_taken(config.model, parts),
     )
     evaluator = functools.partial(
         DetectionEvaluator,
@@ -303,6 +300,12 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         seed=config.seed,
         channels_last=config.channels_last,
     )
+
+
+def _taken(node: DictConfig, parts: dict[str, Any]) -> dict[str, Any]:
+    """The parts that the `_target_` of a config has arguments for."""
+    arguments = inspect.signature(get_object(node._target_)).parameters
+    return {name: part for name, part in parts.items() if name in arguments}
 
 
 def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
@@ -377,29 +380,6 @@ def find_checkpoint(path: Path, name: str = "best") -> Path:
     raise ConfigError(f"ckpt_path={path} does not exist (looked from {Path.cwd()}){hint}")
 
 
-def load_config(checkpoint: Path) -> DictConfig:
-    """The config of the run that wrote a checkpoint: the nearest `config.yaml`, beside it or up to three folders up.
-
-    It may come from elsewhere, so the packages that it names in `imports` are none that the user has named.
-
-    Raises:
-        ConfigError: if the checkpoint or its config does not exist, or the config cannot be read.
-    """
-    checkpoint = find_checkpoint(checkpoint)
-    for folder in list(checkpoint.absolute().parents)[:4]:  # a metric in the checkpoint's name makes folders (val/AP)
-        path = folder / "config.yaml"
-        if path.is_file():
-            try:
-                config = read_run_config(path)
-            except (OSError, ValueError, YAMLError) as error:
-                raise ConfigError(f"{path} cannot be read: {error}") from error
-            if not isinstance(config, DictConfig):
-                raise ConfigError(f"{path} is not the config of a run")
-            config.imports = []
-            return config
-    raise ConfigError(f"no config.yaml beside {checkpoint} or up to three folders up: it says which model to restore")
-
-
 def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
     """Loads the weights of a checkpoint, tensors only.
 
@@ -422,11 +402,11 @@ def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
     return list(names)
 
 
-def _check_proposals(config: DictConfig, data: DetectionDataModule, splits: list[str]) -> None:
+def _check_proposals(module: DetectionModule, data: DetectionDataModule, splits: list[str]) -> None:
     """A file of proposals that a split lacks is asked for before the first step, not when the split is first read."""
-    if config.model.get("proposals") == "given" and (missing := data.missing_proposals(splits)):
+    if isinstance(module.model.rpn, GivenProposals) and (missing := data.missing_proposals(splits)):
         raise ConfigError(
-            f"model.proposals=given: {' and '.join(f'data.{name}' for name in missing)} must name files of proposals "
+            f"proposals=given: {' and '.join(f'data.{name}' for name in missing)} must name files of proposals "
             f"(tools/write_proposals.py writes such files)"
         )
 
@@ -445,8 +425,8 @@ def _check_resume(config: DictConfig) -> int:
     config_then = OmegaConf.to_container(before, resolve=True)
     assert isinstance(config_now, dict)
     assert isinstance(config_then, dict)
-    same = ("model", "backbone", "pooler", *SLOTS, "class_names")
-    differing = [key for key in same if config_now.get(key) != config_then.get(key)]
+    same = ("model", "backbone", "pooler", *PARTS, "class_names")
+    differing = [key for key in same if (config_now.get(key) or None) != (config_then.get(key) or None)]
     if config_now["optim"]["optimizer"]["_target_"] != config_then["optim"]["optimizer"]["_target_"]:
         differing.append("optim.optimizer")
     if differing:

@@ -40,11 +40,11 @@ CLASSES = ["cat", "dog", "crowded"]
 CONFIGS = Path(__file__).parents[2] / "configs"
 TINY = [
     "backbone.widths=[8,8,8,8]",
-    "model.anchor_sizes=[[8,16,32]]",
+    "model.rpn.anchor_sizes=[[8,16,32]]",
     "run_dir=run",
-    "model.box_batch_size_per_image=8",
+    "model.roi_heads.batch_size_per_image=8",
 ]
-TINY += ["model.rpn_pre_nms_top_n_train=20", "model.rpn_post_nms_top_n_train=8"]
+TINY += ["model.rpn.pre_nms_top_n_train=20", "model.rpn.post_nms_top_n_train=8"]
 
 
 def tiny_step(model: str, *overrides: str) -> Any:

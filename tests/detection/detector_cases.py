@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
 
-from detpool.config import Configs, check_config, check_keys
+from detpool.config import Configs, check
+from detpool.detection import GivenProposals
 from detpool.training.module import to_unit_range
 from detpool.training.runs import build_data, build_module
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CHECKED = Configs(Path(__file__).parents[2] / "configs", "train")
 
 COMMON = [
     "data.train_images=4",
@@ -19,12 +19,12 @@ COMMON = [
     "data.batch_size=2",
     "data.num_workers=0",
     "backbone.widths=[8,8,16,16]",
-    "model.box_batch_size_per_image=16",
+    "model.roi_heads.batch_size_per_image=16",
     "run_dir=run",
 ]
-RPN = ["model.rpn_post_nms_top_n_train=20", "model.rpn_post_nms_top_n_test=10"]
-PYRAMID = ["model.fpn_channels=8", "head_pool.channels=16", "model.anchor_sizes=[[8],[16],[32],[48],[64]]"]
-SINGLE = ["model.anchor_sizes=[[8,16,32,64]]"]
+RPN = ["model.rpn.post_nms_top_n_train=20", "model.rpn.post_nms_top_n_test=10"]
+PYRAMID = ["model.fpn_channels=8", "head_pool.channels=16", "model.rpn.anchor_sizes=[[8],[16],[32],[48],[64]]"]
+SINGLE = ["model.rpn.anchor_sizes=[[8,16,32,64]]"]
 HEAD = ["head_pool.channels=16"]
 MASK = ["model.mask_channels=8"]
 MODELS = {
@@ -39,17 +39,16 @@ MODELS = {
     "mask_rcnn_c5": [*SINGLE, *HEAD, *MASK, *RPN],
     "rfcn": [*SINGLE, *RPN, "model.reduced_channels=8", "pooler.output_size=3"],
     "light_head_rcnn": [*SINGLE, *RPN, "model.head_channels=16", "model.mid_channels=8", "model.kernel_size=5"],
-    "iou_net": [*PYRAMID, *RPN, "model.iou_channels=16", "model.iou_boxes_per_image=16"],
+    "iou_net": [*PYRAMID, *RPN, "model.iou_channels=16", "model.roi_heads.iou_boxes_per_image=16"],
 }
 
 
 def composed(model, pooler, overrides):
     """The config of a tiny detector; its own pooler if `pooler` is None."""
     pooling = [] if pooler is None else [f"pooler={pooler}"]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("train", [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides])
-    check_keys(config, Configs(CONFIGS, "train"))
-    check_config(config)
+    line = [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides]
+    config = CHECKED.compose(line)
+    check(config, CHECKED, line)
     return config
 
 
@@ -74,7 +73,7 @@ def train_and_evaluate(config):
     module.train()
     trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     optimizer = torch.optim.SGD(trained.values(), lr=0.01)
-    given = config.model.proposals == "given"
+    given = isinstance(module.model.rpn, GivenProposals)
     reached = {name.removeprefix("model.") for name in trained}
     for images, targets in batches(data.train_dataloader(), given):
         losses = module.model(images, targets)

@@ -9,7 +9,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from detpool import ops
-from detpool.detection import faster_rcnn_fpn
+from detpool.detection import ProposalNetwork, TwoStageHeads, faster_rcnn_fpn
 from detpool.detection.backbones import FPNBackbone, SmallCNN
 from detpool.errors import ConfigError
 from detpool.poolers import RoIPooler
@@ -20,7 +20,11 @@ ANCHORS = [[16], [32], [64], [128], [256]]
 def build(**arguments):
     torch.manual_seed(0)
     pooler = functools.partial(RoIPooler, output_size=7, operator=functools.partial(ops.roi_align, sampling_ratio=2))
-    defaults = {"fpn_channels": 8, "anchor_sizes": ANCHORS, "box_score_thresh": 0.0}
+    defaults = {
+        "fpn_channels": 8,
+        "rpn": functools.partial(ProposalNetwork, anchor_sizes=ANCHORS),
+        "roi_heads": functools.partial(TwoStageHeads, score_thresh=0.0),
+    }
     return faster_rcnn_fpn(3, SmallCNN((8, 8, 8, 8)), pooler, **{**defaults, **arguments})
 
 
@@ -57,12 +61,10 @@ def test_losses_are_finite_without_any_object():
 
 
 def test_arguments_are_checked():
-    with pytest.raises(ConfigError, match="anchor_sizes must have 5 entries"):
-        build(anchor_sizes=[[16]])
-    with pytest.raises(ConfigError, match="model.rpn_nms_tresh is not an argument .* did you mean 'rpn_nms_thresh'"):
-        build(rpn_nms_tresh=0.5)
-    with pytest.raises(ConfigError, match=r"model\.box_head is not an argument"):
-        build(box_head=None)
+    with pytest.raises(ConfigError, match=r"model\.rpn\.anchor_sizes must have 5 entries, one per map .* got 1"):
+        build(rpn=functools.partial(ProposalNetwork, anchor_sizes=[[16]]))
+    with pytest.raises(ConfigError, match=r"model\.rpn\.batch_size_per_image must be at least 1, got 0"):
+        build(rpn=functools.partial(ProposalNetwork, anchor_sizes=ANCHORS, batch_size_per_image=0))
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -49,7 +49,7 @@ def test_no_object_no_proposal():
 def test_refuses_targets_without_objects_and_settings_out_of_range():
     images = ImageList(torch.zeros(1, 3, *SHAPE), [SHAPE])
     for targets in (None, [{}]):
-        with pytest.raises(ValueError, match="model.proposals=jittered: the targets must hold the objects' 'boxes'"):
+        with pytest.raises(ValueError, match="proposals=jittered: the targets must hold the objects' 'boxes'"):
             JitteredProposals()(images, {}, targets)
     for name, value in {"boxes_per_object": 0, "min_iou": 1.0, "background_per_object": -1}.items():
         with pytest.raises(ValueError, match=name):

@@ -6,7 +6,7 @@ import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
 from detpool import ops
-from detpool.detection import faster_rcnn_fpn
+from detpool.detection import TwoStageHeads, faster_rcnn_fpn
 from detpool.detection.backbones import resnet
 from detpool.poolers import RoIPooler
 
@@ -22,7 +22,7 @@ def test_torchvisions_maskrcnn_resnet50_fpn_is_ours_with_the_same_weights():
         resnet("resnet50", weights=None),
         functools.partial(RoIPooler, output_size=7, operator=operator),
         mask_pooler=functools.partial(RoIPooler, output_size=14, operator=operator),
-        box_score_thresh=0.0,
+        roi_heads=functools.partial(TwoStageHeads, score_thresh=0.0),
     )
     ours.load_state_dict(theirs.state_dict())
     generator = torch.Generator().manual_seed(1)

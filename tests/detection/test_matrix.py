@@ -23,15 +23,15 @@ MORE = [
     ("faster_rcnn", "roi_align", ["head_pool=conv_average", "head_pool.convolutions=2"]),
     ("faster_rcnn", "roi_align", ["pooler.output_size=[5,3]"]),
     ("faster_rcnn", "spp", []),
-    ("faster_rcnn", "roi_align", ["model.box_hard_examples=true"]),
-    ("mask_rcnn_c5", "roi_align", ["model.proposals=jittered"]),
-    ("faster_rcnn_c4", "roi_align", ["model.proposals=given"]),
-    ("mask_rcnn", "roi_align", ["pooler@mask_pooler=roi_pool", "mask_pooler.output_size=7"]),
+    ("faster_rcnn", "roi_align", ["model.roi_heads.hard_examples=true"]),
+    ("mask_rcnn_c5", "roi_align", ["proposals=jittered"]),
+    ("faster_rcnn_c4", "roi_align", ["proposals=given"]),
+    ("mask_rcnn", "roi_align", ["mask_pooler=roi_pool", "mask_pooler.output_size=7"]),
     ("rfcn", "ps_roi_pool", ["pooler.output_size=1"]),
     ("rfcn", "ps_roi_pool", ["pooler.output_size=7"]),
     ("rfcn", "pool", ["pooler.operator.channels=position_sensitive", "model.separate_rpn=false"]),
-    ("iou_net", "roi_align", ["pooler@iou_pooler=roi_align", "model.iou_guided=false"]),
-    ("iou_net", "roi_align", ["pooler@iou_pooler=roi_pool", "model.refine_steps=0"]),
+    ("iou_net", "roi_align", ["pooler@iou_pooler=roi_align", "model.roi_heads.iou_guided=false"]),
+    ("iou_net", "roi_align", ["pooler@iou_pooler=roi_pool", "model.roi_heads.refine_steps=0"]),
 ]
 CASES = [(model, pooler, []) for model, pooler in PAIRS] + MORE
 
@@ -42,7 +42,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
     metrics, reached = train_and_evaluate(config)
     # R-FCN's head are its score maps, which are computed before RoIs are pooled.
     parts = ["backbone.body", "backbone.neck" if model == "rfcn" else "roi_heads"]
-    for part in [*parts, "rpn"] if config.model.proposals == "rpn" else parts:
+    for part in [*parts, "rpn"] if config.model.proposals is None else parts:
         assert any(name.startswith(part) for name in reached), part
     assert ("mask_AP" in metrics) == model.startswith("mask")
 
@@ -52,7 +52,12 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
     [
         ("rfcn", "roi_align", [], "pooler: R-FCN's 3 x 3 bins read 99 maps, .* pooler=ps_roi_pool"),
         ("faster_rcnn", "ps_roi_pool", [], "pooler, on maps of 8 channels: .* 7 x 7 .* got 8"),
-        ("iou_net", "roi_align", ["pooler@iou_pooler=roi_pool"], "iou_pooler: refinement .* model.refine_steps=0"),
+        (
+            "iou_net",
+            "roi_align",
+            ["pooler@iou_pooler=roi_pool"],
+            "iou_pooler: refinement .* model.roi_heads.refine_steps=0",
+        ),
         (
             "mask_rcnn",
             "roi_align",
@@ -69,16 +74,21 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
         (
             "faster_rcnn",
             "roi_align",
-            ["model.box_batch_size_per_image=0"],
-            "model.box_batch_size_per_image must be at least 1, got 0",
+            ["model.roi_heads.batch_size_per_image=0"],
+            "model.roi_heads.batch_size_per_image must be at least 1, got 0",
         ),
         (
             "iou_net",
             "roi_align",
-            ["model.iou_boxes_per_image=0"],
-            "model.iou_boxes_per_image must be at least 1, got 0",
+            ["model.roi_heads.iou_boxes_per_image=0"],
+            "model.roi_heads.iou_boxes_per_image must be at least 1, got 0",
         ),
-        ("iou_net", "roi_align", ["model.refine_steps=-1"], "model.refine_steps must be at least 0, got -1"),
+        (
+            "iou_net",
+            "roi_align",
+            ["model.roi_heads.refine_steps=-1"],
+            "model.roi_heads.refine_steps must be at least 0, got -1",
+        ),
         (
             "faster_rcnn_c5",
             "all_levels",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detpool import ops
-from detpool.detection import rfcn
+from detpool.detection import ProposalNetwork, rfcn
 from detpool.detection.backbones import SmallCNN
 from detpool.poolers import RoIPooler
 
@@ -20,11 +20,14 @@ OPERATORS = {
 }
 
 
+RPN = functools.partial(ProposalNetwork, anchor_sizes=[[32]])
+
+
 def build(operator, k, **arguments):
     torch.manual_seed(0)
     pooler = functools.partial(RoIPooler, output_size=k, operator=operator)
     body = SmallCNN((4, 4, 8, 8), output_stride=16)
-    return rfcn(CLASSES, body, pooler, reduced_channels=8, anchor_sizes=[[32]], **arguments).eval()
+    return rfcn(CLASSES, body, pooler, reduced_channels=8, rpn=RPN, **arguments).eval()
 
 
 def score_maps(k, order):

@@ -10,18 +10,19 @@ from test_matrix import CASES, POOLERS, SHARED
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from detpool import ops
-from detpool.detection import faster_rcnn_fpn
+from detpool.detection import ProposalNetwork, TwoStageHeads, faster_rcnn_fpn
 from detpool.detection.backbones import SmallCNN
 from detpool.detection.roi_heads import BOX_REG_WEIGHTS, box_losses
 from detpool.poolers import RoIPooler
 from detpool.training.runs import build_module
 
+RPN = functools.partial(ProposalNetwork, anchor_sizes=[[16], [32], [64], [128], [256]])
+
 
 def build(**arguments):
     torch.manual_seed(0)
     pooler = functools.partial(RoIPooler, output_size=7, operator=functools.partial(ops.roi_align, sampling_ratio=2))
-    anchors = [[16], [32], [64], [128], [256]]
-    arguments = {"fpn_channels": 8, "anchor_sizes": anchors, "mask_pooler": pooler, "mask_channels": 8, **arguments}
+    arguments = {"rpn": RPN, "fpn_channels": 8, "mask_pooler": pooler, "mask_channels": 8, **arguments}
     return faster_rcnn_fpn(3, SmallCNN((8, 8, 8, 8)), pooler, **arguments)
 
 
@@ -90,7 +91,10 @@ def test_mean_of_the_losses_of_rois_is_torchvisions_loss():
 
 
 def test_losses_in_evaluation_are_those_of_training_and_change_nothing():
-    model = build(box_batch_size_per_image=10_000, rpn_batch_size_per_image=1_000_000, box_positive_fraction=1.0)
+    model = build(
+        rpn=functools.partial(RPN, batch_size_per_image=1_000_000),
+        roi_heads=functools.partial(TwoStageHeads, batch_size_per_image=10_000, positive_fraction=1.0),
+    )
     # With everything in the batch nothing is drawn; without batch normalisation both modes compute the same, but for
     # the number of proposals.
     for module in model.modules():
@@ -116,7 +120,9 @@ def test_losses_in_evaluation_are_those_of_training_and_change_nothing():
 
 
 def test_hard_examples_are_those_of_the_largest_losses():
-    model = build(box_hard_examples=True, box_batch_size_per_image=5, mask_pooler=None).train()
+    model = build(
+        roi_heads=functools.partial(TwoStageHeads, hard_examples=True, batch_size_per_image=5), mask_pooler=None
+    ).train()
     heads = model.roi_heads
     generator = torch.Generator().manual_seed(4)
     features = pyramid(generator)
@@ -153,7 +159,7 @@ def first_pooler(model):
 @pytest.mark.parametrize("nothing", ["no object", "no proposal", "neither"])
 def test_batches_without_objects_or_proposals_train(model, nothing):
     """Finite losses, and a gradient, if only of zeros, for every parameter, which DDP insists on."""
-    overrides = [] if nothing == "no object" or model == "fast_rcnn" else ["+model.rpn_score_thresh=2.0"]
+    overrides = [] if nothing == "no object" or model == "fast_rcnn" else ["+model.rpn.score_thresh=2.0"]
     config = composed(model, first_pooler(model), overrides)
     config.class_names = list("abcdef")
     torch.manual_seed(0)
@@ -183,7 +189,9 @@ def test_batches_without_objects_or_proposals_train(model, nothing):
 @pytest.mark.parametrize("model", ["faster_rcnn", "rfcn", "iou_net"])
 def test_boxes_and_scores_keep_float32_in_mixed_precision(model):
     """bfloat16 has 8 bits: boxes beyond pixel 512 would be multiples of 4, objects' boxes in the losses too."""
-    config = composed(model, first_pooler(model), ["model.box_score_thresh=0.0", "model.rpn_pre_nms_top_n_test=50"])
+    config = composed(
+        model, first_pooler(model), ["model.roi_heads.score_thresh=0.0", "model.rpn.pre_nms_top_n_test=50"]
+    )
     config.class_names = list("abcdef")
     torch.manual_seed(0)
     detector = build_module(config).model.eval()

@@ -7,22 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detpool.config import Configs
 from detpool.errors import ConfigError
-from detpool.study.layout import fingerprint, run_name, write_status
-from detpool.study.plan import Sweep, plan_sweep, summarize
+from detpool.study.layout import fingerprint, read_plan, run_name, write_plan, write_status
+from detpool.study.plan import Sweep, plan_sweep, summarize, sweep_jobs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
 STUDIES = sorted(path.stem for path in CONFIGS.glob("study/*.yaml"))
 
 
+ALL = Configs(CONFIGS, "train")
+
+
 def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose("train", overrides=["run_dir=run", *overrides])
+    return ALL.compose(["run_dir=run", *overrides])
 
 
 @pytest.fixture
@@ -45,30 +48,30 @@ def test_every_study_begins_with_its_command_and_can_be_planned(study: str) -> N
     assert lines[0] == "# @package _global_"
     assert lines[1].startswith(f"# python train.py -m study={study}")
     needed = ["data.root=somewhere"] if "data.root=" in lines[1] else []
-    sweep = plan_sweep(Configs(CONFIGS, "train"), [f"study={study}", *needed])
+    sweep = plan_sweep(ALL, [f"study={study}", "seed=0", *needed])
     assert sweep.folder == Path("logs") / study
     assert sweep.names is not None
     assert len(sweep.names) > 1
 
 
 def test_runs_of_the_smallest_study() -> None:
-    sweep = plan_sweep(Configs(CONFIGS, "train"), ["study=smallest"])
+    sweep = plan_sweep(ALL, ["study=smallest"])
     assert sweep.names is not None
     assert [name.rpartition("-")[0] for name in sweep.names] == [
         f"pooler={pooler},seed={seed}" for pooler in ("roi_pool", "pr_roi_pool") for seed in (0, 1)
     ]
     # The command line comes last; another config is another run, in a folder of its own.
-    other = plan_sweep(Configs(CONFIGS, "train"), ["study=smallest", "seed=1,2", "trainer.max_epochs=4"]).names
+    other = plan_sweep(ALL, ["study=smallest", "seed=1,2", "trainer.max_epochs=4"]).names
     assert other is not None
     assert [name.rpartition("-")[0] for name in other] == [
         f"pooler={pooler},seed={seed}" for pooler in ("roi_pool", "pr_roi_pool") for seed in (1, 2)
     ]
     assert not {name.rpartition("-")[2] for name in sweep.names} & {name.rpartition("-")[2] for name in other}
-    assert plan_sweep(Configs(CONFIGS, "train"), ["study=smallest", "hydra.sweep.dir=a/b"]).folder == Path("a/b")
+    assert plan_sweep(ALL, ["study=smallest", "hydra.sweep.dir=a/b"]).folder == Path("a/b")
 
 
 def test_sweeps_without_study_are_numbered() -> None:
-    sweep = plan_sweep(Configs(CONFIGS, "train"), ["experiment=demo", "pooler=roi_pool,roi_align", "seed=range(0,3)"])
+    sweep = plan_sweep(ALL, ["experiment=demo", "pooler=roi_pool,roi_align", "seed=range(0,3)"])
     assert sweep.names == ["0", "1", "2", "3", "4", "5"]
     assert sweep.folder.parts[:3] == ("logs", "demo", "multiruns")
 
@@ -103,7 +106,7 @@ def test_variants_are_whole_configurations(with_study: Callable[[str], Path]) ->
         "variants:\n"
         "  a: pooler=roi_pool\n"
         "  b: pooler=roi_align pooler.operator.reduction=max evaluation.max_dets=[1,10,50] seed=7\n"
-        "  c: model=mask_rcnn pooler@mask_pooler=roi_pool +model.box_fg_iou_thresh=0.6\n"
+        "  c: model=mask_rcnn mask_pooler=roi_pool +model.roi_heads.fg_iou_thresh=0.6\n"
         "hydra: {sweeper: {params: {variant: 'a,b,c'}}}\n"
     )
     names = plan_sweep(Configs(configs, "train"), ["study=mine"]).names
@@ -116,7 +119,7 @@ def test_variants_are_whole_configurations(with_study: Callable[[str], Path]) ->
         [
             ["pooler=roi_pool"],
             ["pooler=roi_align", "pooler.operator.reduction=max", "evaluation.max_dets=[1,10,50]", "seed=7"],
-            ["model=mask_rcnn", "pooler@mask_pooler=roi_pool", "+model.box_fg_iou_thresh=0.6"],
+            ["model=mask_rcnn", "pooler@mask_pooler=roi_pool", "+model.roi_heads.fg_iou_thresh=0.6"],
         ],
         strict=True,
     ):
@@ -130,10 +133,13 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
     ("text", "message"),
     [
         (PARAMS % "pooler: 'roi_pool,roi_algn'", "pooler=roi_algn does not exist; did you mean 'roi_align'?"),
-        (PARAMS % "trainer.max_epoch: '1,2'", "trainer has no key 'max_epoch'; did you mean 'max_epochs'?"),
-        ("trainr: {max_epochs: 1}\n" + PARAMS % "seed: '0,1'", "unknown key 'trainr'; did you mean 'trainer'?"),
+        (PARAMS % "trainer.max_epoch: '1,2'", "Trainer has no argument 'max_epoch'; did you mean 'max_epochs'?"),
+        ("trainr: {max_epochs: 1}\n" + PARAMS % "seed: '0,1'", "no key or group 'trainr'; did you mean 'trainer'?"),
         ("pooler: {operator: {sampling_rato: 2}}\n", "has no argument 'sampling_rato'; did you mean 'sampling_ratio'?"),
-        (PARAMS % "pooler: 'roi_align,roi_pool', pooler.operator.aligned: 'true,false'", "pooler.operator has no key"),
+        (
+            PARAMS % "pooler: 'roi_align,roi_pool', pooler.operator.aligned: 'true,false'",
+            "roi_pool has no argument 'aligned'",
+        ),
         (
             "variants: {a: pooler=roi_pol}\n" + PARAMS % "variant: 'a'",
             "variant a of study mine: pooler=roi_pol does not",
@@ -141,7 +147,7 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
         ("variants: {ab: seed=1}\n" + PARAMS % "variant: 'ab,ac'", "variant=ac does not exist; did you mean 'ab'?"),
         ("variants: {a b: seed=1}\n", "names of variants have letters, digits, _ and - only, got 'a b'"),
         ("variants: {a: 'seed=1,2'}\n", "variant a of study mine: 'seed=1,2' is not a plain key=value"),
-        ("variants: [a]\n", "hydra.sweeper.params and variants must be mappings"),
+        ("variants: [a]\n", "study mine: variants must be a mapping"),
         (PARAMS % "variant: 'a'", "variant=a: only a study has variants, and not every one"),
         (PARAMS % "data.num_workers: '0,1'", "two runs of the study are the same"),
     ],
@@ -165,7 +171,7 @@ def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], 
 )
 def test_typos_of_a_command_line_are_named(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        plan_sweep(Configs(CONFIGS, "train"), arguments)
+        plan_sweep(ALL, arguments)
     assert message in str(error.value)
 
 
@@ -199,12 +205,44 @@ def test_a_sweep_is_complete_only_if_all_its_runs_are_finished(tmp_path, capsys)
     (tmp_path / "finished" / "metrics.json").touch()
     write_status(tmp_path / "failed", "failed", "no such file")
     write_status(tmp_path / "interrupted", "interrupted")
-    assert not summarize(Sweep(tmp_path, names, [], in_workers=False))
+    assert not summarize(sweep(tmp_path, names))
     said = capsys.readouterr()
     assert said.err == f"{tmp_path}/failed: failed: no such file\n"
     assert said.out == f"{tmp_path}: 1 of 4 runs finished, 1 failed, 2 not finished\n"
     for name in names[2:]:
-        assert not summarize(Sweep(tmp_path, ["finished", name], [], in_workers=False))
-    assert summarize(Sweep(tmp_path, ["finished"], [], in_workers=False))
+        assert not summarize(sweep(tmp_path, ["finished", name]))
+    assert summarize(sweep(tmp_path, ["finished"]))
     # A sweeper chose them: only what they left is known.
-    assert not summarize(Sweep(tmp_path, None, [], in_workers=False))
+    assert not summarize(sweep(tmp_path, None))
+
+
+def sweep(folder, names):
+    return Sweep(folder, names, [], is_study=False, in_workers=False)
+
+
+def test_each_run_is_composed_once_and_handed_on_to_hydra(monkeypatch):
+    """45 runs of 15 heads: what Hydra's sweeper and launcher load is what was planned."""
+    calls = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(self, *arguments, **keywords):
+        calls.append(arguments)
+        return compose(self, *arguments, **keywords)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    configs = Configs(CONFIGS, "train")
+    planned = plan_sweep(configs, ["study=head_pool"])
+    assert planned.names is not None
+    assert len(planned.names) == 45
+    assert len(calls) <= 46
+    before = len(calls)
+    master = configs.load_configuration("train", planned.overrides, RunMode.MULTIRUN)
+    for job in sweep_jobs(configs, ["study=head_pool"]):
+        configs.load_sweep_config(master, job[1:])
+    assert len(calls) == before
+
+
+def test_a_second_start_with_other_seeds_adds_to_the_plan(tmp_path):
+    write_plan(tmp_path, ["seed=0", "seed=1"])
+    write_plan(tmp_path, ["seed=1", "seed=2"])
+    assert read_plan(tmp_path) == ["seed=0", "seed=1", "seed=2"]

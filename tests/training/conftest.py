@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+from detpool.config import Configs
+
+CONFIGS = Configs(Path(__file__).parents[2] / "configs", "train")
 
 TINY = [
     "data.train_images=8",
@@ -18,10 +19,10 @@ TINY = [
     "backbone.widths=[8,8,8,8]",
     "model.fpn_channels=8",
     "head_pool.channels=16",
-    "model.anchor_sizes=[[8],[16],[32],[48],[64]]",
-    "model.rpn_post_nms_top_n_train=20",
-    "model.rpn_post_nms_top_n_test=10",
-    "model.box_batch_size_per_image=16",
+    "model.rpn.anchor_sizes=[[8],[16],[32],[48],[64]]",
+    "model.rpn.post_nms_top_n_train=20",
+    "model.rpn.post_nms_top_n_test=10",
+    "model.roi_heads.batch_size_per_image=16",
     "pooler.canonical_scale=32",
     "optim.schedule.warmup_steps=2",
     "trainer.max_epochs=2",
@@ -44,7 +45,6 @@ def tiny_config(tmp_path: Path) -> Callable[..., DictConfig]:
 
     def build(*overrides: str, name: str = "run", without: Sequence[str] = ()) -> DictConfig:
         tiny = [override for override in TINY if override.split(".")[0] not in without]
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("train", overrides=[*tiny, f"run_dir={tmp_path / name}", *overrides])
+        return CONFIGS.compose([*tiny, f"run_dir='{tmp_path / name}'", *overrides])
 
     return build

@@ -9,7 +9,7 @@ from detpool.data.proposals import read_proposals, write_proposals
 from detpool.errors import ConfigError
 from detpool.training import runs
 
-FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.box_batch_size_per_image=16"]
+FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.roi_heads.batch_size_per_image=16"]
 
 
 def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_path, capsys):

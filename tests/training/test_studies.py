@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ def finish(process):
     return output
 
 
-PYRAMID = "model.anchor_sizes=[[8],[16],[32],[48]]"  # the studies' experiment has four levels
+PYRAMID = "model.rpn.anchor_sizes=[[8],[16],[32],[48]]"  # the studies' experiment has four levels
 SHORT = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=1", "evaluation.pictures=0"]
 UNSTABLE = ["optim.schedule.warmup_steps=0", "trainer.gradient_clip_val=null"]
 
@@ -79,21 +80,29 @@ def test_study_with_failing_runs_is_continued_and_reported(tmp_path, tiny_argume
 def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
     """Joblib's processes, of a study with variants; a terminal sends Ctrl-C to the whole process group."""
     arguments = ["-m", "study=roi_align", "launcher=joblib", *tiny_arguments, PYRAMID, "trainer.max_epochs=1000"]
-    process = start(tmp_path, *arguments, "variant=points_1,warped", "seed=0,1", start_new_session=True)
-    assert process.stdout is not None
-    lines, begun = [], 0
-    for line in process.stdout:
-        lines.append(line)
-        begun += line.startswith("epoch 1/")
-        if begun == 2:
-            break
-    os.killpg(process.pid, signal.SIGINT)
-    output = "".join(lines) + finish(process)
-    assert process.returncode == 128 + signal.SIGINT, output
-    assert "Traceback" not in output
+    arguments += ["variant=points_1,warped", "seed=0,1"]
+
+    def interrupted(times, first):
+        process = start(tmp_path, *arguments, start_new_session=True)
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if sum(line.startswith(first) for line in lines) == 2:
+                break
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        output = "".join(lines) + finish(process)
+        assert process.returncode == 128 + signal.SIGINT, output
+        assert "Traceback" not in output
+        return output
+
+    output = interrupted(1, "epoch 1/")
     assert "0 of 4 runs finished, 0 failed, 4 not finished" in output
     assert output.count("; the same command resumes") == 2
     assert "ckpt_path=" not in output
+    assert f"what resumes it:\n  python {ROOT / 'train.py'} -m study=roi_align launcher=joblib" in output
     stopped = sorted(tmp_path.glob("logs/roi_align/*/status.json"))
     assert [path.parent.name.rpartition("-")[0] for path in stopped] == [
         "variant=points_1,seed=0",
@@ -102,6 +111,8 @@ def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
     for path in stopped:
         assert json.loads(path.read_text())["status"] == "interrupted"
         assert torch.load(path.parent / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] > 0
+    # They are resumed; a second Ctrl-C does not wait for them.
+    assert "stopped at once; the same command resumes" in interrupted(2, "epoch ")
 
 
 def test_optuna_survives_a_run_that_diverges(tmp_path, tiny_arguments):
@@ -114,10 +125,3 @@ def test_optuna_survives_a_run_that_diverges(tmp_path, tiny_arguments):
     assert set(rates) == {0.01, 1e18}
     assert OmegaConf.load(sweep / "optimization_results.yaml").best_params == {"optim.optimizer.lr": 0.01}
     assert output.count(": diverged: the loss is ") == rates.count(1e18)
-
-
-def test_study_needs_a_sweep(tmp_path):
-    process = start(tmp_path, "study=smallest")
-    assert "error: a study is a sweep: python train.py -m study=..." in finish(process)
-    assert process.returncode == 2
-    assert not (tmp_path / "logs").exists()

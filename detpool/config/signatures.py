@@ -1,0 +1,309 @@
+"""Which classes and functions a config may name, and what arguments they take, read from source files.
+
+Nothing is imported to find that out: importing torch alone takes seconds, and a run directory, whose config `eval.py`
+builds, may come from elsewhere. So names are admitted, not refused: what makes parts of a detector and of its training,
+in packages that do not start processes, load code or write where they are told to.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from detpool.errors import ConfigError, did_you_mean
+
+ADMITTED = (
+    *("detpool.data", "detpool.detection", "detpool.ops", "detpool.poolers", "detpool.layers"),
+    *(f"detpool.training.{name}" for name in ("callbacks", "loggers", "picture_callbacks", "schedules")),
+    *(f"lightning.fabric.{name}" for name in ("plugins", "strategies")),
+    *(f"lightning.pytorch.{name}" for name in ("accelerators", "callbacks", "loggers", "plugins", "profilers")),
+    *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "timm.layers", "timm.optim", "timm.scheduler"),
+    *("torch.nn", "torch.optim", "torchvision.models", "torchvision.ops", "torchvision.transforms"),
+)
+"""Where what a config names is defined; a user adds packages with the key `imports`, or `IMPORTS_VARIABLE`."""
+IMPORTS_VARIABLE = "DETPOOL_IMPORTS"
+"""Environment variable: packages, separated by commas, that configs may name."""
+_BY_NAME = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
+"""Hydra's functions that return what their `path` names."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a name stands for: a module (`node` is None), or a class, function or value that `module` defines."""
+
+    module: str
+    node: ast.AST | None
+    owner: ast.ClassDef | None = None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument: its annotation, in the names of `module`, and its default, None if it has none."""
+
+    annotation: ast.expr | None
+    module: str
+    default: ast.expr | None
+
+    @property
+    def may_be_none(self) -> bool:
+        """A default may be None where the annotation forgets it."""
+        return isinstance(self.default, ast.Constant) and self.default.value is None
+
+
+def packages_of_user(imports: Any) -> tuple[str, ...]:
+    """The packages of the key `imports`, and those of the environment variable."""
+    named = [name.strip() for name in os.environ.get(IMPORTS_VARIABLE, "").split(",") if name.strip()]
+    return (*(name for name in (imports if isinstance(imports, list) else ()) if isinstance(name, str)), *named)
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Every mapping of a plain config that has a `_target_`, with its key, lists included."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from targets(value, f"{path}[{index}]")
+
+
+def parameters_of_target(path: str, node: Mapping[Any, Any], own: tuple[str, ...]) -> dict[str, Parameter] | None:
+    """The arguments of what the `_target_` of a mapping names; None if it takes any, or that is not known.
+
+    Args:
+        path: key of the mapping, to name in errors.
+        node: the mapping.
+        own: packages that the user has named (`packages_of_user`).
+
+    Raises:
+        ConfigError: if it is not admitted, does not exist or cannot be called. Of Hydra's functions that look objects
+            up, what they look up is checked too.
+    """
+    target = node["_target_"]
+    if target in _BY_NAME:
+        arguments = node.get("_args_")
+        _admitted(
+            f"{path}.path", node.get("path", arguments[0] if isinstance(arguments, list) and arguments else None), own
+        )
+        return None
+    found = _admitted(f"{path}._target_", target, own)
+    if found.node is None:
+        raise ConfigError(f"{path}._target_={target} is a module, and no class or function")
+    # What a decorator of the user's makes of a function is the user's business.
+    return None if _within(found.module, own) and getattr(found.node, "decorator_list", None) else parameters(found)
+
+
+def parameters(found: Definition | None) -> dict[str, Parameter] | None:
+    """The arguments of a class or function by name; None if it takes any, or that is not known."""
+    if found is None:
+        return None
+    node, module = found.node, found.module
+    if isinstance(node, ast.ClassDef):
+        body = {part.name: part for part in node.body if isinstance(part, ast.FunctionDef)}
+        if "__init__" in body:
+            return _of_function(body["__init__"], module, node)
+        if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
+            return {ast.unparse(part.target): Parameter(part.annotation, module, part.value) for part in fields}
+        return next((parameters(base) for base in _bases(node, module)), None)
+    if isinstance(node, ast.FunctionDef):
+        return _of_function(node, module, found.owner)
+    return None
+
+
+def resolve(expression: ast.expr, module: str) -> Definition | None:
+    """What a dotted name in the source of a module stands for."""
+    try:
+        return _find(f"{module}.{ast.unparse(expression)}", module.count(".") + 1)
+    except ConfigError:
+        return None
+
+
+def _of_function(node: ast.FunctionDef, module: str, owner: ast.ClassDef | None) -> dict[str, Parameter] | None:
+    arguments = [*node.args.posonlyargs, *node.args.args]
+    defaults = [*[None] * (len(arguments) - len(node.args.defaults)), *node.args.defaults]
+    pairs = [*zip(arguments, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+    static = any(ast.unparse(decorator) == "staticmethod" for decorator in node.decorator_list)
+    found = {
+        argument.arg: Parameter(argument.annotation, module, default)
+        for argument, default in pairs[0 if owner is None or static else 1 :]
+    }
+    if node.args.kwarg is None:
+        return found
+    # What `**keywords` may be is what the call takes that they are handed on to.
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and any(
+            keyword.arg is None and ast.unparse(keyword.value) == node.args.kwarg.arg for keyword in call.keywords
+        ):
+            further = _of_call(call, module, owner)
+            given = {keyword.arg for keyword in call.keywords}
+            return further if further is None else found | {k: p for k, p in further.items() if k not in given}
+    return None
+
+
+def _of_call(call: ast.Call, module: str, owner: ast.ClassDef | None) -> dict[str, Parameter] | None:
+    if ast.unparse(call.func) == "super().__init__" and owner is not None:
+        return next((parameters(base) for base in _bases(owner, module)), None)
+    return parameters(resolve(call.func, module))
+
+
+def _bases(node: ast.ClassDef, module: str) -> Iterator[Definition]:
+    return (found for base in node.bases if (found := resolve(base, module)) and found.node is not None)
+
+
+def _admitted(key: str, target: Any, own: tuple[str, ...]) -> Definition:
+    """What a dotted name stands for, if it and all on the way to it is admitted."""
+    if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
+        raise ConfigError(f"{key} must be the dotted name of a class or function, got {target!r}")
+    roots = {package.partition(".")[0] for package in (*ADMITTED, *own)}
+    if target.partition(".")[0] not in roots:
+        raise ConfigError(_refusal(key, target, target, target.partition(".")[0]))
+    # Names with underscores are a package's own, and lead from any function to all of Python.
+    if "__" in target or (any(part.startswith("_") for part in target.split(".")) and not _within(target, own)):
+        raise ConfigError(f"{key}={target} is private: a config cannot name it")
+    try:
+        found = _find(target)
+    except (ConfigError, SyntaxError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}={target} cannot be imported: {error}") from error
+    if found.module.partition(".")[0] not in roots or (found.node and not _within(found.module, (*ADMITTED, *own))):
+        raise ConfigError(_refusal(key, target, found.module, found.module))
+    if found.owner is not None and not _within(found.module, own):
+        # It may be called with any object of its class, and do what the class is not built for.
+        raise ConfigError(f"{key}={target} is a method: a config can name classes and functions alone")
+    return found
+
+
+@cache
+def _find(target: str, beginning: int = 1) -> Definition:
+    """What a dotted name stands for, as Python would find it; its first `beginning` parts are a module."""
+    parts = target.split(".")
+    found, at = Definition(".".join(parts[:beginning]), None), beginning
+    if _source(found.module) is None:
+        raise ConfigError(f"there is no package or module {found.module!r}")
+    while at < len(parts):
+        name, at = parts[at], at + 1
+        if found.node is None:
+            inner = _in_module(found.module, name)
+            if inner is None:
+                names = [known for known in _names(found.module) if not known.startswith("_")]
+                raise ConfigError(f"{found.module} has no {name!r}{did_you_mean(name, names)}")
+            found = inner
+        elif isinstance(found.node, ast.ClassDef):
+            methods = {part.name: part for part in found.node.body if isinstance(part, ast.FunctionDef)}
+            found = Definition(found.module, methods.get(name, found.node), found.node)
+        else:
+            raise ConfigError(f"{'.'.join(parts[: at - 1])} has no part {name!r}")
+    return found
+
+
+@cache
+def _in_module(module: str, name: str) -> Definition | None:
+    """What a name in a module stands for: what its source defines or imports, or a module below it."""
+    if _source(module) is None or module.partition(".")[0] in sys.stdlib_module_names:
+        return Definition(module, ast.Constant(None))  # nothing that a config may name
+    node = _names(module).get(name)
+    if isinstance(node, tuple):
+        imported, attribute = node
+        if attribute is None:
+            return Definition(imported, None)
+        if node != (module, name):
+            return _in_module(imported, attribute)
+    elif isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.expr):
+        value = node.value
+        while isinstance(value, ast.Call) and value.args and ast.unparse(value.func).endswith("partial"):
+            value = value.args[0]
+        # A second name of something, or a partial of it, is defined where that is.
+        named = resolve(value, module) if isinstance(value, ast.Name | ast.Attribute) else None
+        if named is None:
+            return Definition(module, node)
+        return named if value is node.value else Definition(named.module, node)
+    elif node is not None:
+        return Definition(module, node)
+    if _source(f"{module}.{name}") is not None:
+        return Definition(f"{module}.{name}", None)
+    for star in _names(module).get("*", ()):
+        if found := _in_module(star, name):
+            return found
+    return None
+
+
+@cache
+def _names(module: str) -> dict[str, Any]:
+    """What the source of a module binds: a node, or (module, name) of an import; under "*" modules imported whole."""
+    source = _source(module)
+    if source is None or source.suffix != ".py":
+        return {}
+    found: dict[str, Any] = {}
+    package = module.split(".") if source.name == "__init__.py" else module.split(".")[:-1]
+
+    def read(statements: Iterable[ast.stmt]) -> None:
+        for node in statements:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found[node.name] = node
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    found[ast.unparse(target)] = node
+            elif isinstance(node, ast.Import):
+                for name in node.names:
+                    found[name.asname or name.name.partition(".")[0]] = (
+                        name.name if name.asname else name.name.partition(".")[0],
+                        None,
+                    )
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                origin = ".".join([*base, *([node.module] if node.module else [])])
+                for name in node.names:
+                    if name.name == "*":
+                        found.setdefault("*", []).append(origin)
+                    else:
+                        found[name.asname or name.name] = (origin, name.name)
+            elif isinstance(node, ast.If | ast.With | ast.Try):
+                # What is bound if all goes well comes last, and counts.
+                for handler in getattr(node, "handlers", ()):
+                    read(handler.body)
+                read(getattr(node, "orelse", ()))
+                read(node.body)
+
+    read(ast.parse(source.read_text(encoding="utf-8"), filename=str(source)).body)
+    return found
+
+
+@cache
+def _source(module: str) -> Path | None:
+    """The file of a module, found without importing it or the packages that it is in; None if there is none."""
+    first, *parts = module.split(".")
+    try:
+        spec = find_spec(first)
+    except ValueError:  # of a module that has been made by hand
+        return None
+    if spec is None:
+        return None
+    if not parts:
+        return Path(spec.origin) if spec.origin and os.path.isfile(spec.origin) else None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder, *parts)
+        for file in (path / "__init__.py", path.with_suffix(".py")):
+            if file.is_file():
+                return file
+    return None
+
+
+def _within(name: str, packages: Iterable[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def _refusal(key: str, target: str, defined: str, package: str) -> str:
+    where = "" if target == defined else f" (defined in {defined})"
+    return (
+        f"{key}={target}{where} is not among what a config may name: parts of detpool, torch.nn, torch.optim, "
+        f"torchvision, lightning and timm. If you know and trust it, allow it on the command line with "
+        f"'imports=[{package}]' or with the environment variable {IMPORTS_VARIABLE}={package}"
+    )
