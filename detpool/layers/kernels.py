@@ -6,7 +6,7 @@ Outputs are (N, OH, OW, C). A backward kernel adds to ``out``, (N, H, W, C).
 
 import numpy as np
 
-from detpool.ops.backends.cpu.compiling import compiled
+from detpool.ops.backends.cpu.compiling import compiled, kernel
 
 TINY = np.float32(np.finfo(np.float32).tiny)
 LOWEST = np.float32(-126)  # two to this power is the smallest normal number
@@ -79,7 +79,7 @@ def _add_powers(values, scale, p, whole, sums):
             sums[c] += _power(abs(values[c]) / scale[c], p, False)
 
 
-@compiled
+@kernel
 def lp(x, image, c0, c1, windows, p, pooled):
     """``mean(|v|^p)^(1/p)``: powers of each cell once for a row of windows, then their sums.
 
@@ -124,7 +124,7 @@ def lp(x, image, c0, c1, windows, p, pooled):
             scale[:] = 1
 
 
-@compiled
+@kernel
 def lp_backward(x, pooled, grad, image, c0, c1, windows, p, out):
     """``grad (|v| / pooled)^(p - 1) sign(v) / cells``."""
     whole, below = (p == 1) | (p == 2) | (p == 3) | (p == 4), np.float32(p - 1)
@@ -140,7 +140,7 @@ def lp_backward(x, pooled, grad, image, c0, c1, windows, p, out):
                 target[c] += grads[c] * share * sign * _power(ratio, below, whole)
 
 
-@compiled
+@kernel
 def weighted(x, image, c0, c1, windows, soft, beta, pooled, total, largest):
     """``sum v w / sum w`` of each window, 0 without weights; w is ``e^(beta v)`` if ``soft``, else v, negative ones 0.
 
@@ -175,7 +175,7 @@ def weighted(x, image, c0, c1, windows, soft, beta, pooled, total, largest):
             sums[c] = sums[c] / weights[c] if weights[c] != 0 else np.float32(0)
 
 
-@compiled
+@kernel
 def weighted_backward(x, pooled, total, largest, grad, image, c0, c1, windows, soft, beta, out):
     """``grad (w + (v - pooled) dw / dv) / total``."""
     sign, steepness = np.float32(1 if beta >= 0 else -1), np.float32(abs(beta)) * LOG2_E
@@ -208,7 +208,7 @@ def _hashed(number):
     return np.uint32(number ^ np.uint32(number >> np.uint32(16)))
 
 
-@compiled
+@kernel
 def draw(x, image, c0, c1, windows, seed, drawn, place):
     """A value of each window in proportion to itself, negative ones as 0; ``place``: its cell ``y W + x``.
 

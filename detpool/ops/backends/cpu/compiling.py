@@ -19,7 +19,7 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function``, compiled, to be called from kernels only.
+    """``function``, compiled, to be called from kernels only: from Python it would crash.
 
     As in :func:`kernel`, reductions over channels may be reordered, always in the same way, so that they vectorise, and
     products and sums may be fused; NaN and infinity are kept.

@@ -15,13 +15,19 @@ def copy(source, target):
 
 @kernel
 def transpose(source, target):
-    """target[j, i] = source[i, j], in tiles that fit the first-level cache."""
+    """target[j, i] = source[i, j].
+
+    Eight columns at a time, each a run of stores: one at a time, or in square tiles, takes two to four times as long.
+    """
     rows, columns = source.shape
-    for i0 in range(0, rows, 16):
-        for j0 in range(0, columns, 16):
-            for i in range(i0, min(i0 + 16, rows)):
-                for j in range(j0, min(j0 + 16, columns)):
-                    target[j, i] = source[i, j]
+    for j0 in range(0, columns - 7, 8):
+        block, runs = source[:, j0 : j0 + 8], target[j0 : j0 + 8]
+        for i in range(rows):
+            for j in range(8):
+                runs[j, i] = block[i, j]
+    for j in range(columns // 8 * 8, columns):
+        for i in range(rows):
+            target[j, i] = source[i, j]
 
 
 @kernel
@@ -31,80 +37,61 @@ def planes_to_vectors(planes, spans, rows, target):
     channels, _, width = planes.shape
     for row in range(rows[0], rows[1]):
         first, last = spans[row, 0], spans[row, 1]
-        for x0 in range(first, last, 16):
-            for c in range(channels):
-                plane = planes[c, row, x0 : min(x0 + 16, last)]
-                for x in range(plane.shape[0]):
-                    target[row * width + x0 + x, c] = plane[x]
+        vectors = target[row * width + first : row * width + last]
+        for c0 in range(0, channels - 7, 8):  # as in transpose
+            block, runs = planes[c0 : c0 + 8, row, first:last], vectors[:, c0 : c0 + 8]
+            for x in range(runs.shape[0]):
+                for c in range(8):
+                    runs[x, c] = block[c, x]
+        for c in range(channels // 8 * 8, channels):
+            plane = planes[c, row, first:last]
+            for x in range(plane.shape[0]):
+                vectors[x, c] = plane[x]
 
 
 @kernel
 def pixels_to_vectors(pixels, spans, rows, target):
-    """As :func:`planes_to_vectors`, from pixels (H, W, C G) to (G, H W, C)."""
-    groups, _, channels = target.shape
-    width = pixels.shape[1]
+    """As :func:`planes_to_vectors`, from pixels (H, W, C, G) to (G, H W, C)."""
+    _, width, channels, groups = pixels.shape
     for row in range(rows[0], rows[1]):
         for x in range(spans[row, 0], spans[row, 1]):
             pixel = pixels[row, x]
             for group in range(groups):
                 vector = target[group, row * width + x]
                 for c in range(channels):
-                    vector[c] = pixel[c * groups + group]
+                    vector[c] = pixel[c, group]
 
 
 @kernel
-def order_channels(pixels, groups, first, last):
-    """In place, channels ``g C + c`` of pixels (N H W, C G) become ``c G + g``."""
-    channels = pixels.shape[1] // groups
-    vector = np.empty(pixels.shape[1], pixels.dtype)
+def order_channels(pixels, first, last):
+    """In place, the numbers (G, C) of pixels ``first .. last - 1`` become (C, G)."""
+    _, groups, channels = pixels.shape
+    copied = np.empty((groups, channels), pixels.dtype)
     for p in range(first, last):
-        copy(pixels[p], vector)
         for group in range(groups):
-            for c in range(channels):
-                pixels[p, c * groups + group] = vector[group * channels + c]
+            copy(pixels[p, group], copied[group])
+        transpose(copied, pixels[p].reshape(channels, groups))
 
 
 @compiled
-def load_bins(pooled, k, channels_last, c0, tile):
-    """tile[bin, c] = channel c0 + c of RoI k."""
+def load_bins(pooled, k, shared, channels_last, c0, tile):
+    """tile[bin, c] = channel c0 + c of RoI k; layouts as in ``sum_kernels``."""
     bins, channels = tile.shape
-    if channels_last:
-        for p in range(bins):
-            # a slice rather than row[c0 + c], whose sum might be negative for all that the compiler knows
-            row, target = pooled[k, p, c0 : c0 + channels], tile[p]
-            for c in range(channels):
-                target[c] = row[c]
-    else:
-        for c in range(channels):
-            row = pooled[k, c0 + c]
-            for p in range(bins):
-                tile[p, c] = row[p]
-
-
-@compiled
-def load_bin(pooled, k, p, channels_last, c0, vector):
-    """vector[c] = channel c0 + c of bin p of RoI k."""
-    for c in range(vector.shape[0]):
-        vector[c] = pooled[k, p, c0 + c] if channels_last else pooled[k, c0 + c, p]
-
-
-@compiled
-def store_bins(tile, k, channels_last, block, columns, pooled):
-    """The inverse, of all channels and the bins of ``block`` (:func:`block_of`) in row-major order."""
-    i0, i1, j0, j1 = block
-    if not channels_last and tile.shape[0] == pooled.shape[2]:
-        transpose(tile, pooled[k])
+    if shared and not channels_last:
+        transpose(pooled[k, c0 : c0 + channels], tile)
         return
-    n = 0
-    for i in range(i0, i1):
-        for j in range(j0, j1):
-            p = i * columns + j
-            for c in range(tile.shape[1]):
-                if channels_last:
-                    pooled[k, p, c] = tile[n, c]
-                else:
-                    pooled[k, c, p] = tile[n, c]
-            n += 1
+    for p in range(bins):
+        # a slice rather than row[c0 + c], whose sum might be negative for all that the compiler knows
+        row = pooled[k, p, c0 : c0 + channels] if shared else pooled[p, k, c0 : c0 + channels]
+        copy(row, tile[p])
+
+
+@compiled
+def bin_of(pooled, tile, k, p, shared, tiled):
+    """Where bin p of RoI k is written, (C,): in a tile, which is transposed later, or in the result."""
+    if tiled:
+        return tile[p]
+    return pooled[k, p] if shared else pooled[p, k]
 
 
 @compiled

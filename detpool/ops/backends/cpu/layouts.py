@@ -47,7 +47,9 @@ def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Ca
     if pixels and groups == 1:
         return flatten(features, True)
     images, channels, height, width = features.shape
-    array = (features.permute(0, 2, 3, 1).contiguous() if pixels else features).numpy()
+    # (N, H, W, C / G, G) or (N, C / G, G, H, W)
+    array = features.permute(0, 2, 3, 1).contiguous() if pixels else features
+    array = array.unflatten(3 if pixels else 1, (-1, groups)).numpy()
     # PyTorch's memory, which it keeps for the next call
     target = torch.empty((images, groups, height * width, channels // groups), dtype=dtype).numpy()
     columns, rows = find_spans(images), max(1, CELL_BLOCK // width)
@@ -60,7 +62,7 @@ def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Ca
             kernels.pixels_to_vectors(array[image], columns[image], some, target[image])
             return
         for group in range(groups):
-            kernels.planes_to_vectors(array[image, group::groups], columns[image], some, target[image, group])
+            kernels.planes_to_vectors(array[image, :, group], columns[image], some, target[image, group])
 
     if images * blocks == 1:
         task(0)
@@ -83,6 +85,6 @@ def group_to_vectors(planes: Any, spans: Any) -> Any:
 
 def order_channels(pixels: Any, groups: int) -> None:
     """In place, channels ``g C + c`` of pixels (N, H W, C G) become ``c G + g``."""
-    flat = pixels.reshape(-1, pixels.shape[2])
+    flat = pixels.reshape(-1, groups, pixels.shape[2] // groups)
     blocks = -(-len(flat) // CELL_BLOCK)
-    run(blocks, lambda n: kernels.order_channels(flat, groups, n * CELL_BLOCK, min((n + 1) * CELL_BLOCK, len(flat))))
+    run(blocks, lambda n: kernels.order_channels(flat, n * CELL_BLOCK, min((n + 1) * CELL_BLOCK, len(flat))))

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..reference import POINT_BITS
 from .compiling import compiled, kernel
-from .layout_kernels import block_of, copy, load_bin, load_bins, store_bins
+from .layout_kernels import bin_of, block_of, copy, load_bins, transpose
 
 
 @compiled
@@ -45,23 +45,19 @@ def _first_maximum(source, cells, n, best, where):
 def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, channels_last, out, argmax):
     """The maximum over cells."""
     shared = g.group_rows * g.group_columns == 1
-    block = block_of(group, g)
-    i0, i1, j0, j1 = block
-    direct = shared and channels_last
-    shape = (i1 - i0) * (j1 - j0), features.shape[2]
-    tile = np.empty((0 if direct else shape[0], shape[1]), out.dtype)
+    i0, i1, j0, j1 = block_of(group, g)
+    tiled = shared and not channels_last
+    tile = np.empty((g.rows * g.columns if tiled else 0, features.shape[2]), out.dtype)
     # vectors of 32 bits are what the loop over channels can do, so places go by way of a tile always
-    where_tile = np.empty(shape, np.int32)
+    where_tile = np.empty((g.rows * g.columns, features.shape[2]), np.int32)
     cells = np.empty(0, np.int32)
     for n in range(span[0], span[1]):
         k = numbers[n]
         source = features[int(rois[k, 0]) if shared else 0]
-        values = out[k] if direct else tile
-        row = 0
         for i in range(i0, i1):
             for j in range(j0, j1):
-                best, where = values[row], where_tile[row]
-                row += 1
+                p = i * g.columns + j
+                best, where = bin_of(out, tile, k, p, shared, tiled), where_tile[p]
                 y0, y1 = windows_y[n * g.rows + i, 0], windows_y[n * g.rows + i, 1]
                 x0, x1 = windows_x[n * g.columns + j, 0], windows_x[n * g.columns + j, 1]
                 if y0 >= y1 or x0 >= x1:
@@ -80,12 +76,14 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
                     cells[count] = cells[count - 1]
                     count += 1
                 _first_maximum(source, cells, count, best, where)
-        if direct:
-            for p in range(shape[0]):
-                copy(where_tile[p], argmax[k, p])
+        if tiled:
+            transpose(tile, out[k])
+            transpose(where_tile, argmax[k])
         else:
-            store_bins(tile, k, channels_last, block, g.columns, out)
-            store_bins(where_tile, k, channels_last, block, g.columns, argmax)
+            for i in range(i0, i1):
+                for j in range(j0, j1):
+                    p = i * g.columns + j
+                    copy(where_tile[p], argmax[k, p] if shared else argmax[p, k])
 
 
 @kernel
@@ -94,27 +92,25 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
     i0, i1, j0, j1 = block_of(group, g)
     shared = g.group_rows * g.group_columns == 1
     tiled = shared and not channels_last
-    grad_tile = np.empty((g.rows * g.columns if tiled else 1, part.channels), out.dtype)
-    where_tile = np.empty((g.rows * g.columns if tiled else 1, part.channels), argmax.dtype)
+    last = part.first + part.channels
+    grad_tile = np.empty((g.rows * g.columns if tiled else 0, part.channels), out.dtype)
+    where_tile = np.empty((g.rows * g.columns if tiled else 0, part.channels), argmax.dtype)
     base, step, shift = np.uint64(part.target), np.uint64(part.step), np.uint64(part.shift)
     plane_cells = out.shape[0] // step
     for n in range(span[0], span[1]):
         k = numbers[n]
         if tiled:
-            load_bins(grad, k, False, part.first, grad_tile)
-            load_bins(argmax, k, False, part.first, where_tile)
+            load_bins(grad, k, True, False, part.first, grad_tile)
+            load_bins(argmax, k, True, False, part.first, where_tile)
         for i in range(i0, i1):
             for j in range(j0, j1):
                 p = i * g.columns + j
-                if channels_last:
-                    last = part.first + part.channels
-                    values, where = grad[k, p, part.first : last], argmax[k, p, part.first : last]
-                elif shared:
+                if tiled:
                     values, where = grad_tile[p], where_tile[p]
+                elif shared:
+                    values, where = grad[k, p, part.first : last], argmax[k, p, part.first : last]
                 else:
-                    values, where = grad_tile[0], where_tile[0]
-                    load_bin(grad, k, p, False, part.first, values)
-                    load_bin(argmax, k, p, False, part.first, where)
+                    values, where = grad[p, k, part.first : last], argmax[p, k, part.first : last]
                 for c in range(part.channels):
                     # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
                     cell = np.uint32(np.int32(where[c]))
@@ -138,20 +134,17 @@ def _bilinear_rows(source, y, v, x, u, g):
 def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, channels_last, out, argmax):
     """The maximum over bilinear points."""
     shared = g.group_rows * g.group_columns == 1
-    block = block_of(group, g)
-    i0, i1, j0, j1 = block
-    direct = shared and channels_last
-    shape = (0 if direct else (i1 - i0) * (j1 - j0), features.shape[2])
+    i0, i1, j0, j1 = block_of(group, g)
+    tiled = shared and not channels_last
+    shape = (g.rows * g.columns if tiled else 0, features.shape[2])
     tile, where_tile = np.empty(shape, out.dtype), np.empty(shape, np.int32)
     for n in range(span[0], span[1]):
         k = numbers[n]
         source = features[int(rois[k, 0]) if shared else 0]
-        values, places = (out[k], argmax[k]) if direct else (tile, where_tile)
-        row = 0
         for i in range(i0, i1):
             for j in range(j0, j1):
-                best, where = values[row], places[row]
-                row += 1
+                best = bin_of(out, tile, k, i * g.columns + j, shared, tiled)
+                where = bin_of(argmax, where_tile, k, i * g.columns + j, shared, tiled)
                 p, q = n * g.rows + i, n * g.columns + j
                 for c in range(best.shape[0]):
                     best[c] = 0
@@ -174,9 +167,9 @@ def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, c
                             m, w = best[c], where[c]
                             wins = (w < 0) | (value > m) | ((value != value) & (m == m))
                             best[c], where[c] = value if wins else m, number if wins else w
-        if not direct:
-            store_bins(tile, k, channels_last, block, g.columns, out)
-            store_bins(where_tile, k, channels_last, block, g.columns, argmax)
+        if tiled:
+            transpose(tile, out[k])
+            transpose(where_tile, argmax[k])
 
 
 @compiled
@@ -190,16 +183,19 @@ def _decode(number, y, x, points_y, points_x):
 def add_to_points(grad, numbers, span, group, g, part, points_y, points_x, argmax, channels_last, out):
     """The gradient of :func:`max_of_points` for one image."""
     i0, i1, j0, j1 = block_of(group, g)
-    values, where = np.empty(part.channels, out.dtype), np.empty(part.channels, argmax.dtype)
+    shared = g.group_rows * g.group_columns == 1
+    values = np.empty((g.rows * g.columns, part.channels), out.dtype)
+    where = np.empty((g.rows * g.columns, part.channels), argmax.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
+        load_bins(grad, k, shared, channels_last, part.first, values)
+        load_bins(argmax, k, shared, channels_last, part.first, where)
         for i in range(i0, i1):
             for j in range(j0, j1):
                 row, column = n * g.rows + i, n * g.columns + j
-                load_bin(grad, k, i * g.columns + j, channels_last, part.first, values)
-                load_bin(argmax, k, i * g.columns + j, channels_last, part.first, where)
+                p = i * g.columns + j
                 for c in range(part.channels):
-                    a, b, reads = _decode(where[c], row, column, points_y, points_x)
+                    a, b, reads = _decode(where[p, c], row, column, points_y, points_x)
                     if not reads:
                         continue
                     y, x, v, u = (
@@ -210,13 +206,13 @@ def add_to_points(grad, numbers, span, group, g, part, points_y, points_x, argma
                     )
                     cell, right, below = (y * g.width + x) * part.step + part.shift, part.step, g.width * part.step
                     channel = part.target + c
-                    out[cell, channel] += (1 - v) * (1 - u) * values[c]
+                    out[cell, channel] += (1 - v) * (1 - u) * values[p, c]
                     if x + 1 < g.width:
-                        out[cell + right, channel] += (1 - v) * u * values[c]
+                        out[cell + right, channel] += (1 - v) * u * values[p, c]
                     if y + 1 < g.height:
-                        out[cell + below, channel] += v * (1 - u) * values[c]
+                        out[cell + below, channel] += v * (1 - u) * values[p, c]
                         if x + 1 < g.width:
-                            out[cell + below + right, channel] += v * u * values[c]
+                            out[cell + below + right, channel] += v * u * values[p, c]
 
 
 @kernel
@@ -227,8 +223,13 @@ def add_point_roi_grads(
 
     ``features`` are the vectors of all images and groups.
     """
+    shared = g.group_rows * g.group_columns == 1
+    values = np.empty((g.rows * g.columns, features.shape[2]), by_start.dtype)
+    where = np.empty((g.rows * g.columns, features.shape[2]), argmax.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
+        load_bins(grad, k, shared, channels_last, 0, values)
+        load_bins(argmax, k, shared, channels_last, 0, where)
         plane = int(rois[k, 0]) * g.group_rows * g.group_columns
         for i in range(g.rows):
             for j in range(g.columns):
@@ -236,11 +237,9 @@ def add_point_roi_grads(
                 group = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns
                 source = features[plane + group]
                 for c in range(features.shape[2]):
-                    where = argmax[k, p, c] if channels_last else argmax[k, c, p]
-                    a, b, reads = _decode(where, row, column, points_y, points_x)
+                    a, b, reads = _decode(where[p, c], row, column, points_y, points_x)
                     if not reads:
                         continue
-                    value = grad[k, p, c] if channels_last else grad[k, c, p]
                     y, x, v, u = (
                         points_y.cell[row, a],
                         points_x.cell[column, b],
@@ -252,8 +251,8 @@ def add_point_roi_grads(
                     f01 = source[cell + 1, c] if right else f00 * 0
                     f10 = source[cell + g.width, c] if below else f00 * 0
                     f11 = source[cell + g.width + 1, c] if below and right else f00 * 0
-                    by_y = value * ((1 - u) * (f10 - f00) + u * (f11 - f01))
-                    by_x = value * ((1 - v) * (f01 - f00) + v * (f11 - f10))
+                    by_y = values[p, c] * ((1 - u) * (f10 - f00) + u * (f11 - f01))
+                    by_x = values[p, c] * ((1 - v) * (f01 - f00) + v * (f11 - f10))
                     if points_y.by_extent[row, a] == points_y.by_extent[row, a]:
                         by_start[k, 0] += by_y
                         by_extent[k, 0] += by_y * points_y.by_extent[row, a]

@@ -35,9 +35,7 @@ def weighted_sum(
 ) -> Tensor:
     """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
     dtype, last = rois.dtype, is_channels_last(maps[0])
-    shape = (len(rois), maps[0].shape[1] // spec.group_count, *spec.output_size)
-    out = torch.empty(shape, dtype=dtype, memory_format=memory_format(last))
-    target = flatten(out, last)
+    out, target = _empty_pooled(maps[0], len(rois), spec, dtype, last)
     if spec.bins == ROTATED:
         _check_rotated(rois, spec)
     for features, read in zip(maps, read_rois(rois, levels, offsets, spec, list(map(_SHAPE, maps))), strict=True):
@@ -47,7 +45,7 @@ def weighted_sum(
         else:
             kernel, tables = sum_kernels.sum_taps, (read.joint, *make_taps(read, spec, False, target.dtype))
         _over_bins(features, read, spec, dtype, kernel, *tables, last, target)
-    return out if dtype == maps[0].dtype else out.to(maps[0].dtype)
+    return _finish(out, spec, maps[0].dtype, last)
 
 
 def weighted_sum_of_grad(
@@ -60,7 +58,8 @@ def weighted_sum_of_grad(
     spec: Spec,
 ) -> list[Tensor]:
     """Gradients of the maps."""
-    source, last = _flatten_grad(grad)
+    last = is_channels_last(grad)
+    source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
     grads = []
     for read, shape, pixels in zip(read_rois(rois, levels, offsets, spec, shapes), shapes, channels_last, strict=True):
         tables: tuple[Any, ...]
@@ -76,7 +75,8 @@ def weighted_sum_roi_grads(
     grad: Tensor, maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the RoIs and of the offsets."""
-    source, last = _flatten_grad(grad)
+    last = is_channels_last(grad)
+    source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
     by_start, by_extent = (np.zeros((len(rois), 2), source.dtype) for _ in range(2))
     by_shift = np.zeros((0, 2, 0, 0) if offsets is None else offsets.shape, source.dtype)
     reads = read_rois(rois, levels, offsets, spec, list(map(_SHAPE, maps)))
@@ -98,10 +98,8 @@ def weighted_sum_roi_grads(
 def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
     """The maxima and their places."""
     dtype, last = rois.dtype, is_channels_last(maps[0])
-    shape = (len(rois), maps[0].shape[1] // spec.group_count, *spec.output_size)
-    out = torch.empty(shape, dtype=dtype, memory_format=memory_format(last))
-    argmax = torch.empty(shape, dtype=argmax_dtype(maps, spec), memory_format=memory_format(last))
-    target, places = flatten(out, last), flatten(argmax, last)
+    out, target = _empty_pooled(maps[0], len(rois), spec, dtype, last)
+    argmax, places = _empty_pooled(maps[0], len(rois), spec, argmax_dtype(maps, spec), last)
     for features, read in zip(maps, read_rois(rois, levels, None, spec, list(map(_SHAPE, maps))), strict=True):
         tables: tuple[Any, ...]
         if _has_windows(spec):
@@ -109,7 +107,7 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
         else:
             kernel, tables = max_kernels.max_of_points, make_points(read, target.dtype)
         _over_bins(features, read, spec, dtype, kernel, *tables, last, target, places)
-    return out if dtype == maps[0].dtype else out.to(maps[0].dtype), argmax
+    return _finish(out, spec, maps[0].dtype, last), _finish(argmax, spec, argmax.dtype, last)
 
 
 def window_max_of_grad(
@@ -122,8 +120,9 @@ def window_max_of_grad(
     spec: Spec,
 ) -> list[Tensor]:
     """Gradients of the maps."""
-    source, last = _flatten_grad(grad)
-    places = flatten(argmax, last)
+    last = is_channels_last(grad)
+    source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
+    places = _flatten_pooled(argmax, spec, last)
     grads = []
     for read, shape, pixels in zip(read_rois(rois, levels, None, spec, shapes), shapes, channels_last, strict=True):
         tables: tuple[Any, ...]
@@ -139,8 +138,9 @@ def window_max_roi_grads(
     grad: Tensor, argmax: Tensor, maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec
 ) -> Tensor:
     """Gradients of the RoIs, through the points of the maxima."""
-    source, last = _flatten_grad(grad)
-    places = flatten(argmax, last)
+    last = is_channels_last(grad)
+    source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
+    places = _flatten_pooled(argmax, spec, last)
     by_start, by_extent = (np.zeros((len(rois), 2), source.dtype) for _ in range(2))
     reads = read_rois(rois, levels, None, spec, list(map(_SHAPE, maps)))
     for features, read in zip(maps, reads, strict=True):
@@ -228,10 +228,31 @@ def _add_over_images(
     return out
 
 
-def _flatten_grad(grad: Tensor) -> tuple[Any, bool]:
-    """The array of a pooled gradient, in the dtype of sums, and whether it is channels_last."""
-    last = is_channels_last(grad)
-    return flatten(grad.to(sum_dtype(grad.dtype)), last), last
+def _empty_pooled(
+    features: Tensor, rois: int, spec: Spec, dtype: torch.dtype, channels_last: bool
+) -> tuple[Tensor, Any]:
+    """A tensor for :func:`_finish`, and its array in the layout that the kernels write."""
+    channels = features.shape[1] // spec.group_count
+    if spec.group_count > 1:
+        out = torch.empty((*spec.output_size, rois, channels), dtype=dtype)
+        return out, out.flatten(0, 1).numpy()
+    shape = (rois, channels, *spec.output_size)
+    out = torch.empty(shape, dtype=dtype, memory_format=memory_format(channels_last))
+    return out, flatten(out, channels_last)
+
+
+def _finish(out: Tensor, spec: Spec, dtype: torch.dtype, channels_last: bool) -> Tensor:
+    """The pooled tensor (K, C, PH, PW)."""
+    if spec.group_count > 1:
+        out = out.permute(2, 3, 0, 1).contiguous(memory_format=memory_format(channels_last))
+    return out.to(dtype)
+
+
+def _flatten_pooled(tensor: Tensor, spec: Spec, channels_last: bool) -> Any:
+    """The array of a pooled tensor in the layout that the kernels read."""
+    if spec.group_count > 1:
+        return tensor.detach().permute(2, 3, 0, 1).contiguous().flatten(0, 1).numpy()
+    return flatten(tensor, channels_last)
 
 
 def _has_windows(spec: Spec) -> bool:

@@ -97,7 +97,7 @@ def add_rotated_grads(grad, numbers, span, group, g, part, rois, channels_last, 
     for n in range(span[0], span[1]):
         k = numbers[n]
         frame = _frame(rois[k], g)
-        load_bins(grad, k, channels_last, part.first, tile)
+        load_bins(grad, k, True, channels_last, part.first, tile)
         for i in range(g.rows):
             for j in range(g.columns):
                 n = _taps(frame, g, i, j, cells, weights)
@@ -115,7 +115,7 @@ def add_rotated_roi_grads(grad, features, rois, numbers, span, g, channels_last,
         frame = _frame(rois[k], g)
         _, _, size_y, size_x, cosine, sine, points_y, points_x = frame
         source = features[int(rois[k, 0])]
-        load_bins(grad, k, channels_last, 0, tile)
+        load_bins(grad, k, True, channels_last, 0, tile)
         for i in range(g.rows):
             for j in range(g.columns):
                 values = tile[i * g.columns + j]

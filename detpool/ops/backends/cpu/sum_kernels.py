@@ -1,10 +1,11 @@
 """The weighted sum and its gradients, each serially over RoIs; ``primitives`` splits the work and lays out tensors.
 
-Features are *vectors* (``layout_kernels``): inner loops go over the channels that a bin reads. Pooled tensors are
-(K, PH PW, C) if ``channels_last``, else (K, C, PH PW). ``numbers`` are the RoIs of one map, image after image, tables
-of taps hold theirs in that order, and a kernel works on ``numbers[span[0] : span[1]]``. Where bins read different
-groups of channels, all these belong to one image, and the kernel pools the bins of one group, whose vectors alone
-``features`` holds.
+Features are *vectors* (``layout_kernels``): inner loops go over the channels that a bin reads. ``numbers`` are the RoIs
+of one map, image after image, tables of taps hold theirs in that order, and a kernel works on
+``numbers[span[0] : span[1]]``. Pooled tensors are (K, PH PW, C) if ``channels_last``, else (K, C, PH PW).
+
+Where bins read different groups of channels, the span is of one image, and the kernel pools the bins of one group,
+whose vectors alone ``features`` holds. Pooled tensors are then (PH PW, K, C): no two threads write to one cache line.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiling import compiled, kernel
-from .layout_kernels import block_of, load_bin, load_bins, store_bins
+from .layout_kernels import bin_of, block_of, load_bins, transpose
 
 
 class Part(NamedTuple):
@@ -90,23 +91,19 @@ def sum_taps(features, rois, numbers, span, group, g, joint, taps_y, taps_x, cha
     most = taps_y.cell.shape[1] * taps_x.cell.shape[1]
     cells, weights = np.empty(most, np.int64), np.empty(most, out.dtype)
     shared = g.group_rows * g.group_columns == 1
-    block = block_of(group, g)
-    i0, i1, j0, j1 = block
-    direct = shared and channels_last
-    tile = np.empty((0 if direct else (i1 - i0) * (j1 - j0), features.shape[2]), out.dtype)
+    i0, i1, j0, j1 = block_of(group, g)
+    tiled = shared and not channels_last
+    tile = np.empty((g.rows * g.columns if tiled else 0, features.shape[2]), out.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
         source = features[int(rois[k, 0]) if shared else 0]
-        target = out[k] if direct else tile
-        row = 0
         for i in range(i0, i1):
             for j in range(j0, j1):
                 y, x = _rows_of(n, i, j, g, joint)
                 taps = _bin_taps(y, x, taps_y, taps_x, g.width, 1, 0, cells, weights)
-                add_scaled_rows(source, cells, weights, taps, target[row])
-                row += 1
-        if not direct:
-            store_bins(tile, k, channels_last, block, g.columns, out)
+                add_scaled_rows(source, cells, weights, taps, bin_of(out, tile, k, i * g.columns + j, shared, tiled))
+        if tiled:
+            transpose(tile, out[k])
 
 
 @kernel
@@ -116,17 +113,16 @@ def add_grads(grad, numbers, span, group, g, part, joint, taps_y, taps_x, channe
     cells, weights = np.empty(most, np.int64), np.empty(most, out.dtype)
     i0, i1, j0, j1 = block_of(group, g)
     shared = g.group_rows * g.group_columns == 1
-    tile = np.empty((g.rows * g.columns if shared else 1, part.channels), out.dtype)
+    last = part.first + part.channels
+    tile = np.empty((g.rows * g.columns if shared else 0, part.channels), out.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
         if shared:
-            load_bins(grad, k, channels_last, part.first, tile)
+            load_bins(grad, k, True, channels_last, part.first, tile)
         for i in range(i0, i1):
             for j in range(j0, j1):
                 p = i * g.columns + j
-                values = tile[p if shared else 0]
-                if not shared:
-                    load_bin(grad, k, p, channels_last, part.first, values)
+                values = tile[p] if shared else grad[p, k, part.first : last]
                 y, x = _rows_of(n, i, j, g, joint)
                 taps = _bin_taps(y, x, taps_y, taps_x, g.width, part.step, part.shift, cells, weights)
                 add_to_rows(out, part.target, cells, weights, taps, values)
@@ -145,7 +141,7 @@ def add_roi_grads(
     tile = np.empty((g.rows * g.columns, channels), by_start.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
-        load_bins(grad, k, channels_last, 0, tile)
+        load_bins(grad, k, g.group_rows * g.group_columns == 1, channels_last, 0, tile)
         plane = int(rois[k, 0]) * g.group_rows * g.group_columns
         for i in range(g.rows):
             for j in range(g.columns):
