@@ -4,10 +4,11 @@
     python tools/bench_revisions.py HEAD~1                                   # all of tools/bench_ops.py, both revisions
     python tools/bench_revisions.py main --turns 5 --workloads c4 --operators roi_align roi_pool
 
-The revision's files go to a temporary folder; this checkout's `tools/bench_ops.py` measures the two in turns, in
-processes of their own, with the options that are not of this program. Each turn gives a ratio of two medians measured
-within the same minutes; printed are the median of the turns' ratios, and their range. What other programs do to the
-machine shows as a wide range: a ratio whose range holds 1 says nothing.
+The revision's operators, and what is built on them, go to a temporary folder, beside this checkout's other packages;
+this checkout's `tools/bench_ops.py` measures the two in turns, in processes of their own, with the options that are not
+of this program. Each turn gives a ratio of two medians measured within the same minutes; printed are the median of the
+turns' ratios, and their range. What other programs do to the machine shows as a wide range: a ratio whose range holds 1
+says nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _extract(revision: str, folder: Path) -> Path:
-    """Writes a revision's files into `folder`.
+    """Writes this checkout's package into `folder`, its operators and what is built on them replaced.
 
     Raises:
         ConfigError: there is no such revision.
@@ -63,8 +65,11 @@ def _extract(revision: str, folder: Path) -> Path:
     done = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True)
     if done.returncode:
         raise ConfigError(f"cannot read revision {revision!r}: {done.stderr.decode().strip()}")
+    measured = ("ops", "poolers", "visualization")
+    shutil.copytree(ROOT / "detpool", folder / "detpool", ignore=shutil.ignore_patterns(*measured, "__pycache__"))
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+        members = [m for m in archive if m.name.startswith(tuple(f"detpool/{name}/" for name in measured))]
+        archive.extractall(folder, members, filter="data")
     return folder
 
 
