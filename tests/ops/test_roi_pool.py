@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 import torchvision
@@ -21,15 +20,6 @@ def test_equals_torchvision_exactly(count: int, height: int, width: int) -> None
     (grad_expected,) = torch.autograd.grad(expected, features, weight)
     (grad_got,) = torch.autograd.grad(got, features, weight)
     assert torch.equal(grad_got, grad_expected)
-
-
-def test_equals_reference_vectors(shared_dir) -> None:
-    vectors = {k: torch.from_numpy(v) for k, v in np.load(shared_dir / "vectors/mxnet_1_9_1.npz").items()}
-    features = vectors["features"].requires_grad_()
-    got = ops.roi_pool(features, vectors["rois"], (7, 5), float(vectors["spatial_scale"]))
-    assert torch.equal(got, vectors["roi_pool__output"])
-    got.backward(vectors["roi_pool__grad_output"])
-    torch.testing.assert_close(features.grad, vectors["roi_pool__grad_features"], atol=1e-5, rtol=1e-5)
 
 
 def test_ties_go_to_the_first_cell_in_row_major_order() -> None:
