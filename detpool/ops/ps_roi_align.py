@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .inputs import Boxes
-from .pool import Reduction, pool
+from .pool import pool
 
 
 def ps_roi_align(
@@ -15,7 +15,7 @@ def ps_roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     *,
-    reduction: str | Reduction = "mean",
+    reduction: str = "mean",
     backend: str | None = None,
 ) -> Tensor:
     """Position-sensitive RoIAlign (Li et al., Light-Head R-CNN, arXiv:1711.07264), as in torchvision.
@@ -26,7 +26,7 @@ def ps_roi_align(
     Args:
         input: features (N, C, H, W), floating; C divisible by height x width of the output.
         boxes, output_size, spatial_scale, sampling_ratio, backend: see :func:`pool`.
-        reduction: "mean" or "max" over a bin's points, or another of :func:`pool`.
+        reduction: "mean" or "max" over a bin's points, or another name that :func:`pool` knows.
 
     Returns:
         (K, C / (height width), height, width), dtype and memory format of ``input``; differentiable with respect to

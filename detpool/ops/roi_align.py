@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .inputs import Boxes
-from .pool import Reduction, pool
+from .pool import pool
 
 
 def roi_align(
@@ -16,7 +16,7 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
     *,
-    reduction: str | Reduction = "mean",
+    reduction: str = "mean",
     backend: str | None = None,
 ) -> Tensor:
     """RoIAlign of Mask R-CNN (He et al., arXiv:1703.06870, section 3), as in torchvision.
@@ -29,7 +29,7 @@ def roi_align(
         input, boxes, output_size, spatial_scale, backend: see :func:`pool`.
         sampling_ratio: G, points per bin along each axis; zero or less: ``ceil(size / P)`` for each RoI and axis.
         aligned: shift by half a cell, so that integer coordinates are the corners of cells and not their centres.
-        reduction: "mean" or "max" over a bin's points, or another of :func:`pool`.
+        reduction: "mean" or "max" over a bin's points, or another name that :func:`pool` knows.
 
     Returns:
         (K, C, height, width), dtype and memory format of ``input``; differentiable with respect to ``input`` and boxes.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .inputs import Boxes
-from .pool import Reduction, pool
+from .pool import pool
 
 
 def roi_warp(
@@ -15,7 +15,7 @@ def roi_warp(
     spatial_scale: float = 1.0,
     sampling_ratio: int = -1,
     *,
-    reduction: str | Reduction = "mean",
+    reduction: str = "mean",
     backend: str | None = None,
 ) -> Tensor:
     """RoIWarp of multi-task network cascades (Dai et al., arXiv:1512.04412, section 3.2).
@@ -25,7 +25,7 @@ def roi_warp(
 
     Args:
         input, boxes, output_size, spatial_scale, sampling_ratio, backend: see :func:`pool`.
-        reduction: "mean" or "max" over a bin's points, or another of :func:`pool`.
+        reduction: "mean" or "max" over a bin's points, or another name that :func:`pool` knows.
 
     Returns:
         (K, C, height, width), dtype and memory format of ``input``. Boxes get no gradient: they are rounded.

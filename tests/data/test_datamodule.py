@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -242,7 +243,9 @@ def test_more_processes_than_images(tmp_path):
 
 
 def from_config(name, **changes):
-    config = OmegaConf.load(Path(__file__).parents[2] / "configs" / "data" / f"{name}.yaml")
+    with initialize_config_dir(str(Path(__file__).parents[2] / "configs"), version_base=None):
+        config = compose(f"data/{name}").data
+    OmegaConf.set_struct(config, False)
     return instantiate(OmegaConf.create({"seed": 5, "data": OmegaConf.merge(config, changes)})).data
 
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from detpool import ops
 
@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def configured(name):
-    return OmegaConf.load(ROOT / "configs" / "pooler" / f"{name}.yaml")
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        return compose(f"pooler/{name}").pooler
 
 
 def test_the_table_says_what_the_files_set():
@@ -38,9 +39,7 @@ def test_an_override_leaves_the_sampling_as_the_only_difference():
     rois = torch.tensor([[0, 40.0, 56, 180, 200]])
 
     def pooled(name, **settings):
-        config = configured(name).operator
-        config.update(settings)
-        return instantiate(config)(ramp, rois, output_size=7, spatial_scale=1 / 8)
+        return instantiate(configured(name).operator, **settings)(ramp, rois, output_size=7, spatial_scale=1 / 8)
 
     expected = 40 / 8 - 0.5 + (torch.arange(7) + 0.5) * (140 / 8 / 7)
     torch.testing.assert_close(pooled("roi_align")[0, 0, 0], expected)

@@ -93,8 +93,8 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
     shared = g.group_rows * g.group_columns == 1
     tiled = shared and not channels_last
     last = part.first + part.channels
-    grad_tile = np.empty((g.rows * g.columns if tiled else 0, part.channels), out.dtype)
-    where_tile = np.empty((g.rows * g.columns if tiled else 0, part.channels), argmax.dtype)
+    grad_tile = np.empty((g.rows * g.columns if tiled else 1, part.channels), out.dtype)
+    where_tile = np.empty((g.rows * g.columns if tiled else 1, part.channels), argmax.dtype)
     base, step, shift = np.uint64(part.target), np.uint64(part.step), np.uint64(part.shift)
     plane_cells = out.shape[0] // step
     for n in range(span[0], span[1]):
@@ -110,7 +110,9 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
                 elif shared:
                     values, where = grad[k, p, part.first : last], argmax[k, p, part.first : last]
                 else:
-                    values, where = grad[p, k, part.first : last], argmax[p, k, part.first : last]
+                    values, where = grad_tile[0], where_tile[0]
+                    copy(grad[p, k, part.first : last], values)
+                    copy(argmax[p, k, part.first : last], where)
                 for c in range(part.channels):
                     # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
                     cell = np.uint32(np.int32(where[c]))

@@ -45,7 +45,7 @@ def weighted_sum(
         else:
             kernel, tables = sum_kernels.sum_taps, (read.joint, *make_taps(read, spec, False, target.dtype))
         _over_bins(features, read, spec, dtype, kernel, *tables, last, target)
-    return _finish(out, spec, maps[0].dtype, last)
+    return (out if spec.group_count == 1 else _order(out, last)).to(maps[0].dtype)
 
 
 def weighted_sum_of_grad(
@@ -107,7 +107,9 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
         else:
             kernel, tables = max_kernels.max_of_points, make_points(read, target.dtype)
         _over_bins(features, read, spec, dtype, kernel, *tables, last, target, places)
-    return _finish(out, spec, maps[0].dtype, last), _finish(argmax, spec, argmax.dtype, last)
+    if spec.group_count > 1:
+        out, argmax = _order(out, last), _order(argmax, last)
+    return out.to(maps[0].dtype), argmax
 
 
 def window_max_of_grad(
@@ -231,27 +233,27 @@ def _add_over_images(
 def _empty_pooled(
     features: Tensor, rois: int, spec: Spec, dtype: torch.dtype, channels_last: bool
 ) -> tuple[Tensor, Any]:
-    """A tensor for :func:`_finish`, and its array in the layout that the kernels write."""
+    """A tensor (K, C, PH, PW), and its array in the layout that the kernels write."""
     channels = features.shape[1] // spec.group_count
     if spec.group_count > 1:
         out = torch.empty((*spec.output_size, rois, channels), dtype=dtype)
-        return out, out.flatten(0, 1).numpy()
-    shape = (rois, channels, *spec.output_size)
-    out = torch.empty(shape, dtype=dtype, memory_format=memory_format(channels_last))
-    return out, flatten(out, channels_last)
+        return out.permute(2, 3, 0, 1), out.flatten(0, 1).numpy()
+    if channels_last:
+        out = torch.empty((rois, *spec.output_size, channels), dtype=dtype)
+        return out.permute(0, 3, 1, 2), out.flatten(1, 2).numpy()
+    out = torch.empty((rois, channels, *spec.output_size), dtype=dtype)
+    return out, out.flatten(2).numpy()
 
 
-def _finish(out: Tensor, spec: Spec, dtype: torch.dtype, channels_last: bool) -> Tensor:
-    """The pooled tensor (K, C, PH, PW)."""
-    if spec.group_count > 1:
-        out = out.permute(2, 3, 0, 1).contiguous(memory_format=memory_format(channels_last))
-    return out.to(dtype)
+def _order(out: Tensor, channels_last: bool) -> Tensor:
+    """What was pooled by bin, in the memory format of a result."""
+    return out.contiguous(memory_format=memory_format(channels_last))
 
 
 def _flatten_pooled(tensor: Tensor, spec: Spec, channels_last: bool) -> Any:
     """The array of a pooled tensor in the layout that the kernels read."""
     if spec.group_count > 1:
-        return tensor.detach().permute(2, 3, 0, 1).contiguous().flatten(0, 1).numpy()
+        return tensor.detach().permute(2, 3, 0, 1).flatten(0, 1).numpy()
     return flatten(tensor, channels_last)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiling import compiled, kernel
-from .layout_kernels import bin_of, block_of, load_bins, transpose
+from .layout_kernels import bin_of, block_of, copy, load_bins, transpose
 
 
 class Part(NamedTuple):
@@ -114,7 +114,7 @@ def add_grads(grad, numbers, span, group, g, part, joint, taps_y, taps_x, channe
     i0, i1, j0, j1 = block_of(group, g)
     shared = g.group_rows * g.group_columns == 1
     last = part.first + part.channels
-    tile = np.empty((g.rows * g.columns if shared else 0, part.channels), out.dtype)
+    tile = np.empty((g.rows * g.columns if shared else 1, part.channels), out.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
         if shared:
@@ -122,7 +122,9 @@ def add_grads(grad, numbers, span, group, g, part, joint, taps_y, taps_x, channe
         for i in range(i0, i1):
             for j in range(j0, j1):
                 p = i * g.columns + j
-                values = tile[p] if shared else grad[p, k, part.first : last]
+                values = tile[p if shared else 0]
+                if not shared:
+                    copy(grad[p, k, part.first : last], values)
                 y, x = _rows_of(n, i, j, g, joint)
                 taps = _bin_taps(y, x, taps_y, taps_x, g.width, part.step, part.shift, cells, weights)
                 add_to_rows(out, part.target, cells, weights, taps, values)
