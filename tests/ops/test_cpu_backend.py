@@ -196,7 +196,11 @@ def test_peak_memory_of_forward_and_backward(operator, layout: torch.memory_form
     corner = torch.rand(512, 2) * (torch.tensor([1216, 800]) - sides)
     boxes = torch.cat([torch.randint(0, 2, (512, 1)), corner, corner + sides], dim=1)
     arguments = (2,) if operator is ops.roi_align else ()
-    grad = torch.randn_like(operator(features, boxes, 7, 1 / 16, *arguments).detach())
+    output = operator(features, boxes, 7, 1 / 16, *arguments)
+    grad = torch.randn_like(output)
+    output.backward(grad)  # compiles, which takes memory of its own
+    del output
+    features.grad = None
     # PyTorch tells the profiler what it allocates, NumPy tracemalloc; their peaks need not come together
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         tracemalloc.start()

@@ -143,10 +143,10 @@ def _tensors(spec: Spec, dtype: torch.dtype, layout: torch.memory_format) -> tup
 
 
 def _both_forms() -> Iterator[None]:
-    """First with atomics, then deterministic."""
-    yield
-    with mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=True):
-        yield
+    """First with atomics, then deterministic, whatever the process is set to."""
+    for deterministic in (False, True):
+        with mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=deterministic):
+            yield
 
 
 def _specialised(
