@@ -55,11 +55,11 @@ def pixels_to_vectors(pixels, spans, rows, target):
     _, width, channels, groups = pixels.shape
     for row in range(rows[0], rows[1]):
         for x in range(spans[row, 0], spans[row, 1]):
-            pixel = pixels[row, x]
-            for group in range(groups):
-                vector = target[group, row * width + x]
-                for c in range(channels):
-                    vector[c] = pixel[c, group]
+            vectors = target[:, row * width + x]
+            for c in range(channels):
+                line = pixels[row, x, c]
+                for group in range(groups):
+                    vectors[group, c] = line[group]
 
 
 @kernel
