@@ -91,13 +91,14 @@ def pool(
     maps, rois, levels, scales = inputs.parse(input, boxes, spatial_scale, 5 if bins == ROTATED else 4)
     name = reduction if isinstance(reduction, str) else None  # not the module itself, which a cache would keep alive
     choices_made = (bins, sampling, channels, name, sampling_ratio, scales, *sizes)
-    if torch.compiler.is_compiling():
-        spec = _describe(*choices_made)
-    else:
+    describe = _describe
+    if not torch.compiler.is_compiling():
         try:
-            spec = _describe_once(*choices_made)
-        except TypeError:  # something that is not hashable; what is wrong raises again
-            spec = _describe(*choices_made)
+            hash(choices_made)
+            describe = _describe_once
+        except TypeError:  # such as a list within output_size: what is wrong is said once, without this error
+            pass
+    spec = describe(*choices_made)
     if channels == "position_sensitive":
         inputs.check_groups(maps[0].shape[1], spec.output_size)
     if offsets is not None:
