@@ -1,5 +1,5 @@
-"""Tensors between their layouts and that of the pooling kernels, *vectors*: (N G, H W, C), the C channels of each of G
-groups next to each other."""
+"""Tensors between their layouts and that of the pooling kernels, *vectors*: (N, H W G, C), of each cell the C channels
+of each of G groups."""
 
 import numpy as np
 
@@ -50,16 +50,12 @@ def planes_to_vectors(planes, spans, rows, target):
 
 
 @kernel
-def pixels_to_vectors(pixels, spans, rows, target):
-    """As :func:`planes_to_vectors`, from pixels (H, W, C, G) to (G, H W, C)."""
-    _, width, channels, groups = pixels.shape
+def group_channels(pixels, spans, rows, target):
+    """As :func:`planes_to_vectors`, from pixels (H W, C, G) to (H W, G, C)."""
+    width = pixels.shape[0] // spans.shape[0]
     for row in range(rows[0], rows[1]):
-        for x in range(spans[row, 0], spans[row, 1]):
-            vectors = target[:, row * width + x]
-            for c in range(channels):
-                line = pixels[row, x, c]
-                for group in range(groups):
-                    vectors[group, c] = line[group]
+        for cell in range(row * width + spans[row, 0], row * width + spans[row, 1]):
+            transpose(pixels[cell], target[cell])
 
 
 @kernel
@@ -82,21 +78,33 @@ def load_bins(pooled, k, shared, channels_last, c0, tile):
         return
     for p in range(bins):
         # a slice rather than row[c0 + c], whose sum might be negative for all that the compiler knows
-        row = pooled[k, p, c0 : c0 + channels] if shared else pooled[p, k, c0 : c0 + channels]
+        row = pooled[k, p, c0 : c0 + channels] if channels_last else pooled[p, k, c0 : c0 + channels]
         copy(row, tile[p])
 
 
 @compiled
-def bin_of(pooled, tile, k, p, shared, tiled):
+def bin_of(pooled, tile, k, p, shared, channels_last):
     """Where bin p of RoI k is written, (C,): in a tile, which is transposed later, or in the result."""
-    if tiled:
-        return tile[p]
-    return pooled[k, p] if shared else pooled[p, k]
+    if channels_last:
+        return pooled[k, p]
+    return tile[p] if shared else pooled[p, k]
 
 
 @compiled
 def block_of(group, g):
-    """Rows ``i0 .. i1 - 1`` and columns ``j0 .. j1 - 1`` of the bins that read a group of channels."""
+    """Rows ``i0 .. i1 - 1`` and columns ``j0 .. j1 - 1`` of the bins that read a group of channels; of all if -1."""
+    if group < 0:
+        return 0, g.rows, 0, g.columns
     rows, columns = g.rows // g.group_rows, g.columns // g.group_columns
     i0, j0 = group // g.group_columns * rows, group % g.group_columns * columns
     return i0, i0 + rows, j0, j0 + columns
+
+
+@compiled
+def place_of(i, j, group, g):
+    """(step, shift): the vector of a cell that bin (i, j) reads is number ``cell step + shift`` of an image; among those
+    of one group alone the number of the cell."""
+    if group >= 0:
+        return 1, 0
+    own = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns
+    return g.group_rows * g.group_columns, own

@@ -32,47 +32,45 @@ def fill_zeros(array: Any) -> None:
 
 
 def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Callable[[int], Any]) -> Any:
-    """The array (N G, H W, C / G) of ``features``; of themselves if they are channels_last in one group and ``dtype``.
+    """The vectors (N, H W G, C) of ``features``; of themselves if they are channels_last, in one group and of ``dtype``.
 
     Args:
-        features: (N, C, H, W).
-        groups: G; input channel ``c G + g`` becomes channel c of group g.
+        features: (N, C G, H, W).
+        groups: G; input channel ``c G + g`` is channel c of group g.
         dtype: float32 or float64.
         find_spans: returns (N, H, 2) int32 of N images, the first and last + 1 column of each row that will be read;
             other cells stay undefined in a copy.
     """
     features = features.detach().to(dtype)
-    # whether the channels of a cell are, or will be in a copy, next to each other
-    pixels = not features.is_contiguous() or features.shape[1] == 1
+    images, channels, height, width = features.shape
+    # whether the channels of a cell are next to each other, or will be in a copy
+    pixels = not features.is_contiguous() or channels == 1
     if pixels and groups == 1:
         return flatten(features, True)
-    images, channels, height, width = features.shape
-    # (N, H, W, C / G, G) or (N, C / G, G, H, W)
-    array = features.permute(0, 2, 3, 1).contiguous() if pixels else features
-    array = array.unflatten(3 if pixels else 1, (-1, groups)).numpy()
     # PyTorch's memory, which it keeps for the next call
-    target = torch.empty((images, groups, height * width, channels // groups), dtype=dtype).numpy()
-    columns, rows = find_spans(images), max(1, CELL_BLOCK // width)
+    target = torch.empty((images, height * width, groups, channels // groups), dtype=dtype).numpy()
+    array = flatten(features, True).reshape(images, height * width, channels // groups, groups) if pixels else features.numpy()
+    spans, rows = find_spans(images), max(1, CELL_BLOCK // width)
     blocks = -(-height // rows)
 
     def task(number: int) -> None:
         image, block = divmod(number, blocks)
         some = block * rows, min(height, (block + 1) * rows)
         if pixels:
-            kernels.pixels_to_vectors(array[image], columns[image], some, target[image])
+            kernels.group_channels(array[image], spans[image], some, target[image])
             return
         for group in range(groups):
-            kernels.planes_to_vectors(array[image, :, group], columns[image], some, target[image, group])
+            kernels.planes_to_vectors(array[image, group::groups], spans[image], some, target[image, :, group])
 
     if images * blocks == 1:
         task(0)
     else:
         run(images * blocks, task)
-    return target.reshape(-1, *target.shape[2:])
+    return target.reshape(images, height * width * groups, channels // groups)
 
 
 def group_to_vectors(planes: Any, spans: Any) -> Any:
-    """The array (1, H W, C) of some channels of an image, planes (C, H, W).
+    """The vectors (1, H W, C) of some channels of an image, planes (C, H, W).
 
     Args:
         planes: any strides.

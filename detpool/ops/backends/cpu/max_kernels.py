@@ -7,19 +7,20 @@ import numpy as np
 
 from ..reference import POINT_BITS
 from .compiling import compiled, kernel
-from .layout_kernels import bin_of, block_of, copy, load_bins, transpose
+from .layout_kernels import bin_of, block_of, copy, load_bins, place_of, transpose
 
 
 @compiled
-def _first_maximum(source, cells, n, best, where):
-    """best[c] = the maximum of source[cell, c] over n cells, a multiple of four; where[c] = the first cell that holds
-    it.
+def _first_maximum(source, step, shift, cells, n, best, where):
+    """best[c] = the maximum of source[cell step + shift, c] over n cells, a multiple of four; where[c] = the first cell
+    that holds it.
 
     Four cells at a time: with one, the compiler turns each selection into a masked store, which is many times slower.
     """
     for q in range(0, n, 4):
         p0, p1, p2, p3 = cells[q], cells[q + 1], cells[q + 2], cells[q + 3]
-        f0, f1, f2, f3 = source[p0], source[p1], source[p2], source[p3]
+        f0, f1 = source[p0 * step + shift], source[p1 * step + shift]
+        f2, f3 = source[p2 * step + shift], source[p3 * step + shift]
         if q == 0:
             for c in range(best.shape[0]):
                 best[c] = f0[c]
@@ -53,11 +54,11 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
     cells = np.empty(0, np.int32)
     for n in range(span[0], span[1]):
         k = numbers[n]
-        source = features[int(rois[k, 0]) if shared else 0]
+        source = features[int(rois[k, 0]) if group < 0 else 0]
         for i in range(i0, i1):
             for j in range(j0, j1):
                 p = i * g.columns + j
-                best, where = bin_of(out, tile, k, p, shared, tiled), where_tile[p]
+                best, where = bin_of(out, tile, k, p, shared, channels_last), where_tile[p]
                 y0, y1 = windows_y[n * g.rows + i, 0], windows_y[n * g.rows + i, 1]
                 x0, x1 = windows_x[n * g.columns + j, 0], windows_x[n * g.columns + j, 1]
                 if y0 >= y1 or x0 >= x1:
@@ -75,7 +76,8 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
                 while count % 4:  # a repeated cell changes nothing
                     cells[count] = cells[count - 1]
                     count += 1
-                _first_maximum(source, cells, count, best, where)
+                step, shift = place_of(i, j, group, g)
+                _first_maximum(source, step, shift, cells, count, best, where)
         if tiled:
             transpose(tile, out[k])
             transpose(where_tile, argmax[k])
@@ -83,7 +85,7 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
             for i in range(i0, i1):
                 for j in range(j0, j1):
                     p = i * g.columns + j
-                    copy(where_tile[p], argmax[k, p] if shared else argmax[p, k])
+                    copy(where_tile[p], argmax[k, p] if channels_last else argmax[p, k])
 
 
 @kernel
@@ -107,7 +109,7 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
                 p = i * g.columns + j
                 if tiled:
                     values, where = grad_tile[p], where_tile[p]
-                elif shared:
+                elif channels_last:
                     values, where = grad[k, p, part.first : last], argmax[k, p, part.first : last]
                 else:
                     values, where = grad_tile[0], where_tile[0]
@@ -121,14 +123,14 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
 
 
 @compiled
-def _bilinear_rows(source, y, v, x, u, g):
-    """The four rows of features around a point, and their weights."""
+def _bilinear_rows(source, step, shift, y, v, x, u, g):
+    """The four vectors ``cell step + shift`` around a point, and their weights."""
     r = source.dtype.type
     # At the border both rows are the last, with half the weight: 0 times an infinite one would not be 0.
     y1, v = (y + 1, r(v)) if y + 1 < g.height else (y, r(0.5))
     x1, u = (x + 1, r(u)) if x + 1 < g.width else (x, r(0.5))
-    low, high = y * g.width, y1 * g.width
-    rows = source[low + x], source[low + x1], source[high + x], source[high + x1]
+    low, high, left, right = y * g.width * step + shift, y1 * g.width * step + shift, x * step, x1 * step
+    rows = source[low + left], source[low + right], source[high + left], source[high + right]
     return rows, ((r(1) - v) * (r(1) - u), (r(1) - v) * u, v * (r(1) - u), v * u)
 
 
@@ -142,12 +144,13 @@ def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, c
     tile, where_tile = np.empty(shape, out.dtype), np.empty(shape, np.int32)
     for n in range(span[0], span[1]):
         k = numbers[n]
-        source = features[int(rois[k, 0]) if shared else 0]
+        source = features[int(rois[k, 0]) if group < 0 else 0]
         for i in range(i0, i1):
             for j in range(j0, j1):
-                best = bin_of(out, tile, k, i * g.columns + j, shared, tiled)
-                where = bin_of(argmax, where_tile, k, i * g.columns + j, shared, tiled)
+                best = bin_of(out, tile, k, i * g.columns + j, shared, channels_last)
+                where = bin_of(argmax, where_tile, k, i * g.columns + j, shared, channels_last)
                 p, q = n * g.rows + i, n * g.columns + j
+                step, shift = place_of(i, j, group, g)
                 for c in range(best.shape[0]):
                     best[c] = 0
                     where[c] = -1
@@ -161,7 +164,8 @@ def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, c
                                 wins = (w < 0) | (m < 0)
                                 best[c], where[c] = 0 if wins else m, number if wins else w
                             continue
-                        rows, weights = _bilinear_rows(source, y, points_y.share[p, a], x, points_x.share[q, b], g)
+                        shares = points_y.share[p, a], points_x.share[q, b]
+                        rows, weights = _bilinear_rows(source, step, shift, y, shares[0], x, shares[1], g)
                         f0, f1, f2, f3 = rows
                         w0, w1, w2, w3 = weights
                         for c in range(best.shape[0]):
@@ -223,7 +227,7 @@ def add_point_roi_grads(
 ):
     """Gradients of the start and extent (K, 2) of boxes in cells, y before x, through the points of maxima.
 
-    ``features`` are the vectors of all images and groups.
+    ``features`` are the vectors of all groups.
     """
     shared = g.group_rows * g.group_columns == 1
     values = np.empty((g.rows * g.columns, features.shape[2]), by_start.dtype)
@@ -232,12 +236,11 @@ def add_point_roi_grads(
         k = numbers[n]
         load_bins(grad, k, shared, channels_last, 0, values)
         load_bins(argmax, k, shared, channels_last, 0, where)
-        plane = int(rois[k, 0]) * g.group_rows * g.group_columns
+        source = features[int(rois[k, 0])]
         for i in range(g.rows):
             for j in range(g.columns):
                 p, row, column = i * g.columns + j, n * g.rows + i, n * g.columns + j
-                group = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns
-                source = features[plane + group]
+                step, shift = place_of(i, j, -1, g)
                 for c in range(features.shape[2]):
                     a, b, reads = _decode(where[p, c], row, column, points_y, points_x)
                     if not reads:
@@ -248,11 +251,11 @@ def add_point_roi_grads(
                         points_y.share[row, a],
                         points_x.share[column, b],
                     )
-                    cell, right, below = y * g.width + x, x + 1 < g.width, y + 1 < g.height
-                    f00 = source[cell, c]
-                    f01 = source[cell + 1, c] if right else f00 * 0
-                    f10 = source[cell + g.width, c] if below else f00 * 0
-                    f11 = source[cell + g.width + 1, c] if below and right else f00 * 0
+                    place, right, below = (y * g.width + x) * step + shift, x + 1 < g.width, y + 1 < g.height
+                    f00 = source[place, c]
+                    f01 = source[place + step, c] if right else f00 * 0
+                    f10 = source[place + g.width * step, c] if below else f00 * 0
+                    f11 = source[place + (g.width + 1) * step, c] if below and right else f00 * 0
                     by_y = values[p, c] * ((1 - u) * (f10 - f00) + u * (f11 - f01))
                     by_x = values[p, c] * ((1 - v) * (f01 - f00) + v * (f11 - f10))
                     if points_y.by_extent[row, a] == points_y.by_extent[row, a]:

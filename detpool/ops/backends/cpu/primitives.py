@@ -154,28 +154,21 @@ def window_max_roi_grads(
 def _over_bins(features: Tensor, rois: Rois, spec: Spec, dtype: torch.dtype, kernel: Any, *rest: Any) -> None:
     """Call ``kernel(vectors, rois, numbers, span, group, g, *rest)`` until all bins of RoIs are pooled.
 
-    Where all bins read the same channels, for blocks of RoIs; else for the RoIs of an image and the bins of a group,
-    with the vectors (1, H W, C) of these alone, which should stay in cache.
+    For blocks of RoIs; or where contiguous features have groups, for the RoIs of an image and the bins of a group,
+    with the vectors of these alone, which should stay in cache.
     """
     images, values, numbers, g = features.shape[0], rois.values, rois.numbers, rois.g
     groups = spec.group_count
-    if groups == 1:
-        vectors = to_vectors(features, 1, dtype, rois.find_spans)
-        rois.over_blocks(kernel, (vectors,), (0, g, *rest))
-        return
-    by_image = rois.split_by_image(images)
-    contiguous = features.is_contiguous()
-    if contiguous:
-        planes, spans = features.detach().to(dtype).numpy(), rois.find_spans(images)
-    else:
+    if groups == 1 or not features.is_contiguous():
         vectors = to_vectors(features, groups, dtype, rois.find_spans)
+        rois.over_blocks(kernel, (vectors,), (-1, g, *rest))
+        return
+    by_image, spans = rois.split_by_image(images), rois.find_spans(images)
+    planes = features.detach().to(dtype).numpy()
 
     def task(number: int) -> None:
         image, group = divmod(number, groups)
-        if contiguous:
-            own = group_to_vectors(planes[image, group::groups], spans[image])
-        else:
-            own = vectors[number : number + 1]
+        own = group_to_vectors(planes[image, group::groups], spans[image])
         kernel(own, values, numbers, by_image[image], group, g, *rest)
 
     run(images * groups, task)
@@ -235,12 +228,12 @@ def _empty_pooled(
 ) -> tuple[Tensor, Any]:
     """A tensor (K, C, PH, PW), and its array in the layout that the kernels write."""
     channels = features.shape[1] // spec.group_count
-    if spec.group_count > 1:
-        out = torch.empty((*spec.output_size, rois, channels), dtype=dtype)
-        return out.permute(2, 3, 0, 1), out.flatten(0, 1).numpy()
     if channels_last:
         out = torch.empty((rois, *spec.output_size, channels), dtype=dtype)
         return out.permute(0, 3, 1, 2), out.flatten(1, 2).numpy()
+    if spec.group_count > 1:
+        out = torch.empty((*spec.output_size, rois, channels), dtype=dtype)
+        return out.permute(2, 3, 0, 1), out.flatten(0, 1).numpy()
     out = torch.empty((rois, channels, *spec.output_size), dtype=dtype)
     return out, out.flatten(2).numpy()
 
@@ -252,7 +245,7 @@ def _order(out: Tensor, channels_last: bool) -> Tensor:
 
 def _flatten_pooled(tensor: Tensor, spec: Spec, channels_last: bool) -> Any:
     """The array of a pooled tensor in the layout that the kernels read."""
-    if spec.group_count > 1:
+    if spec.group_count > 1 and not channels_last:
         return tensor.detach().permute(2, 3, 0, 1).flatten(0, 1).numpy()
     return flatten(tensor, channels_last)
 

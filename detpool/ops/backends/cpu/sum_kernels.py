@@ -2,10 +2,11 @@
 
 Features are *vectors* (``layout_kernels``): inner loops go over the channels that a bin reads. ``numbers`` are the RoIs
 of one map, image after image, tables of taps hold theirs in that order, and a kernel works on
-``numbers[span[0] : span[1]]``. Pooled tensors are (K, PH PW, C) if ``channels_last``, else (K, C, PH PW).
+``numbers[span[0] : span[1]]``, and on all bins or, if ``group`` is not -1, on those that read one group of channels of
+one image, whose vectors alone ``features`` holds.
 
-Where bins read different groups of channels, the span is of one image, and the kernel pools the bins of one group,
-whose vectors alone ``features`` holds. Pooled tensors are then (PH PW, K, C): no two threads write to one cache line.
+Pooled tensors are (K, PH PW, C) if ``channels_last``, else (K, C, PH PW); or (PH PW, K, C) where bins read different
+groups: no two threads that each pool a group write to one cache line.
 """
 
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .compiling import compiled, kernel
-from .layout_kernels import bin_of, block_of, copy, load_bins, transpose
+from .layout_kernels import bin_of, block_of, copy, load_bins, place_of, transpose
 
 
 class Part(NamedTuple):
@@ -96,12 +97,14 @@ def sum_taps(features, rois, numbers, span, group, g, joint, taps_y, taps_x, cha
     tile = np.empty((g.rows * g.columns if tiled else 0, features.shape[2]), out.dtype)
     for n in range(span[0], span[1]):
         k = numbers[n]
-        source = features[int(rois[k, 0]) if shared else 0]
+        source = features[int(rois[k, 0]) if group < 0 else 0]
         for i in range(i0, i1):
             for j in range(j0, j1):
                 y, x = _rows_of(n, i, j, g, joint)
-                taps = _bin_taps(y, x, taps_y, taps_x, g.width, 1, 0, cells, weights)
-                add_scaled_rows(source, cells, weights, taps, bin_of(out, tile, k, i * g.columns + j, shared, tiled))
+                step, shift = place_of(i, j, group, g)
+                taps = _bin_taps(y, x, taps_y, taps_x, g.width, step, shift, cells, weights)
+                target = bin_of(out, tile, k, i * g.columns + j, shared, channels_last)
+                add_scaled_rows(source, cells, weights, taps, target)
         if tiled:
             transpose(tile, out[k])
 
@@ -124,7 +127,7 @@ def add_grads(grad, numbers, span, group, g, part, joint, taps_y, taps_x, channe
                 p = i * g.columns + j
                 values = tile[p if shared else 0]
                 if not shared:
-                    copy(grad[p, k, part.first : last], values)
+                    copy(grad[k, p, part.first : last] if channels_last else grad[p, k, part.first : last], values)
                 y, x = _rows_of(n, i, j, g, joint)
                 taps = _bin_taps(y, x, taps_y, taps_x, g.width, part.step, part.shift, cells, weights)
                 add_to_rows(out, part.target, cells, weights, taps, values)
@@ -136,7 +139,7 @@ def add_roi_grads(
 ):
     """Gradients of the start and extent (K, 2) of boxes in cells, y before x; of the shifts (K, 2, PH, PW) if joint.
 
-    ``features`` are the vectors of all images and groups.
+    ``features`` are the vectors of all groups.
     """
     zero = by_start.dtype.type(0)
     channels = features.shape[2]
@@ -144,18 +147,18 @@ def add_roi_grads(
     for n in range(span[0], span[1]):
         k = numbers[n]
         load_bins(grad, k, g.group_rows * g.group_columns == 1, channels_last, 0, tile)
-        plane = int(rois[k, 0]) * g.group_rows * g.group_columns
+        source = features[int(rois[k, 0])]
         for i in range(g.rows):
             for j in range(g.columns):
                 y, x = _rows_of(n, i, j, g, joint)
-                group = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns
-                source, values = features[plane + group], tile[i * g.columns + j]
+                step, shift = place_of(i, j, -1, g)
+                values = tile[i * g.columns + j]
                 y_start, x_start, y_extent, x_extent = zero, zero, zero, zero
                 for a in range(taps_y.number[y]):
                     cell = taps_y.cell[y, a] * g.width
                     along, along_start, along_extent = zero, zero, zero
                     for b in range(taps_x.number[x]):
-                        vector = source[cell + taps_x.cell[x, b]]
+                        vector = source[(cell + taps_x.cell[x, b]) * step + shift]
                         dot = zero
                         for c in range(channels):
                             dot += values[c] * vector[c]
