@@ -85,7 +85,10 @@ def _claims(options: argparse.Namespace) -> None:
     table, records = table_of(title, ["claim"], ("first", "second", "ratio")), []
     for claim, calls in pairs:
         found = measure(calls, options.rounds, options.budget)
-        records += [{"claim": claim, "contender": name, **_numbers(summary)} for name, summary in found.items()]
+        records += [
+            {"claim": claim, "contender": name, **summary.columns("s"), "rounds": summary.rounds}
+            for name, summary in found.items()
+        ]
         fast, slow = (summary.median for summary in found.values())
         table.add_row(claim, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.1f}x")
     console().print(table)
@@ -102,7 +105,10 @@ def _proposals(options: argparse.Namespace) -> None:
         # One detector at a time: eight of them do not fit into a small machine's memory.
         calls = {str(count): call(model, image, random_boxes(count, options.size)) for count in options.counts}
         row = {int(count): times for count, times in measure(calls, options.rounds, options.budget).items()}
-        records += [{"detector": name, "proposals": count, **_numbers(summary)} for count, summary in row.items()]
+        records += [
+            {"detector": name, "proposals": count, **summary.columns("s"), "rounds": summary.rounds}
+            for count, summary in row.items()
+        ]
         table.add_row(name, *(f"{summary.median:.2f}" for summary in row.values()))
         found[name] = row
     console().print(table)
@@ -179,10 +185,6 @@ def random_boxes(count: int, size: Sequence[int]) -> Tensor:
     sides = low * (high / low) ** torch.rand(count, 2)
     corner = torch.rand(count, 2) * (torch.tensor([width, height]) - sides)
     return torch.cat([corner, corner + sides], 1)
-
-
-def _numbers(summary: Summary) -> dict[str, float]:
-    return {f"{key}_s": getattr(summary, key) for key in ("median", "p20", "p80")} | {"rounds": summary.rounds}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

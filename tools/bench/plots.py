@@ -16,7 +16,7 @@ from detpool.visualization.style import COLOURS, save
 
 from .output import in_words
 from .run import Row
-from .scaling import BIN_AREA, BINS, CHANNELS, ROIS
+from .workloads import BIN_AREA, BINS, CHANNELS, ROIS
 
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
@@ -87,18 +87,16 @@ def _finish_panel(panel: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, s
     panel.set_axisbelow(True)
 
 
-def plot_scaling(path: Path, rows: Sequence[Row], values: Sequence[float], direction: str) -> None:
+def plot_scaling(path: Path, found: Sequence[tuple[float, Row]], direction: str) -> None:
     """Median time against the number of RoIs, channels and bins and the area of a bin, 2 x 2 panels, both axes log.
 
     Args:
         path: PNG file.
-        rows: Of all points.
-        values: For each row, that of the quantity which its workload is named for.
+        found: Of all points, the value of the quantity that the row's workload is named for, and the row.
         direction: Only its rows are drawn.
     """
     figure = Figure(figsize=(10, 7.5), layout="constrained")
-    pairs = zip(rows, values, strict=True)
-    timed = [(row, value) for row, value in pairs if row.direction == direction and row.status == "timed"]
+    timed = [(row, value) for value, row in found if row.direction == direction and row.status == "timed"]
     operators = list(dict.fromkeys(row.operator for row, _ in timed))
     series = list(dict.fromkeys(_series(row) for row, _ in timed))
     panels = list(figure.subplots(2, 2, sharey=True).flat)
@@ -132,7 +130,7 @@ def plot_scaling(path: Path, rows: Sequence[Row], values: Sequence[float], direc
     handles += [Line2D([], [], color="0.3", linestyle=STYLES[j % 5], label=name) for j, name in enumerate(series)]
     handles.append(Line2D([], [], color="0.75", linewidth=3, label="proportional"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
-    figure.suptitle(f"{direction}, {rows[0].dtype}, {in_words(rows[0].threads, 'thread')}")
+    figure.suptitle(f"{direction}, {timed[0][0].dtype}, {in_words(timed[0][0].threads, 'thread')}")
     save(figure, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,3 +132,30 @@ def mask(quick: bool = False) -> Workload:
 
 
 WORKLOADS: dict[str, Callable[[bool], Workload]] = {"c4": c4, "fpn": fpn, "rfcn": rfcn, "mask": mask}
+
+ROIS, FEW, CHANNELS, BINS, BIN_AREA = "RoIs", "RoIs of 64 channels", "channels", "bins", "cells per bin"
+
+
+def points(quick: bool = False) -> Iterator[tuple[float, Workload]]:
+    """The map of `c4` with 512 RoIs, 256 channels and 7 x 7 bins, one of them varied at a time.
+
+    Each is the value of the quantity that is varied, and a workload of that quantity's name.
+
+    RoIs have sides of 32 to 500 px, except where the area of a bin is varied: there all have the same side. Few RoIs
+    show what a call costs whatever it pools: from how many on is an implementation faster than another?
+    """
+    stride, size = 16, (160, 256) if quick else (800, 1216)
+    usual: dict[str, Any] = {"channels": 256, "rois": 512, "sides": (32, 500), "image_size": size}
+    if quick:
+        usual |= {"channels": 8, "rois": 8, "sides": (32, 150)}
+    for count in (4, 8, 16) if quick else (1, 2, 4, 8, 32, 128, 512, 1024):
+        yield count, build(ROIS, **usual | {"rois": count})
+    for count in (1, 2) if quick else (1, 2, 4, 8, 16, 64):
+        yield count, build(FEW, **usual | {"rois": count, "channels": min(64, usual["channels"])})
+    for count in (4, 8, 16) if quick else (16, 64, 256, 1024):
+        yield count, build(CHANNELS, **usual | {"channels": count})
+    for edge in (2, 7) if quick else (1, 3, 7, 14):
+        yield edge * edge, build(BINS, **usual, output_size=(edge, edge))
+    for cells in (0.5, 1) if quick else (0.25, 0.5, 1, 2, 4, 6):
+        width = cells * 7 * stride
+        yield cells * cells, build(BIN_AREA, **usual | {"sides": (width, width)})
