@@ -54,16 +54,12 @@ def _ours(times: dict[tuple[str, str, str, str], float], key: tuple[str, str, st
     boxes = times[(key[0], key[1], f"{key[2]}+boxes", OURS)] if key[2] != "forward" and peer is None else None
     if boxes is not None:
         return f"**{_ms(ours)}**, with box gradients **{_ms(boxes)}**"
-    return f"**{_ms(ours)}**" + (f" ({_digits(peer / ours)}x)" if peer else "")
+    return f"**{_ms(ours)}**" + (f" ({_ms(peer / ours)}x)" if peer else "")
 
 
 def _ms(value: float | None) -> str:
-    return "" if value is None else _digits(value)
-
-
-def _digits(value: float) -> str:
     """Two digits, and whole numbers from 10 on."""
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    return "" if value is None else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def with_table(page: str) -> str:
