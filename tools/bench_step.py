@@ -24,10 +24,10 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from detpool import ops
 from detpool.detection import faster_rcnn_fpn
-from detpool.detection.backbones import SmallCNN, resnet
+from detpool.detection.backbones import Body, SmallCNN, resnet
 from detpool.poolers import RoIPooler
 
-BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
+BACKBONES: dict[str, tuple[Callable[[], Body], tuple[int, int], int]] = {
     "small": (SmallCNN, (256, 320), 64),
     "resnet50": (functools.partial(resnet, "resnet50", weights=None), (480, 640), 256),
 }

@@ -126,15 +126,12 @@ def onnxruntime_peer(case: Case) -> Contender:
         raise Absent("not installed (the extra `bench` holds it)") from None
     workload, name = case.workload, case.operator.name
     (height, width), scale = workload.output_size, 1 / workload.strides[0]
+    attributes: dict[str, Any]
     if name in (ROI_ALIGN, ROI_ALIGN_MAX):
         feeds = {"features": features, "rois": rois[:, 1:].copy(), "batch": rois[:, 0].astype(np.int64)}
-        kind, attributes = "RoiAlign", {
-            "mode": "max" if name == ROI_ALIGN_MAX else "avg",
-            "output_height": height,
-            "output_width": width,
-            "sampling_ratio": case.sampling_ratio,
-            "coordinate_transformation_mode": "output_half_pixel",
-        }  # fmt: skip
+        kind, attributes = "RoiAlign", {"output_height": height, "output_width": width}
+        attributes |= {"mode": "max" if name == ROI_ALIGN_MAX else "avg", "sampling_ratio": case.sampling_ratio}
+        attributes |= {"coordinate_transformation_mode": "output_half_pixel"}
     elif name == "roi_pool":
         feeds = {"features": features, "rois": rois}
         kind, attributes = "MaxRoiPool", {"pooled_shape": [height, width]}

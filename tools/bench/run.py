@@ -137,10 +137,10 @@ def _admit(
     except Exception as error:  # one that breaks must not take the others' results with it
         return row("failed", f"{type(error).__name__}: {error}")
     tolerance = TOLERANCES[case.dtype]
-    error, worst = compare(checked_part(case, results), expected, tolerance)
-    if error > tolerance:
-        return row("disagrees", worst, error, tolerance)
-    admitted = row("timed", contender.note, error, tolerance)
+    off, worst = compare(checked_part(case, results), expected, tolerance)
+    if off > tolerance:
+        return row("disagrees", worst, off, tolerance)
+    admitted = row("timed", contender.note, off, tolerance)
     calls[admitted.key] = contender.run
     return admitted
 
@@ -161,8 +161,8 @@ def compare(
             if truth.numel():
                 tensor, truth = tensor.double(), truth.double()
                 errors = ((tensor - truth).abs() / truth.abs().max().clamp(min=1)).nan_to_num(nan=math.inf)
-                if (error := float(errors.max())) > greatest:
-                    greatest = error
+                if (largest := float(errors.max())) > greatest:
+                    greatest = largest
                     worst = f"{label}: {int((errors > tolerance).sum())} of {truth.numel()} numbers exceed"
     return greatest, worst
 
