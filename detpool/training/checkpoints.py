@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.override_parser.types import Quote, QuotedString
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -133,13 +134,8 @@ def resume_argument(checkpoint: str | Path) -> str:
     text = str(checkpoint)
     if not re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
         text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # an interpolation to OmegaConf
-        text = '"' + re.sub(r'(\\*)("|$)', _before_quote, text) + '"'
+        text = QuotedString(text, Quote.double).with_quotes()
     return shlex.quote(f"ckpt_path={text}")
-
-
-def _before_quote(found: re.Match[str]) -> str:
-    """Hydra takes backslashes as they are, but for those before a quote or the end."""
-    return found[1] * 2 + ('\\"' if found[2] else "")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

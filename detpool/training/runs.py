@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,10 +130,8 @@ def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float
 
 def _is_lightnings(error: Exception) -> bool:
     """Whether Lightning itself raised an error, of the settings that it was given."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def _end_workers(trainer: Trainer) -> None:

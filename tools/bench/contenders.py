@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -93,10 +93,14 @@ def detpool_pool(workload: Workload, operator: Callable[..., Tensor]) -> Pool:
     if not workload.is_pyramid:
         scale = 1 / workload.strides[0]
         return lambda features, rois: operator(features[0], rois, output_size=workload.output_size, spatial_scale=scale)
+    return pyramid_pool(workload, partial(RoIPooler, operator=operator))
+
+
+def pyramid_pool(workload: Workload, pooler: Callable[..., Callable[..., Tensor]]) -> Pool:
+    """`pool(features, boxes)` with what is made and called as torchvision's `MultiScaleRoIAlign`."""
     names = [str(level) for level in range(len(workload.strides))]
-    pooler = RoIPooler(names, workload.output_size, operator)
-    image_shapes = [workload.image_size] * len(workload.boxes)
-    return lambda features, boxes: pooler(dict(zip(names, features, strict=True)), boxes, image_shapes)
+    pool, image_shapes = pooler(names, workload.output_size), [workload.image_size] * len(workload.boxes)
+    return lambda features, boxes: pool(dict(zip(names, features, strict=True)), boxes, image_shapes)
 
 
 def autograd_contender(

@@ -7,6 +7,7 @@ ONNX Runtime hold one operator and are built in memory; they infer only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender, detpool_pool
+from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender, detpool_pool, pyramid_pool
 
 ROI_ALIGN, ROI_ALIGN_MAX, PS_ROI_POOL_RFCN = "roi_align", "roi_align:reduction=max", "ps_roi_pool:convention=rfcn"
 
 Peer = Callable[[Case], Contender]
-Run = Callable[[Sequence[Any]], Any]
 
 
 def torchvision_peer(case: Case) -> Contender:
@@ -45,25 +45,14 @@ def _torchvision_pool(case: Case) -> Pool:
     if workload.is_pyramid:
         if name != "roi_align":
             raise Absent("pools a pyramid with roi_align only")
-        names = [str(level) for level in range(len(workload.strides))]
-        pooler = torchvision.ops.MultiScaleRoIAlign(names, workload.output_size, case.sampling_ratio)
-        image_shapes = [workload.image_size] * len(workload.boxes)
-
-        def pool_pyramid(features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-            boxes = [b.to(features[0].dtype) for b in boxes]
-            return pooler(dict(zip(names, features, strict=True)), boxes, image_shapes)
-
-        return pool_pyramid
+        pool = pyramid_pool(workload, partial(torchvision.ops.MultiScaleRoIAlign, sampling_ratio=case.sampling_ratio))
+        return lambda features, boxes: pool(features, [b.to(features[0].dtype) for b in boxes])
     if name not in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
         raise Absent("has no such operator")
     operator = getattr(torchvision.ops, name)
     extra = {"sampling_ratio": case.sampling_ratio} if name.endswith("align") else {}
     size, scale = workload.output_size, 1 / workload.strides[0]
-
-    def pool(features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        return operator(features[0], rois.to(features[0].dtype), size, scale, **extra)
-
-    return pool
+    return lambda features, rois: operator(features[0], rois.to(features[0].dtype), size, scale, **extra)
 
 
 def compiled_peer(case: Case) -> Contender:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -42,13 +43,16 @@ def plot_times(path: Path, rows: Sequence[Row]) -> None:
     for panel_row, (dtype, threads) in zip(panels, groups, strict=True):
         for panel, direction in zip(panel_row, directions, strict=True):
             panel.set_title(f"{direction}, {dtype}, {in_words(threads, 'thread')}", fontsize=10)
-            for row in timed:
-                if (row.dtype, row.threads, row.direction) == (dtype, threads, direction):
-                    index = series.index(_series(row))
-                    # Side by side a little, so that equal times do not hide each other.
-                    beside = 0.5 * (index / max(len(series) - 1, 1) - 0.5)
-                    _plot_time(panel, row, lines.index((row.workload, row.operator)) + beside, index)
-            _finish_panel(panel, timed, lines, (dtype, threads, direction))
+            here = [row for row in timed if (row.dtype, row.threads, row.direction) == (dtype, threads, direction)]
+            for index, name in enumerate(series):
+                # Side by side a little, so that equal times do not hide each other.
+                beside = 0.5 * (index / max(len(series) - 1, 1) - 0.5)
+                rows = [row for row in here if _series(row) == name]
+                y = [lines.index((row.workload, row.operator)) + beside for row in rows]
+                times = np.array([(row.p20_ms, row.median_ms, row.p80_ms) for row in rows], float).reshape(-1, 3)
+                spread = np.diff(times).clip(min=0).T
+                panel.errorbar(times[:, 1], y, xerr=spread, linestyle="", elinewidth=1, markersize=5, **_look(index))
+            _finish_panel(panel, here, lines)
     for panel in panels[-1]:
         panel.set_xlabel("ms (median, bar: p20 to p80)")
     handles = [Line2D([], [], linestyle="", label=name, **_look(index)) for index, name in enumerate(series)]
@@ -59,19 +63,11 @@ def plot_times(path: Path, rows: Sequence[Row]) -> None:
     save(figure, path)
 
 
-def _plot_time(panel: Axes, row: Row, y: float, index: int) -> None:
-    assert row.median_ms is not None
-    assert row.p20_ms is not None
-    assert row.p80_ms is not None
-    spread = [[max(row.median_ms - row.p20_ms, 0)], [max(row.p80_ms - row.median_ms, 0)]]
-    panel.errorbar(row.median_ms, y, xerr=spread, linestyle="", elinewidth=1, markersize=5, **_look(index))
-
-
-def _finish_panel(panel: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]], case: tuple) -> None:
+def _finish_panel(panel: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]]) -> None:
     """Axes, names of the lines, and for each the speed-up of the first row of ours."""
     ours: dict[int, Row] = {}
     for row in rows:
-        if (row.dtype, row.threads, row.direction) == case and row.implementation.startswith("detpool") and row.speedup:
+        if row.implementation.startswith("detpool") and row.speedup:
             ours.setdefault(lines.index((row.workload, row.operator)), row)
     for place, row in ours.items():
         text, axes = f"{row.speedup:.2g}x {row.baseline.split()[-1]}", ("axes fraction", "data")
