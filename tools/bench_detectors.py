@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from bench.output import console, recorded, table_of, write_csv
 from bench.plots import COLOURS, MARKERS
-from bench.timing import Summary, measure
+from bench.timing import measure
 from command_line import Parser, positive_int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -99,28 +99,28 @@ def _proposals(options: argparse.Namespace) -> None:
     image = torch.rand(3, *options.size)
     title = f"Seconds per image, ResNet-50, {options.size[0]} x {options.size[1]} pixels"
     table, records = table_of(title, ["detector"], [f"{count} proposals" for count in options.counts]), []
-    found: dict[str, dict[int, Summary]] = {}
+    found: dict[str, list[float]] = {}
     for name in options.detectors:
         model = build(name)
         # One detector at a time: eight of them do not fit into a small machine's memory.
         calls = {str(count): call(model, image, random_boxes(count, options.size)) for count in options.counts}
-        row = {int(count): times for count, times in measure(calls, options.rounds, options.budget).items()}
+        times = measure(calls, options.rounds, options.budget)
         records += [
             {"detector": name, "proposals": count, **summary.columns("s"), "rounds": summary.rounds}
-            for count, summary in row.items()
+            for count, summary in times.items()
         ]
-        table.add_row(name, *(f"{summary.median:.2f}" for summary in row.values()))
-        found[name] = row
+        found[name] = [summary.median for summary in times.values()]
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in found[name]))
     console().print(table)
     write_csv(options.output / "proposals.csv", records)
-    _plot(options.output / "proposals.png", found, options.size)
+    _plot(options.output / "proposals.png", options.counts, found, options.size)
 
 
-def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int]) -> None:
+def _plot(path: Path, counts: Sequence[int], found: dict[str, list[float]], size: Sequence[int]) -> None:
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
-    for (name, row), color, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
-        panel.plot(list(row), [s.median for s in row.values()], label=name, color=color, marker=marker, ms=5)
+    for (name, seconds), color, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
+        panel.plot(counts, seconds, label=name, color=color, marker=marker, ms=5)
     panel.set_xlabel("proposals per image")
     panel.set_ylabel("seconds per image (median)")
     panel.set_yscale("log")
@@ -198,7 +198,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", nargs=2, type=positive_int, default=[600, 800], help="height, width; default: 600 800")
     parser.add_timing(rounds=3, budget=120, output="logs/bench_detectors")
     options = parser.parse_args(argv)
-    options.what = options.what or what
+    options.what, options.counts = options.what or what, list(dict.fromkeys(options.counts))
     if max(options.counts) > max(COUNTS):
         parser.error(f"--counts must lie in 1 .. {max(COUNTS)}, got {options.counts}")
     if min(options.size) < 64:

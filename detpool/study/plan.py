@@ -125,14 +125,14 @@ def _check_jobs(configs: Configs, jobs: Sequence[Sequence[str]], varied: Sequenc
             raise ConfigError(f"{error} (of the run {' '.join(job)})" if len(jobs) > 1 else str(error)) from error
     if varied is None:
         return [str(number) for number in range(len(jobs))]
-    names: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for job, config in zip(jobs, composed, strict=True):
         name, text = run_name(job, varied, config), " ".join(job)
-        same = next((other for n, other in names.items() if n.rpartition("-")[2] == name.rpartition("-")[2]), None)
-        if same is not None:
-            raise ConfigError(f"two runs of the study are the same: {same!r} and {text!r}")
-        names[name] = text
-    return list(names)
+        computes = name.rpartition("-")[2]
+        if computes in found:
+            raise ConfigError(f"two runs of the study are the same: {found[computes][1]!r} and {text!r}")
+        found[computes] = name, text
+    return [name for name, _ in found.values()]
 
 
 def run_dir_of(config: DictConfig, hydra: HydraConf) -> str:

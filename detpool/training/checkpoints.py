@@ -188,9 +188,8 @@ def find_best(run_dir: Path) -> Path:
         return run_dir / reported
     for path in checkpoints:
         with contextlib.suppress(WeightsError):
-            best = [
-                Path(s["best_model_path"]).name for s in read_checkpoint(path)["callbacks"].values() if _monitors(s)
-            ]
+            states = read_checkpoint(path)["callbacks"].values()
+            best = [Path(state["best_model_path"]).name for state in states if _monitors(state)]
             return next((path for path in checkpoints if path.name in best), path)
     raise ConfigError(f"none of the checkpoints in {run_dir} can be read: {', '.join(map(str, checkpoints))}")
 

@@ -130,31 +130,25 @@ def autograd_contender(
     argument = boxes if workload.is_pyramid else boxes[0]
 
     if not case.backward:
-
-        def forward() -> Results:
-            with torch.no_grad():
-                return {"output": [pool(features, argument)]}
-
+        forward = torch.no_grad()(lambda: {"output": [pool(features, argument)]})
         return Contender(forward, forward, note)
 
     leaves = [f.detach().requires_grad_() for f in features]
     inputs = [*leaves, *(b.requires_grad_() for b in boxes)] if box_gradients else leaves
+    full = case.grad_output[:, outputs].to(case.device, case.dtype).contiguous(memory_format=layout)
 
-    def forward_and_backward(grad_output: Tensor) -> Results:
+    def run(grad_output: Tensor) -> Results:
         output = pool(leaves, argument)
         grads = torch.autograd.grad(output, inputs, grad_output)
         results = {"output": [output.detach()], "feature gradient": list(grads[: len(leaves)])}
-        if box_gradients:
-            results["box gradient"] = list(grads[len(leaves) :])
-        return results
+        return results | ({"box gradient": list(grads[len(leaves) :])} if box_gradients else {})
 
     def check() -> Results:
         masked = torch.zeros_like(full)
         masked[:, case.checked_channels] = full[:, case.checked_channels]
-        return forward_and_backward(masked)
+        return run(masked)
 
-    full = case.grad_output[:, outputs].to(case.device, case.dtype).contiguous(memory_format=layout)
-    return Contender(lambda: forward_and_backward(full), check, note)
+    return Contender(partial(run, full), check, note)
 
 
 def expected_results(case: Case) -> Results:
