@@ -50,12 +50,10 @@ def fingerprint(config: DictConfig) -> str:
     Two configs have the same only if their runs would give the same metrics: they differ at most in where the run is,
     what it prints and draws, and how many processes load its data.
     """
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(raw, dict)
+    raw: Any = OmegaConf.to_container(config, resolve=False)
     raw.pop("hydra", None)
-    content = OmegaConf.to_container(OmegaConf.create({**raw, "run_dir": ""}), resolve=True)
-    assert isinstance(content, dict)
-    kept: dict[str, Any] = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
+    content: Any = OmegaConf.to_container(OmegaConf.create({**raw, "run_dir": ""}), resolve=True)
+    kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
     for section, keys in _WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
     kept["callbacks"] = {
