@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,12 @@ def print_rows(rows: Sequence[Row], out: Console) -> None:
     for title, group in groups.items():
         numbers = ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error")
         table = table_of(title, ("operator", "direction", "implementation", "layout"), numbers, ["against; remarks"])
-        previous = ("", "")
-        for row in group:
-            if row.status == "timed":
-                case = (row.operator, row.direction)
-                if previous not in (case, ("", "")):
-                    table.add_section()
+        timed = (row for row in group if row.status == "timed")
+        for case, alike in groupby(timed, attrgetter("operator", "direction")):
+            for number, row in enumerate(alike):
                 style = "bold" if row.implementation.startswith("detpool") else ""
-                table.add_row(*(("", "") if case == previous else case), *_cells(row), style=style)
-                previous = case
+                table.add_row(*(("", "") if number else case), *_cells(row), style=style)
+            table.add_section()
         out.print(table)
         _print_left_out(group, out)
 
