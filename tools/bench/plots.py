@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,41 +93,36 @@ def plot_scaling(path: Path, found: Sequence[tuple[float, Row]], direction: str)
         direction: Only its rows are drawn.
     """
     figure = Figure(figsize=(10, 7.5), layout="constrained")
-    timed = [(row, value) for value, row in found if row.direction == direction and row.status == "timed"]
-    operators = list(dict.fromkeys(row.operator for row, _ in timed))
-    series = list(dict.fromkeys(_series(row) for row, _ in timed))
+    timed = [(value, row) for value, row in found if row.direction == direction and row.status == "timed"]
+    operators = list(dict.fromkeys(row.operator for _, row in timed))
+    series = list(dict.fromkeys(_series(row) for _, row in timed))
     panels = list(figure.subplots(2, 2, sharey=True).flat)
     for panel, quantity in zip(panels, (ROIS, CHANNELS, BINS, BIN_AREA), strict=True):
-        curves: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
-        for row, value in timed:
-            if row.workload == quantity:
-                curve = curves.setdefault((operators.index(row.operator), series.index(_series(row))), [])
-                curve.append((value, row.median_ms, row.p20_ms, row.p80_ms))
-        for (operator, name), curve in curves.items():
-            x, median, p20, p80 = zip(*sorted(curve), strict=True)
-            panel.plot(x, median, linestyle=STYLES[name % 5], markersize=4, **_look(operator))
-            panel.fill_between(x, p20, p80, color=COLOURS[operator % 8], alpha=0.15, linewidth=0)
+        here = [(value, row) for value, row in timed if row.workload == quantity]
+        for (i, operator), (j, name) in product(enumerate(operators), enumerate(series)):
+            rows = [(value, row) for value, row in here if (row.operator, _series(row)) == (operator, name)]
+            curve = sorted((value, row.median_ms, row.p20_ms, row.p80_ms) for value, row in rows)
+            x, median, p20, p80 = np.array(curve, float).reshape(-1, 4).T
+            panel.plot(x, median, linestyle=STYLES[j % 5], markersize=4, **_look(i))
+            panel.fill_between(x, p20, p80, color=COLOURS[i % 8], alpha=0.15, linewidth=0)
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlabel(quantity)
         _plain_numbers(panel.yaxis)
-        measured = sorted({value for row, value in timed if row.workload == quantity})
+        measured = sorted({value for value, _ in here})
         panel.set_xticks(measured, [f"{value:g}" for value in measured])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(which="both", color="0.92")
         if panel.get_subplotspec().is_first_col():
             panel.set_ylabel("ms (median, band: p20 to p80)")
     for panel in panels:  # whose common limits are known now: a guide of slope 1 through the middle
-        (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
-        middle = (y0 * y1) ** 0.5
-        guide = (middle * (x0 / x1) ** 0.5, middle * (x1 / x0) ** 0.5)
-        panel.plot((x0, x1), guide, color="0.85", linewidth=3, zorder=0)
-        panel.set(xlim=(x0, x1), ylim=(y0, y1))
+        x, y = np.prod(panel.get_xlim()) ** 0.5, np.prod(panel.get_ylim()) ** 0.5
+        panel.axline((x, y), (1.01 * x, 1.01 * y), color="0.85", linewidth=3, zorder=0)
     handles = [Line2D([], [], markersize=4, label=operator, **_look(i)) for i, operator in enumerate(operators)]
     handles += [Line2D([], [], color="0.3", linestyle=STYLES[j % 5], label=name) for j, name in enumerate(series)]
     handles.append(Line2D([], [], color="0.75", linewidth=3, label="proportional"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
-    figure.suptitle(f"{direction}, {timed[0][0].dtype}, {in_words(timed[0][0].threads, 'thread')}")
+    figure.suptitle(f"{direction}, {timed[0][1].dtype}, {in_words(timed[0][1].threads, 'thread')}")
     save(figure, path)
 
 
