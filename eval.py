@@ -13,6 +13,7 @@ from pathlib import Path
 
 from detpool.config import apply_overrides, check
 from detpool.errors import ConfigError, exit_with_message
+from detpool.files import naming_full_disks
 from detpool.run_config import load_config
 
 
@@ -36,7 +37,8 @@ def main() -> None:
 
         checkpoint = runs.find_checkpoint(path)
         say(f"checkpoint: {checkpoint}")
-        runs.restore_and_evaluate(config, checkpoint, start)
+        with naming_full_disks(config.run_dir):
+            runs.restore_and_evaluate(config, checkpoint, start)
 
 
 if __name__ == "__main__":

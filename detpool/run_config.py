@@ -17,7 +17,7 @@ _PROPOSALS = {
     "given": ("GivenProposals", ("top_n_train", "top_n_test")),
     "jittered": ("JitteredProposals", ("boxes_per_object", "min_iou", "background_per_object")),
 }
-_IOU = ("iou_boxes_per_image", "iou_guided", "refine_steps", "refine_step_size")
+_OF_HEADS = ("bbox_reg_weights", "iou_boxes_per_image", "iou_guided", "refine_steps", "refine_step_size")
 
 
 def read_run_config(path: Path) -> DictConfig:
@@ -67,31 +67,26 @@ def load_config(checkpoint: Path) -> DictConfig:
 
 def _nested(model: Any) -> dict[str, Any]:
     """The config of a model whose settings were all keys of its own, `rpn_nms_thresh`, in nested mappings."""
-    target = str(model["_target_"])
-    iou_net = target.endswith(".iou_net")
-    parts: dict[str, dict[str, Any]] = {
-        "rpn": {"_target_": "detpool.detection.ProposalNetwork", "_partial_": True},
-        "roi_heads": {"_target_": f"detpool.detection.{'IoUHeads' if iou_net else 'TwoStageHeads'}", "_partial_": True},
-        "proposals": {},
-    }
-    if target.rpartition(".")[2] in ("rfcn", "light_head_rcnn"):  # their defaults, where a config left them out
-        parts["roi_heads"] |= {"hard_examples": True} | (
-            {"batch_size_per_image": 128} if target.endswith("rfcn") else {}
-        )
+    target = str(model["_target_"]).rpartition(".")[2]
+    rpn: dict[str, Any] = {"_target_": "detpool.detection.ProposalNetwork", "_partial_": True}
+    heads: dict[str, Any] = {"_target_": "detpool.detection.TwoStageHeads", "_partial_": True}
+    if target == "iou_net":
+        heads["_target_"] = "detpool.detection.IoUHeads"
+    if target in ("rfcn", "light_head_rcnn"):  # their defaults, where a config left them out
+        heads |= {"hard_examples": True} | ({"batch_size_per_image": 128} if target == "rfcn" else {})
     kind, of_kind = _PROPOSALS.get(model.get("proposals", "rpn"), ("", ()))
+    proposals: dict[str, Any] = {"_target_": f"detpool.detection.{kind}"}
+    of_any_kind = [name for _, names in _PROPOSALS.values() for name in names]
     nested: dict[str, Any] = {}
     for key, value in model.items():
         name = key.removeprefix("rpn_").removeprefix("box_")
-        if key in ("anchor_sizes", "anchor_aspect_ratios"):
-            parts["rpn"][key.removeprefix("anchor_") if "aspect" in key else key] = value
-        elif key.startswith("rpn_"):
-            parts["proposals" if name in of_kind else "rpn"][name] = value
-        elif key.startswith("box_") or key == "bbox_reg_weights" or key in _IOU:
-            parts["roi_heads"][name] = value
+        if key.startswith("rpn_") and name in of_any_kind:
+            if name in of_kind:  # what belongs to kinds of proposals that were not chosen had no effect
+                proposals[name] = value
+        elif key.startswith(("rpn_", "anchor_")):
+            rpn[{"anchor_aspect_ratios": "aspect_ratios"}.get(key, name)] = value
+        elif key.startswith("box_") or key in _OF_HEADS:
+            heads[name] = value
         elif key != "proposals":
             nested[key] = value
-    # What belongs to kinds of proposals that were not chosen had no effect.
-    others = {name for _, names in _PROPOSALS.values() for name in names}
-    parts["rpn"] = {key: value for key, value in parts["rpn"].items() if key not in others}
-    proposals = {"_target_": f"detpool.detection.{kind}", **parts.pop("proposals")} if kind else None
-    return {**nested, **parts, "proposals": proposals}
+    return {**nested, "rpn": rpn, "roi_heads": heads, "proposals": proposals if kind else None}

@@ -26,67 +26,33 @@ from typing import Any
 import torch
 from bench.output import console, recorded, table_of, write_csv
 from bench.plots import COLOURS, MARKERS
-from bench.timing import Summary, measure
+from bench.timing import measure
 from command_line import Parser, positive_int
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from detpool import ops
-from detpool.detection import (
-    GivenProposals,
-    faster_rcnn_c4,
-    faster_rcnn_c5,
-    faster_rcnn_fpn,
-    iou_net,
-    light_head_rcnn,
-    rfcn,
-)
+from detpool.config import Configs
 from detpool.detection.backbones import resnet
-from detpool.poolers import RoIPooler, SpatialPyramidPooler
+from detpool.training.runs import build_module
 from detpool.visualization.style import save
 
 CLASSES = 20
 CROP = 224
 COUNTS = (100, 300, 1000, 2000)
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
-
-def _pooler(size: int, operator: Callable[..., Tensor], **keywords: Any) -> functools.partial[RoIPooler]:
-    return functools.partial(RoIPooler, output_size=size, operator=functools.partial(operator, **keywords))
-
-
-ALIGN = functools.partial(_pooler, operator=ops.roi_align, sampling_ratio=2, aligned=True)
-GIVEN: dict[str, Any] = {"proposals": GivenProposals(top_n_test=max(COUNTS))}
-
-
-def _body(depth: int, output_stride: int = 32) -> Any:
-    return resnet(f"resnet{depth}", weights=None, output_stride=output_stride)
-
-
-def _c4(depth: int) -> nn.Module:
-    return faster_rcnn_c4(CLASSES, _body(depth), ALIGN(14), **GIVEN)
-
-
-def _rfcn(depth: int) -> nn.Module:
-    return rfcn(CLASSES, _body(depth, 16), _pooler(7, ops.ps_roi_pool, convention="rfcn"), **GIVEN)
-
-
-def _spp(depth: int) -> nn.Module:
-    return faster_rcnn_c5(CLASSES, _body(depth, 16), SpatialPyramidPooler, **GIVEN)
-
-
-DETECTORS: dict[str, Callable[[], nn.Module]] = {
-    "Faster R-CNN FPN": lambda: faster_rcnn_fpn(CLASSES, _body(50), ALIGN(7), **GIVEN),
-    "Faster R-CNN C4": lambda: _c4(50),
-    "Faster R-CNN DC5": lambda: faster_rcnn_c5(CLASSES, _body(50, 16), ALIGN(7), **GIVEN),
-    "SPP-Net": lambda: _spp(50),
-    "Mask R-CNN FPN": lambda: faster_rcnn_fpn(CLASSES, _body(50), ALIGN(7), mask_pooler=ALIGN(14), **GIVEN),
-    "R-FCN": lambda: _rfcn(50),
-    "Light-Head R-CNN": lambda: light_head_rcnn(
-        CLASSES, _body(50, 16), _pooler(7, ops.ps_roi_align, sampling_ratio=2), **GIVEN
-    ),
-    "IoU-Net": lambda: iou_net(CLASSES, _body(50), _pooler(7, ops.pr_roi_pool), _pooler(7, ops.pr_roi_pool), **GIVEN),
+DETECTORS = {
+    "Faster R-CNN FPN": ["model=faster_rcnn"],
+    "Faster R-CNN C4": ["model=faster_rcnn_c4"],
+    "Faster R-CNN DC5": ["model=faster_rcnn_dc5"],
+    "SPP-Net": ["model=faster_rcnn_dc5", "pooler=spp"],
+    "Mask R-CNN FPN": ["model=mask_rcnn"],
+    "R-FCN": ["model=rfcn"],
+    "Light-Head R-CNN": ["model=light_head_rcnn"],
+    "IoU-Net": ["model=iou_net"],
 }
+"""What train.py would be given."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,13 +71,13 @@ def _claims(options: argparse.Namespace) -> None:
     pairs: list[tuple[str, dict[str, Callable[[], object]]]] = [
         (
             "R-FCN R-101 against Faster R-CNN R-101-C4",
-            {"R-FCN": call(_rfcn(101), image, boxes), "Faster R-CNN C4": call(_c4(101), image, boxes)},
+            {name: call(build(name, depth=101), image, boxes) for name in ("R-FCN", "Faster R-CNN C4")},
         ),
         (
             "features from one shared map (SPP-Net, R-50) against the backbone on each crop",
             {
-                "shared map": functools.partial(shared_map, _spp(50).eval(), image, boxes),
-                "crops": functools.partial(crops, _body(50).eval(), image, boxes),
+                "shared map": functools.partial(shared_map, build("SPP-Net"), image, boxes),
+                "crops": functools.partial(crops, resnet("resnet50", weights=None).eval(), image, boxes),
             },
         ),
     ]
@@ -119,7 +85,10 @@ def _claims(options: argparse.Namespace) -> None:
     table, records = table_of(title, ["claim"], ("first", "second", "ratio")), []
     for claim, calls in pairs:
         found = measure(calls, options.rounds, options.budget)
-        records += [{"claim": claim, "contender": name, **_numbers(summary)} for name, summary in found.items()]
+        records += [
+            {"claim": claim, "contender": name, **summary.columns("s"), "rounds": summary.rounds}
+            for name, summary in found.items()
+        ]
         fast, slow = (summary.median for summary in found.values())
         table.add_row(claim, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.1f}x")
     console().print(table)
@@ -130,25 +99,28 @@ def _proposals(options: argparse.Namespace) -> None:
     image = torch.rand(3, *options.size)
     title = f"Seconds per image, ResNet-50, {options.size[0]} x {options.size[1]} pixels"
     table, records = table_of(title, ["detector"], [f"{count} proposals" for count in options.counts]), []
-    found: dict[str, dict[int, Summary]] = {}
+    found: dict[str, list[float]] = {}
     for name in options.detectors:
-        model = DETECTORS[name]()
+        model = build(name)
         # One detector at a time: eight of them do not fit into a small machine's memory.
         calls = {str(count): call(model, image, random_boxes(count, options.size)) for count in options.counts}
-        row = {int(count): times for count, times in measure(calls, options.rounds, options.budget).items()}
-        records += [{"detector": name, "proposals": count, **_numbers(summary)} for count, summary in row.items()]
-        table.add_row(name, *(f"{summary.median:.2f}" for summary in row.values()))
-        found[name] = row
+        times = measure(calls, options.rounds, options.budget)
+        records += [
+            {"detector": name, "proposals": count, **summary.columns("s"), "rounds": summary.rounds}
+            for count, summary in times.items()
+        ]
+        found[name] = [summary.median for summary in times.values()]
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in found[name]))
     console().print(table)
     write_csv(options.output / "proposals.csv", records)
-    _plot(options.output / "proposals.png", found, options.size)
+    _plot(options.output / "proposals.png", options.counts, found, options.size)
 
 
-def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int]) -> None:
+def _plot(path: Path, counts: Sequence[int], found: dict[str, list[float]], size: Sequence[int]) -> None:
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
-    for (name, row), color, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
-        panel.plot(list(row), [s.median for s in row.values()], label=name, color=color, marker=marker, ms=5)
+    for (name, seconds), color, marker in zip(found.items(), COLOURS, MARKERS, strict=False):
+        panel.plot(counts, seconds, label=name, color=color, marker=marker, ms=5)
     panel.set_xlabel("proposals per image")
     panel.set_ylabel("seconds per image (median)")
     panel.set_yscale("log")
@@ -158,13 +130,22 @@ def _plot(path: Path, found: dict[str, dict[int, Summary]], size: Sequence[int])
     save(figure, path)
 
 
+def build(name: str, depth: int = 50) -> Any:
+    """A detector with random weights on a ResNet, which takes up to as many proposals as `COUNTS` has."""
+    given = ["proposals=given", f"model.proposals.top_n_test={max(COUNTS)}"]
+    backbone = [f"backbone=resnet{depth}", "backbone.frozen_norm=false"]
+    config = Configs(CONFIGS, "train").compose([*DETECTORS[name], *given, *backbone])
+    config.class_names = list(map(str, range(CLASSES)))
+    return build_module(config, pretrained=False).model.eval()
+
+
 def call(model: Any, image: Tensor, boxes: Tensor) -> Callable[[], object]:
     """A call that detects in one image with the boxes for proposals.
 
     Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as
     after training: what follows the heads, above all IoU-Net's own head, then has its usual work.
     """
-    model = model.eval().to(memory_format=torch.channels_last)
+    model = model.to(memory_format=torch.channels_last)
     heads = model.roi_heads
 
     def detect() -> object:
@@ -206,12 +187,6 @@ def random_boxes(count: int, size: Sequence[int]) -> Tensor:
     return torch.cat([corner, corner + sides], 1)
 
 
-def _numbers(summary: Summary) -> dict[str, float]:
-    return {
-        "median_s": summary.median, "p20_s": summary.p20, "p80_s": summary.p80, "rounds": summary.rounds
-    }  # fmt: skip
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     what = ("claims", "proposals")
@@ -223,7 +198,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", nargs=2, type=positive_int, default=[600, 800], help="height, width; default: 600 800")
     parser.add_timing(rounds=3, budget=120, output="logs/bench_detectors")
     options = parser.parse_args(argv)
-    options.what = options.what or what
+    options.what, options.counts = options.what or what, list(dict.fromkeys(options.counts))
     if max(options.counts) > max(COUNTS):
         parser.error(f"--counts must lie in 1 .. {max(COUNTS)}, got {options.counts}")
     if min(options.size) < 64:

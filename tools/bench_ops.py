@@ -19,26 +19,35 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib import import_module
 from pathlib import Path
 
-from bench import arguments, output, plots, scaling
-from bench.contenders import BOX_BACKWARD, Case
-from bench.operators import Operator, examine, functions_of
-from bench.peers import PEERS
+import torch
+from bench import output, plots
+from bench.contenders import BACKWARD, BOX_BACKWARD, DTYPES, FORWARD, LAYOUTS, Case
+from bench.operators import Operator, discover, examine, functions_of
+from bench.peers import DEFAULTS, PEERS
 from bench.run import Row, Settings, run_case
-from bench.workloads import WORKLOADS, Workload
+from bench.workloads import WORKLOADS, Workload, points
+from command_line import Parser, natural, positive_int
 from rich.console import Console
 from rich.progress import track
 
+from detpool.ops.backends import ORDER as BACKENDS
+
 ROOT = Path(__file__).resolve().parents[1]
+QUICK_ROUNDS = 3
 QUIET_LOAD = 0.5
 """Load average above which other work is running."""
+
+Operators = Mapping[str, Operator]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 1 if a result of ours is wrong."""
-    options, operators, refused = arguments.parse(__doc__ or "", ROOT / "logs" / "bench_ops", argv)
+    options, operators, refused = _parse(argv)
     out = output.console()
     load = os.getloadavg()[0]
     if load > QUIET_LOAD and not options.quick:
@@ -58,6 +67,72 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if wrong else 0
 
 
+def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Operators, dict[str, str]]:
+    """A value for every option; the operators to measure by name; and those that cannot be, with the reason."""
+    parser = Parser(__doc__)
+    add, add_names = parser.add_argument, parser.add_names
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
+    add_names("--workloads", WORKLOADS, "default: ALL")
+    text = "functions of detpool.ops with arguments, such as pool:sampling=integral,reduction=max; default: all, with "
+    text += "--scaling without the position-sensitive ones"
+    add("--operators", nargs="+", metavar="NAME[:KEY=VALUE,...]", help=text)
+    text = "which registers sampling or reductions, wherever Python finds it"
+    add("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=text)
+    add_names("--directions", (FORWARD, BACKWARD), "default: ALL", default=[FORWARD, BACKWARD])
+    add("--box-gradients", action="store_true", help="also forward+backward with gradients of boxes")
+    add_names("--layouts", LAYOUTS, "of our features; default: ALL; with --scaling channels_last")
+    add_names("--dtypes", DTYPES, "of ALL; default: float32", default=["float32"])
+    threads = [torch.get_num_threads()]
+    text = "ours and the peers'; default: as PyTorch"
+    add("--threads", nargs="+", type=positive_int, default=threads, metavar="N", help=text)
+    add_names("--backend", BACKENDS, "ours, of ALL; default: cpu, on a GPU triton")
+    add_names("--peers", PEERS, "of ALL, may be empty; default: the device's; with --scaling torchvision", "*")
+    text = "points per bin along each axis, for operators that sample points; 0: as many as it has cells; default: 2"
+    add("--sampling-ratio", type=natural, default=2, metavar="N", help=text)
+    parser.add_timing(rounds=30, budget=15)
+    add("--scaling", action="store_true", help="vary RoIs, channels, bins and their area instead of the workload")
+    add("--quick", action="store_true", help="small inputs and three rounds: shows that it runs, not how fast")
+    options = parser.parse_args(argv)
+
+    if options.scaling:
+        if options.workloads:
+            parser.error("--workloads: --scaling has workloads of its own")
+        for option in ("dtypes", "threads"):
+            if len(getattr(options, option)) > 1:
+                parser.error(f"--{option}: --scaling takes one")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA or ROCm device here")
+    for module in options.imports:
+        try:
+            import_module(module)
+        except ImportError as error:
+            parser.error(f"--import: {error}; Python finds modules of this folder with PYTHONPATH=.")
+    functions = functions_of()
+    try:
+        asked = options.operators and {name: examine(name, functions) for name in options.operators}
+    except ValueError as error:
+        parser.error(f"--operators: {error}")
+    operators, refused = (asked, {}) if asked else discover(functions)
+    if options.scaling:
+        reason = "position-sensitive: its features would grow with the bins"
+        refused |= {name: reason for name, operator in operators.items() if operator.position_sensitive}
+        operators = {name: operator for name, operator in operators.items() if not operator.position_sensitive}
+    defaults = {
+        "workloads": list(WORKLOADS),
+        "operators": list(operators),
+        "layouts": ["channels_last"] if options.scaling else list(LAYOUTS),
+        "backend": ["cpu" if options.device == "cpu" else "triton"],
+        "peers": ["torchvision"] if options.scaling else DEFAULTS[options.device],
+        "output": ROOT / "logs" / "bench_ops" / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}",
+    }
+    for option, value in defaults.items():
+        if getattr(options, option) is None:
+            setattr(options, option, value)
+    if options.quick:
+        options.rounds = min(options.rounds, QUICK_ROUNDS)
+    return options, operators, refused
+
+
 def _unfit(options: argparse.Namespace, operators: Iterable[Operator]) -> dict[str, str]:
     """Why operators have fewer rows than others."""
     reasons = {}
@@ -74,7 +149,7 @@ def _unfit(options: argparse.Namespace, operators: Iterable[Operator]) -> dict[s
 def _cases(options: argparse.Namespace, operators: Iterable[Operator], workload: Workload) -> list[Case]:
     directions = [*options.directions, *([BOX_BACKWARD] if options.box_gradients else [])]
     return [
-        Case(workload, operator, direction, arguments.DTYPES[dtype], threads, options.sampling_ratio, options.device)
+        Case(workload, operator, direction, DTYPES[dtype], threads, options.sampling_ratio, options.device)
         for dtype in options.dtypes
         for threads in options.threads
         for operator in operators
@@ -106,18 +181,15 @@ def _workloads(options: argparse.Namespace, operators: Collection[Operator], out
 
 def _scaling(options: argparse.Namespace, operators: Collection[Operator], out: Console) -> list[Row]:
     settings = _settings(options)
-    rows: list[Row] = []
-    values: list[float] = []
-    for point in track(list(scaling.points(options.quick)), "scaling", console=out, transient=True):
-        found = [row for case in _cases(options, operators, point.workload) for row in run_case(case, settings)]
-        rows += found
-        values += [point.value] * len(found)
-    output.print_scaling(rows, values, out)
-    records = [{"value": value, **dataclasses.asdict(row)} for row, value in zip(rows, values, strict=True)]
-    output.write_csv(options.output / "scaling.csv", records)
+    found: list[tuple[float, Row]] = []
+    for value, workload in track(list(points(options.quick)), "scaling", console=out, transient=True):
+        found += [(value, row) for case in _cases(options, operators, workload) for row in run_case(case, settings)]
+    rows = [row for _, row in found]
+    output.print_scaling(found, out)
+    output.write_csv(options.output / "scaling.csv", [{"value": v, **dataclasses.asdict(row)} for v, row in found])
     for direction in dict.fromkeys(row.direction for row in rows if row.status == "timed"):
         name = direction.replace("+", "_")
-        plots.plot_scaling(options.output / f"scaling_{name}.png", rows, values, direction)
+        plots.plot_scaling(options.output / f"scaling_{name}.png", found, direction)
     return rows
 
 

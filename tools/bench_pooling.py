@@ -36,6 +36,8 @@ from detpool import layers
 LINE = 4.0
 """Times as long as max pooling that a layer without parameters may take."""
 MAPS, ROIS = (8, 64, 100, 152), (512, 256, 7, 7)
+WINDOW = (3, 2, 1)
+"""Size, stride and padding."""
 
 Call = Callable[[Tensor], Tensor]
 
@@ -81,32 +83,20 @@ SLIDING, DENSE, TILED, ADAPTIVE, GLOBAL, MASKED, GRIDS, NEIGHBORHOODS, CHANNELS 
 class Case:
     """A layer, and the max pooling of the same input that it stands against."""
 
-    build: Callable[[int], nn.Module]
-    """from the number of channels"""
     against: str
     """of `MAXIMA`"""
+    build: Callable[[int], nn.Module]
+    """from the number of channels"""
     tokens: bool = False
 
     def maximum(self, x: Tensor) -> Tensor:
         return MAXIMA[self.against](x)
 
 
-def _sliding(build: Callable[..., nn.Module], **keywords: Any) -> Case:
-    return Case(lambda _: build(3, 2, 1, **keywords), SLIDING)
-
-
-def _learned(build: Callable[..., nn.Module]) -> Case:
-    return Case(lambda channels: build(channels, 3, 2, 1), SLIDING)
-
-
-def _free(against: str, build: Callable[..., nn.Module], *arguments: Any, **keywords: Any) -> Case:
-    return Case(lambda _: build(*arguments, **keywords), against)
-
-
-class _OnTokens(nn.Module):
+class OnTokens(nn.Module):
     """A token layer on the cells of maps, half of them masked if asked for."""
 
-    def __init__(self, layer: nn.Module, masked: bool, weighted: bool) -> None:
+    def __init__(self, layer: nn.Module, masked: bool = False, weighted: bool = False) -> None:
         super().__init__()
         self.layer = layer
         self.mask = MASK if masked else None
@@ -117,58 +107,53 @@ class _OnTokens(nn.Module):
         return self.layer(layers.to_tokens(maps), *(given if self.weights is not None else given[1:]))
 
 
-def _tokens(build: Callable[..., nn.Module], masked: bool = False, weighted: bool = False, sized: bool = False) -> Case:
-    def prepared(channels: int) -> nn.Module:
-        return _OnTokens(build(channels) if sized else build(), masked, weighted)
-
-    return Case(prepared, MASKED if masked else GLOBAL, tokens=True)
-
-
 CASES: dict[str, Case] = {
-    "AvgPool2d": _sliding(layers.AvgPool2d),
-    "SumPool2d": _sliding(layers.SumPool2d),
-    "LpPool2d p=1": _sliding(layers.LpPool2d, p=1),
-    "L2Pool2d": _sliding(layers.L2Pool2d),
-    "LpPool2d p=3": _sliding(layers.LpPool2d, p=3),
-    "LpPool2d p=2.5": _sliding(layers.LpPool2d, p=2.5),
-    "SoftmaxPool2d": _sliding(layers.SoftmaxPool2d),
-    "StochasticPool2d": _sliding(layers.StochasticPool2d),
-    "StochasticPool2d eval": _sliding(lambda *windows: layers.StochasticPool2d(*windows).eval()),
-    "MixedPool2d": _sliding(layers.MixedPool2d),
-    "MixedPool2d eval": _sliding(lambda *windows: layers.MixedPool2d(*windows).eval()),
-    "LPPool2d": _free(SLIDING, layers.LPPool2d, 3, 3, 2),
-    "FractionalMaxPool2d": _free(SLIDING, layers.FractionalMaxPool2d, 3, output_ratio=0.5),
-    "BlurPool2d": _free(SLIDING, layers.BlurPool2d, 3, 2),
-    "MaxBlurPool2d": _free(DENSE, layers.MaxBlurPool2d, 3, 2, 1),
-    "TiledPool2d": _free(TILED, layers.TiledPool2d, 2),
-    "AdaptiveTiledPool2d": _free(ADAPTIVE, layers.AdaptiveTiledPool2d, 7),
-    "AdaptiveAvgPool2d": _free(ADAPTIVE, layers.AdaptiveAvgPool2d, 7),
-    "GlobalPool2d mean": _free(GLOBAL, layers.GlobalPool2d),
-    "GlobalPool2d sum": _free(GLOBAL, layers.GlobalPool2d, "sum"),
-    "GlobalPool2d max": _free(GLOBAL, layers.GlobalPool2d, "max"),
-    "GlobalLpPool2d": _free(GLOBAL, layers.GlobalLpPool2d),
-    "GlobalLpPool2d p=2.5": _free(GLOBAL, layers.GlobalLpPool2d, 2.5),
-    "SpatialPyramidPool2d": _free(GRIDS, layers.SpatialPyramidPool2d),
-    "SpatialPyramidPool2d mean": _free(GRIDS, layers.SpatialPyramidPool2d, reduction="mean"),
-    "SpatialPyramidContext2d": _free(NEIGHBORHOODS, layers.SpatialPyramidContext2d),
-    "LocalResponseNorm": _free(CHANNELS, layers.LocalResponseNorm, 5),
-    "ClsTokenPool": _tokens(layers.ClsTokenPool),
-    "LastTokenPool masked": _tokens(layers.LastTokenPool, masked=True),
-    "MeanTokenPool": _tokens(layers.MeanTokenPool),
-    "MeanTokenPool masked": _tokens(layers.MeanTokenPool, masked=True),
-    "MaxTokenPool": _tokens(layers.MaxTokenPool),
-    "MaxTokenPool masked": _tokens(layers.MaxTokenPool, masked=True),
-    "WeightedMeanTokenPool": _tokens(layers.WeightedMeanTokenPool, weighted=True),
-    "LpPool2d learnable": _sliding(layers.LpPool2d, learnable=True),
-    "SoftmaxPool2d learnable": _sliding(layers.SoftmaxPool2d, learnable=True),
-    "StridedConv2d": _learned(layers.StridedConv2d),
-    "LeNetSubsampling": _learned(layers.LeNetSubsampling),
-    "LearnedMixedPool2d": _sliding(layers.LearnedMixedPool2d),
-    "GatedPool2d": _learned(layers.GatedPool2d),
-    "TreePool2d": _learned(layers.TreePool2d),
-    "ASPP": Case(lambda channels: layers.ASPP(channels, channels), DENSE),
-    "LearnedMeanTokenPool": _tokens(layers.LearnedMeanTokenPool, sized=True),
-    "AttentionTokenPool": _tokens(layers.AttentionTokenPool, sized=True),
+    "AvgPool2d": Case(SLIDING, lambda _: layers.AvgPool2d(*WINDOW)),
+    "SumPool2d": Case(SLIDING, lambda _: layers.SumPool2d(*WINDOW)),
+    "LpPool2d p=1": Case(SLIDING, lambda _: layers.LpPool2d(*WINDOW, p=1)),
+    "L2Pool2d": Case(SLIDING, lambda _: layers.L2Pool2d(*WINDOW)),
+    "LpPool2d p=3": Case(SLIDING, lambda _: layers.LpPool2d(*WINDOW, p=3)),
+    "LpPool2d p=2.5": Case(SLIDING, lambda _: layers.LpPool2d(*WINDOW, p=2.5)),
+    "SoftmaxPool2d": Case(SLIDING, lambda _: layers.SoftmaxPool2d(*WINDOW)),
+    "StochasticPool2d": Case(SLIDING, lambda _: layers.StochasticPool2d(*WINDOW)),
+    "StochasticPool2d eval": Case(SLIDING, lambda _: layers.StochasticPool2d(*WINDOW).eval()),
+    "MixedPool2d": Case(SLIDING, lambda _: layers.MixedPool2d(*WINDOW)),
+    "MixedPool2d eval": Case(SLIDING, lambda _: layers.MixedPool2d(*WINDOW).eval()),
+    "LPPool2d": Case(SLIDING, lambda _: layers.LPPool2d(3, 3, 2)),
+    "FractionalMaxPool2d": Case(SLIDING, lambda _: layers.FractionalMaxPool2d(3, output_ratio=0.5)),
+    "BlurPool2d": Case(SLIDING, lambda _: layers.BlurPool2d(3, 2)),
+    "MaxBlurPool2d": Case(DENSE, lambda _: layers.MaxBlurPool2d(3, 2, 1)),
+    "TiledPool2d": Case(TILED, lambda _: layers.TiledPool2d(2)),
+    "AdaptiveTiledPool2d": Case(ADAPTIVE, lambda _: layers.AdaptiveTiledPool2d(7)),
+    "AdaptiveAvgPool2d": Case(ADAPTIVE, lambda _: layers.AdaptiveAvgPool2d(7)),
+    "GlobalPool2d mean": Case(GLOBAL, lambda _: layers.GlobalPool2d()),
+    "GlobalPool2d sum": Case(GLOBAL, lambda _: layers.GlobalPool2d("sum")),
+    "GlobalPool2d max": Case(GLOBAL, lambda _: layers.GlobalPool2d("max")),
+    "GlobalLpPool2d": Case(GLOBAL, lambda _: layers.GlobalLpPool2d()),
+    "GlobalLpPool2d p=2.5": Case(GLOBAL, lambda _: layers.GlobalLpPool2d(2.5)),
+    "SpatialPyramidPool2d": Case(GRIDS, lambda _: layers.SpatialPyramidPool2d()),
+    "SpatialPyramidPool2d mean": Case(GRIDS, lambda _: layers.SpatialPyramidPool2d(reduction="mean")),
+    "SpatialPyramidContext2d": Case(NEIGHBORHOODS, lambda _: layers.SpatialPyramidContext2d()),
+    "LocalResponseNorm": Case(CHANNELS, lambda _: layers.LocalResponseNorm(5)),
+    "ClsTokenPool": Case(GLOBAL, lambda _: OnTokens(layers.ClsTokenPool()), tokens=True),
+    "LastTokenPool masked": Case(MASKED, lambda _: OnTokens(layers.LastTokenPool(), masked=True), tokens=True),
+    "MeanTokenPool": Case(GLOBAL, lambda _: OnTokens(layers.MeanTokenPool()), tokens=True),
+    "MeanTokenPool masked": Case(MASKED, lambda _: OnTokens(layers.MeanTokenPool(), masked=True), tokens=True),
+    "MaxTokenPool": Case(GLOBAL, lambda _: OnTokens(layers.MaxTokenPool()), tokens=True),
+    "MaxTokenPool masked": Case(MASKED, lambda _: OnTokens(layers.MaxTokenPool(), masked=True), tokens=True),
+    "WeightedMeanTokenPool": Case(
+        GLOBAL, lambda _: OnTokens(layers.WeightedMeanTokenPool(), weighted=True), tokens=True
+    ),
+    "LpPool2d learnable": Case(SLIDING, lambda _: layers.LpPool2d(*WINDOW, learnable=True)),
+    "SoftmaxPool2d learnable": Case(SLIDING, lambda _: layers.SoftmaxPool2d(*WINDOW, learnable=True)),
+    "StridedConv2d": Case(SLIDING, lambda channels: layers.StridedConv2d(channels, *WINDOW)),
+    "LeNetSubsampling": Case(SLIDING, lambda channels: layers.LeNetSubsampling(channels, *WINDOW)),
+    "LearnedMixedPool2d": Case(SLIDING, lambda _: layers.LearnedMixedPool2d(*WINDOW)),
+    "GatedPool2d": Case(SLIDING, lambda channels: layers.GatedPool2d(channels, *WINDOW)),
+    "TreePool2d": Case(SLIDING, lambda channels: layers.TreePool2d(channels, *WINDOW)),
+    "ASPP": Case(DENSE, lambda channels: layers.ASPP(channels, channels)),
+    "LearnedMeanTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.LearnedMeanTokenPool(channels)), tokens=True),
+    "AttentionTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.AttentionTokenPool(channels)), tokens=True),
 }
 
 
@@ -207,9 +192,7 @@ def measure_layer(name: str, layout: str, options: argparse.Namespace) -> list[d
                 "parameters": sum(parameter.numel() for parameter in layer.parameters()),
                 "layout": layout,
                 "direction": direction,
-                "median_ms": 1e3 * ours.median,
-                "p20_ms": 1e3 * ours.p20,
-                "p80_ms": 1e3 * ours.p80,
+                **ours.columns(),
                 "rounds": ours.rounds,
                 "against": case.against,
                 "max_pool_ms": 1e3 * theirs.median,

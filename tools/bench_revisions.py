@@ -13,11 +13,9 @@ says nothing.
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tarfile
@@ -25,15 +23,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from bench.output import console, table_of
 from command_line import Parser, positive_int
 
 from detpool.errors import ConfigError, exit_with_message
 
 ROOT = Path(__file__).resolve().parents[1]
-KEY = ("workload", "operator", "direction", "dtype", "threads", "implementation", "layout")
-Case = tuple[str, ...]
-Times = dict[Case, float]
+KEY = ["workload", "operator", "direction", "dtype", "threads", "implementation", "layout"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,8 +70,8 @@ def _extract(revision: str, folder: Path) -> Path:
     return folder
 
 
-def _measure(tree: Path, output: Path, options: Sequence[str]) -> Times:
-    """Median milliseconds of everything of ours that this checkout's benchmark measures with the `detpool` of `tree`.
+def _measure(tree: Path, output: Path, options: Sequence[str]) -> pd.Series:
+    """Median milliseconds of all of ours that this checkout's benchmark measures with the `detpool` of `tree`.
 
     Raises:
         ConfigError: the benchmark cannot be run with it.
@@ -84,31 +81,26 @@ def _measure(tree: Path, output: Path, options: Sequence[str]) -> Times:
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"the benchmark of {tree} failed: {(done.stderr or done.stdout).strip()}")
-    with (output / "bench.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["status"] == "timed"]
-    return {tuple(row[name] for name in KEY): float(row["median_ms"]) for row in rows}
+    rows = pd.read_csv(output / "bench.csv", dtype=dict.fromkeys(KEY, str))
+    return rows[rows["status"] == "timed"].set_index(KEY)["median_ms"]
 
 
-def ratios(turns: Sequence[tuple[Times, Times]]) -> dict[Case, tuple[float, float, float]]:
+def ratios(turns: Sequence[tuple[pd.Series, pd.Series]]) -> pd.DataFrame:
     """For each case that both revisions have: median, least and greatest ratio of the times now to those before."""
-    found = {}
-    for case in turns[0][1]:
-        if all(case in before and case in now for before, now in turns):
-            values = [now[case] / before[case] for before, now in turns]
-            found[case] = (statistics.median(values), min(values), max(values))
-    return found
+    return pd.concat([now / before for before, now in turns], axis=1).dropna().agg(["median", "min", "max"], axis=1)
 
 
-def _print(turns: Sequence[tuple[Times, Times]], revision: str) -> None:
+def _print(turns: Sequence[tuple[pd.Series, pd.Series]], revision: str) -> None:
     out = console()
     table = table_of("", KEY, (f"ms at {revision}", "ms now", "now / before", "range"))
+    before, now = (pd.concat(times, axis=1).median(axis=1) for times in zip(*turns, strict=True))
     compared = ratios(turns)
-    for case, (ratio, low, high) in compared.items():
-        before, now = (statistics.median(turn[side][case] for turn in turns) for side in (0, 1))
+    for case, ratio, low, high in compared.itertuples(name=None):
         style = "" if low <= 1 <= high else "green" if high < 1 else "red"
-        table.add_row(*case, f"{before:.2f}", f"{now:.2f}", f"{ratio:.2f}", f"{low:.2f} - {high:.2f}", style=style)
+        numbers = f"{before[case]:.2f}", f"{now[case]:.2f}", f"{ratio:.2f}", f"{low:.2f} - {high:.2f}"
+        table.add_row(*case, *numbers, style=style)
     out.print(table)
-    if lacking := {case[1] for turn in turns for side in turn for case in side} - {case[1] for case in compared}:
+    if lacking := {case[1] for case in before.index.union(now.index).difference(compared.index)}:
         out.print(f"not in both revisions: {', '.join(sorted(lacking))}")
 
 

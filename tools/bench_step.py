@@ -24,10 +24,10 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from detpool import ops
 from detpool.detection import faster_rcnn_fpn
-from detpool.detection.backbones import SmallCNN, resnet
+from detpool.detection.backbones import Body, SmallCNN, resnet
 from detpool.poolers import RoIPooler
 
-BACKBONES: dict[str, tuple[Callable[[], nn.Module], tuple[int, int], int]] = {
+BACKBONES: dict[str, tuple[Callable[[], Body], tuple[int, int], int]] = {
     "small": (SmallCNN, (256, 320), 64),
     "resnet50": (functools.partial(resnet, "resnet50", weights=None), (480, 640), 256),
 }
@@ -49,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in options.backbones:
             for what, calls in build(name)[1].items():
                 found = measure(calls, options.rounds, options.budget)
-                for pooler, times in found.items():
-                    numbers = {f"{key}_ms": 1e3 * getattr(times, key) for key in ("median", "p20", "p80")}
-                    records.append({"backbone": name, "what": what, "pooler": pooler, **numbers})
+                records += [
+                    {"backbone": name, "what": what, "pooler": pooler, **times.columns()}
+                    for pooler, times in found.items()
+                ]
                 ours, theirs = found["detpool"].median, found["torchvision"].median
                 table.add_row(name, what, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{theirs / ours:.2f}x")
         console().print(table)

@@ -12,40 +12,37 @@ are shown, as they are drawn with this seed; of the others samples are spread ov
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from command_line import Parser, one_of, positive_int
-from hydra.utils import instantiate
 from PIL import Image
 from pycocotools import mask as rle
-from torch import Tensor
 
 from detpool.config import check, parse_command_line
-from detpool.data import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample
 from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import contact_sheet, draw_panels
+from detpool.training.runs import build_data
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-SPLITS = ("train", "val", "test")
+STAGES = {"train": "fit", "val": "validate", "test": "test"}
 PANEL = 400
 COLUMNS = 4
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--split", type=one_of(SPLITS), default="train", help=argparse.SUPPRESS)
+    parser.add_argument("--split", type=one_of(STAGES), default="train", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=positive_int, default=16, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=_picture, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     split = options.split
     with exit_with_message():
-        dataset, keys = _samples(_build(overrides), split, options.count)
+        dataset, keys = _samples(overrides, split, options.count)
         classes = dict(enumerate(dataset.class_names, start=1))
         pictures = [_draw(dataset[key], classes) for key in keys]
         if not pictures:
@@ -63,20 +60,12 @@ def _picture(text: str) -> Path:
     return Path(text)
 
 
-def _build(overrides: list[str]) -> DetectionDataModule:
-    """The datamodule that train.py would build."""
+def _samples(overrides: list[str], split: str, count: int) -> tuple[DetectionDataset, list[SampleKey]]:
+    """A split as train.py would read it, and the keys of the samples to show."""
     line = parse_command_line(overrides, CONFIGS, "train")
     config = line.configs.compose(line.overrides)
     check(config, line.configs, line.overrides)
-    return instantiate(config.data)
-
-
-def _samples(data: DetectionDataModule, split: str, count: int) -> tuple[DetectionDataset, list[SampleKey]]:
-    """A split, and the keys of the samples to show."""
-    try:
-        data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"data: {error}") from error
+    data = build_data(config, [STAGES[split]])
     if split == "train":
         return data.train_dataset, list(islice(TrainSampler(data.train_dataset, data.seed), count))
     dataset = data.val_dataset if split == "val" else data.test_dataset
@@ -90,21 +79,18 @@ def _draw(sample: Sample, classes: dict[int, str]) -> Image.Image:
     height, width = image.shape[-2:]
     number = len(target["labels"])
     caption = f"image {target['image_id']} · {height} x {width} · {number} object{'' if number == 1 else 's'}"
-    objects = list(_annotations(target))
+    objects = [
+        {
+            "category_id": label,
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "segmentation": rle.encode(np.asfortranarray(target["masks"][i].numpy())) if "masks" in target else None,
+        }
+        for i, ((x1, y1, x2, y2), label) in enumerate(
+            zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)
+        )
+    ]
     panels = [(caption, objects)]
     return draw_panels(image, panels, orig_size=(height, width), classes=classes, panel=PANEL, masks=True)
-
-
-def _annotations(target: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """The objects of a sample in COCO's format, labels in place of category ids."""
-    for index, (box, label) in enumerate(zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)):
-        x1, y1, x2, y2 = box
-        segmentation = _encode(target["masks"][index]) if "masks" in target else None
-        yield {"category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": segmentation}
-
-
-def _encode(mask: Tensor) -> dict[str, Any]:
-    return rle.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ python tools/speed_table.py    # writes the table into the page
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
+import pandas as pd
 from pages import head, line, replace_between
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,13 +28,10 @@ OURS, PEER = "detpool cpu", "torchvision"
 
 def table(results: Path = RESULTS) -> str:
     """Markdown: median milliseconds of ours, channels_last, and of the peers."""
-    with (results / "bench.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    times = {
-        (row["workload"], row["operator"], row["direction"], row["implementation"]): float(row["median_ms"])
-        for row in rows
-        if row["status"] == "timed" and (row["implementation"] != OURS or row["layout"] == "channels_last")
-    }
+    rows = pd.read_csv(results / "bench.csv")
+    shown = (rows["implementation"] != OURS) | (rows["layout"] == "channels_last")
+    columns = ["workload", "operator", "direction", "implementation"]
+    times = rows[shown & (rows["status"] == "timed")].set_index(columns)["median_ms"].to_dict()
     header = ["workload", "operator", "forward", PEER, "OpenVINO", "ONNX Runtime", "forward + backward", PEER]
     lines = head(header)
     for title, operators in LINES.items():
@@ -54,16 +51,12 @@ def _ours(times: dict[tuple[str, str, str, str], float], key: tuple[str, str, st
     boxes = times[(key[0], key[1], f"{key[2]}+boxes", OURS)] if key[2] != "forward" and peer is None else None
     if boxes is not None:
         return f"**{_ms(ours)}**, with box gradients **{_ms(boxes)}**"
-    return f"**{_ms(ours)}**" + (f" ({_digits(peer / ours)}x)" if peer else "")
+    return f"**{_ms(ours)}**" + (f" ({_ms(peer / ours)}x)" if peer else "")
 
 
 def _ms(value: float | None) -> str:
-    return "" if value is None else _digits(value)
-
-
-def _digits(value: float) -> str:
     """Two digits, and whole numbers from 10 on."""
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    return "" if value is None else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def with_table(page: str) -> str:

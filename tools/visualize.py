@@ -21,12 +21,12 @@ from bench.operators import examine, functions_of
 from bench.output import console, table_of, write_csv
 from command_line import Parser, natural, one_of, positive, positive_int
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from detpool.data.images import image_size, read_image
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import read_results
+from detpool.run_config import read_run_config
 from detpool.visualization import (
     footprint,
     gradient_field,
@@ -115,7 +115,7 @@ def predictions(options: argparse.Namespace) -> None:
             raise ConfigError(f"{file} does not exist: is {options.run_dir} the directory of a finished run?")
     from detpool.training.runs import build_data  # takes seconds: not before the files are known to be there
 
-    config = OmegaConf.load(config_file)
+    config = read_run_config(config_file)
     data = build_data(config)
     dataset = data.val_dataset if config.evaluation.split == "val" else data.test_dataset
     folder = options.output or options.run_dir / "pictures"

@@ -13,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detpool.config.configs import Configs
-from detpool.config.overrides import leaves
+from detpool.config.overrides import join, leaves, nodes
 from detpool.config.schema import PARTS, fields
-from detpool.config.signatures import Parameter, packages_of_user, parameters_of_target, targets
+from detpool.config.signatures import Parameter, argument_of_target, packages_of_user, parameters_of_target
 from detpool.config.values import LATER, fits, words
 from detpool.errors import ConfigError, did_you_mean, message_of
 
@@ -41,20 +41,21 @@ class _Check:
     def __init__(self, config: DictConfig, configs: Configs | None, overrides: Sequence[str]) -> None:
         self.plain, self.configs, self.overrides = _plain(config), configs, overrides
         self.own = packages_of_user(self.plain.get("imports"))
+        self.objects = {path: node for path, node in nodes(self.plain) if isinstance(node, dict) and "_target_" in node}
 
     def run(self) -> None:
         for section, name in {"": "Config", "optim": "Optim", "evaluation": "Evaluation"}.items():
             given = self.plain[section] if section else self.plain
             self.check_arguments(section, given, fields(name))
             if absent := [key for key, field in fields(name).items() if key not in given and field.default is None]:
-                raise ConfigError(f"the config has no {_joined(section, absent[0])}, which a run needs")
+                raise ConfigError(f"the config has no {join(section, absent[0])}, which a run needs")
         limits = fields("Trainer")
         for key in limits.keys() & self.plain["trainer"].keys():
             self.check_value(f"trainer.{key}", self.plain["trainer"][key], limits[key])
         for section in ("callbacks", "logger"):
             for name, member in (self.plain.get(section) or {}).items():
                 self.check_value(f"{section}.{name}", member, fields("Members")["each"])
-        takes = {path: self.check_target(path, node) for path, node in targets(self.plain)}
+        takes = {path: self.check_target(path, node) for path, node in self.objects.items()}
         for part in PARTS:
             takers = (takes[owner] for owner in ("backbone", "model"))
             if self.plain.get(part) and not any(taken is None or part in taken for taken in takers):
@@ -75,7 +76,7 @@ class _Check:
         if unknown := [str(key) for key in given if key not in accepted]:
             raise ConfigError(self.unknown(path, unknown, accepted))
         for key, value in given.items():
-            self.check_value(_joined(path, key), value, accepted[key])
+            self.check_value(join(path, key), value, accepted[key])
 
     def check_value(self, key: str, value: Any, parameter: Parameter) -> None:
         if fits(value, parameter):
@@ -92,7 +93,7 @@ class _Check:
 
     def unknown(self, path: str, keys: Sequence[str], accepted: Mapping[str, Parameter]) -> str:
         """Says which keys a part does not have and, if another file brought them, how to be rid of them."""
-        file = self.origin(_joined(path, keys[0]))
+        file = self.origin(join(path, keys[0]))
         where = f" ({file})" if file else ""
         groups = self.configs.groups() if self.configs else []
         if not path and self.configs and keys[0] in groups:
@@ -103,7 +104,7 @@ class _Check:
             near = did_you_mean(keys[0], [*accepted, *([] if path else groups)])
             what = f"{path} has no key" if path else "there is no key or group"
             return f"{what} {keys[0]!r}{f'; did you mean {deeper[0]!r}?' if deeper else near}{where}"
-        name = str(_at(self.plain, path)["_target_"]).rpartition(".")[2]
+        name = str(self.objects[path]["_target_"]).rpartition(".")[2]
         files = {key: file for key in keys if (file := self.origin(f"{path}.{key}"))}
         foreign = {key: file for key, file in files.items() if file != self.origin(f"{path}._target_")}
         key = next(iter(foreign), keys[0])
@@ -124,14 +125,11 @@ class _Check:
     def having(self, key: str, value: Any) -> str:
         """The choices of a part's group that take an argument, with a value that is an object."""
         path, _, name = key.rpartition(".")
-        found = []
-        for choice, target in self.configs.targets(path) if self.configs else ():
-            try:
-                parameter = (parameters_of_target(path, {"_target_": target}, self.own) or {}).get(name)
-            except ConfigError:  # another choice that is broken is none of the command's business
-                continue
-            if parameter and (value is None or fits(value, parameter)):
-                found.append(choice)
+        found = [
+            choice
+            for choice, target in (self.configs.targets(path) if self.configs else ())
+            if (parameter := argument_of_target(target, name, self.own)) and (value is None or fits(value, parameter))
+        ]
         return f"; these take it: {path.partition('.')[0]}={', '.join(found)}" if found else ""
 
 
@@ -192,16 +190,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"{key}={raw.get(key)} cannot be resolved: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     return plain  # type: ignore[return-value]
-
-
-def _joined(path: str, key: Any) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-def _at(plain: Any, path: str) -> Any:
-    for part in re.findall(r"[^.\[\]]+", path):
-        plain = plain[int(part) if isinstance(plain, list) else part]
-    return plain
 
 
 def _shown(value: Any) -> str:

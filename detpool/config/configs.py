@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detpool.config.overrides import expand_home, parse_override
 from detpool.config.schema import PARTS, fields
-from detpool.config.signatures import parameters_of_target
+from detpool.config.signatures import argument_of_target
 from detpool.errors import ConfigError, did_you_mean
 
 MOUNTED = {"stem_pool": "downsample", "mask_pooler": "pooler", "iou_pooler": "pooler"}
@@ -285,7 +285,7 @@ class Configs(ConfigLoaderImpl):
         """Says that nothing takes a part, and which choices do."""
         for group in ("model", "backbone"):
             having = [choice for choice in self.choices(group) if self._brings(f"{group}/{choice}", part)]
-            having = having or [choice for choice, target in self.targets(group) if _takes(target, part)]
+            having = having or [choice for choice, target in self.targets(group) if argument_of_target(target, part)]
             if having:
                 return f"the {group} that was chosen has no {part}; these do: {group}={', '.join(having)}"
         return f"nothing reads {part}"
@@ -342,13 +342,6 @@ def _several(override: Override) -> str:
         f"{line} names several values: add -m for a run of each; a list is {key}=[{values}], a text with commas "
         f"{key}=\"'{values}'\""
     )
-
-
-def _takes(target: str, argument: str) -> bool:
-    try:
-        return argument in (parameters_of_target("", {"_target_": target}, ()) or ())
-    except ConfigError:
-        return False
 
 
 def _has(content: Any, key: str) -> bool:

@@ -70,12 +70,18 @@ def expand_home(config: DictConfig) -> None:
             OmegaConf.update(config, key, str(Path(value).expanduser()))
 
 
-def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """A plain config and everything in it, lists included, each with its key."""
+    yield path, node
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from nodes(value, f"{path}[{key}]" if isinstance(node, list) else join(path, key))
+
+
+def leaves(node: Any) -> Iterator[tuple[str, Any]]:
     """Every value of a plain config that is neither mapping nor list, with its key."""
-    if isinstance(node, dict | list):
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from leaves(
-                value, f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}" if path else str(key)
-            )
-    else:
-        yield path, node
+    return ((path, value) for path, value in nodes(node) if not isinstance(value, dict | list))
+
+
+def join(path: str, key: Any) -> str:
+    """The dotted key of what a mapping at `path` holds."""
+    return f"{path}.{key}" if path else str(key)

@@ -63,18 +63,6 @@ def packages_of_user(imports: Any) -> tuple[str, ...]:
     return (*(name for name in (imports if isinstance(imports, list) else ()) if isinstance(name, str)), *named)
 
 
-def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Every mapping of a plain config that has a `_target_`, with its key, lists included."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, node
-        for key, value in node.items():
-            yield from targets(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from targets(value, f"{path}[{index}]")
-
-
 def parameters_of_target(path: str, node: Mapping[Any, Any], own: tuple[str, ...]) -> dict[str, Parameter] | None:
     """The arguments of what the `_target_` of a mapping names; None if it takes any, or that is not known.
 
@@ -90,15 +78,22 @@ def parameters_of_target(path: str, node: Mapping[Any, Any], own: tuple[str, ...
     target = node["_target_"]
     if target in _BY_NAME:
         arguments = node.get("_args_")
-        _admitted(
-            f"{path}.path", node.get("path", arguments[0] if isinstance(arguments, list) and arguments else None), own
-        )
+        first = arguments[0] if isinstance(arguments, list) and arguments else None
+        _admitted(f"{path}.path", node.get("path", first), own)
         return None
     found = _admitted(f"{path}._target_", target, own)
     if found.node is None:
         raise ConfigError(f"{path}._target_={target} is a module, and no class or function")
     # What a decorator of the user's makes of a function is the user's business.
     return None if _within(found.module, own) and getattr(found.node, "decorator_list", None) else parameters(found)
+
+
+def argument_of_target(target: str, name: str, own: tuple[str, ...] = ()) -> Parameter | None:
+    """One argument of what a `_target_` names; None if there is none, or the target is broken or not admitted."""
+    try:
+        return (parameters_of_target("", {"_target_": target}, own) or {}).get(name)
+    except ConfigError:
+        return None
 
 
 def parameters(found: Definition | None) -> dict[str, Parameter] | None:

@@ -60,6 +60,10 @@ _LISTS = ("list", "tuple", "set", "frozenset", "sequence", "iterable", "collecti
 _MAPPINGS = ("dict", "mapping", "mutablemapping")
 
 
+def _in_words(kinds: Sequence[Kind]) -> str:
+    return " or ".join(word for word, _ in kinds)
+
+
 def _any(value: Any, kinds: Sequence[Kind]) -> bool:
     return any(test(value) for _, test in kinds)
 
@@ -101,17 +105,13 @@ def _generic(name: str, items: Sequence[ast.expr], module: str) -> list[Kind]:
     if name.lower() in _MAPPINGS:
         of = inner[1] if len(inner) == 2 else [_ANYTHING]
         return [("a mapping", lambda value: isinstance(value, dict) and all(_any(item, of) for item in value.values()))]
-    if name.lower() in _LISTS:
-        many = [
-            _list(
-                f" ({' or '.join(w for w, _ in inner[0])} each)" if inner and inner[0] != [_ANYTHING] else "",
-                lambda v: all(_any(item, inner[0]) for item in v) if inner else True,
-            )
-        ]
-        if name.lower() != "tuple" or len(inner) != len(items) or not inner:
-            return many
-        each = ", ".join(" or ".join(word for word, _ in kinds) for kinds in inner)
+    if name.lower() == "tuple" and inner and len(inner) == len(items):
+        each = ", ".join(map(_in_words, inner))
         return [_list(f" of {len(inner)} ({each})", lambda v: len(v) == len(inner) and all(map(_any, v, inner)))]
+    if name.lower() in _LISTS:
+        of = inner[0] if inner else [_ANYTHING]
+        each = "" if of == [_ANYTHING] else f" ({_in_words(of)} each)"
+        return [_list(each, lambda v: all(_any(item, of) for item in v))]
     return [_SOME_OBJECT] if name in ("Callable", "type", "Type") else [_ANYTHING]
 
 

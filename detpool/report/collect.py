@@ -23,6 +23,11 @@ from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
 _TYPES = {"a number": (int, float), "a whole number": (int,), "text": (str,), "a list": (list,), "an object": (dict,)}
+_PROVENANCE = {"command": "text", "git": "an object", "git.revision": "text", "versions": "an object"}
+_PROVENANCE |= {"hardware": "an object", "hardware.gpus": "a list"}
+_METRICS = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a number") | _PROVENANCE
+_METRICS |= {"errors": "an object", "notes": "a list"}
+"""Of what kind an entry of a file is, by its dotted key; it may be null, or absent in older files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,9 +196,7 @@ def _read_run(folder: Path) -> Run:
     record = read_metrics(path)
     if not record["metrics"]:
         raise ValueError("metrics.json holds no metric")
-    numbers = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a number")
-    _check(record, {**numbers, "errors": "an object", "notes": "a list"}, path.name)
-    _check_provenance(record, path.name)
+    _check(record, _METRICS, path.name)
     if (errors := record.get("errors")) is not None:
         if lacking := sorted({"objects", "correct", *ERRORS} - errors.keys(), reverse=True):
             raise ValueError(f"metrics.json: errors lacks {', '.join(lacking)}")
@@ -218,16 +221,11 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_provenance(record: Mapping[str, Any], file: str) -> None:
-    _check(record, {"command": "text", "git": "an object", "versions": "an object", "hardware": "an object"}, file)
-    _check(record.get("git") or {}, {"revision": "text"}, file)
-    _check(record.get("hardware") or {}, {"gpus": "a list"}, file)
-
-
 def _check(record: Mapping[str, Any], kinds: Mapping[str, str], file: str, may_be_null: bool = True) -> None:
-    """Raises ValueError if an entry, which may be absent in older files, is not of its kind."""
-    for name, kind in kinds.items():
-        value = record.get(name)
+    """Raises ValueError if an entry is not of its kind."""
+    for key, kind in kinds.items():
+        section, _, name = key.rpartition(".")
+        value = ((record.get(section) or {}) if section else record).get(name)
         if type(value) not in _TYPES[kind] and not (may_be_null and value is None):
             raise ValueError(f"{file}: {name} must be {kind}, got {value!r}")
 
@@ -260,7 +258,7 @@ def _read_benchmark(path: Path, found: Collected) -> None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or "command" not in record:
             raise ValueError("it is not the record of a benchmark: it has no 'command'")
-        _check_provenance(record, path.name)
+        _check(record, _PROVENANCE, path.name)
         if broken := [number for number, line in enumerate(lines, 2) if len(line) != len(columns)]:
             raise ValueError(f"line {broken[0]} of {table.name} does not have the {len(columns)} columns of the header")
         rows = pd.DataFrame(lines, columns=columns, dtype=str)

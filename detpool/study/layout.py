@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.files import write_text_atomically
+from detpool.files import write_json_atomically
 
 PLAN = "sweep.json"
 """In the folder of a sweep: the names of the folders of its runs."""
@@ -50,12 +50,10 @@ def fingerprint(config: DictConfig) -> str:
     Two configs have the same only if their runs would give the same metrics: they differ at most in where the run is,
     what it prints and draws, and how many processes load its data.
     """
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(raw, dict)
+    raw: Any = OmegaConf.to_container(config, resolve=False)
     raw.pop("hydra", None)
-    content = OmegaConf.to_container(OmegaConf.create({**raw, "run_dir": ""}), resolve=True)
-    assert isinstance(content, dict)
-    kept: dict[str, Any] = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
+    content: Any = OmegaConf.to_container(OmegaConf.create({**raw, "run_dir": ""}), resolve=True)
+    kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
     for section, keys in _WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
     kept["callbacks"] = {
@@ -87,7 +85,7 @@ def write_plan(folder: Path, names: Iterable[str]) -> None:
         before = read_plan(folder)
     except (FileNotFoundError, ValueError):  # a damaged plan is written anew
         before = []
-    _write(folder / PLAN, {"runs": list(dict.fromkeys([*before, *names]))})
+    write_json_atomically(folder / PLAN, {"runs": list(dict.fromkeys([*before, *names]))})
 
 
 def read_plan(folder: Path) -> list[str]:
@@ -106,7 +104,7 @@ def read_plan(folder: Path) -> list[str]:
 
 def write_status(run_dir: Path, state: str, error: str = "", traceback: str = "") -> None:
     """Records how a run without metrics ended; `state` is one of `STATES`."""
-    _write(run_dir / STATUS, {"status": state, "error": error, "traceback": traceback})
+    write_json_atomically(run_dir / STATUS, {"status": state, "error": error, "traceback": traceback})
 
 
 def read_status(run_dir: Path) -> Status | None:
@@ -122,10 +120,6 @@ def read_status(run_dir: Path) -> Status | None:
     if record.get("status") not in STATES:
         raise ValueError(f"{STATUS}: status must be one of {', '.join(STATES)}, got {record.get('status')!r}")
     return Status(record["status"], str(record.get("error", "")))
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    write_text_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -124,17 +125,17 @@ def _check_jobs(configs: Configs, jobs: Sequence[Sequence[str]], varied: Sequenc
             raise ConfigError(f"{error} (of the run {' '.join(job)})" if len(jobs) > 1 else str(error)) from error
     if varied is None:
         return [str(number) for number in range(len(jobs))]
-    names: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     for job, config in zip(jobs, composed, strict=True):
         name, text = run_name(job, varied, config), " ".join(job)
-        same = next((other for n, other in names.items() if n.rpartition("-")[2] == name.rpartition("-")[2]), None)
-        if same is not None:
-            raise ConfigError(f"two runs of the study are the same: {same!r} and {text!r}")
-        names[name] = text
-    return list(names)
+        computes = name.rpartition("-")[2]
+        if computes in found:
+            raise ConfigError(f"two runs of the study are the same: {found[computes][1]!r} and {text!r}")
+        found[computes] = name, text
+    return [name for name, _ in found.values()]
 
 
-def run_dir_of(config: DictConfig, hydra: DictConfig) -> str:
+def run_dir_of(config: DictConfig, hydra: HydraConf) -> str:
     """Where a run goes: where Hydra says or, if it is a study's, to a folder named after what it computes."""
     if hydra.mode is not RunMode.MULTIRUN or not hydra.runtime.choices.get("study"):
         return str(config.run_dir)
@@ -142,7 +143,7 @@ def run_dir_of(config: DictConfig, hydra: DictConfig) -> str:
     return str(Path(hydra.sweep.dir) / run_name(hydra.overrides.task, varied, config))
 
 
-def command_of(hydra: DictConfig) -> list[str]:
+def command_of(hydra: HydraConf) -> list[str]:
     """The command line of one run of a sweep, which is not that of the process; `-m` if it is a study's."""
     sweep = ["-m"] if hydra.runtime.choices.get("study") else []
     further = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.override_parser.types import Quote, QuotedString
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -133,13 +134,8 @@ def resume_argument(checkpoint: str | Path) -> str:
     text = str(checkpoint)
     if not re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
         text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # an interpolation to OmegaConf
-        text = '"' + re.sub(r'(\\*)("|$)', _before_quote, text) + '"'
+        text = QuotedString(text, Quote.double).with_quotes()
     return shlex.quote(f"ckpt_path={text}")
-
-
-def _before_quote(found: re.Match[str]) -> str:
-    """Hydra takes backslashes as they are, but for those before a quote or the end."""
-    return found[1] * 2 + ('\\"' if found[2] else "")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -192,9 +188,8 @@ def find_best(run_dir: Path) -> Path:
         return run_dir / reported
     for path in checkpoints:
         with contextlib.suppress(WeightsError):
-            best = [
-                Path(s["best_model_path"]).name for s in read_checkpoint(path)["callbacks"].values() if _monitors(s)
-            ]
+            states = read_checkpoint(path)["callbacks"].values()
+            best = [Path(state["best_model_path"]).name for state in states if _monitors(state)]
             return next((path for path in checkpoints if path.name in best), path)
     raise ConfigError(f"none of the checkpoints in {run_dir} can be read: {', '.join(map(str, checkpoints))}")
 

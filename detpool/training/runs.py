@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from detpool.errors import ConfigError, WeightsError, did_you_mean
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.table import print_metrics
-from detpool.files import naming_full_disks, write_text_atomically
+from detpool.files import write_text_atomically
 from detpool.run_config import load_config
 from detpool.run_record import write_metrics
 from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
@@ -65,11 +66,6 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
         ConfigError, DataError, WeightsError: what the user can mend; before the first step but for a full disk.
         FloatingPointError: the loss is not finite.
     """
-    with naming_full_disks(config.run_dir):
-        return _train(config, command)
-
-
-def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float]:
     start = time.monotonic()
     seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
@@ -129,10 +125,8 @@ def _train(config: DictConfig, command: Sequence[str] | None) -> dict[str, float
 
 def _is_lightnings(error: Exception) -> bool:
     """Whether Lightning itself raised an error, of the settings that it was given."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("lightning.")
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def _end_workers(trainer: Trainer) -> None:
@@ -163,21 +157,19 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
     Raises:
         ConfigError: if the data has other classes than the model was trained for, or a file cannot be written.
     """
-    with naming_full_disks(config.run_dir):
-        split = config.evaluation.split
-        data = build_data(config, ["validate"] if split == "val" else ["validate", "test"])
-        if list(data.class_names) != list(config.class_names):
-            raise ConfigError(
-                f"the data has the classes {list(data.class_names)}, the checkpoint was trained for "
-                f"{config.class_names}"
-            )
-        module = build_module(config, pretrained=False)
-        _check_proposals(module, data, [split])
-        load_checkpoint(module, checkpoint)
-        trainer = build_trainer(config, [], [])
-        save_config(config, Path(config.run_dir))
-        notes = split_notes(data, split, chosen=is_kept_as_best(checkpoint), trained=False)
-        return evaluate(config, trainer, module, data, start, checkpoint=checkpoint, notes=notes)
+    split = config.evaluation.split
+    data = build_data(config, ["validate"] if split == "val" else ["validate", "test"])
+    if list(data.class_names) != list(config.class_names):
+        raise ConfigError(
+            f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
+        )
+    module = build_module(config, pretrained=False)
+    _check_proposals(module, data, [split])
+    load_checkpoint(module, checkpoint)
+    trainer = build_trainer(config, [], [])
+    save_config(config, Path(config.run_dir))
+    notes = split_notes(data, split, chosen=is_kept_as_best(checkpoint), trained=False)
+    return evaluate(config, trainer, module, data, start, checkpoint=checkpoint, notes=notes)
 
 
 def evaluate(
@@ -324,21 +316,19 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*treespec.*", module=r"lightning\.")
-    warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
-    # A run of a sweep is resumed where it is.
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-    # Every process computes the metrics of the whole, so there is nothing to synchronise.
-    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-    if config.progress and sys.stdout.isatty():
-        callbacks = [*callbacks, RichProgressBar()]
-    else:
-        callbacks = [*callbacks, EpochLines()]
+    for message in (
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",  # a run of a sweep is resumed where it is
+        ".*sync_dist=True.*",  # every process computes the metrics of the whole
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    bar = config.progress and sys.stdout.isatty()
     trainer = instantiate(
         config.trainer,
-        callbacks=callbacks,
+        callbacks=[*callbacks, RichProgressBar() if bar else EpochLines()],
         logger=loggers,
         default_root_dir=config.run_dir,
-        enable_progress_bar=config.progress and sys.stdout.isatty(),
+        enable_progress_bar=bar,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
@@ -420,19 +410,16 @@ def _check_resume(config: DictConfig) -> int:
     if config.ckpt_path is None:
         return 0
     checkpoint = Path(config.ckpt_path)
-    before = load_config(checkpoint)
-    config_now = OmegaConf.to_container(config, resolve=True)
-    config_then = OmegaConf.to_container(before, resolve=True)
-    assert isinstance(config_now, dict)
-    assert isinstance(config_then, dict)
+    now: Any = OmegaConf.to_container(config, resolve=True)
+    then: Any = OmegaConf.to_container(load_config(checkpoint), resolve=True)
     same = ("model", "backbone", "pooler", *PARTS, "class_names")
-    differing = [key for key in same if (config_now.get(key) or None) != (config_then.get(key) or None)]
-    if config_now["optim"]["optimizer"]["_target_"] != config_then["optim"]["optimizer"]["_target_"]:
+    differing = [key for key in same if (now.get(key) or None) != (then.get(key) or None)]
+    if now["optim"]["optimizer"]["_target_"] != then["optim"]["optimizer"]["_target_"]:
         differing.append("optim.optimizer")
     if differing:
         raise WeightsError(
             f"{checkpoint} cannot be resumed with this config: the run it comes from has another {', '.join(differing)}"
         )
-    if others := [key for key in ("seed", "data", "optim", "channels_last") if config_now[key] != config_then[key]]:
+    if others := [key for key in ("seed", "data", "optim", "channels_last") if now[key] != then[key]]:
         say(f"note: {', '.join(others)} changed since {checkpoint}: the result is not that of an uninterrupted run")
     return int(read_checkpoint(checkpoint)["global_step"])

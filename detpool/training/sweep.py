@@ -96,9 +96,13 @@ def _value(record: Mapping[str, Any], config: DictConfig) -> float | None:
 
 @contextmanager
 def recorded(run_dir: Path) -> Iterator[None]:
-    """Leaves word in `status.json` of a run that does not come to its end, and lets the error pass."""
+    """Leaves word in `status.json` of a run that does not come to its end, and lets the error pass.
+
+    That there was no room is a `WriteError`, whoever wrote.
+    """
     try:
-        yield
+        with naming_full_disks(run_dir):
+            yield
     except FloatingPointError as error:
         _record(run_dir, "diverged", str(error))
         raise

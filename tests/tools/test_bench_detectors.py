@@ -19,7 +19,7 @@ def test_a_small_run_writes_table_and_plot(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["Faster R-CNN C4", "R-FCN", "IoU-Net"])
 def test_all_proposals_go_through_the_second_stage_and_about_as_many_scores_pass(name):
     torch.manual_seed(0)
-    model = bench_detectors.DETECTORS[name]()
+    model = bench_detectors.build(name)
     call = bench_detectors.call(model, torch.rand(3, 64, 96), bench_detectors.random_boxes(7, (64, 96)))
     seen = []
     model.roi_heads.box_predictor.register_forward_hook(lambda _, args, output: seen.append(output[0]))
@@ -30,7 +30,7 @@ def test_all_proposals_go_through_the_second_stage_and_about_as_many_scores_pass
 
 
 def test_proposals_are_pooled_from_one_map():
-    model = bench_detectors.DETECTORS["SPP-Net"]()
+    model = bench_detectors.build("SPP-Net")
     seen = []
     model.backbone.register_forward_hook(lambda _, args, maps: seen.append(args[0].shape[0]))
     pooled = bench_detectors.shared_map(model, torch.rand(3, 64, 96), bench_detectors.random_boxes(7, (64, 96)))

@@ -17,11 +17,10 @@ import bench_ops
 import pytest
 import torch
 from bench import run
-from bench.agreement import compare
 from bench.contenders import BACKWARD, BOX_BACKWARD, FORWARD, Absent, Case, Contender, expected_results
 from bench.operators import discover, examine, functions_of
 from bench.peers import PEERS, Peer, openvino_peer, torchvision_peer
-from bench.run import Row, Settings, run_case
+from bench.run import TOLERANCES, Row, Settings, compare, run_case
 from bench.timing import LEAST_ROUNDS, interleave, summarize
 from bench.traffic import bytes_moved
 from bench.workloads import WORKLOADS, Workload, build
@@ -208,15 +207,14 @@ def test_the_budget_ends_the_rounds_but_for_the_first_few() -> None:
 
 
 def test_agreement() -> None:
-    truth = {"output": [torch.tensor([[1.0, 200.0]])]}
-    agreement = compare({"output": [torch.tensor([[1.001, 200.0]])]}, truth, torch.float32)
-    assert agreement.holds  # 1e-3 of 200
-    agreement = compare({"output": [torch.tensor([[1.1, 200.0]])]}, truth, torch.float32)
-    assert not agreement.holds
-    assert agreement.error == pytest.approx(0.1 / 200, rel=1e-4)
-    assert agreement.worst.startswith("output: 1 of 2")
+    truth, tolerance = {"output": [torch.tensor([[1.0, 200.0]])]}, TOLERANCES[torch.float32]
+    error, _ = compare({"output": [torch.tensor([[1.001, 200.0]])]}, truth, tolerance)
+    assert error <= tolerance  # 1e-3 of 200
+    error, worst = compare({"output": [torch.tensor([[1.1, 200.0]])]}, truth, tolerance)
+    assert error == pytest.approx(0.1 / 200, rel=1e-4)
+    assert worst.startswith("output: 1 of 2")
     for wrong in (torch.tensor([[1.0, math.nan]]), torch.tensor([1.0, 200.0])):
-        assert compare({"output": [wrong]}, truth, torch.float32).error == math.inf
+        assert compare({"output": [wrong]}, truth, tolerance)[0] == math.inf
 
 
 def test_operators_are_found_by_looking() -> None:

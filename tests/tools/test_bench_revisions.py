@@ -4,17 +4,23 @@ import sys
 from pathlib import Path
 
 import bench_revisions
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[2]
 CASE = ("c4", "roi_align", "forward", "float32", "1", "detpool cpu", "contiguous")
 
 
+def times(milliseconds: float | None) -> pd.Series:
+    index = pd.MultiIndex.from_tuples([] if milliseconds is None else [CASE], names=bench_revisions.KEY)
+    return pd.Series([] if milliseconds is None else [milliseconds], index, dtype=float)
+
+
 def test_ratio_is_the_median_of_those_of_the_turns_not_that_of_medians() -> None:
     # The machine was twice as slow in the second turn; in each turn the operator took half the time of before.
-    turns = [({CASE: 4.0}, {CASE: 2.0}), ({CASE: 8.0}, {CASE: 4.0}), ({CASE: 4.0}, {CASE: 1.0})]
-    assert bench_revisions.ratios(turns) == {CASE: (0.5, 0.25, 0.5)}
-    assert bench_revisions.ratios([({}, {CASE: 2.0})]) == {}
+    turns = [(times(4), times(2)), (times(8), times(4)), (times(4), times(1))]
+    assert bench_revisions.ratios(turns).loc[CASE].tolist() == [0.5, 0.25, 0.5]
+    assert bench_revisions.ratios([(times(None), times(2))]).empty
 
 
 def test_two_revisions_are_measured() -> None:

@@ -6,23 +6,25 @@ import pytest
 import torch
 from PIL import Image
 
+from detpool.config import Configs
 from detpool.evaluation.pictures import class_color
+from detpool.training.runs import build_data
 
 SMALL = ["data=shapes", "data.train_images=12", "data.val_images=6", "data.size=64", "data.num_workers=0"]
 
 
 def test_training_samples_are_those_of_the_first_epoch():
-    data = browse_data._build([*SMALL, "seed=5", "data.train_transform.hflip=0.5"])
-    dataset, keys = browse_data._samples(data, "train", 4)
+    given = [*SMALL, "seed=5", "data.train_transform.hflip=0.5"]
+    data = build_data(Configs(browse_data.CONFIGS, "train").compose(given), ["fit"])
+    dataset, keys = browse_data._samples(given, "train", 4)
     images = [image for batch, _ in data.train_dataloader() for image in batch]
     for key, image in zip(keys, images, strict=False):
         assert torch.equal(dataset[key][0].as_subclass(torch.Tensor), image)
 
 
 def test_evaluation_samples_are_spread_over_the_split():
-    data = browse_data._build(SMALL)
-    assert [key.index for key in browse_data._samples(data, "val", 3)[1]] == [0, 2, 4]
-    assert [key.index for key in browse_data._samples(data, "test", 99)[1]] == list(range(6))
+    assert [key.index for key in browse_data._samples(SMALL, "val", 3)[1]] == [0, 2, 4]
+    assert [key.index for key in browse_data._samples(SMALL, "test", 99)[1]] == list(range(6))
 
 
 def test_boxes_labels_and_masks_are_drawn(tmp_path, capsys):
@@ -31,8 +33,7 @@ def test_boxes_labels_and_masks_are_drawn(tmp_path, capsys):
         browse_data.main([*SMALL, f"data.masks={masks}", "count=1", f"output={path}"])
     assert "1 of 12 samples of the train split" in capsys.readouterr().out
     boxes, masks = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in paths)
-    data = browse_data._build(SMALL)
-    dataset, (key,) = browse_data._samples(data, "train", 1)
+    dataset, (key,) = browse_data._samples(SMALL, "train", 1)
     _, target = dataset[key]
     # 64 pixels fill 400, behind a margin of 10 and below a line of text.
     left, top = 10, 10 + 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -93,10 +93,14 @@ def detpool_pool(workload: Workload, operator: Callable[..., Tensor]) -> Pool:
     if not workload.is_pyramid:
         scale = 1 / workload.strides[0]
         return lambda features, rois: operator(features[0], rois, output_size=workload.output_size, spatial_scale=scale)
+    return pyramid_pool(workload, partial(RoIPooler, operator=operator))
+
+
+def pyramid_pool(workload: Workload, pooler: Callable[..., Callable[..., Tensor]]) -> Pool:
+    """`pool(features, boxes)` with what is made and called as torchvision's `MultiScaleRoIAlign`."""
     names = [str(level) for level in range(len(workload.strides))]
-    pooler = RoIPooler(names, workload.output_size, operator)
-    image_shapes = [workload.image_size] * len(workload.boxes)
-    return lambda features, boxes: pooler(dict(zip(names, features, strict=True)), boxes, image_shapes)
+    pool, image_shapes = pooler(names, workload.output_size), [workload.image_size] * len(workload.boxes)
+    return lambda features, boxes: pool(dict(zip(names, features, strict=True)), boxes, image_shapes)
 
 
 def autograd_contender(
@@ -126,31 +130,25 @@ def autograd_contender(
     argument = boxes if workload.is_pyramid else boxes[0]
 
     if not case.backward:
-
-        def forward() -> Results:
-            with torch.no_grad():
-                return {"output": [pool(features, argument)]}
-
+        forward = torch.no_grad()(lambda: {"output": [pool(features, argument)]})
         return Contender(forward, forward, note)
 
     leaves = [f.detach().requires_grad_() for f in features]
     inputs = [*leaves, *(b.requires_grad_() for b in boxes)] if box_gradients else leaves
+    full = case.grad_output[:, outputs].to(case.device, case.dtype).contiguous(memory_format=layout)
 
-    def forward_and_backward(grad_output: Tensor) -> Results:
+    def run(grad_output: Tensor) -> Results:
         output = pool(leaves, argument)
         grads = torch.autograd.grad(output, inputs, grad_output)
         results = {"output": [output.detach()], "feature gradient": list(grads[: len(leaves)])}
-        if box_gradients:
-            results["box gradient"] = list(grads[len(leaves) :])
-        return results
+        return results | ({"box gradient": list(grads[len(leaves) :])} if box_gradients else {})
 
     def check() -> Results:
         masked = torch.zeros_like(full)
         masked[:, case.checked_channels] = full[:, case.checked_channels]
-        return forward_and_backward(masked)
+        return run(masked)
 
-    full = case.grad_output[:, outputs].to(case.device, case.dtype).contiguous(memory_format=layout)
-    return Contender(lambda: forward_and_backward(full), check, note)
+    return Contender(partial(run, full), check, note)
 
 
 def expected_results(case: Case) -> Results:

@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,12 @@ def print_rows(rows: Sequence[Row], out: Console) -> None:
     for title, group in groups.items():
         numbers = ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error")
         table = table_of(title, ("operator", "direction", "implementation", "layout"), numbers, ["against; remarks"])
-        previous = ("", "")
-        for row in group:
-            if row.status == "timed":
-                case = (row.operator, row.direction)
-                if previous not in (case, ("", "")):
-                    table.add_section()
+        timed = (row for row in group if row.status == "timed")
+        for case, alike in groupby(timed, attrgetter("operator", "direction")):
+            for number, row in enumerate(alike):
                 style = "bold" if row.implementation.startswith("detpool") else ""
-                table.add_row(*(("", "") if case == previous else case), *_cells(row), style=style)
-                previous = case
+                table.add_row(*(("", "") if number else case), *_cells(row), style=style)
+            table.add_section()
         out.print(table)
         _print_left_out(group, out)
 
@@ -100,21 +99,21 @@ def _print_left_out(rows: Iterable[Row], out: Console) -> None:
         out.print(Text(f"  not timed: {name}: {reason} ({', '.join(operators)})", style="dim"))
 
 
-def print_scaling(rows: Sequence[Row], values: Sequence[float], out: Console) -> None:
+def print_scaling(found: Sequence[tuple[float, Row]], out: Console) -> None:
     """A table for each quantity that was varied, with its values as columns; who was not timed, and why, below."""
-    for quantity in dict.fromkeys(row.workload for row in rows):
+    names = ("operator", "direction", "implementation", "layout")
+    for quantity in dict.fromkeys(row.workload for _, row in found):
         lines: dict[tuple[str, ...], dict[float, str]] = {}
-        for row, value in zip(rows, values, strict=True):
+        for value, row in found:
             if row.workload == quantity and row.status in ("timed", "disagrees"):
-                line = lines.setdefault((row.operator, row.direction, row.implementation, row.layout), {})
+                line = lines.setdefault(tuple(getattr(row, name) for name in names), {})
                 line[value] = "wrong" if row.median_ms is None else f"{row.median_ms:.2f}"
         columns = sorted({value for line in lines.values() for value in line})
-        names = ("operator", "direction", "implementation", "layout")
         table = table_of(f"ms by {quantity}", names, [f"{value:g}" for value in columns])
         for case, line in lines.items():
             table.add_row(*case, *(line.get(value, "-") for value in columns))
         out.print(table)
-    _print_left_out(rows, out)
+    _print_left_out([row for _, row in found], out)
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -126,7 +125,7 @@ def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def recorded(path: Path, program: str, argv: Sequence[str] | None, options: argparse.Namespace) -> Iterator[None]:
-    """Writes the record of what is done within, which takes as long as a benchmark, when it is done.
+    """Writes what is needed to judge the numbers that are measured within, and to get them again.
 
     Args:
         path: The JSON file, beside the results.
@@ -137,26 +136,10 @@ def recorded(path: Path, program: str, argv: Sequence[str] | None, options: argp
     begin, load = time.perf_counter(), {"before": os.getloadavg()}
     yield
     load["after"] = os.getloadavg()
-    command = ["python", program, *(sys.argv[1:] if argv is None else argv)]
-    write_json(path, command, vars(options), time.perf_counter() - begin, load)
-
-
-def write_json(
-    path: Path, command: Sequence[str], settings: Mapping[str, Any], seconds: float, load: Mapping[str, Any]
-) -> None:
-    """What is needed to judge the numbers, and to get them again.
-
-    Args:
-        path: the file.
-        command: the words of the command line.
-        settings: the arguments of the run, defaults included.
-        seconds: wall-clock time of the run.
-        load: the machine's load average before and after.
-    """
     record = {
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
-        "seconds": round(seconds, 1),
-        "load_average": dict(load),
-        **provenance(command, PACKAGES),
+        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()},
+        "seconds": round(time.perf_counter() - begin, 1),
+        "load_average": load,
+        **provenance(["python", program, *(sys.argv[1:] if argv is None else argv)], PACKAGES),
     }
     write_json_atomically(path, record)

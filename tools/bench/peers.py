@@ -7,6 +7,7 @@ ONNX Runtime hold one operator and are built in memory; they infer only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender, detpool_pool
+from .contenders import Absent, Case, Contender, Pool, Results, autograd_contender, detpool_pool, pyramid_pool
 
 ROI_ALIGN, ROI_ALIGN_MAX, PS_ROI_POOL_RFCN = "roi_align", "roi_align:reduction=max", "ps_roi_pool:convention=rfcn"
 
 Peer = Callable[[Case], Contender]
-Run = Callable[[Sequence[Any]], Any]
 
 
 def torchvision_peer(case: Case) -> Contender:
@@ -45,25 +45,14 @@ def _torchvision_pool(case: Case) -> Pool:
     if workload.is_pyramid:
         if name != "roi_align":
             raise Absent("pools a pyramid with roi_align only")
-        names = [str(level) for level in range(len(workload.strides))]
-        pooler = torchvision.ops.MultiScaleRoIAlign(names, workload.output_size, case.sampling_ratio)
-        image_shapes = [workload.image_size] * len(workload.boxes)
-
-        def pool_pyramid(features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-            boxes = [b.to(features[0].dtype) for b in boxes]
-            return pooler(dict(zip(names, features, strict=True)), boxes, image_shapes)
-
-        return pool_pyramid
+        pool = pyramid_pool(workload, partial(torchvision.ops.MultiScaleRoIAlign, sampling_ratio=case.sampling_ratio))
+        return lambda features, boxes: pool(features, [b.to(features[0].dtype) for b in boxes])
     if name not in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"):
         raise Absent("has no such operator")
     operator = getattr(torchvision.ops, name)
     extra = {"sampling_ratio": case.sampling_ratio} if name.endswith("align") else {}
     size, scale = workload.output_size, 1 / workload.strides[0]
-
-    def pool(features: Sequence[Tensor], rois: Tensor) -> Tensor:
-        return operator(features[0], rois.to(features[0].dtype), size, scale, **extra)
-
-    return pool
+    return lambda features, rois: operator(features[0], rois.to(features[0].dtype), size, scale, **extra)
 
 
 def compiled_peer(case: Case) -> Contender:
@@ -126,15 +115,12 @@ def onnxruntime_peer(case: Case) -> Contender:
         raise Absent("not installed (the extra `bench` holds it)") from None
     workload, name = case.workload, case.operator.name
     (height, width), scale = workload.output_size, 1 / workload.strides[0]
+    attributes: dict[str, Any]
     if name in (ROI_ALIGN, ROI_ALIGN_MAX):
         feeds = {"features": features, "rois": rois[:, 1:].copy(), "batch": rois[:, 0].astype(np.int64)}
-        kind, attributes = "RoiAlign", {
-            "mode": "max" if name == ROI_ALIGN_MAX else "avg",
-            "output_height": height,
-            "output_width": width,
-            "sampling_ratio": case.sampling_ratio,
-            "coordinate_transformation_mode": "output_half_pixel",
-        }  # fmt: skip
+        kind, attributes = "RoiAlign", {"output_height": height, "output_width": width}
+        attributes |= {"mode": "max" if name == ROI_ALIGN_MAX else "avg", "sampling_ratio": case.sampling_ratio}
+        attributes |= {"coordinate_transformation_mode": "output_half_pixel"}
     elif name == "roi_pool":
         feeds = {"features": features, "rois": rois}
         kind, attributes = "MaxRoiPool", {"pooled_shape": [height, width]}

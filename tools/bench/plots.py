@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -16,7 +18,7 @@ from detpool.visualization.style import COLOURS, save
 
 from .output import in_words
 from .run import Row
-from .scaling import BIN_AREA, BINS, CHANNELS, ROIS
+from .workloads import BIN_AREA, BINS, CHANNELS, ROIS
 
 STYLES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "D", "s", "^", "v", "P", "X", "*")
@@ -42,13 +44,16 @@ def plot_times(path: Path, rows: Sequence[Row]) -> None:
     for panel_row, (dtype, threads) in zip(panels, groups, strict=True):
         for panel, direction in zip(panel_row, directions, strict=True):
             panel.set_title(f"{direction}, {dtype}, {in_words(threads, 'thread')}", fontsize=10)
-            for row in timed:
-                if (row.dtype, row.threads, row.direction) == (dtype, threads, direction):
-                    index = series.index(_series(row))
-                    # Side by side a little, so that equal times do not hide each other.
-                    beside = 0.5 * (index / max(len(series) - 1, 1) - 0.5)
-                    _plot_time(panel, row, lines.index((row.workload, row.operator)) + beside, index)
-            _finish_panel(panel, timed, lines, (dtype, threads, direction))
+            here = [row for row in timed if (row.dtype, row.threads, row.direction) == (dtype, threads, direction)]
+            for index, name in enumerate(series):
+                # Side by side a little, so that equal times do not hide each other.
+                beside = 0.5 * (index / max(len(series) - 1, 1) - 0.5)
+                rows = [row for row in here if _series(row) == name]
+                y = [lines.index((row.workload, row.operator)) + beside for row in rows]
+                times = np.array([(row.p20_ms, row.median_ms, row.p80_ms) for row in rows], float).reshape(-1, 3)
+                spread = np.diff(times).clip(min=0).T
+                panel.errorbar(times[:, 1], y, xerr=spread, linestyle="", elinewidth=1, markersize=5, **_look(index))
+            _finish_panel(panel, here, lines)
     for panel in panels[-1]:
         panel.set_xlabel("ms (median, bar: p20 to p80)")
     handles = [Line2D([], [], linestyle="", label=name, **_look(index)) for index, name in enumerate(series)]
@@ -59,19 +64,11 @@ def plot_times(path: Path, rows: Sequence[Row]) -> None:
     save(figure, path)
 
 
-def _plot_time(panel: Axes, row: Row, y: float, index: int) -> None:
-    assert row.median_ms is not None
-    assert row.p20_ms is not None
-    assert row.p80_ms is not None
-    spread = [[max(row.median_ms - row.p20_ms, 0)], [max(row.p80_ms - row.median_ms, 0)]]
-    panel.errorbar(row.median_ms, y, xerr=spread, linestyle="", elinewidth=1, markersize=5, **_look(index))
-
-
-def _finish_panel(panel: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]], case: tuple) -> None:
+def _finish_panel(panel: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, str]]) -> None:
     """Axes, names of the lines, and for each the speed-up of the first row of ours."""
     ours: dict[int, Row] = {}
     for row in rows:
-        if (row.dtype, row.threads, row.direction) == case and row.implementation.startswith("detpool") and row.speedup:
+        if row.implementation.startswith("detpool") and row.speedup:
             ours.setdefault(lines.index((row.workload, row.operator)), row)
     for place, row in ours.items():
         text, axes = f"{row.speedup:.2g}x {row.baseline.split()[-1]}", ("axes fraction", "data")
@@ -87,52 +84,45 @@ def _finish_panel(panel: Axes, rows: Sequence[Row], lines: Sequence[tuple[str, s
     panel.set_axisbelow(True)
 
 
-def plot_scaling(path: Path, rows: Sequence[Row], values: Sequence[float], direction: str) -> None:
+def plot_scaling(path: Path, found: Sequence[tuple[float, Row]], direction: str) -> None:
     """Median time against the number of RoIs, channels and bins and the area of a bin, 2 x 2 panels, both axes log.
 
     Args:
         path: PNG file.
-        rows: Of all points.
-        values: For each row, that of the quantity which its workload is named for.
+        found: Of all points, the value of the quantity that the row's workload is named for, and the row.
         direction: Only its rows are drawn.
     """
     figure = Figure(figsize=(10, 7.5), layout="constrained")
-    pairs = zip(rows, values, strict=True)
-    timed = [(row, value) for row, value in pairs if row.direction == direction and row.status == "timed"]
-    operators = list(dict.fromkeys(row.operator for row, _ in timed))
-    series = list(dict.fromkeys(_series(row) for row, _ in timed))
+    timed = [(value, row) for value, row in found if row.direction == direction and row.status == "timed"]
+    operators = list(dict.fromkeys(row.operator for _, row in timed))
+    series = list(dict.fromkeys(_series(row) for _, row in timed))
     panels = list(figure.subplots(2, 2, sharey=True).flat)
     for panel, quantity in zip(panels, (ROIS, CHANNELS, BINS, BIN_AREA), strict=True):
-        curves: dict[tuple[int, int], list[tuple[Any, ...]]] = {}
-        for row, value in timed:
-            if row.workload == quantity:
-                curve = curves.setdefault((operators.index(row.operator), series.index(_series(row))), [])
-                curve.append((value, row.median_ms, row.p20_ms, row.p80_ms))
-        for (operator, name), curve in curves.items():
-            x, median, p20, p80 = zip(*sorted(curve), strict=True)
-            panel.plot(x, median, linestyle=STYLES[name % 5], markersize=4, **_look(operator))
-            panel.fill_between(x, p20, p80, color=COLOURS[operator % 8], alpha=0.15, linewidth=0)
+        here = [(value, row) for value, row in timed if row.workload == quantity]
+        for (i, operator), (j, name) in product(enumerate(operators), enumerate(series)):
+            rows = [(value, row) for value, row in here if (row.operator, _series(row)) == (operator, name)]
+            curve = sorted((value, row.median_ms, row.p20_ms, row.p80_ms) for value, row in rows)
+            x, median, p20, p80 = np.array(curve, float).reshape(-1, 4).T
+            panel.plot(x, median, linestyle=STYLES[j % 5], markersize=4, **_look(i))
+            panel.fill_between(x, p20, p80, color=COLOURS[i % 8], alpha=0.15, linewidth=0)
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlabel(quantity)
         _plain_numbers(panel.yaxis)
-        measured = sorted({value for row, value in timed if row.workload == quantity})
+        measured = sorted({value for value, _ in here})
         panel.set_xticks(measured, [f"{value:g}" for value in measured])
         panel.xaxis.set_minor_locator(NullLocator())
         panel.grid(which="both", color="0.92")
         if panel.get_subplotspec().is_first_col():
             panel.set_ylabel("ms (median, band: p20 to p80)")
     for panel in panels:  # whose common limits are known now: a guide of slope 1 through the middle
-        (x0, x1), (y0, y1) = panel.get_xlim(), panel.get_ylim()
-        middle = (y0 * y1) ** 0.5
-        guide = (middle * (x0 / x1) ** 0.5, middle * (x1 / x0) ** 0.5)
-        panel.plot((x0, x1), guide, color="0.85", linewidth=3, zorder=0)
-        panel.set(xlim=(x0, x1), ylim=(y0, y1))
+        x, y = np.prod(panel.get_xlim()) ** 0.5, np.prod(panel.get_ylim()) ** 0.5
+        panel.axline((x, y), (1.01 * x, 1.01 * y), color="0.85", linewidth=3, zorder=0)
     handles = [Line2D([], [], markersize=4, label=operator, **_look(i)) for i, operator in enumerate(operators)]
     handles += [Line2D([], [], color="0.3", linestyle=STYLES[j % 5], label=name) for j, name in enumerate(series)]
     handles.append(Line2D([], [], color="0.75", linewidth=3, label="proportional"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
-    figure.suptitle(f"{direction}, {rows[0].dtype}, {in_words(rows[0].threads, 'thread')}")
+    figure.suptitle(f"{direction}, {timed[0][1].dtype}, {in_words(timed[0][1].threads, 'thread')}")
     save(figure, path)
 
 

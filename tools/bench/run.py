@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from detpool.ops import BackendError
 
-from .agreement import compare
 from .contenders import BACKWARD, Absent, Case, Contender, Results, checked_part, detpool_contender, expected_results
 from .operators import Operator
 from .peers import Peer
@@ -19,6 +21,10 @@ from .timing import Summary, measure
 from .traffic import bytes_moved
 
 COPY = "copy"
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Greatest error by dtype of the features, relative to the largest number of the tensor or 1 if that is smaller.
+
+What is added up in float32 may be added in another order; results in float16 and bfloat16 have 11 and 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class Row:
     copy_gb_per_s: float | None = None
     """of a copy that moves as many bytes, timed in the same rounds"""
 
+    @property
+    def key(self) -> str:
+        """Names a call among those that are timed together."""
+        return f"{self.implementation} {self.operator} {self.layout}"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -69,54 +80,52 @@ class Settings:
     """seconds a case after which no further round begins"""
 
 
-@dataclass(frozen=True)
-class _Entrant:
-    """An implementation that has been checked: its row without times, and its call if it may be timed."""
-
-    row: Row
-    contender: Contender | None = None
-
-    @property
-    def key(self) -> str:
-        return f"{self.row.implementation} {self.row.operator} {self.row.layout}"
+Calls = dict[str, Callable[[], object]]
+"""What may be timed, by the key of its row."""
 
 
 def run_case(case: Case, settings: Settings) -> list[Row]:
     """Check everybody who can answer a case, time those who agree with the reference; ours come first."""
     torch.set_num_threads(case.threads)
+    calls: Calls = {}
     expected = expected_results(case)
-    others = [_admit(name, "contiguous", case, partial(peer, case), expected) for name, peer in settings.peers.items()]
-    torchvision = next((e for e in others if e.row.implementation == "torchvision" and e.contender), None)
-    ours = list(_ours(case, settings, expected))
-    baselines: list[_Entrant | None] = [torchvision] * (len(ours) + len(others))
-    measures: list[_Entrant] = []
+    ours = _admit_ours(case, settings, expected, calls)
+    others = [
+        _admit(name, "contiguous", case, partial(peer, case), expected, calls) for name, peer in settings.peers.items()
+    ]
+    torchvision = next((row for row in others if row.implementation == "torchvision" and row.key in calls), None)
+    baselines = [torchvision] * (len(ours) + len(others))
     yardstick = None if torchvision else settings.yardsticks.get(case.operator.position_sensitive)
     if yardstick is not None and yardstick.name != case.operator.name:
         # Even where boxes get gradients, the yardstick is an ordinary training step.
         direction = BACKWARD if case.backward else case.direction
-        other_case = dataclasses.replace(case, operator=yardstick, direction=direction)
-        measures = list(_ours(other_case, settings, expected_results(other_case)))
-        baselines[: len(ours)] = measures
+        other = dataclasses.replace(case, operator=yardstick, direction=direction)
+        baselines[: len(ours)] = _admit_ours(other, settings, expected_results(other), calls)
 
-    timed = {e.key: e.contender.run for e in (*ours, *others, *measures) if e.contender}
     size = bytes_moved(case.workload, case.dtype, backward=case.backward, box_gradients=case.box_gradients)
     source = torch.ones(size // 2, dtype=torch.uint8, device=case.device)  # zeros could all be one page of memory
     copy = partial(torch.ones_like(source).copy_, source)
-    times = measure({**timed, COPY: copy}, settings.rounds, settings.budget) if timed else {}
+    times = measure({**calls, COPY: copy}, settings.rounds, settings.budget) if calls else {}
+    return [_timed(row, baseline, times, size) for row, baseline in zip((*ours, *others), baselines, strict=True)]
+
+
+def _admit_ours(case: Case, settings: Settings, expected: Results, calls: Calls) -> list[Row]:
     return [
-        _timed(entrant, baseline, times, size) for entrant, baseline in zip((*ours, *others), baselines, strict=True)
+        _admit(f"detpool {backend}", layout, case, partial(detpool_contender, case, backend, layout), expected, calls)
+        for backend in settings.backends
+        for layout in settings.layouts
     ]
 
 
-def _ours(case: Case, settings: Settings, expected: Results) -> Iterator[_Entrant]:
-    for backend in settings.backends:
-        for layout in settings.layouts:
-            build = partial(detpool_contender, case, backend, layout)
-            yield _admit(f"detpool {backend}", layout, case, build, expected)
-
-
-def _admit(implementation: str, layout: str, case: Case, build: Callable[[], Contender], expected: Results) -> _Entrant:
-    """Build an implementation's call and compare what it returns."""
+def _admit(
+    implementation: str,
+    layout: str,
+    case: Case,
+    build: Callable[[], Contender],
+    expected: Results,
+    calls: Calls,
+) -> Row:
+    """Build an implementation's call and compare what it returns: its row without times. What agrees joins `calls`."""
     dtype = str(case.dtype).removeprefix("torch.")
     names = (case.workload.name, case.operator.name, case.direction, dtype, case.threads, implementation, layout)
     row = partial(Row, *names)
@@ -124,32 +133,49 @@ def _admit(implementation: str, layout: str, case: Case, build: Callable[[], Con
         contender = build()
         results = contender.check()
     except (Absent, BackendError) as reason:
-        return _Entrant(row("absent", str(reason)))
+        return row("absent", str(reason))
     except Exception as error:  # one that breaks must not take the others' results with it
-        return _Entrant(row("failed", f"{type(error).__name__}: {error}"))
-    found = compare(checked_part(case, results), expected, case.dtype)
-    if not found.holds:
-        return _Entrant(row("disagrees", found.worst, found.error, found.tolerance))
-    return _Entrant(row("timed", contender.note, found.error, found.tolerance), contender)
+        return row("failed", f"{type(error).__name__}: {error}")
+    tolerance = TOLERANCES[case.dtype]
+    off, worst = compare(checked_part(case, results), expected, tolerance)
+    if off > tolerance:
+        return row("disagrees", worst, off, tolerance)
+    admitted = row("timed", contender.note, off, tolerance)
+    calls[admitted.key] = contender.run
+    return admitted
 
 
-def _timed(entrant: _Entrant, baseline: _Entrant | None, times: Mapping[str, Summary], size: int) -> Row:
-    if entrant.key not in times:
-        return entrant.row
-    found, name, speedup = times[entrant.key], "", None
+def compare(
+    results: Mapping[str, Sequence[Tensor]], expected: Mapping[str, Sequence[Tensor]], tolerance: float
+) -> tuple[float, str]:
+    """The greatest error in lists of tensors (one a level) by name, and in which tensor and how many numbers it is.
+
+    It is relative as in `TOLERANCES`, and infinite for another shape or NaN.
+    """
+    greatest, worst = 0.0, ""
+    for name, tensors in results.items():
+        for level, (tensor, truth) in enumerate(zip(tensors, expected[name], strict=True)):
+            label = f"{name} of level {level}" if len(tensors) > 1 else name
+            if tensor.shape != truth.shape:
+                return math.inf, f"{label} is {tuple(tensor.shape)}, not {tuple(truth.shape)}"
+            if truth.numel():
+                tensor, truth = tensor.double(), truth.double()
+                errors = ((tensor - truth).abs() / truth.abs().max().clamp(min=1)).nan_to_num(nan=math.inf)
+                if (largest := float(errors.max())) > greatest:
+                    greatest = largest
+                    worst = f"{label}: {int((errors > tolerance).sum())} of {truth.numel()} numbers exceed"
+    return greatest, worst
+
+
+def _timed(row: Row, baseline: Row | None, times: Mapping[str, Summary], size: int) -> Row:
+    if row.key not in times:
+        return row
+    found, name, speedup = times[row.key], "", None
     if baseline is not None and baseline.key in times:
         speedup = times[baseline.key].median / found.median
-        same = baseline.row.operator == entrant.row.operator
-        name = baseline.row.implementation if same else f"{baseline.row.implementation} {baseline.row.operator}"
-    return dataclasses.replace(
-        entrant.row,
-        rounds=found.rounds,
-        median_ms=1e3 * found.median,
-        p20_ms=1e3 * found.p20,
-        p80_ms=1e3 * found.p80,
-        baseline=name,
-        speedup=speedup,
-        gigabytes=size / 1e9,
-        gb_per_s=size / 1e9 / found.median,
-        copy_gb_per_s=size / 1e9 / times[COPY].median,
-    )
+        same = baseline.operator == row.operator
+        name = baseline.implementation if same else f"{baseline.implementation} {baseline.operator}"
+    gigabytes = size / 1e9
+    rates = {"gb_per_s": gigabytes / found.median, "copy_gb_per_s": gigabytes / times[COPY].median}
+    found_numbers: dict[str, Any] = {"rounds": found.rounds, **found.columns(), "gigabytes": gigabytes, **rates}
+    return dataclasses.replace(row, baseline=name, speedup=speedup, **found_numbers)

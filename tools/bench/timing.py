@@ -23,16 +23,21 @@ class Summary:
     p80: float
     rounds: int
 
-
-def summarize(seconds: Sequence[float]) -> Summary:
-    """Median and 20th and 80th percentile, linear between the two nearest times."""
-    p20, median, p80 = np.percentile(seconds, [20, 50, 80])
-    return Summary(float(median), float(p20), float(p80), len(seconds))
+    def columns(self, unit: str = "ms") -> dict[str, float]:
+        """What a file of results says of them, in milliseconds or (`s`) seconds."""
+        times = {"median": self.median, "p20": self.p20, "p80": self.p80}
+        return {f"{name}_{unit}": time * {"ms": 1e3, "s": 1}[unit] for name, time in times.items()}
 
 
 def measure(calls: Mapping[str, Callable[[], object]], rounds: int, budget: float) -> dict[str, Summary]:
     """Summaries of the times of :func:`interleave`."""
     return {name: summarize(seconds) for name, seconds in interleave(calls, rounds, budget).items()}
+
+
+def summarize(seconds: Sequence[float]) -> Summary:
+    """Median and 20th and 80th percentile, linear between the two nearest times."""
+    p20, median, p80 = np.percentile(seconds, [20, 50, 80])
+    return Summary(float(median), float(p20), float(p80), len(seconds))
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, budget: float) -> dict[str, list[float]]:
@@ -54,12 +59,11 @@ def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, budget: f
         name: Timer("result = call()", globals={"call": call}, num_threads=threads) for name, call in calls.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    shuffle = random.Random(0).shuffle
-    begin = time.perf_counter()
+    shuffle, begin = random.Random(0).shuffle, time.perf_counter()
     for number in range(rounds):
         if number >= LEAST_ROUNDS and time.perf_counter() - begin > budget:
             break
+        order = list(calls)
         shuffle(order)
         for name in order:
             seconds[name].append(timers[name].timeit(1).median)

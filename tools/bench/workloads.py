@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,35 +101,55 @@ def build(
     return Workload(name, features, strides, tuple(boxes), image_size, output_size, position_sensitive)
 
 
-_QUICK: dict[str, Any] = {"channels": 8, "rois": 16, "sides": (32, 150), "image_size": (160, 256)}
+_QUICK = {"channels": 8, "rois": 16, "sides": (32, 150), "image_size": (160, 256)}
+_SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # A C4 detector's map: 2 x 256 x 50 x 76.
+    "c4": ({"channels": 256, "rois": 512, "sides": (32, 500)}, {}),
+    # A feature pyramid.
+    "fpn": (
+        {"channels": 256, "rois": 1024, "sides": (16, 700), "strides": (4, 8, 16, 32)},
+        {"rois": 32, "sides": (16, 160)},
+    ),
+    # R-FCN's score maps, 2 x (21 * 49) x 50 x 76. Boxes keep two cells away from the border: beyond it the backward of
+    # torchvision's `ps_roi_pool` is not the derivative of its forward, and could not be compared.
+    "rfcn": (
+        {"channels": CLASSES, "rois": 512, "sides": (32, 500), "position_sensitive": True, "margin": 32},
+        {"channels": 3, "sides": (32, 100)},
+    ),
+    # A mask head's RoIs on the map of `c4`.
+    "mask": ({"channels": 256, "rois": 256, "sides": (32, 500), "output_size": (14, 14)}, {"rois": 8}),
+}
+"""Arguments of `build`, and what is else in the quick one, after `_QUICK`."""
 
 
-def c4(quick: bool = False) -> Workload:
-    """A C4 detector's map: 2 x 256 x 50 x 76, stride 16, 512 RoIs with sides of 32 to 500 px, 7 x 7 bins."""
-    return build("c4", **(_QUICK if quick else {"channels": 256, "rois": 512, "sides": (32, 500)}))
+def _build(name: str, quick: bool = False) -> Workload:
+    usual, small = _SHAPES[name]
+    return build(name, **(usual | _QUICK | small if quick else usual))
 
 
-def fpn(quick: bool = False) -> Workload:
-    """A feature pyramid: strides 4 to 32, 256 channels, 1024 RoIs with sides of 16 to 700 px, 7 x 7 bins."""
-    shape: dict[str, Any] = {"channels": 256, "rois": 1024, "sides": (16, 700)}
-    return build("fpn", strides=(4, 8, 16, 32), **(_QUICK | {"rois": 32, "sides": (16, 160)} if quick else shape))
+WORKLOADS: dict[str, Callable[[bool], Workload]] = {name: partial(_build, name) for name in _SHAPES}
+
+ROIS, FEW, CHANNELS, BINS, BIN_AREA = "RoIs", "RoIs of 64 channels", "channels", "bins", "cells per bin"
 
 
-def rfcn(quick: bool = False) -> Workload:
-    """R-FCN's score maps: 2 x (21 * 49) x 50 x 76, stride 16, 512 RoIs with sides of 32 to 500 px, 7 x 7 bins.
+def points(quick: bool = False) -> Iterator[tuple[float, Workload]]:
+    """The map of `c4` with 512 RoIs, 256 channels and 7 x 7 bins, one of them varied at a time.
 
-    Boxes keep two cells away from the border: beyond that the backward of torchvision's `ps_roi_pool` is not the
-    derivative of its forward, and could not be compared.
+    Each is the value of the quantity that is varied, and a workload of that quantity's name.
+
+    RoIs have sides of 32 to 500 px, except where the area of a bin is varied: there all have the same side. Few RoIs
+    show what a call costs whatever it pools: from how many on is an implementation faster than another?
     """
-    shape: dict[str, Any] = {"channels": CLASSES, "rois": 512, "sides": (32, 500)}
-    small = _QUICK | {"channels": 3, "sides": (32, 100)}
-    return build("rfcn", position_sensitive=True, margin=32, **(small if quick else shape))
-
-
-def mask(quick: bool = False) -> Workload:
-    """A mask head's RoIs: the map of `c4`, 256 RoIs with sides of 32 to 500 px, 14 x 14 bins."""
-    shape: dict[str, Any] = {"channels": 256, "rois": 256, "sides": (32, 500)}
-    return build("mask", output_size=(14, 14), **(_QUICK | {"rois": 8} if quick else shape))
-
-
-WORKLOADS: dict[str, Callable[[bool], Workload]] = {"c4": c4, "fpn": fpn, "rfcn": rfcn, "mask": mask}
+    stride, size = 16, (160, 256) if quick else (800, 1216)
+    usual: dict[str, Any] = {"image_size": size, **_SHAPES["c4"][0], **(_QUICK | {"rois": 8} if quick else {})}
+    for count in (4, 8, 16) if quick else (1, 2, 4, 8, 32, 128, 512, 1024):
+        yield count, build(ROIS, **usual | {"rois": count})
+    for count in (1, 2) if quick else (1, 2, 4, 8, 16, 64):
+        yield count, build(FEW, **usual | {"rois": count, "channels": min(64, usual["channels"])})
+    for count in (4, 8, 16) if quick else (16, 64, 256, 1024):
+        yield count, build(CHANNELS, **usual | {"channels": count})
+    for edge in (2, 7) if quick else (1, 3, 7, 14):
+        yield edge * edge, build(BINS, **usual, output_size=(edge, edge))
+    for cells in (0.5, 1) if quick else (0.25, 0.5, 1, 2, 4, 6):
+        width = cells * 7 * stride
+        yield cells * cells, build(BIN_AREA, **usual | {"sides": (width, width)})
