@@ -132,30 +132,25 @@ def test_bad_arguments_are_named():
             small_data(**argument)
 
 
-def test_workers_and_loading_leave_the_global_generator_alone():
-    for num_workers in (0, 1):
-        torch.manual_seed(3)
-        expected = torch.rand(4)
+def test_samples_do_not_depend_on_the_number_of_workers_nor_the_global_generator_on_them():
+    def epochs(num_workers):
         torch.manual_seed(3)
         data = small_data(num_workers=num_workers)
-        list(data.train_dataloader())
-        list(data.val_dataloader())
-        assert torch.equal(torch.rand(4), expected)
-
-
-def test_samples_do_not_depend_on_the_number_of_workers():
-    def epochs(num_workers):
-        loader = small_data(num_workers=num_workers).train_dataloader()
+        loader = data.train_dataloader()
         seen = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
             seen.append([fingerprint(batch) for batch in loader])
-        return seen
+        list(data.val_dataloader())
+        return seen, torch.rand(4).tolist()
 
-    first, second = epochs(0)
+    torch.manual_seed(3)
+    (first, second), drawn = epochs(0)
+    torch.manual_seed(3)
+    assert torch.rand(4).tolist() == drawn
     assert first != second
     for num_workers in (1, 2):
-        assert epochs(num_workers) == [first, second]
+        assert epochs(num_workers) == ([first, second], drawn)
 
 
 def test_workers_outlive_signals_to_all_processes():
@@ -215,18 +210,16 @@ def test_lightning_may_replace_the_sampler(tmp_path):
 
 
 def test_processes_share_the_data_out(tmp_path):
+    def seen(data, **options):
+        run(tmp_path, data, 1, Recorder(save_to=tmp_path), strategy="ddp_fork", **options)
+        return [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
     # `use_distributed_sampler` must change nothing: the samplers are sharded already.
-    run(tmp_path, small_data(), 1, Recorder(save_to=tmp_path), strategy="ddp_fork", use_distributed_sampler=True)
-    (train_0, val_0), (train_1, val_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (train_0, val_0), (train_1, val_1) = seen(small_data(), use_distributed_sampler=True)
     assert len(train_0) == len(train_1) == IMAGES / 2
     assert sorted(train_0 + train_1) == list(range(1, IMAGES + 1))
     assert (val_0, val_1) == ([1, 3, 5], [2, 4])
-
-
-def test_more_processes_than_images(tmp_path):
-    model = Recorder(save_to=tmp_path)
-    run(tmp_path, small_data(train_images=1, val_images=1), 1, model, strategy="ddp_fork")
-    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [([1], [1]), ([1], [])]
+    assert seen(small_data(train_images=1, val_images=1)) == [([1], [1]), ([1], [])]
 
 
 def from_config(name, **changes):
