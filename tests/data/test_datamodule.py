@@ -1,3 +1,5 @@
+import contextlib
+import functools
 import multiprocessing
 import os
 import shutil
@@ -124,36 +126,31 @@ def test_splits_must_have_the_same_classes():
         data.setup("fit")
 
 
-@pytest.mark.parametrize("argument", [{"batch_size": 0}, {"eval_batch_size": 0}, {"num_workers": -1}])
-def test_bad_arguments_are_named(argument):
-    with pytest.raises(ValueError, match=f"{next(iter(argument))}: got"):
-        small_data(**argument)
+def test_bad_arguments_are_named():
+    for argument in ({"batch_size": 0}, {"eval_batch_size": 0}, {"num_workers": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(argument))}: got"):
+            small_data(**argument)
 
 
-def test_workers_and_loading_leave_the_global_generator_alone():
-    for num_workers in (0, 1):
-        torch.manual_seed(3)
-        expected = torch.rand(4)
+def test_samples_do_not_depend_on_the_number_of_workers_nor_the_global_generator_on_them():
+    def epochs(num_workers):
         torch.manual_seed(3)
         data = small_data(num_workers=num_workers)
-        list(data.train_dataloader())
-        list(data.val_dataloader())
-        assert torch.equal(torch.rand(4), expected)
-
-
-def test_samples_do_not_depend_on_the_number_of_workers():
-    def epochs(num_workers):
-        loader = small_data(num_workers=num_workers).train_dataloader()
+        loader = data.train_dataloader()
         seen = []
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
             seen.append([fingerprint(batch) for batch in loader])
-        return seen
+        list(data.val_dataloader())
+        return seen, torch.rand(4).tolist()
 
-    first, second = epochs(0)
+    torch.manual_seed(3)
+    (first, second), drawn = epochs(0)
+    torch.manual_seed(3)
+    assert torch.rand(4).tolist() == drawn
     assert first != second
     for num_workers in (1, 2):
-        assert epochs(num_workers) == [first, second]
+        assert epochs(num_workers) == ([first, second], drawn)
 
 
 def test_workers_outlive_signals_to_all_processes():
@@ -176,70 +173,53 @@ def test_workers_outlive_signals_to_all_processes():
         signal.signal(signal.SIGUSR2, before)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path, num_workers):
-    whole = run(tmp_path, small_data(num_workers=num_workers), epochs=3)
+def test_resumed_runs_see_what_an_uninterrupted_one_sees(tmp_path):
+    whole = run(tmp_path, small_data(), epochs=3)
     assert len(whole.train_seen) == 12
     assert len({str(entry[2]) for entry in whole.train_seen}) == 12
 
-    for moment in ("on_train_epoch_end", "on_validation_end"):
-        checkpoint = ModelCheckpoint(
-            tmp_path / moment, save_last=True, save_on_train_epoch_end=moment == "on_train_epoch_end"
-        )
-        run(tmp_path, small_data(num_workers=num_workers), epochs=1, callbacks=[checkpoint])
-        rest = run(tmp_path, small_data(num_workers=num_workers), epochs=3, ckpt_path=checkpoint.last_model_path)
-        assert rest.train_seen == whole.train_seen[4:]
+    def resumed(folder, step, num_workers, **when):
+        """Trains until a checkpoint is written, and goes on from it."""
+        stop_at, epochs = when.pop("stop_at", None), when.pop("epochs")
+        data = functools.partial(small_data, num_workers=num_workers)
+        callback = ModelCheckpoint(tmp_path / folder, **when)
+        with pytest.raises((KeyboardInterrupt, SystemExit)) if stop_at else contextlib.nullcontext():
+            run(tmp_path, data(), epochs, Recorder(stop_at), callbacks=[callback])
+        (path,) = (tmp_path / folder).glob("*.ckpt")
+        rest = run(tmp_path, data(), 3, ckpt_path=path)
+        assert rest.train_seen == whole.train_seen[step:]
         assert rest.weight == whole.weight
         # Validation sees the same images in every epoch and run.
         assert all(seen[2] == whole.val_seen[0][2] for seen in rest.val_seen if seen[1] == 0)
 
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_run_stopped_within_an_epoch_goes_on_there(tmp_path, num_workers):
-    whole = run(tmp_path, small_data(num_workers=num_workers), epochs=3)
-    # Stopped in the third step of the second epoch, as by Ctrl-C, ...
-    checkpoint = ModelCheckpoint(tmp_path, filename="stopped", save_on_exception=True)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(tmp_path, small_data(num_workers=num_workers), 3, Recorder(stop_at=(1, 2)), callbacks=[checkpoint])
-    (path,) = tmp_path.glob("*.ckpt")
-    rest = run(tmp_path, small_data(num_workers=num_workers), 3, ckpt_path=path)
-    assert rest.train_seen == whole.train_seen[6:]
-    assert rest.weight == whole.weight
-    # ... and between two steps.
-    checkpoint = ModelCheckpoint(tmp_path / "steps", every_n_train_steps=6, save_top_k=-1, filename="{step}")
-    run(tmp_path, small_data(num_workers=num_workers), 2, callbacks=[checkpoint])
-    rest = run(tmp_path, small_data(num_workers=num_workers), 3, ckpt_path=tmp_path / "steps" / "step=6.ckpt")
-    assert rest.train_seen == whole.train_seen[6:]
-    assert rest.weight == whole.weight
+    resumed("after training", 4, 0, epochs=1, save_on_train_epoch_end=True)
+    resumed("after validation", 4, 2, epochs=1, save_on_train_epoch_end=False)
+    # In the third step of the second epoch, as by Ctrl-C, and between two steps.
+    for num_workers in (0, 2):
+        stopped = {"filename": "stopped", "stop_at": (1, 2), "save_on_exception": True}
+        resumed(f"amid {num_workers}", 6, num_workers, epochs=3, **stopped)
+    resumed("between", 6, 2, epochs=2, every_n_train_steps=6)
 
 
 def test_lightning_may_replace_the_sampler(tmp_path):
     # `overfit_batches` trains on the same first batches again and again, unshuffled.
-    model = run(tmp_path, small_data(), epochs=2, overfit_batches=1)
-    assert [[image[0] for image in seen[2]] for seen in model.train_seen] == [[1, 2, 3]] * 2
-
-
-def test_loader_can_be_read_outside_of_training(tmp_path):
     data = small_data()
-    run(tmp_path, data, epochs=1)
-    assert len(list(data.train_dataloader())) == 4
+    model = run(tmp_path, data, epochs=2, overfit_batches=1)
+    assert [[image[0] for image in seen[2]] for seen in model.train_seen] == [[1, 2, 3]] * 2
+    assert len(list(data.train_dataloader())) == 4  # the loader can be read outside of training
 
 
-@pytest.mark.parametrize("use_distributed_sampler", [False, True])
-def test_processes_share_the_data_out(tmp_path, use_distributed_sampler):
-    # True must change nothing: the samplers are sharded already.
-    model = Recorder(save_to=tmp_path)
-    run(tmp_path, small_data(), 1, model, strategy="ddp_fork", use_distributed_sampler=use_distributed_sampler)
-    (train_0, val_0), (train_1, val_1) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+def test_processes_share_the_data_out(tmp_path):
+    def seen(data, **options):
+        run(tmp_path, data, 1, Recorder(save_to=tmp_path), strategy="ddp_fork", **options)
+        return [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+
+    # `use_distributed_sampler` must change nothing: the samplers are sharded already.
+    (train_0, val_0), (train_1, val_1) = seen(small_data(), use_distributed_sampler=True)
     assert len(train_0) == len(train_1) == IMAGES / 2
     assert sorted(train_0 + train_1) == list(range(1, IMAGES + 1))
     assert (val_0, val_1) == ([1, 3, 5], [2, 4])
-
-
-def test_more_processes_than_images(tmp_path):
-    model = Recorder(save_to=tmp_path)
-    run(tmp_path, small_data(train_images=1, val_images=1), 1, model, strategy="ddp_fork")
-    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [([1], [1]), ([1], [])]
+    assert seen(small_data(train_images=1, val_images=1)) == [([1], [1]), ([1], [])]
 
 
 def from_config(name, **changes):
@@ -279,10 +259,10 @@ def test_coco_config(coco):
     assert data.train_dataset[0][0].shape == (3, 50, 50)
 
 
-@pytest.mark.parametrize("name", ["voc", "coco"])
-def test_root_must_be_given(name):
-    with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
-        from_config(name)
+def test_root_must_be_given():
+    for name in ("voc", "coco"):
+        with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
+            from_config(name)
 
 
 @pytest.fixture

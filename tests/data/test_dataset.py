@@ -39,10 +39,3 @@ def test_an_index_alone_draws_from_the_global_generators(dataset):
     first = dataset[2][1]["drawn"]
     second = dataset[2][1]["drawn"]
     assert all(a != b for a, b in zip(first, second, strict=True))
-
-
-def test_indices_are_checked(dataset):
-    assert dataset[-1][1]["image_id"] == dataset[SampleKey(3, 0)][1]["image_id"] == 4
-    for index in (4, -5, SampleKey(4, 0)):
-        with pytest.raises(IndexError, match="the data set has 4 samples"):
-            dataset[index]

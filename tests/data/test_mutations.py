@@ -1,4 +1,4 @@
-"""300 changes of a valid COCO file, and 300 of a VOC folder: each is read right or refused with one message.
+"""Changes of a valid COCO file, and of a VOC folder: each is read right or refused with one message.
 
 What is read is trained on for a step and evaluated with both libraries; it is compared with what a parser of the test's
 own finds in the changed file.
@@ -34,7 +34,7 @@ from detpool.evaluation import CocoEvaluator
 from detpool.training.module import to_unit_range
 from detpool.training.runs import build_module
 
-CASES = 300
+CASES = 120
 SIZES = {7: (32, 48), 8: (40, 32), 1_700_000_000_000_000_009: (36, 36)}  # (height, width) by image id
 CLASSES = ["cat", "dog", "crowded"]
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -272,7 +272,7 @@ def test_mutations_of_a_coco_file(tmp_path: Path) -> None:
             (tmp_path / "train").mkdir()
             write_images(tmp_path / "train", [f"{i}.png" for i in SIZES])
     assert not failures, "\n".join(failures)
-    assert min(outcomes.values()) > 50, outcomes
+    assert min(outcomes.values()) > CASES / 6, outcomes
 
 
 def expected_of_voc(root: Path) -> tuple[int, Counter[Any]]:
@@ -337,4 +337,4 @@ def test_mutations_of_a_voc_folder(tmp_path: Path) -> None:
         assert time.monotonic() - start < 10, seed
         shutil.rmtree(root)
     assert not failures, "\n".join(failures)
-    assert min(outcomes.values()) > 50, outcomes
+    assert min(outcomes.values()) > CASES / 6, outcomes

@@ -1,4 +1,6 @@
-"""Every detector with every pooler that fits it: two training steps from their config, and an evaluation."""
+"""Every detector with every pooler that fits it: two training steps from its config, and an evaluation.
+Each detector and each pooler is in some of the pairs; all others run with the slow tests.
+"""
 
 import re
 
@@ -16,7 +18,14 @@ POOLERS = {
     "rfcn": POSITION_SENSITIVE,
     "light_head_rcnn": [*POSITION_SENSITIVE, *SHARED],
 }
-PAIRS = [(model, pooler) for model in MODELS for pooler in POOLERS.get(model, SHARED)]
+PAIRS = [
+    # Each detector with one of its poolers, one after the other, and two of them with all.
+    pytest.param(
+        model, pooler, [], marks=[] if model in ("faster_rcnn", "rfcn") or n == i % len(names) else pytest.mark.slow
+    )
+    for i, (model, names) in enumerate((model, POOLERS.get(model, SHARED)) for model in MODELS)
+    for n, pooler in enumerate(names)
+]
 MORE = [
     ("faster_rcnn", "all_levels", ["pooler.fusion=concat"]),
     ("faster_rcnn", "all_levels", ["pooler.fusion=attention"]),
@@ -33,7 +42,7 @@ MORE = [
     ("iou_net", "roi_align", ["pooler@iou_pooler=roi_align", "model.roi_heads.iou_guided=false"]),
     ("iou_net", "roi_align", ["pooler@iou_pooler=roi_pool", "model.roi_heads.refine_steps=0"]),
 ]
-CASES = [(model, pooler, []) for model, pooler in PAIRS] + MORE
+CASES = [*PAIRS, *MORE]
 
 
 @pytest.mark.parametrize(("model", "pooler", "overrides"), CASES, ids=lambda value: str(value))
@@ -48,59 +57,40 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
 
 
 @pytest.mark.parametrize(
-    ("model", "pooler", "overrides", "message"),
+    ("model", "pooler", "override", "message"),
     [
-        ("rfcn", "roi_align", [], "pooler: R-FCN's 3 x 3 bins read 99 maps, .* pooler=ps_roi_pool"),
-        ("faster_rcnn", "ps_roi_pool", [], "pooler, on maps of 8 channels: .* 7 x 7 .* got 8"),
-        (
-            "iou_net",
-            "roi_align",
-            ["pooler@iou_pooler=roi_pool"],
-            "iou_pooler: refinement .* model.roi_heads.refine_steps=0",
-        ),
-        (
-            "mask_rcnn",
-            "roi_align",
-            ["mask_pooler.output_size=[14,10]"],
-            "mask_pooler: masks are square, .* got 14 x 10",
-        ),
-        ("mask_rcnn_c4", "roi_align", ["mask_pooler.output_size=[8,6]"], "mask_pooler: masks are square, .* got 8 x 6"),
-        (
-            "light_head_rcnn",
-            "ps_roi_align",
-            ["model.kernel_size=6"],
-            "model.kernel_size must be odd, got 6",
-        ),
+        ("rfcn", "roi_align", None, "pooler: R-FCN's 3 x 3 bins read 99 maps, .* pooler=ps_roi_pool"),
+        ("faster_rcnn", "ps_roi_pool", None, "pooler, on maps of 8 channels: .* 7 x 7 .* got 8"),
+        ("iou_net", None, "pooler@iou_pooler=roi_pool", "iou_pooler: refinement .* model.roi_heads.refine_steps=0"),
+        ("mask_rcnn", None, "mask_pooler.output_size=[14,10]", "mask_pooler: masks are square, .* got 14 x 10"),
+        ("mask_rcnn_c4", None, "mask_pooler.output_size=[8,6]", "mask_pooler: masks are square, .* got 8 x 6"),
+        ("light_head_rcnn", None, "model.kernel_size=6", "model.kernel_size must be odd, got 6"),
         (
             "faster_rcnn",
-            "roi_align",
-            ["model.roi_heads.batch_size_per_image=0"],
-            "model.roi_heads.batch_size_per_image must be at least 1, got 0",
+            None,
+            "model.roi_heads.batch_size_per_image=0",
+            "batch_size_per_image must be at least 1",
         ),
-        (
-            "iou_net",
-            "roi_align",
-            ["model.roi_heads.iou_boxes_per_image=0"],
-            "model.roi_heads.iou_boxes_per_image must be at least 1, got 0",
-        ),
-        (
-            "iou_net",
-            "roi_align",
-            ["model.roi_heads.refine_steps=-1"],
-            "model.roi_heads.refine_steps must be at least 0, got -1",
-        ),
+        ("iou_net", None, "model.roi_heads.iou_boxes_per_image=0", "iou_boxes_per_image must be at least 1, got 0"),
+        ("iou_net", None, "model.roi_heads.refine_steps=-1", "refine_steps must be at least 0, got -1"),
         (
             "faster_rcnn_c5",
             "all_levels",
-            ["pooler.fusion=concat"],
+            "pooler.fusion=concat",
             "pooler, on maps of 16 channels: fusion='concat' is built for channels=256, the operator gives 16",
         ),
-        ("faster_rcnn", "roi_align", ["backbone.output_stride=16"], "increasing strides, got .*backbone.output_stride"),
-        ("rfcn", "ps_roi_pool", ["backbone.output_stride=32"], "whose stride must be that of the last"),
+        ("faster_rcnn", None, "backbone.output_stride=16", "increasing strides, got .*backbone.output_stride"),
+        ("rfcn", "ps_roi_pool", "backbone.output_stride=32", "whose stride must be that of the last"),
+        ("faster_rcnn", None, "downsample=max downsample.stride=1", r"must halve maps .* became \(8, 8, 8\)"),
+        ("faster_rcnn", None, "stem_pool=lp stem_pool.p=0", "stem_pool, on a map of 8 channels: p must be at least 1"),
+        ("faster_rcnn_c5", None, "downsample=max backbone.output_stride=4", "downsample replaces strides"),
+        ("faster_rcnn", None, "context=spp context.kernel_sizes=[4]", "context, on a map of 16 channels: kernel_sizes"),
+        ("faster_rcnn", None, "head_pool=adaptive_max head_pool.pool.output_size=-1", r"head_pool\.pool"),
+        ("faster_rcnn", None, "head_pool=token_cls head_pool.heads=3", r"head_pool\.heads must divide the 8 channels"),
     ],
 )
-def test_parts_that_do_not_fit_are_refused_with_those_that_do(model, pooler, overrides, message):
-    config = composed(model, pooler, overrides)
+def test_parts_that_do_not_fit_are_refused_with_those_that_do(model, pooler, override, message):
+    config = composed(model, pooler, override.split() if override else [])
     config.class_names = list("abcdef")
     with pytest.raises(InstantiationException) as error:
         build_module(config)

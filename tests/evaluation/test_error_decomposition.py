@@ -124,10 +124,3 @@ def test_sums_and_order_of_rows():
         assert explained <= counts["classification"] + counts["localisation"]
         draw.shuffle(rows)
         assert error_decomposition(ground_truth, rows) == counts
-
-
-def test_perfect_and_blind_detectors():
-    ground_truth = truth((CAT, BOX), (CAT, AWAY[1]), (DOG, NEAR))
-    perfect = [row(a["category_id"], a["bbox"]) for a in ground_truth["annotations"]]
-    assert counted(ground_truth, *perfect) == {"detections": 3, "correct": 3}
-    assert counted(ground_truth) == {"missed": 3}

@@ -76,13 +76,6 @@ def test_eleven_points_reach_every_tenth() -> None:
     assert voc_metrics(ground_truth(objects), rows(detections))["voc_AP11"] == pytest.approx(4 / 11)
 
 
-def test_a_claimed_object_is_not_passed_on() -> None:
-    # Unlike COCO's: the second detection overlaps the first object most, so it does not claim the other one.
-    objects = [(0, 1, (1, 1, 100, 100), False), (0, 1, (21, 1, 120, 100), False)]
-    detections = [(0, 1, (1, 1, 100, 100), 0.9), (0, 1, (9, 1, 108, 100), 0.8)]
-    assert voc_metrics(ground_truth(objects), rows(detections))["voc_AP"] == pytest.approx(0.5)
-
-
 def test_nothing_predicted_and_nothing_to_find() -> None:
     objects = [(0, 1, (1, 1, 10, 10), False), (0, 2, (1, 1, 10, 10), True)]
     metrics = voc_metrics(ground_truth(objects, classes=3), rows([(0, 3, (1, 1, 10, 10), 0.5)]))
@@ -90,12 +83,6 @@ def test_nothing_predicted_and_nothing_to_find() -> None:
     for name in ("voc_AP/class2", "voc_AP/class3", "voc_AP11/class2", "voc_AP11/class3"):
         assert math.isnan(metrics[name])
     assert all(math.isnan(value) for value in voc_metrics(ground_truth([]), []).values())
-
-
-def test_only_difficult_detected() -> None:
-    objects = [(0, 1, (1, 1, 10, 10), False), (0, 1, (101, 1, 110, 10), True)]
-    metrics = voc_metrics(ground_truth(objects), rows([(0, 1, (101, 1, 110, 10), 0.5)]))
-    assert (metrics["voc_AP"], metrics["voc_AP11"]) == (0, 0)
 
 
 def test_crowds_are_difficult() -> None:
@@ -111,13 +98,10 @@ def test_some_images_only() -> None:
     assert voc_metrics(ground_truth(objects), detections)["voc_AP"] == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("threshold", [0, -0.5, 1.01])
-def test_bad_threshold(threshold: float) -> None:
-    with pytest.raises(ValueError, match=r"iou_threshold must lie in \(0, 1\]"):
-        voc_metrics(ground_truth([]), [], iou_threshold=threshold)
-
-
-def test_row_of_another_data_set() -> None:
+def test_what_is_wrong_is_named() -> None:
+    for threshold in (0, -0.5, 1.01):
+        with pytest.raises(ValueError, match=r"iou_threshold must lie in \(0, 1\]"):
+            voc_metrics(ground_truth([]), [], iou_threshold=threshold)
     with pytest.raises(ValueError, match="row 0: category_id 2 is not in the ground truth, which has 1"):
         voc_metrics(ground_truth([]), rows([(0, 2, (1, 1, 10, 10), 0.5)]))
 
@@ -161,8 +145,9 @@ def exact_ap(objects: list, detections: list, threshold: Fraction) -> tuple[Frac
     return area, sum(best_precision(Fraction(i, 10)) for i in range(11)) / Fraction(11)
 
 
-@pytest.mark.parametrize(("seed", "threshold"), enumerate([Fraction(1, 2), Fraction(3, 10), Fraction(3, 4)] * 2))
-def test_equals_exact_fractions(seed: int, threshold: Fraction) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_equals_exact_fractions(seed: int) -> None:
+    threshold = [Fraction(1, 2), Fraction(3, 10), Fraction(3, 4)][seed % 3]
     rng = random.Random(seed)
     objects, detections = [], []
     for _ in range(40):
@@ -175,17 +160,15 @@ def test_equals_exact_fractions(seed: int, threshold: Fraction) -> None:
             detections.append((image, label, corners, rng.randint(0, 50) / 50))  # scores repeat
     metrics = voc_metrics(ground_truth(objects, classes=4), rows(detections), iou_threshold=float(threshold))
 
-    expected = []
+    expected = {}
     for label in range(1, 5):
         exact = exact_ap(
             [(image, corners, difficult) for image, other, corners, difficult in objects if other == label],
             [(image, corners, score) for image, other, corners, score in detections if other == label],
             threshold,
         )
-        assert (exact is None) == math.isnan(metrics[f"voc_AP/class{label}"]) == (label == 4)
-        if exact is not None:
-            assert metrics[f"voc_AP/class{label}"] == pytest.approx(float(exact[0]), abs=1e-12)
-            assert metrics[f"voc_AP11/class{label}"] == pytest.approx(float(exact[1]), abs=1e-12)
-            expected.append(exact)
-    assert metrics["voc_AP"] == pytest.approx(float(sum(area for area, _ in expected) / len(expected)), abs=1e-12)
-    assert metrics["voc_AP11"] == pytest.approx(float(sum(points for _, points in expected) / len(expected)), abs=1e-12)
+        for name, value in zip(("voc_AP", "voc_AP11"), exact or (math.nan, math.nan), strict=True):
+            expected[f"{name}/class{label}"] = float(value)
+    for name in ("voc_AP", "voc_AP11"):  # the mean of the classes that have objects
+        expected[name] = sum(expected[f"{name}/class{label}"] for label in range(1, 4)) / 3
+    assert metrics == pytest.approx(expected, abs=1e-12, nan_ok=True)

@@ -44,14 +44,3 @@ def reduced(values: Tensor, geometry: tuple, formula: Callable[[np.ndarray], np.
     rows, columns = (max(index[axis] for index in found) + 1 for axis in (0, 1))
     stacked = np.stack([np.stack([found[i, j] for j in range(columns)], axis=2) for i in range(rows)], axis=2)
     return torch.from_numpy(stacked)
-
-
-def train_towards(layer: torch.nn.Module, call: Callable[[], Tensor], target: Tensor, steps: int = 300) -> float:
-    """Train the layer's parameters until ``call()`` is ``target``; returns what is left of the mean squared error."""
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = (call() - target).square().mean()
-        loss.backward()
-        optimizer.step()
-    return loss.item()

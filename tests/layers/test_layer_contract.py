@@ -76,13 +76,6 @@ def test_all_layers_are_here() -> None:
     assert {name.split()[0] for name in MAPS | TOKENS} == classes
 
 
-@pytest.mark.parametrize("name", MAPS | TOKENS)
-def test_parameters(name: str) -> None:
-    layer = (MAPS | TOKENS)[name]().to(memory_format=torch.channels_last)  # as part of a model that is
-    assert any(True for _ in layer.parameters()) == (name in LEARNED | LEARNED_TOKENS)
-    assert type(layer).__name__ in repr(layer)
-
-
 def made(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
     """A layer, a call of it, and its float32 input."""
     if name in MAPS:
@@ -92,15 +85,26 @@ def made(name: str) -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
     return layer, lambda x: call_tokens(layer, x), random_map(2, 7, C, dtype=torch.float32)
 
 
+def seeded(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    torch.manual_seed(0)
+    return call(x)
+
+
 @pytest.mark.parametrize("name", MAPS | TOKENS)
-def test_dtype_and_layout_are_kept(name: str) -> None:
+def test_dtypes_layouts_autocast_and_parameters(name: str) -> None:
     layer, call, start = made(name)
+    made(name)[0].to(memory_format=torch.channels_last)  # as part of a model that is
+    assert any(True for _ in layer.parameters()) == (name in LEARNED | LEARNED_TOKENS)
+    assert type(layer).__name__ in repr(layer)
+    expected = seeded(call, start)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = seeded(call, start)
+    torch.testing.assert_close(found.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         for layout in LAYOUTS if name in MAPS else [torch.contiguous_format]:
-            torch.manual_seed(0)
             layer.to(dtype)
             x = start.to(dtype).clone(memory_format=layout).requires_grad_()
-            y = call(x)
+            y = seeded(call, x)
             assert y.dtype == dtype
             assert y.dim() == 3 or y.dim() == 2 or y.is_contiguous(memory_format=layout)
             y.sum().backward()
@@ -114,17 +118,6 @@ def test_dtype_and_layout_are_kept(name: str) -> None:
                 roundings = 32 if name == "AttentionTokenPool" else 8
                 atol = roundings * torch.finfo(dtype).eps * exact.abs().max().item()
                 torch.testing.assert_close(y.double(), exact, atol=atol, rtol=0)
-
-
-@pytest.mark.parametrize("name", MAPS | TOKENS)
-def test_layers_work_under_autocast(name: str) -> None:
-    _, call, x = made(name)
-    torch.manual_seed(0)
-    expected = call(x)
-    torch.manual_seed(0)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = call(x)
-    torch.testing.assert_close(found.float(), expected, atol=0.05 * expected.abs().max().item(), rtol=0)
 
 
 @pytest.mark.parametrize("name", MAPS | TOKENS)
@@ -148,18 +141,19 @@ def test_small_inputs(name: str) -> None:
     assert none.grad.shape == none.shape
 
 
-@pytest.mark.parametrize("name", ["SumPool2d", "LpPool2d", "LearnedMixedPool2d", "TreePool2d", "StridedConv2d"])
-def test_windows_that_would_be_missing_are_named(name: str) -> None:
-    layer = getattr(layers, name)(*((C,) if name[0] in "TS" and name != "SumPool2d" else ()), (3, 4), 1, 1)
-    assert layer(torch.zeros(1, C, 1, 2)).shape == (1, C, 1, 1)
-    with pytest.raises(ValueError, match=r"kernel_size \(3, 4\) does not fit into the input's 1 x 1 cells.*no window"):
-        layer(torch.zeros(1, C, 1, 1))
-    with pytest.raises(ValueError, match=r"input must have shape \(N, C, H, W\), got \(4, 5, 6\)"):
-        layer(torch.zeros(C, 5, 6))
-    with pytest.raises(ValueError, match="at least one channel, row and column"):
-        layer(torch.zeros(1, C, 0, 5))
-    with pytest.raises(TypeError, match="floating"):
-        layer(torch.zeros(1, C, 5, 5, dtype=torch.int64))
+def test_windows_that_would_be_missing_are_named() -> None:
+    missing = r"kernel_size \(3, 4\) does not fit into the input's 1 x 1 cells.*no window"
+    for name in ("SumPool2d", "LpPool2d", "LearnedMixedPool2d", "TreePool2d", "StridedConv2d"):
+        layer = getattr(layers, name)(*((C,) if name in ("TreePool2d", "StridedConv2d") else ()), (3, 4), 1, 1)
+        assert layer(torch.zeros(1, C, 1, 2)).shape == (1, C, 1, 1)
+        for shape, dtype, error, message in (
+            ((1, C, 1, 1), None, ValueError, missing),
+            ((C, 5, 6), None, ValueError, r"input must have shape \(N, C, H, W\), got \(4, 5, 6\)"),
+            ((1, C, 0, 5), None, ValueError, "at least one channel, row and column"),
+            ((1, C, 5, 5), torch.int64, TypeError, "floating"),
+        ):
+            with pytest.raises(error, match=message):
+                layer(torch.zeros(shape, dtype=dtype))
 
 
 OURS = [name for name in MAPS | TOKENS if not getattr(layers, name.split()[0]).__module__.startswith("torch")]
@@ -171,10 +165,7 @@ def test_layers_compile_to_one_graph(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     eager, traced = x.clone().requires_grad_(), x.clone().requires_grad_()
-    torch.manual_seed(0)
-    expected = call(eager)
-    torch.manual_seed(0)
-    found = compiled(traced)
+    expected, found = seeded(call, eager), seeded(compiled, traced)
     assert found.shape == expected.shape
     if name == "StochasticPool2d":  # draws of its own
         assert torch.isin(found, torch.cat([x.flatten(), torch.zeros(1)])).all()
@@ -238,36 +229,22 @@ def test_threads_change_nothing() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+def assert_drawn_apart(draws: Tensor, variance: float, others: Tensor | None = None) -> None:
+    """Draws of mean 0, (N, C, H, W): neighboring windows, channels and images say nothing of each other."""
+    for other in [*(draws.roll(1, axis) for axis in range(4)), *([] if others is None else [others])]:
+        correlation = (draws * other).mean().item() / variance
+        assert abs(correlation) < 5 / draws.numel() ** 0.5  # five standard deviations
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_stochastic_windows_are_drawn_apart(dtype: torch.dtype) -> None:
-    """Neighboring windows, channels and images: what one draws says nothing of the next."""
+def test_windows_are_drawn_apart(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
     x = torch.tensor([1.0, 1.0], dtype=dtype).repeat(4, 8, 100, 50)
     x[..., ::2] = 2
-    torch.manual_seed(0)
-    first = (layers.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3  # 160,000 draws
-    for axis in range(4):
-        shifted = first.roll(1, axis)
-        correlation = ((first * shifted).mean() / (2 / 9)).item()
-        assert abs(correlation) < 5 / 400  # five standard deviations
-    again = (layers.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3
-    assert abs((first * again).mean().item() / (2 / 9)) < 5 / 400
-
-
-def test_stochastic_keeps_nan() -> None:
-    for dtype in (torch.float32, torch.float64):
-        x = torch.ones(1, 2, 2, 4, dtype=dtype)
-        x[0, 0, 1, 1] = torch.nan
-        found = layers.StochasticPool2d(2)(x)
-        assert found.isnan().nonzero().tolist() == [[0, 0, 0, 0]]
-
-
-def test_coins_of_mixed_pooling_are_apart() -> None:
-    x = random_map(3, 5, 62, 62, dtype=torch.float32).contiguous(memory_format=torch.channels_last)
-    torch.manual_seed(0)
-    heads = (layers.MixedPool2d(2)(x) == layers.MaxPool2d(2)(x)).double() - 0.5
-    for axis in range(4):
-        correlation = ((heads * heads.roll(1, axis)).mean() / 0.25).item()
-        assert abs(correlation) < 5 / heads.numel() ** 0.5
+    draws, again = ((layers.StochasticPool2d((1, 2))(x) == 2).double() - 2 / 3 for _ in range(2))  # 160,000 each
+    assert_drawn_apart(draws, 2 / 9, again)
+    x = random_map(3, 5, 62, 62, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    assert_drawn_apart((layers.MixedPool2d(2)(x) == layers.MaxPool2d(2)(x)).double() - 0.5, 1 / 4)
 
 
 def test_the_page_has_every_layer_and_its_example_runs() -> None:

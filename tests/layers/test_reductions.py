@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from layer_cases import GEOMETRIES, random_map, reduced, train_towards
+from layer_cases import GEOMETRIES, random_map, reduced
 from torch.nn.functional import avg_pool2d, max_pool2d
 
 from detpool import layers
@@ -49,13 +49,6 @@ def test_values_and_gradients(name: str) -> None:
         assert torch.autograd.gradcheck(layer, x[:1, :2].clone().requires_grad_(), fast_mode=True)
 
 
-def test_the_worked_example() -> None:
-    x = torch.tensor([[1.0, 3, 2, 4], [5, 6, 7, 8], [9, 4, 3, 2], [1, 2, 3, 1]])[None, None]
-    assert layers.MaxPool2d(2, 2)(x).tolist() == [[[[6, 8], [9, 3]]]]
-    assert layers.AvgPool2d(2, 2)(x).tolist() == [[[[3.75, 5.25], [4.0, 2.25]]]]
-    assert layers.SumPool2d(2)(x).tolist() == [[[[15, 21], [16, 9]]]]
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_limits(dtype: torch.dtype) -> None:
     """However small a window is beside its neighbours: its own maximum is the scale."""
@@ -75,36 +68,15 @@ def test_limits(dtype: torch.dtype) -> None:
     torch.testing.assert_close(minimum, -max_pool2d(-x, 3, 2, 1), atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("p", [1.0, 1.5, 50.0])
-def test_lp_has_finite_gradients_where_features_are_zero(p: float) -> None:
-    x = random_map(1, 2, 6, 6, dtype=torch.float32)
-    x[:, 0] = 0
-    x[:, 1, :3] = 0
-    x.requires_grad_()
-    layer = layers.LpPool2d(3, 2, 1, p=p, learnable=True)
-    layer(x).sum().backward()
-    assert not layer(x)[:, 0].any()
-    assert x.grad.isfinite().all()
-    assert not x.grad[:, 0].any()
-    assert layer.p.grad.isfinite()
-
-
 def test_values_that_are_not_finite_are_not_hidden() -> None:
+    kinds = (layers.LpPool2d, layers.SoftmaxPool2d, layers.SumPool2d, layers.MixedPool2d, layers.StochasticPool2d)
     x = torch.ones(1, 1, 2, 4)
     x[..., 0, 0] = torch.nan
-    for layer in (layers.LpPool2d(2), layers.SoftmaxPool2d(2), layers.SumPool2d(2), layers.MixedPool2d(2).eval()):
-        got = layer(x)
-        assert got[..., 0].isnan().all()
-        assert got[..., 1].isfinite().all()
+    for layer in [*(kind(2).eval() for kind in kinds), layers.StochasticPool2d(2)]:
+        assert layer(x).isnan().tolist() == [[[[True, False]]]]
+    assert layers.StochasticPool2d(2)(x.double()).isnan().tolist() == [[[[True, False]]]]
     x[..., 0, 0] = torch.inf
     assert layers.LpPool2d(2, p=3)(x).flatten().tolist() == [math.inf, 1.0]
-
-
-def test_half_precision_is_computed_in_single() -> None:
-    x = 300 * random_map(2, 3, 8, 8, dtype=torch.float16).abs()
-    modules = [layers.LpPool2d(2, p=4), layers.SoftmaxPool2d(2, beta=2.0), layers.StochasticPool2d(2).eval()]
-    for layer in modules:
-        torch.testing.assert_close(layer(x), layer(x.float()).half(), atol=0, rtol=0)
 
 
 def test_stochastic_draws_in_proportion() -> None:
@@ -164,16 +136,6 @@ def test_mixed_is_a_fair_coin_for_each_window() -> None:
     assert torch.equal(max_pool2d(x.grad, 2), torch.where(maximised, 1.0, 0.25))
     torch.testing.assert_close(avg_pool2d(x.grad, 2), torch.full_like(got, 0.25))
     assert torch.equal(layer.eval()(x), layer(x))
-
-
-def test_learned_parameters_reach_the_optimum() -> None:
-    x = random_map(4, 3, 9, 9, dtype=torch.float32)
-    power = layers.LpPool2d(3, 2, p=1.0, learnable=True)
-    assert train_towards(power, lambda: power(x), layers.lp_pool2d(x, 3.0, 3, 2)) < 1e-6
-    assert power.p.item() == pytest.approx(3, abs=0.01)
-    temperature = layers.SoftmaxPool2d(3, 2, beta=0.0, learnable=True)
-    assert train_towards(temperature, lambda: temperature(x), layers.softmax_pool2d(x, 2.0, 3, 2), 500) < 1e-6
-    assert temperature.beta.item() == pytest.approx(2, abs=0.01)
 
 
 def test_gradients_of_learned_parameters() -> None:
