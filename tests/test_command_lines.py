@@ -155,9 +155,9 @@ def test_mistakes_end_in_a_right_result_or_one_message(part: int) -> None:
     rng = random.Random(part)
     for _ in range(20):
         line, odd = mutated(rng)
-        start = time.monotonic()
+        start = time.process_time()
         message = outcome(line)
-        assert time.monotonic() - start < 10, line
+        assert time.process_time() - start < 10, line
         if message is not None:
             assert "Traceback" not in message, line
             assert any(word in message for word in words(odd)), (line, odd, message)

@@ -248,7 +248,7 @@ def test_mutations_of_a_coco_file(tmp_path: Path) -> None:
             data = text.encode()
             damage_image(tmp_path / "train" / "7.png", seed)
         path.write_bytes(data)
-        start = time.monotonic()
+        start = time.process_time()
 
         def build() -> COCODataset:
             return COCODataset(tmp_path, "train", masks=True, transform=detection_transform(hflip=0.5))
@@ -266,7 +266,7 @@ def test_mutations_of_a_coco_file(tmp_path: Path) -> None:
             failures.append(f"seed {seed}: {error!r}")
         else:
             outcomes["refused" if isinstance(found, str) else "read"] += 1
-        assert time.monotonic() - start < 10, seed
+        assert time.process_time() - start < 10, seed
         if seed % 20 == 19:
             shutil.rmtree(tmp_path / "train")
             (tmp_path / "train").mkdir()
@@ -316,7 +316,7 @@ def test_mutations_of_a_voc_folder(tmp_path: Path) -> None:
             file = files[0] if seed % 6 == 0 else files[1 + seed % 3]
             change = mutate_text if file == files[0] else mutate_xml
             (root / file).write_bytes(change(texts[file], seed))
-        start = time.monotonic()
+        start = time.process_time()
 
         def build(root: Path = root) -> VOCDataset:
             return VOCDataset(root, class_names=CLASSES, transform=detection_transform(hflip=0.5))
@@ -334,7 +334,7 @@ def test_mutations_of_a_voc_folder(tmp_path: Path) -> None:
             failures.append(f"seed {seed}: {error!r}")
         else:
             outcomes["refused" if isinstance(found, str) else "read"] += 1
-        assert time.monotonic() - start < 10, seed
+        assert time.process_time() - start < 10, seed
         shutil.rmtree(root)
     assert not failures, "\n".join(failures)
     assert min(outcomes.values()) > CASES / 6, outcomes

@@ -102,8 +102,8 @@ def block_of(group, g):
 
 @compiled
 def place_of(i, j, group, g):
-    """(step, shift): the vector of a cell that bin (i, j) reads is number ``cell step + shift`` of an image; among those
-    of one group alone the number of the cell."""
+    """(step, shift): of a cell, bin (i, j) reads vector ``cell step + shift`` of an image; where there are those of one
+    group alone (``group`` is not -1), vector ``cell``."""
     if group >= 0:
         return 1, 0
     own = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns

@@ -32,7 +32,7 @@ def fill_zeros(array: Any) -> None:
 
 
 def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Callable[[int], Any]) -> Any:
-    """The vectors (N, H W G, C) of ``features``; of themselves if they are channels_last, in one group and of ``dtype``.
+    """The vectors (N, H W G, C) of ``features``: themselves if they are channels_last, in one group and of ``dtype``.
 
     Args:
         features: (N, C G, H, W).
@@ -49,7 +49,11 @@ def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Ca
         return flatten(features, True)
     # PyTorch's memory, which it keeps for the next call
     target = torch.empty((images, height * width, groups, channels // groups), dtype=dtype).numpy()
-    array = flatten(features, True).reshape(images, height * width, channels // groups, groups) if pixels else features.numpy()
+    array = (
+        flatten(features, True).reshape(images, height * width, channels // groups, groups)
+        if pixels
+        else features.numpy()
+    )
     spans, rows = find_spans(images), max(1, CELL_BLOCK // width)
     blocks = -(-height // rows)
 
