@@ -16,9 +16,16 @@ test: $(VENV)/installed-dev lint
 test-slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=3600 -n 2
 
-# On a machine with a GPU: its tests, then its benchmark, whose results are named after it.
-gpu: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m gpu tests/ops/triton
+# On a machine with a GPU: what is most worth knowing, the tests, then the whole benchmark, whose results are named after
+# the GPU. The first two install nothing where $(PYTHON) has PyTorch, torchvision, Triton, numba and pytest.
+NEEDED := import torch, torchvision, triton, numba, pytest
+GPU_PYTHON = $(shell $(PYTHON) -c "$(NEEDED)" 2>/dev/null && echo $(PYTHON) || echo $(BIN)/python)
+
+gpu:
+	$(PYTHON) -c "$(NEEDED)" 2>/dev/null || $(MAKE) $(VENV)/installed-dev
+	PYTHONPATH=. $(GPU_PYTHON) tools/gpu_first.py
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu tests/ops/triton
+	$(MAKE) $(VENV)/installed-dev
 	$(BIN)/python tools/bench_ops.py --device cuda --box-gradients --dtypes float32 float16 --output \
 		"results/ops_$$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')"
 

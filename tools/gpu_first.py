@@ -1,0 +1,284 @@
+#!/usr/bin/env python
+"""The first ten minutes on a GPU: what is most worth knowing first, every row written when it is measured.
+
+    python tools/gpu_first.py                                    # into results/first_<name of the GPU>
+    TRITON_INTERPRET=1 python tools/gpu_first.py --tiny --output /tmp/first    # no GPU: does it run?
+
+Needs PyTorch, torchvision, Triton, numba and NumPy, no network and no installation. One file a table:
+
+    operators.csv      c4, rfcn, fpn and mask, in both layouts, float32 and float16, ours and torchvision's
+    rois.csv           1, 16 and 128 RoIs, one box over the whole image with adaptive sampling, 8 x 512 RoIs
+    deterministic.csv  under torch.use_deterministic_algorithms
+    blocks.csv         other block and warp choices for the forward of c4
+    bandwidth.csv      copies within and beyond the L2 cache, and additions of vectors at random places
+
+Times in milliseconds: `idle_ms` from an idle GPU until it is idle again, `replay_ms` as a CUDA graph, `main_ms` of the
+longest kernel alone; `kernels` and `waits` are counts a call. `error` is the greatest difference from torchvision's
+result relative to its largest number. Ends with status 1 if one is above the tolerance or something failed; what there
+was no time for is named.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic algorithms refuse to multiply matrices
+
+import torch
+from bench.contenders import BACKWARD, DTYPES, FORWARD, LAYOUTS, Absent, Case, Contender, detpool_contender
+from bench.gpu import capture, profile_call, time_from_idle
+from bench.operators import examine, functions_of
+from bench.peers import torchvision_peer
+from bench.run import compare
+from bench.workloads import WORKLOADS, Workload, build
+from command_line import Parser, positive
+
+from detpool.files import write_json_atomically
+from detpool.ops.backends.triton import launch
+from detpool.run_record import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
+"""A GPU fuses products and sums, which moves sampling points: 1.3e-5 has been seen."""
+OPERATORS = {"rfcn": "ps_roi_align"}
+"""Of the workloads that are not pooled by roi_align."""
+COLUMNS = (
+    *("workload", "operator", "layout", "dtype", "direction", "implementation", "choice"),
+    *("idle_ms", "replay_ms", "main_ms", "busy_ms", "kernels", "waits", "main", "error", "note"),
+)
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Session:
+    """Where rows go, and how much time is left."""
+
+    output: Path
+    device: str
+    tiny: bool
+    end: float
+    """on the clock of ``time.monotonic``"""
+    problems: list[str] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def rounds(self) -> int:
+        return 1 if self.tiny else 30
+
+    def add(self, table: str, row: Row, measure: Callable[[], Row]) -> None:
+        """Measure and write one row; what fails is a row too, and does not end the session."""
+        name = " ".join(str(row[column]) for column in COLUMNS if row.get(column))
+        if time.monotonic() > self.end:
+            self.left_out.append(f"{table}: {name}")
+            return
+        try:
+            found = measure()
+        except Absent as reason:
+            found = {"note": f"absent: {reason}"}
+        except Exception as error:  # one that breaks must not take what follows with it
+            found = {"note": f"{type(error).__name__}: {error}".partition("\n")[0]}
+            self.problems.append(f"{table}: {name}: {found['note']}")
+        path = self.output / f"{table}.csv"
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in {**row, **found}.items()})
+        numbers = " ".join(f"{k} {v:.4g}" for k, v in found.items() if isinstance(v, float))
+        print(f"{table}: {name}: {numbers} {found.get('note', '')}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(__doc__)
+    parser.add_argument("--tiny", action="store_true", help="small inputs: shows that it runs, not how fast")
+    text = "after which nothing new begins; default: 9"
+    parser.add_argument("--minutes", type=positive, default=9.0, metavar="N", help=text)
+    text = "default: results/first_<name of the GPU>"
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help=text)
+    options = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        parser.error("PyTorch finds no GPU here; TRITON_INTERPRET=1 before the command shows that the program runs")
+    name = torch.cuda.get_device_name().replace(" ", "_") if device == "cuda" else "interpreter"
+    output = options.output or ROOT / "results" / f"first_{name}"
+    output.mkdir(parents=True, exist_ok=True)
+    for path in output.glob("*.csv"):
+        path.unlink()  # of an earlier session: rows are added to what there is
+    command = ["python", "tools/gpu_first.py", *(sys.argv[1:] if argv is None else argv)]
+    write_json_atomically(output / "session.json", provenance(command, ("triton", "numba", "numpy")))
+    session = Session(output, device, options.tiny, time.monotonic() + 60 * options.minutes)
+    for table in (measure_operators, measure_rois, measure_deterministic, measure_blocks, measure_bandwidth):
+        table(session)
+    for line in session.left_out:
+        print(f"no time for {line}")
+    for line in session.problems:
+        print(f"error: {line}", file=sys.stderr)
+    print(f"results in {output}")
+    return 1 if session.problems else 0
+
+
+def measure_operators(session: Session) -> None:
+    """The four workloads, the most valuable first."""
+    for name, dtype, direction in product(("c4", "rfcn", "fpn", "mask"), TOLERANCES, (FORWARD, BACKWARD)):
+        _compare(session, "operators", workload_of(name, session.tiny), dtype, direction, tuple(LAYOUTS))
+
+
+def measure_rois(session: Session) -> None:
+    """Few RoIs, many, and one as large as the image."""
+    size: dict[str, Any] = {"channels": 256, "sides": (32, 500)}
+    if session.tiny:
+        size = {"channels": 4, "sides": (16, 40), "image_size": (64, 96), "output_size": (1, 1)}
+    for rois in (1, 2) if session.tiny else (1, 16, 128):
+        workload = build(f"{rois} RoIs", rois=rois, **size)
+        _compare(session, "rois", workload, "float32", FORWARD, ("channels_last",))
+    height, width = workload.image_size
+    none, whole = torch.zeros(0, 4), torch.tensor([[0.0, 0.0, width, height]])
+    workload = dataclasses.replace(workload, name="whole image, adaptive", boxes=(whole, none))
+    _compare(session, "rois", workload, "float32", FORWARD, ("channels_last",), sampling_ratio=0)
+    many = build("8 x 512 RoIs", rois=1 if session.tiny else 1024, **size)
+    features = tuple(level.repeat(4, 1, 1, 1) for level in many.features)
+    many = dataclasses.replace(many, features=features, boxes=many.boxes * 4)
+    for direction in (FORWARD, BACKWARD):
+        _compare(session, "rois", many, "float32", direction, ("channels_last",))
+
+
+def measure_deterministic(session: Session) -> None:
+    """What reproducible gradients cost, ours and torchvision's."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for name in ("c4", "rfcn"):
+            workload = workload_of(name, session.tiny)
+            _compare(session, "deterministic", workload, "float32", BACKWARD, ("channels_last",))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def measure_blocks(session: Session) -> None:
+    """Channels and warps of a program of the forward, in place of what `launch` chooses."""
+    for dtype in TOLERANCES:
+        case = _case(session, workload_of("c4", session.tiny), dtype, FORWARD)
+        for channels, warps in product((64, 128, 256), (1,) if session.tiny else (1, 2, 4, 8)):
+            row = _row(case, "channels_last", "detpool") | {"choice": f"{channels} channels, {warps} warps"}
+            with blocks_of(channels, warps):
+                contender = detpool_contender(case, "triton", "channels_last")
+                session.add("blocks", row, partial(_measure, session, contender.run))
+
+
+@contextmanager
+def blocks_of(channels: int, warps: int) -> Iterator[None]:
+    """Programs of so many channels and warps, whatever `launch` would choose."""
+    usual = launch._options
+
+    def options(*arguments: Any) -> dict[str, Any]:
+        return usual(*arguments) | {"num_warps": warps}
+
+    block = mock.patch.object(launch, "channel_block", return_value=channels)
+    with block, mock.patch.object(launch, "_options", options):
+        yield
+
+
+def measure_bandwidth(session: Session) -> None:
+    """Gigabytes a second, in the note: what a kernel's time is to be compared with."""
+    for name, size in (("copy beyond L2", 1 << 16 if session.tiny else 1 << 30), ("copy within L2", 1 << 14)):
+        size = size if session.tiny or "beyond" in name else 1 << 23
+        source = torch.ones(size, dtype=torch.uint8, device=session.device)
+        target = torch.empty_like(source)
+        _add_bandwidth(session, name, partial(target.copy_, source), 2 * size)
+    rows, vectors = (64, 16) if session.tiny else (1 << 16, 1 << 13)
+    target = torch.zeros(vectors, 256, device=session.device)
+    source = torch.ones(rows, 256, device=session.device)
+    index = torch.randint(0, vectors, (rows,), generator=torch.Generator().manual_seed(0)).to(session.device)
+    _add_bandwidth(session, "vectors added at random", partial(target.index_add_, 0, index, source), source.nbytes)
+
+
+def _add_bandwidth(session: Session, name: str, call: Callable[[], object], size: int) -> None:
+    def measure() -> Row:
+        found = dict(_measure(session, call))
+        return found | {"note": f"{size / 1e6 / found['main_ms']:.0f} GB/s" if found["main_ms"] else "no kernel"}
+
+    session.add("bandwidth", {"choice": name}, measure)
+
+
+@cache
+def workload_of(name: str, tiny: bool) -> Workload:
+    """One of `bench.workloads`; much smaller ones for the interpreter, which takes seconds a RoI."""
+    if not tiny:
+        return WORKLOADS[name](False)
+    size: dict[str, Any] = {"channels": 4, "rois": 1, "sides": (16, 40), "image_size": (64, 96), "output_size": (1, 1)}
+    special: dict[str, Any] = {"fpn": {"strides": (8, 16)}, "rfcn": {"position_sensitive": True, "output_size": (1, 2)}}
+    return build(name, **size | special.get(name, {}))
+
+
+def _case(session: Session, workload: Workload, dtype: str, direction: str, sampling_ratio: int = 2) -> Case:
+    operator = examine(OPERATORS.get(workload.name, "roi_align"), functions_of())
+    return Case(workload, operator, direction, DTYPES[dtype], 1, sampling_ratio, session.device)
+
+
+def _row(case: Case, layout: str, implementation: str) -> dict[str, Any]:
+    dtype = str(case.dtype).removeprefix("torch.")
+    names = (case.workload.name, case.operator.name, layout, dtype, case.direction, implementation)
+    return dict(zip(COLUMNS, names, strict=False))
+
+
+def _compare(
+    session: Session,
+    table: str,
+    workload: Workload,
+    dtype: str,
+    direction: str,
+    layouts: Sequence[str],
+    sampling_ratio: int = 2,
+) -> None:
+    """A row for torchvision, on the contiguous features that suit it, and one of ours for each layout."""
+    case = _case(session, workload, dtype, direction, sampling_ratio)
+    expected: dict[str, Any] = {}
+
+    def theirs() -> Row:
+        contender = torchvision_peer(case)
+        expected.update(contender.run())
+        return _measure(session, contender.run)
+
+    def ours(layout: str) -> Row:
+        contender = detpool_contender(case, "triton", layout)
+        return dict(_measure(session, contender.run)) | _error(contender, expected, dtype)
+
+    session.add(table, _row(case, "contiguous", "torchvision"), theirs)
+    for layout in layouts:
+        session.add(table, _row(case, layout, "detpool"), partial(ours, layout))
+
+
+def _error(contender: Contender, expected: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    if not expected:
+        return {}
+    error, where = compare(contender.run(), expected, TOLERANCES[dtype])
+    if error > TOLERANCES[dtype]:
+        raise ValueError(f"differs from torchvision by {error:.2g}: {where} {TOLERANCES[dtype]:g}")
+    return {"error": error}
+
+
+def _measure(session: Session, call: Callable[[], object]) -> Row:
+    call()  # compiles
+    found: dict[str, Any] = {"idle_ms": time_from_idle(call, session.device, session.rounds)}
+    profiled = profile_call(call, session.device, min(3, session.rounds))
+    found |= dataclasses.asdict(profiled)
+    try:
+        found["replay_ms"] = time_from_idle(capture(call, session.device), session.device, session.rounds)
+    except RuntimeError as error:
+        found["note"] = f"no CUDA graph: {error}".partition("\n")[0]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
