@@ -10,9 +10,10 @@ import kernel_report
 import pytest
 from kernel_report import is_fast_forward
 from kernels import launches
-from kernels.compiled import TARGETS, Facts, compile_launch
+from kernels.compiled import Facts, compile_launch
 from kernels.launches import every_launch
 
+SOME = ("sm_90", "gfx942")
 FACTS = Facts(
     registers=32,
     spilled=0,
@@ -27,9 +28,9 @@ FACTS = Facts(
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict[str, str]]:
-    """The report of the types that the fast path is about; `make test-slow` has all of them."""
+    """The report of the types that the fast path is about, a GPU of each maker; `make test-slow` has all of them."""
     folder = tmp_path_factory.mktemp("report")
-    options = ["--dtypes", "float16", "float32", "--layouts", "channels_last", "--processes", "1"]
+    options = ["--targets", *SOME, "--dtypes", "float16", "float32", "--layouts", "channels_last", "--processes", "1"]
     assert kernel_report.main([*options, "--output", str(folder)]) == 0
     assert "not measured" in (folder / "README.md").read_text()
     with open(folder / "kernels.csv") as file:
@@ -45,7 +46,7 @@ def test_every_kernel_is_compiled_for_every_target(rows) -> None:
         ),
         *(f"window_max.{name}" for name in ("forward", "scatter_atomic", "scatter_gather", "extents")),
     }
-    for target in TARGETS:
+    for target in SOME:
         assert {row["kernel"] for row in rows if row["target"] == target} == kernels
 
 
