@@ -164,8 +164,8 @@ def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, c
                                 wins = (w < 0) | (m < 0)
                                 best[c], where[c] = 0 if wins else m, number if wins else w
                             continue
-                        shares = points_y.share[p, a], points_x.share[q, b]
-                        rows, weights = _bilinear_rows(source, step, shift, y, shares[0], x, shares[1], g)
+                        v, u = points_y.share[p, a], points_x.share[q, b]
+                        rows, weights = _bilinear_rows(source, step, shift, y, v, x, u, g)
                         f0, f1, f2, f3 = rows
                         w0, w1, w2, w3 = weights
                         for c in range(best.shape[0]):
