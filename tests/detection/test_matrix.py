@@ -1,4 +1,5 @@
 """Every detector with every pooler that fits it: two training steps from its config, and an evaluation.
+
 Each detector and each pooler is in some of the pairs; all others run with the slow tests.
 """
 
