@@ -80,11 +80,10 @@ def profile_call(call: Call, device: str, calls: int) -> Profile:
     with profile(activities=activities) as record:
         for _ in range(calls):
             call()
-        waits_for_the_end = device == "cuda"
         synchronize(device)
     kind = torch.profiler.DeviceType.CUDA if device == "cuda" else torch.profiler.DeviceType.CPU
     durations: dict[str, float] = {}
-    kernels = waits = 0
+    kernels, waits = 0, -1 if device == "cuda" else 0  # without the one for the end
     for event in record.profiler.kineto_results.events():
         waits += event.name() in WAITS
         if event.device_type() == kind:
@@ -93,7 +92,7 @@ def profile_call(call: Call, device: str, calls: int) -> Profile:
     main = max(durations, key=lambda name: durations[name], default="")
     return Profile(
         kernels=kernels / calls,
-        waits=(waits - waits_for_the_end) / calls,
+        waits=waits / calls,
         busy_ms=sum(durations.values()) / calls,
         main_ms=durations.get(main, 0.0) / calls,
         main=main,

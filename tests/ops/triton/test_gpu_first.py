@@ -39,3 +39,13 @@ def test_what_there_is_no_time_for_is_named(tmp_path, capsys) -> None:
     assert gpu_first.main(["--tiny", "--minutes", "1e-9", "--output", str(tmp_path)]) == 0
     assert "no time for operators: c4 roi_align contiguous float32 forward torchvision" in capsys.readouterr().out
     assert not list(tmp_path.glob("*.csv"))
+
+
+def test_a_wrong_result_is_a_problem_and_keeps_its_times(tmp_path) -> None:
+    session = gpu_first.Session(tmp_path, "cpu", tiny=True, end=float("inf"))
+    for error in (1e-6, 1e-2, float("inf")):
+        session.add("rois", {"workload": "c4", "dtype": "float32"}, lambda e=error: {"idle_ms": 2.0, "error": e})
+    assert [row["idle_ms"] for row in csv.DictReader((tmp_path / "rois.csv").open())] == ["2", "2", "2"]
+    first, second = session.problems
+    assert "differs from torchvision by 0.01, tolerance 0.0001" in first
+    assert "inf" in second
