@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.errors import show
+from detpool.ops.backends.cpu.compiling import exact_kernel
 
 Size = tuple[int, int]  # (height, width) of the image in pixels
 
@@ -29,6 +30,7 @@ MAX_PIXELS = 2**31 - 1
 _MAX_OUTSIDE = 10  # sides of its image that a polygon may reach beyond: the libraries' time and memory grow with it
 _MAX_CHARACTERS = 7  # of a number in a compressed string, five bits each
 _CHUNK = 256  # segmentations at a time: as many as a processor's cache holds, in Python's objects
+_STRINGS = 4096  # compressed strings decoded at a time
 _decode_polygons = msgspec.json.Decoder(list[list[float]]).decode
 
 
@@ -108,10 +110,13 @@ def to_rles(segmentations: Sequence[Any], sizes: Sequence[Size]) -> list[dict[st
     """
     encoded = []
     for segmentation, size, runs in zip(segmentations, sizes, _runs(segmentations, sizes), strict=True):
-        if runs is None:
-            encoded.append(rle.merge(rle.frPyObjects(segmentation, *size)))
-        else:
+        if runs is not None:
             encoded.append(rle.frPyObjects({"size": list(size), "counts": _without_empty(runs)}, *size))
+        elif isinstance(segmentation, dict):
+            counts = segmentation["counts"]
+            encoded.append({"size": list(size), "counts": counts if isinstance(counts, bytes) else counts.encode()})
+        else:
+            encoded.append(rle.merge(rle.frPyObjects(segmentation, *size)))
     return encoded
 
 
@@ -132,11 +137,13 @@ def decode_segmentation(segmentation: Any, size: Size) -> NDArray[np.uint8]:
 
 
 def _runs(segmentations: Sequence[Any], sizes: Sequence[Size]) -> Iterator[NDArray[np.int64] | None]:
-    """The run lengths of each segmentation, None of polygons; all of them checked."""
-    for start in range(0, len(segmentations), _CHUNK):
-        part = segmentations[start : start + _CHUNK]
-        decoded = iter(_decode_strings([item["counts"] for item in part if _is_compressed(item)]))
-        for index, (segmentation, size) in enumerate(zip(part, sizes[start : start + _CHUNK], strict=True), start):
+    """The run lengths of each segmentation, None of those that the libraries can read as they are; all checked."""
+    for start in range(0, len(segmentations), _STRINGS):
+        part, of = segmentations[start : start + _STRINGS], sizes[start : start + _STRINGS]
+        strings = [item["counts"] for item in part if _is_compressed(item)]
+        pixels = [h * w for item, (h, w) in zip(part, of, strict=True) if _is_compressed(item)]
+        decoded = iter(_decode_strings(strings, pixels))
+        for index, (segmentation, size) in enumerate(zip(part, of, strict=True), start):
             found: NDArray[np.int64] | str | None
             if _is_compressed(segmentation):
                 found = next(decoded)
@@ -212,18 +219,55 @@ def _without_empty(runs: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([[0], merged]) if value[0] else merged
 
 
-def _decode_strings(strings: list[str | bytes]) -> list[NDArray[np.int64] | str]:
+def _decode_strings(strings: list[str | bytes], pixels: list[int]) -> list[NDArray[np.int64] | str | None]:
+    """The run lengths of compressed strings, or what is wrong with them; None of what `_are_plain` finds plain."""
+    encoded = [text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in strings]
+    ends = np.array([0, *map(len, encoded)]).cumsum()
+    plain = _are_plain(np.frombuffer(b"".join(encoded), np.uint8), ends, np.array(pixels, np.int64))
+    others = iter(_decode_odd_strings([text for text, sound in zip(encoded, plain, strict=True) if not sound]))
+    return [None if sound else next(others) for sound in plain]
+
+
+@exact_kernel
+def _are_plain(data: NDArray[np.uint8], ends: NDArray[np.int64], pixels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether strings are sound, sum up to their pixels, and hold no empty run but the first: most are."""
+    plain = np.zeros(len(pixels), np.bool_)
+    for string in range(len(pixels)):
+        before, last, number, shift, runs, total = 0, 0, 0, 0, 0, 0
+        sound = True
+        for place in range(ends[string], ends[string + 1]):
+            code = np.int64(data[place]) - 48
+            if code < 0 or code > 63 or shift > 5 * (_MAX_CHARACTERS - 1):
+                sound = False
+                break
+            number |= (code & 31) << shift
+            shift += 5
+            if code & 32:
+                continue
+            if code & 16:
+                number -= 1 << shift
+            if runs > 2:
+                number += before
+            if number < 0 or (number == 0 and runs > 0):
+                sound = False
+                break
+            before, last, total = last, number, total + number
+            number, shift, runs = 0, 0, runs + 1
+        plain[string] = sound and runs > 0 and shift == 0 and total == pixels[string]
+    return plain
+
+
+def _decode_odd_strings(encoded: list[bytes]) -> list[NDArray[np.int64] | str]:
     """The run lengths of compressed strings, or what is wrong with them, all strings in one go.
 
     Each character holds five bits of a number, the lowest first, in the order from "0"; a sixth bit says that more
     follow. From the third number on, each is the difference from the one before the last.
     """
-    encoded = [string if isinstance(string, bytes) else string.encode("utf-8", "surrogatepass") for string in strings]
     lengths = np.array(list(map(len, encoded)), np.int64)
     codes = np.frombuffer(b"".join(encoded), np.uint8).astype(np.int64) - ord("0")
     if not len(codes):
-        return ["has an empty run-length encoding"] * len(strings)
-    string = np.repeat(np.arange(len(strings)), lengths)
+        return ["has an empty run-length encoding"] * len(encoded)
+    string = np.repeat(np.arange(len(encoded)), lengths)
     filled, final = lengths > 0, lengths.cumsum() - 1
 
     last = codes & 32 == 0  # character of its number
@@ -237,7 +281,7 @@ def _decode_strings(strings: list[str | bytes]) -> list[NDArray[np.int64] | str]
     numbers -= np.where(codes[ends] & 16, 1 << 5 * np.minimum(sizes, 11), 0)
 
     owner = string[ends]
-    counts = np.bincount(owner, minlength=len(strings))
+    counts = np.bincount(owner, minlength=len(encoded))
     first = counts.cumsum() - counts
     place = np.arange(len(numbers)) - first[owner]
     runs = numbers.copy()
@@ -246,8 +290,8 @@ def _decode_strings(strings: list[str | bytes]) -> list[NDArray[np.int64] | str]
         sums = steps.cumsum()
         runs[later] = (sums - (sums - steps)[first[owner]])[later]
 
-    foreign = np.bincount(string, (codes < 0) | (codes > 63), len(strings)) > 0
-    long = np.bincount(owner, sizes > _MAX_CHARACTERS, len(strings)) > 0
+    foreign = np.bincount(string, (codes < 0) | (codes > 63), len(encoded)) > 0
+    long = np.bincount(owner, sizes > _MAX_CHARACTERS, len(encoded)) > 0
     reasons = {
         "has an empty run-length encoding": ~filled,
         "has a run-length encoding with characters that mean nothing in one": foreign,

@@ -8,7 +8,7 @@ a perfect detector makes no error.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,11 @@ def error_decomposition(
     rows = list(rows)
     check_rows(rows, all_images, categories)
 
-    images = {image: _Image.of([a for a in ground_truth["annotations"] if a["image_id"] == image]) for image in wanted}
+    annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)  # by image
+    for annotation in ground_truth["annotations"]:
+        annotations[annotation["image_id"]].append(annotation)
+    images = {image: _Image.of(annotations[image]) for image in wanted}
+    objects = Counter(category for image in images.values() for category in image.categories[image.counted].tolist())
     detections: dict[int, list[Row]] = defaultdict(list)  # by class
     for row in rows:
         if row["image_id"] in wanted:
@@ -80,7 +84,7 @@ def error_decomposition(
 
     counts = dict.fromkeys(("objects", "detections", "correct", *ERRORS), 0)
     for category in categories:
-        left = sum(int((image.counted & (image.categories == category)).sum()) for image in images.values())
+        left = objects[category]
         counts["objects"] += left
         for row in sorted(detections[category], key=lambda row: -row["score"]):
             if left == 0:

@@ -41,14 +41,13 @@ class DetectionEvaluator:
         dataset: ground truth in COCO's format; `category_ids` and `class_names` of labels 1, 2, ...
         metrics: which metrics: `"coco"`, `"voc"` (keys begin with `voc_`), or both.
         iou_types: what the COCO metrics compare: `"bbox"`, and `"segm"` for masks (keys begin with `mask_`).
-        backend: library of the COCO metrics, `"pycocotools"` or `"faster_coco_eval"`.
+        backend: library of the COCO metrics, `"faster_coco_eval"` or `"pycocotools"`.
         max_dets: ascending limits on detections per image and class of the COCO metrics; raise the last for
             dense images.
         voc_iou_threshold: smallest IoU of a match of the VOC metrics.
 
     Raises:
         ValueError: an argument is none of the accepted values, or does not fit the data set.
-        ImportError: the backend is not installed.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class DetectionEvaluator:
         *,
         metrics: Sequence[Metric] = ("coco",),
         iou_types: Sequence[IouType] = ("bbox",),
-        backend: Backend = "pycocotools",
+        backend: Backend = "faster_coco_eval",
         max_dets: Sequence[int] = (1, 10, 100),
         voc_iou_threshold: float = 0.5,
     ) -> None:
@@ -122,7 +121,11 @@ class DetectionEvaluator:
                 input_size=(int(input_size[0]), int(input_size[1])),
                 category_ids=self._category_ids,
             )
-            self._predicted.append((image_id, rows))
+            self.add_rows(image_id, rows)
+
+    def add_rows(self, image_id: int, rows: list[Row]) -> None:
+        """Add all detections of an image, as rows of COCO's result format in pixels of its file."""
+        self._predicted.append((image_id, rows))
 
     def reset(self) -> None:
         """Forget all predictions."""

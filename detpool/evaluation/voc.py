@@ -59,10 +59,10 @@ def voc_metrics(
     rows = list(rows)
     check_rows(rows, all_images, categories)
 
-    objects: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)  # by class and image
+    objects: dict[int, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))  # by class, image
     for annotation in ground_truth["annotations"]:
         if annotation["image_id"] in wanted:
-            objects[annotation["category_id"], annotation["image_id"]].append(annotation)
+            objects[annotation["category_id"]][annotation["image_id"]].append(annotation)
     detections: dict[int, list[Row]] = defaultdict(list)  # by class
     for row in rows:
         if row["image_id"] in wanted:
@@ -70,8 +70,7 @@ def voc_metrics(
 
     area, eleven = {}, {}
     for category_id, name in sorted(categories.items()):
-        of_class = {image: found for (class_id, image), found in objects.items() if class_id == category_id}
-        positives, outcome = _match(of_class, detections[category_id], iou_threshold)
+        positives, outcome = _match(objects[category_id], detections[category_id], iou_threshold)
         true, false = np.cumsum(outcome == 1), np.cumsum(outcome == 0)
         area[name] = _area_ap(true, false, positives)
         eleven[name] = _eleven_point_ap(true, false, positives)
@@ -94,19 +93,23 @@ def _match(
     objects: Mapping[int, list[Mapping[str, Any]]], detections: list[Row], iou_threshold: float
 ) -> tuple[int, NDArray[np.int64]]:
     """How many objects must be found; per counted detection, by descending score, 1 if true, 0 if false."""
-    boxes = {image: np.array([a["bbox"] for a in found], dtype=np.float64) for image, found in objects.items()}
     difficult = {image: [_is_difficult(a) for a in found] for image, found in objects.items()}
     claimed = {image: [False] * len(found) for image, found in objects.items()}
+    in_image: dict[int, list[int]] = defaultdict(list)
+    for place, row in enumerate(detections):
+        in_image[row["image_id"]].append(place)
+    nearest = np.zeros(len(detections), np.int64)  # object of the image
+    overlap = np.full(len(detections), -1.0)
+    for image, found in objects.items():
+        if places := in_image.get(image):
+            boxes = np.array([detections[place]["bbox"] for place in places], np.float64)
+            overlaps = _iou(boxes, np.array([a["bbox"] for a in found], np.float64))
+            nearest[places], overlap[places] = overlaps.argmax(1), overlaps.max(1)
 
     outcome = []
-    for row in sorted(detections, key=lambda row: -row["score"]):
-        image = row["image_id"]
-        if image not in boxes:
-            outcome.append(0)
-            continue
-        overlaps = _iou(np.asarray(row["bbox"], dtype=np.float64), boxes[image])
-        best = int(overlaps.argmax())
-        if overlaps[best] < iou_threshold:
+    for place in np.argsort([-row["score"] for row in detections], kind="stable").tolist():
+        image, best = detections[place]["image_id"], nearest[place]
+        if overlap[place] < iou_threshold:
             outcome.append(0)
         elif not difficult[image][best]:
             outcome.append(0 if claimed[image][best] else 1)
@@ -119,12 +122,13 @@ def _is_difficult(annotation: Mapping[str, Any]) -> bool:
     return bool(annotation.get("ignore", 0) or annotation.get("iscrowd", 0))
 
 
-def _iou(box: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of one xywh box (4,) with xywh boxes (n, 4); 0 where the union is empty."""
-    low = np.maximum(box[:2], boxes[:, :2])
-    high = np.minimum(box[:2] + box[2:], boxes[:, :2] + boxes[:, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=1)
-    union = box[2] * box[3] + boxes[:, 2] * boxes[:, 3] - intersection
+def _iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """IoU of xywh boxes (n, 4) with others (m, 4): (n, m); 0 where the union is empty."""
+    boxes = boxes[:, None]
+    low = np.maximum(boxes[..., :2], others[:, :2])
+    high = np.minimum(boxes[..., :2] + boxes[..., 2:], others[:, :2] + others[:, 2:])
+    intersection = (high - low).clip(min=0).prod(axis=-1)
+    union = boxes[..., 2] * boxes[..., 3] + others[:, 2] * others[:, 3] - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 

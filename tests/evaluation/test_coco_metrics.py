@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,12 +191,6 @@ def test_the_size_of_a_mask_is_its_own(backend: str) -> None:
     right = row([0, 0, 20, 20], 0.5) | {"segmentation": masked(0, 20, 20)}
     metrics = CocoEvaluator(ground_truth, iou_type="segm", backend=backend).evaluate([right, wrong])
     assert metrics["APs"] == pytest.approx(0.5)
-
-
-def test_missing_backend_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ImportError, match=r"detpool\[faster-coco-eval\]"):
-        CocoEvaluator(one_class([]), backend="faster_coco_eval")
 
 
 def test_what_is_wrong_is_named() -> None:
