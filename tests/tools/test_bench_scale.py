@@ -1,0 +1,34 @@
+import csv
+import json
+
+import bench_scale
+import pytest
+
+
+def test_a_hundredth_of_coco(tmp_path, monkeypatch):
+    # Both libraries are measured on the same detections, and say the same of them.
+    said = {}
+    monkeypatch.setattr(bench_scale.tempfile, "TemporaryDirectory", lambda: _Kept(tmp_path / "data"))
+    assert bench_scale.main(["--fraction", "0.01", "--workers", "fork", "--output", str(tmp_path)]) == 0
+    for name in ("faster_coco_eval", "pycocotools"):
+        said[name] = json.loads((tmp_path / "data" / f"metrics_{name}.json").read_text())
+    (fast, fast_errors), (slow, slow_errors) = said.values()
+    assert fast == pytest.approx(slow, abs=1e-12, nan_ok=True)
+    assert fast_errors == slow_errors
+    assert 0.05 < fast["mask_AP"] < fast["AP50"] < 1
+    rows = list(csv.DictReader((tmp_path / "scale.csv").open()))
+    kinds = ["making the files", *["start with masks"] * 2, "worker", *["evaluation"] * 2]
+    assert [row["what"].split(",")[0] for row in rows] == kinds
+    assert all(float(row["cpu_s"]) > 0 for row in rows)
+
+
+class _Kept:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        self.folder.mkdir()
+        return str(self.folder)
+
+    def __exit__(self, *_):
+        pass
