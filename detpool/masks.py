@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 from numbers import Real
 from typing import Any
 
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.errors import show
-from detpool.ops.backends.cpu.compiling import exact_kernel
+from detpool.ops.backends.cpu.compiling import exact, exact_kernel
 
 Size = tuple[int, int]  # (height, width) of the image in pixels
 
@@ -29,9 +28,7 @@ MAX_PIXELS = 2**31 - 1
 
 _MAX_OUTSIDE = 10  # sides of its image that a polygon may reach beyond: the libraries' time and memory grow with it
 _MAX_CHARACTERS = 7  # of a number in a compressed string, five bits each
-_CHUNK = 256  # segmentations at a time: as many as a processor's cache holds, in Python's objects
-_STRINGS = 4096  # compressed strings decoded at a time
-_decode_polygons = msgspec.json.Decoder(list[list[float]]).decode
+_STRINGS = 4096  # segmentations at a time
 
 
 class SegmentationError(ValueError):
@@ -45,57 +42,90 @@ class SegmentationError(ValueError):
 def check_segmentations(segmentations: Sequence[Any], sizes: Sequence[Size]) -> None:
     """Checks what `to_rles` would read, without drawing polygons.
 
+    Raises:
+        SegmentationError: as of `to_rles`.
+    """
+    for _ in _runs(segmentations, sizes):
+        pass
+
+
+def check_texts(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> None:
+    """Checks segmentations as `check_segmentations` does, in JSON without a fault of syntax.
+
     Args:
-        segmentations: as of `to_rles`, or bytes of JSON that is one.
-        sizes: (height, width) of their images in pixels.
+        data: the bytes of all.
+        starts, ends: (n,), where each lies in them.
+        sizes: (n, 2), height and width of their images in pixels.
 
     Raises:
         SegmentationError: as of `to_rles`.
     """
-    for start in range(0, len(segmentations), _CHUNK):
-        part, of = segmentations[start : start + _CHUNK], sizes[start : start + _CHUNK]
-        odd = _odd_ones(part, of)
+    odd = (~_are_polygons(data, starts, ends, sizes.max(1, initial=0))).nonzero()[0]
+    for start in range(0, len(odd), _STRINGS):
+        part = odd[start : start + _STRINGS]
         try:
-            for _ in _runs([loads(part[i]) for i in odd], [of[i] for i in odd]):
-                pass
+            texts = [data[starts[i] : ends[i]].tobytes() for i in part]
+            check_segmentations([loads(text) for text in texts], [(h, w) for h, w in sizes[part].tolist()])
         except SegmentationError as error:
-            raise SegmentationError(str(error), start + odd[error.index]) from error
+            raise SegmentationError(str(error), int(part[error.index])) from error
+
+
+@exact_kernel
+def _are_polygons(
+    data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], sides: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which texts are [[x1, y1, x2, ...], ...], polygons of numbers such as 12 or -3.45 that are surely in range.
+
+    As objects of Python the numbers of COCO's polygons would take seconds.
+    """
+    found = np.zeros(len(starts), np.bool_)
+    for text in range(len(starts)):
+        low, high = 1 - _MAX_OUTSIDE * sides[text], (1 + _MAX_OUTSIDE) * sides[text] - 1
+        depth, numbers, polygons, good, place, end = 0, 0, 0, True, starts[text], ends[text]
+        while place < end and good:
+            code = data[place]
+            place += 1
+            if code == 91:  # [
+                depth += 1
+                numbers = 0
+                good = depth <= 2
+            elif code == 93:  # ]
+                good = depth == 1 or (numbers >= 6 and numbers % 2 == 0)
+                polygons += depth == 2
+                depth -= 1
+            elif code != 44 and code != 32 and code != 10 and code != 13 and code != 9:  # comma, white space
+                sign = -1.0 if code == 45 else 1.0
+                begin = place if code == 45 else place - 1
+                whole, place = _digits(data, begin, end)
+                good = depth == 2 and place > begin and (place == begin + 1 or data[begin] != 48)
+                if place < end and data[place] == 46:
+                    begin = place + 1
+                    _, place = _digits(data, begin, end)
+                    good = good and place > begin
+                good = good and low <= sign * whole <= high
+                numbers += 1
+        found[text] = good and depth == 0 and polygons > 0
+    return found
+
+
+@exact
+def _digits(data: NDArray[np.uint8], begin: int, end: int) -> tuple[float, int]:
+    """The whole number that begins at a place, and where it ends."""
+    value, place = 0.0, begin
+    while place < end and 48 <= data[place] <= 57:
+        value = 10 * value + (data[place] - 48)
+        place += 1
+    return value, place
 
 
 def loads(text: Any) -> Any:
-    """What JSON in bytes says; NaN and numbers of any length too, which msgspec refuses. All else as it is."""
-    if not isinstance(text, bytes | msgspec.Raw):
-        return text
+    """What JSON in bytes says; NaN and numbers of any length too, which msgspec refuses."""
     try:
         return msgspec.json.decode(text)
     except msgspec.MsgspecError:
         return json.loads(bytes(text))
-
-
-def _odd_ones(segmentations: Sequence[Any], sizes: Sequence[Size]) -> list[int]:
-    """The places of all but polygons in JSON without fault, which are told at a twentieth of what `_runs` takes."""
-    owners, polygons, odd = [], [], set()
-    for place, text in enumerate(segmentations):
-        try:
-            found = _decode_polygons(text)
-        except (msgspec.MsgspecError, TypeError):
-            odd.add(place)
-            continue
-        polygons += found
-        owners += [place] * len(found)
-        if not found:
-            odd.add(place)
-    if polygons:
-        lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
-        if lengths.min() == 0:
-            return list(range(len(segmentations)))
-        values = np.fromiter(chain.from_iterable(polygons), np.float64, lengths.sum())
-        starts, side = lengths.cumsum() - lengths, np.array([max(sizes[place]) for place in owners])
-        good = (lengths >= 6) & (lengths % 2 == 0)
-        good &= np.minimum.reduceat(values, starts) >= -_MAX_OUTSIDE * side
-        good &= np.maximum.reduceat(values, starts) <= (1 + _MAX_OUTSIDE) * side
-        odd.update(np.array(owners)[~good].tolist())
-    return sorted(odd)
 
 
 def to_rles(segmentations: Sequence[Any], sizes: Sequence[Size]) -> list[dict[str, Any]]:
@@ -233,7 +263,8 @@ def _are_plain(data: NDArray[np.uint8], ends: NDArray[np.int64], pixels: NDArray
     """Whether strings are sound, sum up to their pixels, and hold no empty run but the first: most are."""
     plain = np.zeros(len(pixels), np.bool_)
     for string in range(len(pixels)):
-        before, last, number, shift, runs, total = 0, 0, 0, 0, 0, 0
+        before = last = number = total = np.int64(0)
+        shift = runs = 0
         sound = True
         for place in range(ends[string], ends[string + 1]):
             code = np.int64(data[place]) - 48
@@ -252,7 +283,7 @@ def _are_plain(data: NDArray[np.uint8], ends: NDArray[np.int64], pixels: NDArray
                 sound = False
                 break
             before, last, total = last, number, total + number
-            number, shift, runs = 0, 0, runs + 1
+            number, shift, runs = np.int64(0), 0, runs + 1
         plain[string] = sound and runs > 0 and shift == 0 and total == pixels[string]
     return plain
 

@@ -16,7 +16,7 @@ from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.errors import DataError, did_you_mean, show
-from detpool.masks import MAX_PIXELS, SegmentationError, check_segmentations, loads
+from detpool.masks import MAX_PIXELS, SegmentationError, check_texts, loads
 
 _KEYS = ("images", "annotations", "categories")
 _MAX_COORDINATE = 1e9  # pixels
@@ -147,13 +147,15 @@ def _read(path: Path, masks: bool) -> Columns:
             rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
             _append(rows, positions, labels, records)
         del file
-        if records.segmentations is not None:
+        columns = records.pack()
+        if masks:
             try:
-                check_segmentations(records.segmentations, [records.sizes[i] for i in records.positions])
+                texts, starts, ends = (part.numpy() for part in columns["segmentations"])
+                check_texts(texts, starts, ends, columns["sizes"][columns["positions"]].numpy())
             except SegmentationError as error:
                 raws = _decode(path, data, _OddFile).annotations
                 raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
-        return records.pack() | {"class_names": list(categories.values()), "category_ids": list(categories)}
+        return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
     finally:
         if collects:
             gc.enable()

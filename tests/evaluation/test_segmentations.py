@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 from pycocotools import mask as rle
 
+from detpool.data.packed import PackedStrings
 from detpool.evaluation import CocoEvaluator
-from detpool.masks import SegmentationError, check_segmentations, decode_segmentation, to_rles
+from detpool.masks import SegmentationError, check_segmentations, check_texts, decode_segmentation, to_rles
 
 BACKENDS = ("pycocotools", "faster_coco_eval")
 
@@ -95,6 +97,9 @@ def test_malformed_segmentations_reach_neither_library(segmentation: Any, reason
     with pytest.raises(SegmentationError, match=reason) as caught:
         check_segmentations([good, [[0, 0, 4, 0, 4, 3]], segmentation, good], [(4, 5)] * 4)
     assert caught.value.index == 2
+    with pytest.raises(SegmentationError, match=reason) as caught:
+        check([json.dumps(each) for each in (good, [[0, 0, 4, 0, 4, 3]], segmentation, good)])
+    assert caught.value.index == 2
     with pytest.raises(SegmentationError, match=reason):
         decode_segmentation(segmentation, (4, 5))
     for backend in BACKENDS:
@@ -102,6 +107,23 @@ def test_malformed_segmentations_reach_neither_library(segmentation: Any, reason
             evaluator(segmentation, backend, crowd=1)
         with pytest.raises(ValueError, match=f"row 0 has .*{reason}"):
             evaluator(good, backend).evaluate([detection(segmentation)])
+
+
+def check(texts: list[str], size: tuple[int, int] = (4, 5)) -> None:
+    data, starts, ends = PackedStrings.pack(texts).parts
+    check_texts(data.numpy(), starts.numpy(), ends.numpy(), np.array([size] * len(texts)).reshape(-1, 2))
+
+
+def test_polygons_in_text() -> None:
+    right = ["[[0,0,4,0,4,3]]", "[ [0.5 ,\n-1, 4e0, 0, 4, 3E-1], [0,0,1,0,1,1] ]", "[[-50,0,55,0.0,4,3]]"]
+    wrong = ["[[0,0,4,0,4,3],[]]", "[[0,0,4,0,4]]", "[[0,0,4,0,4,3],7]", "[[[0,0,4,0,4,3]]]", "[]", "[[0,0,4,0]]"]
+    wrong += ["[[0,0,4,0,4,55.01]]", "[[0,0,4,0,4,-50.01]]", "[[0,0,4,0,4,true]]", "[0,0,4,0,4,3]", "7"]
+    check([])
+    check(right)
+    for text in wrong:
+        with pytest.raises(SegmentationError) as caught:
+            check([*right, text, *right])
+        assert caught.value.index == len(right)
 
 
 def evaluator(segmentation: Any, backend: Any, crowd: int = 0, size: tuple[int, int] = (4, 5)) -> CocoEvaluator:
