@@ -174,23 +174,6 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(primitives, "checks_values", lambda device: False)
 
 
-@pytest.mark.parametrize("column_and_value", [(1, torch.nan), (2, torch.inf), (0, 2.0), (0, -0.5), (3, -5.0)])
-def test_values_that_are_not_valid_give_nan_and_no_gradient(column_and_value, either_form, unchecked) -> None:
-    rois = ROIS[[0, 0]].clone()
-    rois[1, column_and_value[0]] = column_and_value[1]
-    for operator in (ops.roi_pool, functools.partial(ops.roi_align, sampling_ratio=2), ops.pr_roi_pool):
-        features, leaf = make_features(2, "channels_last", torch.float32), rois.clone().requires_grad_()
-        output = operator(features, leaf, BINS, SCALE, backend="triton")
-        assert output[0].isfinite().all()
-        assert output[1].isnan().all()
-        inputs = (features, leaf) if output.grad_fn and operator is not ops.roi_pool else (features,)
-        grads = torch.autograd.grad(output, inputs, torch.ones_like(output))
-        expected = operator(features, rois[:1], BINS, SCALE, backend="triton")
-        (grad_expected,) = torch.autograd.grad(expected, features, torch.ones_like(expected))
-        torch.testing.assert_close(grads[0], grad_expected)
-        assert all(not grad[1].any() for grad in grads[1:])
-
-
 def test_offsets_that_are_not_finite_give_nan(unchecked) -> None:
     features, offsets = make_features(2, "channels_last", torch.float32), torch.zeros(2, 2, *BINS)
     offsets[1, 0, 1, 1] = torch.nan
