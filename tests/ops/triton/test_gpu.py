@@ -88,9 +88,7 @@ def make_inputs(
     return features.to(DEVICE, dtype).contiguous(memory_format=layout), boxes.to(DEVICE, boxes_dtype)
 
 
-def run(
-    operator, features: Tensor, boxes: Tensor, first: int = 0, **arguments
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def run(operator, features: Tensor, boxes: Tensor, first: int = 0, **arguments) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output, and gradients of features and boxes, of what RoIs from ``first`` on give."""
     features, boxes = features.detach().requires_grad_(), boxes.detach().requires_grad_()
     output = operator(features, boxes, BINS, SCALE, **arguments)
