@@ -1,18 +1,51 @@
 """COCO's published layout (Lin et al., ECCV 2014)."""
 
+import gc
 import json
+from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard
 
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from detpool.data.cache import Columns, cached
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.errors import DataError, did_you_mean, show
-from detpool.masks import MAX_PIXELS, SegmentationError, check_segmentations
+from detpool.masks import MAX_PIXELS, SegmentationError, check_segmentations, loads
 
 _KEYS = ("images", "annotations", "categories")
 _MAX_COORDINATE = 1e9  # pixels
+
+
+_Coordinate = Annotated[float, Meta(ge=-_MAX_COORDINATE, le=_MAX_COORDINATE)]
+
+
+class _Annotation(Struct, gc=False):
+    """An annotation as nearly all are; `_read_odd` reads the others."""
+
+    image_id: int
+    category_id: int
+    bbox: tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
+    area: Annotated[float, Meta(ge=0, le=_MAX_COORDINATE**2)] | UnsetType = UNSET
+    iscrowd: Annotated[int, Meta(ge=0, le=1)] = 0
+    segmentation: Raw = Raw(b"null")
+
+
+class _File(Struct):
+    images: list[Raw]
+    annotations: list[_Annotation]
+    categories: list[Raw]
+
+
+class _OddFile(Struct):
+    images: list[Raw]
+    annotations: list[Raw]
+    categories: list[Raw]
 
 
 class COCODataset(FileDataset):
@@ -28,6 +61,7 @@ class COCODataset(FileDataset):
         masks: whether samples and ground truth hold masks: polygons, or run-length encoded.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
+        cache: whether to keep what was read for the next start (`detpool.data.cache`).
 
     Raises:
         DataError: the file is missing, malformed, or refers to images or categories that it does not list; all boxes
@@ -41,19 +75,27 @@ class COCODataset(FileDataset):
         masks: bool = False,
         drop_empty: bool = False,
         transform: Transform | None = None,
+        cache: bool = True,
     ) -> None:
         path = Path(root) / "annotations" / f"instances_{split}.json"
-        content = _read_json(Path(root), split, path)
-        categories = _read_categories(path, content["categories"])
-        records = Records(segmentations=[] if masks else None)
-        positions = _read_images(path, content["images"], records)
-        _read_annotations(path, content["annotations"], list(categories), positions, records)
+        build = partial(_read, path, masks)
+        try:
+            columns = cached(path, "masks" if masks else "boxes", build) if cache else build()
+        except FileNotFoundError as error:
+            if not path.parent.is_dir():
+                hint = "; data.root is to name the folder that holds annotations/ and the folders of images"
+            else:
+                splits = [other.stem.removeprefix("instances_") for other in path.parent.glob("instances_*.json")]
+                hint = f": no split {split!r}{did_you_mean(split, splits)}"
+            raise DataError(f"{path} does not exist{hint}") from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error}") from error
         super().__init__(
             source=str(path),
             folder=Path(root) / split,
-            records=records,
-            class_names=list(categories.values()),
-            category_ids=list(categories),
+            columns=columns,
+            class_names=columns["class_names"],
+            category_ids=columns["category_ids"],
             masks=masks,
             drop_empty=drop_empty,
             transform=transform,
@@ -67,6 +109,7 @@ def coco_datamodule(
     test_split: str | None = None,
     masks: bool = False,
     drop_empty: bool = True,
+    cache: bool = True,
     train_transform: Transform | None = None,
     eval_transform: Transform | None = None,
     **loader: Any,
@@ -74,13 +117,13 @@ def coco_datamodule(
     """A data set in COCO's layout as a datamodule.
 
     Args:
-        root, masks: see `COCODataset`.
+        root, masks, cache: see `COCODataset`.
         train_split, val_split, test_split: splits; no ``test_split``: the validation set is the test set.
         drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
         train_transform, eval_transform: for training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
     """
-    build = partial(COCODataset, root, masks=masks)
+    build = partial(COCODataset, root, masks=masks, cache=cache)
     return DetectionDataModule(
         train=partial(build, train_split, drop_empty=drop_empty, transform=train_transform),
         val=partial(build, val_split, transform=eval_transform),
@@ -89,29 +132,63 @@ def coco_datamodule(
     )
 
 
-def _read_json(root: Path, split: str, path: Path) -> dict[str, Any]:
+def _read(path: Path, masks: bool) -> Columns:
+    collects = gc.isenabled()
+    gc.disable()  # it would walk through a million objects again and again, none of which refers to another
     try:
         data = path.read_bytes()
-        content = json.loads(data)
+        file = _decode(path, data, _File, _OddFile)
+        categories = _read_categories(path, file.categories)
+        records = Records(segmentations=[] if masks else None)
+        positions = _read_images(path, file.images, records)
+        labels = {identity: label for label, identity in enumerate(categories, 1)}
+        if isinstance(file, _OddFile) or not _append(file.annotations, positions, labels, records):
+            raws = _decode(path, data, _OddFile).annotations
+            rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
+            _append(rows, positions, labels, records)
+        del file
+        if records.segmentations is not None:
+            try:
+                check_segmentations(records.segmentations, [records.sizes[i] for i in records.positions])
+            except SegmentationError as error:
+                raws = _decode(path, data, _OddFile).annotations
+                raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
+        return records.pack() | {"class_names": list(categories.values()), "category_ids": list(categories)}
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
+    """The three lists, whose items are not looked into as far as possible."""
+    try:
+        if not data.isascii():
+            data.decode()  # msgspec does not look into what it skips
         # A key that is there twice would lose what the first holds. Looking for that takes a call for each object.
         if any(data.count(f'"{key}"'.encode()) > 1 for key in _KEYS):
             json.loads(data, object_pairs_hook=partial(_check_once, path))
-    except FileNotFoundError as error:
-        if not path.parent.is_dir():
-            hint = "; data.root is to name the folder that holds annotations/ and the folders of images"
-        else:
-            splits = [other.stem.removeprefix("instances_") for other in path.parent.glob("instances_*.json")]
-            hint = f": no split {split!r}{did_you_mean(split, splits)}"
-        raise DataError(f"{path} does not exist{hint}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        for kind in kinds:
+            with suppress(msgspec.MsgspecError):
+                return msgspec.json.decode(data, type=kind)
+        content = json.loads(data)  # reads more, such as NaN and UTF-16, and says where it cannot
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON, it may be truncated: {error}") from error
     for key in _KEYS:
         rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path}: not COCO's annotation format: {key!r} is missing or not a list of objects")
-    return content
+        if not isinstance(rows, list):
+            raise _not_coco(path, key)
+    return _OddFile(*([Raw(json.dumps(row).encode()) for row in content[key]] for key in _KEYS))
+
+
+def _not_coco(path: Path, key: str) -> DataError:
+    return DataError(f"{path}: not COCO's annotation format: {key!r} is missing or not a list of objects")
+
+
+def _as_dict(path: Path, key: str, raw: Raw) -> dict[str, Any]:
+    value = loads(raw)
+    if not isinstance(value, dict):
+        raise _not_coco(path, key)
+    return value
 
 
 def _check_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -122,10 +199,11 @@ def _check_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _read_categories(path: Path, rows: list[dict[str, Any]]) -> dict[int, str]:
+def _read_categories(path: Path, rows: list[Raw]) -> dict[int, str]:
     """Names by id, in the order of the ids."""
     names: dict[int, str] = {}
-    for place, row in enumerate(rows):
+    for place, raw in enumerate(rows):
+        row = _as_dict(path, "categories", raw)
         identity, name = _integer(row.get("id")), row.get("name")
         if identity is None or identity in names or not _is_text(name):
             raise DataError(
@@ -139,10 +217,11 @@ def _read_categories(path: Path, rows: list[dict[str, Any]]) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _read_images(path: Path, rows: list[dict[str, Any]], records: Records) -> dict[int, int]:
+def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int]:
     """Fills in the images; gives their positions by id."""
     positions: dict[int, int] = {}
-    for place, row in enumerate(rows):
+    for place, raw in enumerate(rows):
+        row = _as_dict(path, "images", raw)
         identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
         if identity is None or identity in positions or not _is_text(name):
             raise DataError(
@@ -160,45 +239,50 @@ def _read_images(path: Path, rows: list[dict[str, Any]], records: Records) -> di
     return positions
 
 
-def _read_annotations(
-    path: Path, rows: list[dict[str, Any]], category_ids: list[int], positions: dict[int, int], records: Records
-) -> None:
-    labels = {identity: label for label, identity in enumerate(category_ids, 1)}
-
-    def fault(place: int, text: str) -> DataError:
-        return DataError(f"{path}: annotations[{place}] (id {show(rows[place].get('id'))}) {text}")
-
-    for place, row in enumerate(rows):
-        image_id, category_id = row.get("image_id"), row.get("category_id")
-        position, label = positions.get(_integer(image_id)), labels.get(_integer(category_id))  # type: ignore[arg-type]
-        if position is None:
-            raise fault(place, f"is of image {show(image_id)}, which is not among 'images'{_if_text(image_id)}")
-        if label is None:
-            raise fault(
-                place, f"is of category {show(category_id)}, which is not among 'categories'{_if_text(category_id)}"
-            )
-        box: Any = row.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
-            raise fault(place, f"has bbox {show(box)}, expected [x, y, width, height], numbers in pixels")
-        area: Any = row.get("area", max(box[2] * box[3], 0))
-        if not _is_coordinate(area, limit=_MAX_COORDINATE**2) or area < 0:
-            raise fault(place, f"has area {show(area)}, expected a number of pixels, at least 0")
-        crowd = row.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise fault(place, f"has iscrowd {show(crowd)}, expected the number 0 or 1")
-        records.positions.append(position)
-        records.boxes.append(box)
-        records.labels.append(label)
-        records.areas.append(area)
-        records.crowd.append(bool(crowd))
-        records.difficult.append(False)
+def _append(rows: list[_Annotation], positions: dict[int, int], labels: dict[int, int], records: Records) -> bool:
+    """Fills in the objects, unless one is of an image or a category that is not there: False."""
+    of_images = [positions.get(row.image_id, -1) for row in rows]
+    of_classes = [labels.get(row.category_id, 0) for row in rows]
+    if -1 in of_images or 0 in of_classes:
+        return False
+    records.positions.extend(of_images)
+    records.labels.extend(of_classes)
+    records.boxes.extend(chain.from_iterable([row.bbox for row in rows]))
+    records.areas.extend([max(r.bbox[2] * r.bbox[3], 0) if r.area is UNSET else r.area for r in rows])
+    records.crowd.extend([row.iscrowd for row in rows])
+    records.difficult.extend(bytes(len(rows)))
     if records.segmentations is not None:
-        segmentations = [row.get("segmentation") for row in rows]
-        try:
-            check_segmentations(segmentations, [records.sizes[position] for position in records.positions])
-        except SegmentationError as error:
-            raise fault(error.index, str(error)) from error
-        records.segmentations += [json.dumps(item, separators=(",", ":")) for item in segmentations]
+        records.segmentations += [row.segmentation for row in rows]
+    return True
+
+
+def _read_odd(path: Path, place: int, raw: Raw, positions: dict[int, int], labels: dict[int, int]) -> _Annotation:
+    """An annotation, its numbers as any program writes them; or an error that says what is wrong with it."""
+    row = _as_dict(path, "annotations", raw)
+    image_id, category_id = (_integer(row.get(key)) for key in ("image_id", "category_id"))
+    for known, identity, name in ((positions, image_id, "image"), (labels, category_id, "category")):
+        if identity not in known:
+            given = row.get(f"{name}_id")
+            plural = {"image": "images", "category": "categories"}[name]
+            text = f"is of {name} {show(given)}, which is not among {plural!r}{_if_text(given)}"
+            raise _fault(path, place, row, text)
+    box: Any = row.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+        raise _fault(path, place, row, f"has bbox {show(box)}, expected [x, y, width, height], numbers in pixels")
+    area: Any = row.get("area", UNSET)
+    if area is not UNSET and (not _is_coordinate(area, limit=_MAX_COORDINATE**2) or area < 0):
+        raise _fault(path, place, row, f"has area {show(area)}, expected a number of pixels, at least 0")
+    crowd = row.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise _fault(path, place, row, f"has iscrowd {show(crowd)}, expected the number 0 or 1")
+    segmentation = Raw(json.dumps(row.get("segmentation")).encode())
+    assert image_id is not None
+    assert category_id is not None
+    return _Annotation(image_id, category_id, tuple(box), area, int(crowd), segmentation)
+
+
+def _fault(path: Path, place: int, row: dict[str, Any], text: str) -> DataError:
+    return DataError(f"{path}: annotations[{place}] (id {show(row.get('id'))}) {text}")
 
 
 def _integer(value: Any) -> int | None:

@@ -1,8 +1,10 @@
 """What data sets read from files share, whatever the format of their annotations."""
 
+from __future__ import annotations
+
 import json
 import os
-from collections.abc import Sequence
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from msgspec import Raw
 from torchvision import tv_tensors
 
 from detpool.data.boxes import clamp_corners, find_unusable
+from detpool.data.cache import Columns
 from detpool.data.dataset import DetectionDataset, Sample, Transform
 from detpool.data.images import is_nearly_black, read_image
 from detpool.data.packed import PackedStrings
@@ -30,15 +34,28 @@ class Records:
     names: list[str] = field(default_factory=list)  # paths below the folder of the images
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
 
-    positions: list[int] = field(default_factory=list)  # of the object's image in the columns above
-    boxes: list[Sequence[float]] = field(default_factory=list)  # x, y, width, height; continuous pixels
-    labels: list[int] = field(default_factory=list)
-    areas: list[float] = field(default_factory=list)
-    crowd: list[bool] = field(default_factory=list)
-    difficult: list[bool] = field(default_factory=list)
-    segmentations: list[str] | None = None  # JSON; None: not wanted
+    positions: array[int] = field(default_factory=lambda: array("q"))  # of the object's image in the above
+    boxes: array[float] = field(default_factory=lambda: array("d"))  # x, y, width, height of each, in pixels
+    labels: array[int] = field(default_factory=lambda: array("q"))
+    areas: array[float] = field(default_factory=lambda: array("d"))
+    crowd: array[int] = field(default_factory=lambda: array("b"))
+    difficult: array[int] = field(default_factory=lambda: array("b"))
+    segmentations: list[Raw] | None = None  # JSON; None: not wanted
 
-    corners: bool = False  # whether the files hold a second corner in place of width and height
+    def pack(self) -> Columns:
+        """The same in tensors, strings as the parts of `PackedStrings`, which all processes share."""
+        return {
+            "image_ids": torch.tensor(self.image_ids, dtype=torch.int64),
+            "names": PackedStrings.pack(self.names).parts,
+            "sizes": torch.tensor(self.sizes, dtype=torch.int64).reshape(-1, 2),
+            "positions": torch.from_numpy(np.array(self.positions)),
+            "boxes": torch.from_numpy(np.array(self.boxes)).reshape(-1, 4),
+            "labels": torch.from_numpy(np.array(self.labels)),
+            "areas": torch.from_numpy(np.array(self.areas)),
+            "crowd": torch.from_numpy(np.array(self.crowd)).bool(),
+            "difficult": torch.from_numpy(np.array(self.difficult)).bool(),
+            "segmentations": None if self.segmentations is None else PackedStrings.pack(self.segmentations).parts,
+        }
 
 
 class FileDataset(DetectionDataset):
@@ -50,12 +67,13 @@ class FileDataset(DetectionDataset):
 
     Args:
         source: what warnings call the data set, such as its annotation file.
-        folder: the folder that ``records.names`` start from.
-        records: what the annotation files say.
+        folder: the folder that the images' names start from.
+        columns: what the annotation files say (`Records.pack`).
         class_names, category_ids: see `DetectionDataset`.
         masks: whether samples and ground truth hold masks.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
+        corners: whether the files hold a second corner in place of width and height.
 
     Raises:
         DataError: no image is left, or all boxes seem to be fractions of the image's sides.
@@ -65,26 +83,24 @@ class FileDataset(DetectionDataset):
         self,
         source: str,
         folder: Path,
-        records: Records,
+        columns: Columns,
         class_names: list[str],
         category_ids: list[int],
         masks: bool,
         drop_empty: bool,
         transform: Transform | None,
+        corners: bool = False,
     ) -> None:
         super().__init__(transform)
         self.source, self.folder, self.masks = source, folder, masks
         self.class_names, self.category_ids = class_names, category_ids
 
         # Tensors, as every object of Python would be copied into each worker (see `PackedStrings`).
-        sizes = torch.tensor(records.sizes).reshape(-1, 2)
-        boxes = torch.tensor(records.boxes, dtype=torch.float64).reshape(-1, 4)
-        positions = torch.tensor(records.positions, dtype=torch.int64)
-        targets = ~torch.tensor(list(map(max, records.crowd, records.difficult)), dtype=torch.bool)
+        sizes, boxes, positions = columns["sizes"], columns["boxes"], columns["positions"]
+        names = PackedStrings(*columns["names"])
+        targets = ~(columns["crowd"] | columns["difficult"])
 
-        degenerate = find_unusable(
-            source, boxes, sizes[positions], lambda i: records.names[records.positions[i]], records.corners
-        )
+        degenerate = find_unusable(source, boxes, sizes[positions], lambda i: names[int(positions[i])], corners)
         kept_images = torch.ones(len(sizes), dtype=torch.bool)
         if drop_empty:
             kept_images = torch.bincount(positions[targets & ~degenerate], minlength=len(sizes)) > 0
@@ -94,20 +110,18 @@ class FileDataset(DetectionDataset):
         kept_objects = (~degenerate & kept_images[positions]).nonzero()[:, 0]
         kept_objects = kept_objects[positions[kept_objects].argsort(stable=True)]
 
-        self._image_ids = torch.tensor(records.image_ids)[kept_images]
+        self._image_ids = columns["image_ids"][kept_images]
         self._sizes = sizes[kept_images]
-        self._names = PackedStrings(records.names[i] for i in kept_images.nonzero()[:, 0].tolist())
+        self._names = names.take(kept_images.nonzero()[:, 0])
         counts = torch.bincount(positions[kept_objects], minlength=len(sizes))[kept_images]
         self._ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         self._boxes = boxes[kept_objects]
         self._targets = targets[kept_objects]
-        self._labels = torch.tensor(records.labels, dtype=torch.int64)[kept_objects]
-        self._areas = torch.tensor(records.areas, dtype=torch.float64)[kept_objects]
-        self._crowd = torch.tensor(records.crowd, dtype=torch.bool)[kept_objects]
-        self._difficult = torch.tensor(records.difficult, dtype=torch.bool)[kept_objects]
-        self._segmentations = None
-        if records.segmentations is not None:
-            self._segmentations = PackedStrings(records.segmentations[i] for i in kept_objects.tolist())
+        self._labels = columns["labels"][kept_objects]
+        self._areas = columns["areas"][kept_objects]
+        self._crowd = columns["crowd"][kept_objects]
+        self._difficult = columns["difficult"][kept_objects]
+        self._segmentations = PackedStrings(*columns["segmentations"]).take(kept_objects) if masks else None
 
     @property
     def image_ids(self) -> list[int]:
@@ -190,8 +204,8 @@ class FileDataset(DetectionDataset):
             )
         ]
         if self._segmentations is not None:
-            for i, annotation in enumerate(annotations):
-                annotation["segmentation"] = json.loads(self._segmentations[i])
+            for annotation, text in zip(annotations, self._segmentations, strict=True):
+                annotation["segmentation"] = json.loads(text)
         categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
 

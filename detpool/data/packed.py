@@ -1,9 +1,12 @@
-"""Many strings in two tensors."""
+"""Many strings in three tensors."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 
 import torch
+from msgspec import Raw
+from torch import Tensor
 
 
 class PackedStrings:
@@ -11,20 +14,35 @@ class PackedStrings:
 
     A list of strings is copied into every worker: pickled where workers are spawned, and where they are forked page
     by page, as reading a Python object writes its reference count. Tensors are shared in both cases.
+
+    Args:
+        data: uint8, all bytes of the strings in UTF-8.
+        starts, ends: int64 (n,), where each string lies in ``data``.
     """
 
-    def __init__(self, strings: Iterable[str]) -> None:
-        encoded = [string.encode() for string in strings]
-        self._ends = torch.tensor([0, *map(len, encoded)]).cumsum(0)
-        self._bytes = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+    def __init__(self, data: Tensor, starts: Tensor, ends: Tensor) -> None:
+        self.parts = data, starts, ends
+
+    @classmethod
+    def pack(cls, strings: Iterable[str | Raw]) -> PackedStrings:
+        encoded = [string.encode() if isinstance(string, str) else string for string in strings]
+        ends = torch.tensor([0, *map(len, map(memoryview, encoded))]).cumsum(0)
+        data = torch.frombuffer(bytearray().join(encoded) or bytearray(1), dtype=torch.uint8)
+        return cls(data, ends[:-1], ends[1:])
+
+    def take(self, indices: Tensor) -> PackedStrings:
+        """Some of the strings, without a copy of their bytes."""
+        data, starts, ends = self.parts
+        return PackedStrings(data, starts[indices], ends[indices])
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.parts[1])
 
     def __getitem__(self, index: int) -> str:
-        start, end = self._ends[index : index + 2].tolist()
-        return self._bytes[start:end].numpy().tobytes().decode()
+        data, starts, ends = self.parts
+        return data[starts[index] : ends[index]].numpy().tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        data, ends = self._bytes.numpy().tobytes(), self._ends.tolist()
-        return (data[start:end].decode() for start, end in pairwise(ends))
+        data, starts, ends = self.parts
+        view = data.numpy().data
+        return (str(view[start:end], "utf-8") for start, end in zip(starts.tolist(), ends.tolist(), strict=True))

@@ -84,7 +84,7 @@ class VOCDataset(FileDataset):
         root, names = Path(root), list(class_names)
         if len(set(names)) < len(names):
             raise ValueError(f"class_names: got {names}, need each name once")
-        records = Records(corners=True)
+        records = Records()
         for folder in _folders(root, year):
             listed: dict[str, dict[str, list[str]]] = {}
             for name in _read_image_set(folder, image_set):
@@ -93,7 +93,8 @@ class VOCDataset(FileDataset):
         super().__init__(
             source=f"VOC image set {image_set}{years} in {root}",
             folder=root,
-            records=records,
+            columns=records.pack(),
+            corners=True,
             class_names=names,
             category_ids=list(range(1, len(names) + 1)),
             masks=False,
@@ -261,7 +262,7 @@ def _read_annotation(
         if difficult not in (0, 1):
             raise DataError(f"{path}: <difficult> is {difficult:g}, expected 0 or 1{where}")
         records.positions.append(position)
-        records.boxes.append(box)
+        records.boxes.extend(box)
         records.labels.append(class_names.index(label) + 1)
         records.areas.append(box[2] * box[3])
         records.crowd.append(False)

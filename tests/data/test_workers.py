@@ -122,7 +122,7 @@ def test_errors_cross_from_workers_as_themselves(voc):
 
 def test_packed_strings():
     strings = ["a.jpg", "", "größe/日本.png", "x" * 1000]
-    packed = PackedStrings(iter(strings))
+    packed = PackedStrings.pack(iter(strings))
     assert [packed[i] for i in range(len(packed))] == strings
-    assert len(PackedStrings([])) == 0
-    assert PackedStrings([""])[0] == ""
+    assert len(PackedStrings.pack([])) == 0
+    assert PackedStrings.pack([""])[0] == ""
