@@ -21,8 +21,10 @@ _OF_HEADS = ("bbox_reg_weights", "iou_boxes_per_image", "iou_guided", "refine_st
 
 
 def read_run_config(path: Path) -> DictConfig:
-    """A run's `config.yaml`, in the names and keys of today, so that runs of earlier revisions still evaluate and
-    report."""
+    """A run's `config.yaml`, in the names and keys of today.
+
+    So runs of earlier revisions still evaluate and report.
+    """
     text = path.read_text(encoding="utf-8")
     for old, new in _RENAMED.items():
         text = text.replace(old, new)

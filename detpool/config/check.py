@@ -21,8 +21,10 @@ from detpool.errors import ConfigError, did_you_mean, message_of
 
 
 def check(config: DictConfig, configs: Configs | None = None, overrides: Sequence[str] = ()) -> None:
-    """Checks a whole config: that no value is missing, its keys, that its `_target_`s are admitted and take what they
-    are given, and that every part has a reader.
+    """Checks a whole config.
+
+    No value may be missing, keys must be known, `_target_`s must be admitted and take what they are given, and every
+    part must have a reader.
 
     Args:
         config: a composed config, or that of a finished run.

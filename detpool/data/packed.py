@@ -26,7 +26,7 @@ class PackedStrings:
     @classmethod
     def pack(cls, strings: Iterable[str | Raw]) -> PackedStrings:
         encoded = [string.encode() if isinstance(string, str) else string for string in strings]
-        ends = torch.tensor([0, *(memoryview(string).nbytes for string in encoded)]).cumsum(0)
+        ends = torch.tensor([0, *(memoryview(part).nbytes for part in encoded)]).cumsum(0)
         data = torch.frombuffer(bytearray().join(encoded) or bytearray(1), dtype=torch.uint8)
         return cls(data, ends[:-1], ends[1:])
 

@@ -86,8 +86,9 @@ def light_head_rcnn(
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = HARD_EXAMPLES,
 ) -> TwoStageDetector:
-    """Light-Head R-CNN (Li et al., arXiv:1711.07264): thin maps by a large separable convolution, one fully connected
-    layer on each RoI.
+    """Light-Head R-CNN (Li et al., arXiv:1711.07264).
+
+    Thin maps by a large separable convolution, one fully connected layer on each RoI.
 
     Args:
         num_classes: classes without background.

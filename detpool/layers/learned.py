@@ -171,6 +171,7 @@ class TreePool2d(SlidingPool2d):
 
 
 def checked_channels(channels: int) -> int:
+    """``channels``; raises ValueError if it is not a positive integer."""
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise ValueError(f"channels must be a positive integer, got {channels!r}")
     return channels

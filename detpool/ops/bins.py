@@ -62,8 +62,10 @@ def ceil(x: Tensor) -> Tensor:
 
 
 def clip(x: Tensor, least: float, most: float) -> Tensor:
-    """``x`` kept in ``least .. most``, with gradient 1 at these themselves, where ``torch.clamp`` depends on PyTorch's
-    version."""
+    """``x`` kept in ``least .. most``, with gradient 1 at these themselves.
+
+    There ``torch.clamp`` depends on PyTorch's version.
+    """
     return torch.where(x < least, least, torch.where(x > most, most, x))
 
 

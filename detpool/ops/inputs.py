@@ -47,8 +47,9 @@ def check_features(features: Tensor, name: str = "input") -> None:
 def parse(
     input: Tensor | Sequence[Tensor], boxes: Boxes, spatial_scale: float | Sequence[float], coordinates: int
 ) -> tuple[list[Tensor], Tensor, Tensor | None, tuple[float, ...]]:
-    """One map or those of a pyramid as (maps, RoIs, levels or None, scales), all but the values of scales checked; see
-    :func:`to_rois`.
+    """One map or those of a pyramid as (maps, RoIs, levels or None, scales), all but the values of scales checked.
+
+    For RoIs see :func:`to_rois`.
 
     Raises:
         TypeError, ValueError: If an argument has a wrong type or shape, or they do not belong together.

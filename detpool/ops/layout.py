@@ -10,6 +10,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
+    """That of features (N, C, H, W)."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 

@@ -258,10 +258,9 @@ def point_count(bins: Bins, length: int, ratio: int) -> Tensor:
 
 
 def counted_point_taps(bins: Bins, length: int, count: int) -> Taps:
-    """Mean over bilinear points at ``lower + t / count * size`` that lie in ``-0.5 .. length - 0.5``: Deformable
-    ConvNets.
+    """Mean over bilinear points at ``lower + t / count * size`` that lie in ``-0.5 .. length - 0.5``.
 
-    Other points are not counted; a bin without points has no taps.
+    That of Deformable ConvNets. Other points are not counted; a bin without points has no taps.
     """
     number = torch.arange(count, dtype=bins.lower.dtype, device=bins.lower.device)
     y = (bins.origin + bins.lower)[..., None] + number * (bins.size[..., None] / count)

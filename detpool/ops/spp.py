@@ -17,8 +17,9 @@ def spp(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """Spatial pyramid pooling over RoIs (He et al., SPP-Net, arXiv:1406.4729, section 4): RoI max pooling on several
-    grids.
+    """Spatial pyramid pooling over RoIs: RoI max pooling on several grids.
+
+    He et al., SPP-Net, arXiv:1406.4729, section 4.
 
     Args:
         input, boxes, spatial_scale, backend: see :func:`pool`.

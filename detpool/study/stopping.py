@@ -35,9 +35,10 @@ class Worker:
 
     @classmethod
     def _handle(cls, number: int, frame: FrameType | None) -> None:
-        # Between two runs it is only noted: the death of a worker would be that of all.
-        cls.stopped = True
-        if cls.running:
+        # Between two runs it is only noted: the death of a worker would be that of all. So it is while a run comes to
+        # its end at an earlier signal: Ctrl-C reaches a worker twice, from the terminal and from the program.
+        first, cls.stopped = not cls.stopped, True
+        if cls.running and first:
             raise KeyboardInterrupt
 
 

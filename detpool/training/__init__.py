@@ -1,0 +1,1 @@
+"""Training and evaluation with Lightning: the module, callbacks, runs and sweeps."""

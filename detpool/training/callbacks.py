@@ -19,6 +19,7 @@ from torch import Tensor
 from detpool.distributed import is_main_process, say
 from detpool.files import write_bytes_atomically
 from detpool.signals import ANNOUNCED, STOP
+from detpool.study.stopping import Worker
 from detpool.training.checkpoints import resume_argument
 
 
@@ -156,6 +157,7 @@ class SaveOnInterrupt(Callback):
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
         self.validation_cut = validation_cut
+        Worker.stopped = True
         trainer.save_checkpoint(self.path, weights_only=False)
         say(f"Saved {self.path}; {self._how_to_resume()}")
         if self._signal is not None and self._signal in ANNOUNCED:

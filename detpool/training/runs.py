@@ -183,8 +183,9 @@ def evaluate(
     notes: Sequence[str] = (),
     validation: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Evaluates on `evaluation.split`; writes `metrics.json`, `predictions.json` and `pictures/` into the run
-    directory, and prints a table.
+    """Evaluates on `evaluation.split`, and prints a table.
+
+    Writes `metrics.json`, `predictions.json` and `pictures/` into the run directory.
 
     Args:
         start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.

@@ -118,7 +118,6 @@ def test_exports(name: str) -> None:
         ("roi_align adaptive", "cpu"),
         ("ps_roi_pool", "cpu"),
         ("roi_align", "reference"),
-        ("roi_pool", "reference"),
     ],
 )
 def test_compiled_code_refuses_what_eager_code_refuses(name: str, backend: str) -> None:

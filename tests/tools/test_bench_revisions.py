@@ -23,6 +23,7 @@ def test_ratio_is_the_median_of_those_of_the_turns_not_that_of_medians() -> None
     assert bench_revisions.ratios([(times(None), times(2))]).empty
 
 
+@pytest.mark.slow
 def test_two_revisions_are_measured() -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("needs a git checkout, for the other revision")

@@ -30,21 +30,27 @@ TINY = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_arguments() -> list[str]:
     """What to add to the command line of `train.py` for a run of seconds."""
     return TINY
 
 
-@pytest.fixture
-def tiny_config(tmp_path: Path) -> Callable[..., DictConfig]:
-    """`tiny_config("pooler=roi_pool", name="a")`: a composed config whose run directory is `tmp_path / name`.
+@pytest.fixture(scope="session")
+def compose_tiny() -> Callable[..., DictConfig]:
+    """`compose_tiny(run_dir, "pooler=roi_pool")`: a composed config.
 
     `without` names groups whose tiny settings are left out, for a choice that does not have them.
     """
 
-    def build(*overrides: str, name: str = "run", without: Sequence[str] = ()) -> DictConfig:
+    def compose(run_dir: Path, *overrides: str, without: Sequence[str] = ()) -> DictConfig:
         tiny = [override for override in TINY if override.split(".")[0] not in without]
-        return CONFIGS.compose([*tiny, f"run_dir='{tmp_path / name}'", *overrides])
+        return CONFIGS.compose([*tiny, f"run_dir='{run_dir}'", *overrides])
 
-    return build
+    return compose
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, compose_tiny: Callable[..., DictConfig]) -> Callable[..., DictConfig]:
+    """`tiny_config("pooler=roi_pool", name="a")`: as `compose_tiny`, whose run directory is `tmp_path / name`."""
+    return lambda *overrides, name="run", **rest: compose_tiny(tmp_path / name, *overrides, **rest)

@@ -35,22 +35,29 @@ def only(folder, pattern):
     return found
 
 
-def test_train_then_evaluate(tmp_path, tiny_arguments):
-    process = start("train.py", tmp_path, *tiny_arguments, "trainer.max_epochs=1")
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_arguments):
+    """What `train.py` printed, and the run directory."""
+    folder = tmp_path_factory.mktemp("trained")
+    process = start("train.py", folder, *tiny_arguments, "trainer.max_epochs=1")
     output = finish(process)
     assert process.returncode == 0, output
-    run = only(tmp_path, "logs/train/runs/*")
+    return output, only(folder, "logs/train/runs/*")
+
+
+def test_train_then_evaluate(tmp_path, trained):
+    output, run = trained
     assert f"run directory: {run}" in output
     assert "epoch 1/1  train/loss" in output
     assert "Warning" not in output, output
-    trained = json.loads((run / "metrics.json").read_text())
+    record = json.loads((run / "metrics.json").read_text())
 
     process = start("eval.py", tmp_path, f"ckpt_path={run}", "evaluation.pictures=0")
     output = finish(process)
     assert process.returncode == 0, output
     assert f"checkpoint: {run}/checkpoints/best.ckpt" in output
     evaluated = json.loads(only(tmp_path, "logs/eval/runs/*/metrics.json").read_text())
-    assert evaluated["metrics"] == trained["metrics"]
+    assert evaluated["metrics"] == record["metrics"]
     assert not only(tmp_path, "logs/eval/runs/*").joinpath("pictures").exists()
 
     process = start("eval.py", tmp_path, f"ckpt_path={run}/checkpoints/bst.ckpt")
@@ -61,9 +68,9 @@ def test_train_then_evaluate(tmp_path, tiny_arguments):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_leaves_a_loadable_checkpoint(tmp_path, tiny_arguments, number):
+def test_signal_leaves_a_loadable_checkpoint(tmp_path, tiny_arguments):
     """Sent to the whole process group, workers included, as a terminal, `timeout` and schedulers do."""
+    number = signal.SIGINT
     arguments = ["trainer.max_epochs=1000", "data.num_workers=1"]
     process = start("train.py", tmp_path, *tiny_arguments, *arguments, start_new_session=True)
     assert process.stdout is not None
@@ -82,12 +89,9 @@ def test_signal_leaves_a_loadable_checkpoint(tmp_path, tiny_arguments, number):
     assert torch.load(checkpoint, weights_only=True)["global_step"] >= 8
 
 
-def test_two_processes_see_every_image_once_and_agree_with_one(tmp_path, tiny_arguments):
+def test_two_processes_see_every_image_once_and_agree_with_one(tmp_path, trained):
     """The weights of a one-process run, evaluated by two gloo processes: an odd number of images, no padding."""
-    process = start("train.py", tmp_path, *tiny_arguments, "trainer.max_epochs=1")
-    output = finish(process)
-    assert process.returncode == 0, output
-    run = only(tmp_path, "logs/train/runs/*")
+    _, run = trained
     one = json.loads((run / "metrics.json").read_text())["metrics"]
     arguments = ["trainer.strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu", f"run_dir={tmp_path / 'two'}"]
     process = start("eval.py", tmp_path, f"ckpt_path={run}/checkpoints/best.ckpt", *arguments)

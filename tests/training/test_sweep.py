@@ -16,7 +16,7 @@ from lightning import Callback
 from detpool.errors import ConfigError
 from detpool.report.collect import collect
 from detpool.run_record import write_metrics
-from detpool.study.layout import read_status
+from detpool.study.layout import read_status, write_status
 from detpool.study.stopping import Worker
 from detpool.training import runs, sweep
 from detpool.training.sweep import train_in_sweep
@@ -193,6 +193,12 @@ def test_interrupted_worker_ends_its_run_and_begins_no_other(tiny_config, tmp_pa
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Worker, "stopped", False)
     monkeypatch.setattr(sweep, "train", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    def write_while_signalled(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)  # the program hands on what the terminal has sent already
+        write_status(*arguments)
+
+    monkeypatch.setattr(sweep, "write_status", write_while_signalled)
     try:
         assert go(tiny_config(name="a"), in_worker=True) is None
         assert read_status(tmp_path / "a").state == "interrupted"

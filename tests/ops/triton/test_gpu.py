@@ -49,7 +49,7 @@ OPERATORS = {
     "deform_roi_pool": (1, lambda f, b, *a, **k: ops.deform_roi_pool(f, b, offsets_of(b), *a, **k)),
     "deform_ps_roi_pool": (BINS**2, lambda f, b, *a, **k: ops.deform_ps_roi_pool(f, b, offsets_of(b), *a, **k)),
 }
-SOME = ["roi_pool", "ps_roi_align"] if INTERPRETED else list(OPERATORS)
+SOME = ["roi_pool", "roi_align", "ps_roi_align"] if INTERPRETED else list(OPERATORS)
 TORCHVISIONS = ["roi_pool", "roi_align", "ps_roi_pool", "ps_roi_align"]
 WITHOUT_BOX_GRADIENTS = {"roi_pool", "roi_warp", "ps_roi_pool", "ps_roi_pool rfcn", "deform_ps_roi_pool"}
 
@@ -88,11 +88,12 @@ def make_inputs(
     return features.to(DEVICE, dtype).contiguous(memory_format=layout), boxes.to(DEVICE, boxes_dtype)
 
 
-def run(operator, features: Tensor, boxes: Tensor, **arguments) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Output, and gradients of features and boxes."""
+def run(operator, features: Tensor, boxes: Tensor, first: int = 0, **arguments) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Output, and gradients of features and boxes, of what RoIs from ``first`` on give."""
     features, boxes = features.detach().requires_grad_(), boxes.detach().requires_grad_()
     output = operator(features, boxes, BINS, SCALE, **arguments)
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(1)).to(output)
+    weight[:first] = 0
     grads = torch.autograd.grad(output, (features, boxes), weight, allow_unused=True)
     return output.detach(), grads[0], grads[1]
 
@@ -202,10 +203,13 @@ def test_values_that_are_not_valid_give_nan_and_no_gradient(name: str, either_fo
     wrong = boxes.clone()
     for row, (column, value) in enumerate([(1, torch.nan), (2, torch.inf), (3, -torch.inf), (0, 2), (0, -1), (0, 1e9)]):
         wrong[row, column] = value
-    output, grad, _ = run(operator, features, wrong, backend="triton")
+    output, grad, grad_boxes = run(operator, features, wrong, backend="triton")
     assert output[:6].isnan().all()
-    assert torch.equal(output[6:], run(operator, features, boxes, backend="triton")[0][6:])
-    assert grad.isfinite().all()
+    expected = run(operator, features, boxes, first=6, backend="triton")
+    assert torch.equal(output[6:], expected[0][6:])
+    torch.testing.assert_close(grad, expected[1])
+    if name not in WITHOUT_BOX_GRADIENTS:
+        torch.testing.assert_close(grad_boxes, expected[2])
 
 
 def test_the_debug_switch_inspects_values(monkeypatch) -> None:

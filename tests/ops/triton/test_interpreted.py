@@ -17,7 +17,8 @@ from detpool.ops.backends.triton import primitives
 from detpool.ops.sampling import SAMPLING
 from detpool.ops.spec import Spec
 
-BINS = (3, 2)
+BINS = (2, 1)  # few, since the interpreter takes its time; ACROSS tells the axes apart
+ACROSS = (1, 2)
 SCALE = 0.25
 HEIGHT, WIDTH = 5, 7  # more than one square of the deterministic gradients along each axis, the last one cut
 
@@ -39,11 +40,11 @@ OPERATORS = {
     "roi_align adaptive": (1, functools.partial(ops.roi_align, sampling_ratio=0, aligned=True)),
     "roi_align maximum": (1, functools.partial(ops.roi_align, sampling_ratio=2, reduction="max")),
     "roi_warp": (1, functools.partial(ops.roi_warp, sampling_ratio=2)),
-    "ps_roi_pool": (6, ops.ps_roi_pool),
-    "ps_roi_pool rfcn": (6, functools.partial(ops.ps_roi_pool, convention="rfcn")),
-    "ps_roi_align": (6, functools.partial(ops.ps_roi_align, sampling_ratio=1)),
+    "ps_roi_pool": (2, ops.ps_roi_pool),
+    "ps_roi_pool rfcn": (2, functools.partial(ops.ps_roi_pool, convention="rfcn")),
+    "ps_roi_align": (2, functools.partial(ops.ps_roi_align, sampling_ratio=1)),
     "pr_roi_pool": (1, ops.pr_roi_pool),
-    "pr_roi_pool position-sensitive": (6, functools.partial(ops.pr_roi_pool, position_sensitive=True)),
+    "pr_roi_pool position-sensitive": (2, functools.partial(ops.pr_roi_pool, position_sensitive=True)),
 }
 
 
@@ -94,28 +95,28 @@ CASES += [(name, "strided", torch.float32) for name in ("roi_pool", "roi_align",
 
 @pytest.mark.parametrize(("name", "layout", "dtype"), CASES)
 def test_operators(name: str, layout: str, dtype: torch.dtype) -> None:
-    check_operator(name, layout, dtype)
+    check_operator(name, layout, dtype, BINS if layout == "channels_last" else ACROSS)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_deterministically(name: str, deterministic) -> None:
-    check_operator(name, "channels_last", torch.float32)
+    check_operator(name, "channels_last", torch.float32, ACROSS)
 
 
-def check_operator(name: str, layout: str, dtype: torch.dtype) -> None:
+def check_operator(name: str, layout: str, dtype: torch.dtype, bins: tuple[int, int]) -> None:
     groups, operator = OPERATORS[name]
     channels = groups * (4 if layout == "channels_last" else 3)
 
     def pool(backend: str, features: Tensor, coords: Tensor) -> Tensor:
         rois = torch.cat([ROIS[:, :1].to(coords), coords], dim=1)
-        return operator(features, rois, BINS, SCALE, backend=backend)
+        return operator(features, rois, bins, SCALE, backend=backend)
 
     check_equal(pool, [make_features(channels, layout, dtype), ROIS[:, 1:].to(dtype)])
 
 
 @pytest.mark.parametrize("operator", [ops.deform_roi_pool, ops.deform_ps_roi_pool])
 def test_deformable_operators(operator, either_form) -> None:
-    channels = 12 if operator is ops.deform_ps_roi_pool else 2
+    channels = 4 if operator is ops.deform_ps_roi_pool else 2
     rois = ROIS[[0, 4]]
     offsets = torch.randn(2, 2, *BINS, generator=torch.Generator().manual_seed(2))
 
@@ -174,26 +175,9 @@ def unchecked(monkeypatch):
     monkeypatch.setattr(primitives, "checks_values", lambda device: False)
 
 
-@pytest.mark.parametrize("column_and_value", [(1, torch.nan), (2, torch.inf), (0, 2.0), (0, -0.5), (3, -5.0)])
-def test_values_that_are_not_valid_give_nan_and_no_gradient(column_and_value, either_form, unchecked) -> None:
-    rois = ROIS[[0, 0]].clone()
-    rois[1, column_and_value[0]] = column_and_value[1]
-    for operator in (ops.roi_pool, functools.partial(ops.roi_align, sampling_ratio=2), ops.pr_roi_pool):
-        features, leaf = make_features(2, "channels_last", torch.float32), rois.clone().requires_grad_()
-        output = operator(features, leaf, BINS, SCALE, backend="triton")
-        assert output[0].isfinite().all()
-        assert output[1].isnan().all()
-        inputs = (features, leaf) if output.grad_fn and operator is not ops.roi_pool else (features,)
-        grads = torch.autograd.grad(output, inputs, torch.ones_like(output))
-        expected = operator(features, rois[:1], BINS, SCALE, backend="triton")
-        (grad_expected,) = torch.autograd.grad(expected, features, torch.ones_like(expected))
-        torch.testing.assert_close(grads[0], grad_expected)
-        assert all(not grad[1].any() for grad in grads[1:])
-
-
 def test_offsets_that_are_not_finite_give_nan(unchecked) -> None:
     features, offsets = make_features(2, "channels_last", torch.float32), torch.zeros(2, 2, *BINS)
-    offsets[1, 0, 1, 1] = torch.nan
+    offsets[1, 0, 1, 0] = torch.nan
     output = ops.deform_roi_pool(features, ROIS[[0, 0]], offsets, BINS, SCALE, 2, backend="triton")
     assert output[1].isnan().sum() == 2  # of one bin, in both channels
     assert not output[0].isnan().any()

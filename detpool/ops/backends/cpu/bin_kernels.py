@@ -158,8 +158,10 @@ def span_rois(rois, numbers, g, spans):
 
 @exact_kernel
 def finish_roi_grads(rois, numbers, g, by_start, by_extent, by_shift, out):
-    """Gradients of RoIs in pixels, ``out`` (K, 5), from those of start and extent (K, 2), y before x, in cells; turns
-    those of shifts in cells (K, 2, PH, PW), if there are any, into gradients of offsets."""
+    """Gradients of RoIs in pixels, ``out`` (K, 5), from those of start and extent (K, 2), y before x, in cells.
+
+    Turns those of shifts in cells (K, 2, PH, PW), if there are any, into gradients of offsets.
+    """
     for k in numbers:
         for axis in range(2):
             _, _, extent, low, high, free = box_edges(rois, k, axis, g, rois)

@@ -28,8 +28,10 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As :func:`kernel`, with each operation rounded as it is written: where bins lie must not depend on the
-    compiler."""
+    """As :func:`kernel`, with each operation rounded as it is written.
+
+    Where bins lie must not depend on the compiler.
+    """
     return _compile(function, False)
 
 

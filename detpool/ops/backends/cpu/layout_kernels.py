@@ -1,5 +1,7 @@
-"""Tensors between their layouts and that of the pooling kernels, *vectors*: (N, H W G, C), of each cell the C channels
-of each of G groups."""
+"""Tensors between their layouts and that of the pooling kernels.
+
+That is *vectors*: (N, H W G, C), of each cell the C channels of each of G groups.
+"""
 
 import numpy as np
 
@@ -32,8 +34,7 @@ def transpose(source, target):
 
 @kernel
 def planes_to_vectors(planes, spans, rows, target):
-    """Rows ``rows[0] .. rows[1] - 1`` of an image (C, H, W) to vectors (H W, C), of each only the columns ``spans``
-    (H, 2)."""
+    """Rows ``rows[0] .. rows[1] - 1`` of an image (C, H, W), of each the columns ``spans`` (H, 2), to vectors."""
     channels, _, width = planes.shape
     for row in range(rows[0], rows[1]):
         first, last = spans[row, 0], spans[row, 1]
@@ -102,8 +103,10 @@ def block_of(group, g):
 
 @compiled
 def place_of(i, j, group, g):
-    """(step, shift): of a cell, bin (i, j) reads vector ``cell step + shift`` of an image; where there are those of one
-    group alone (``group`` is not -1), vector ``cell``."""
+    """(step, shift): of a cell, bin (i, j) reads vector ``cell step + shift`` of an image.
+
+    Where there are those of one group alone (``group`` is not -1), that is vector ``cell``.
+    """
     if group >= 0:
         return 1, 0
     own = i * g.group_rows // g.rows * g.group_columns + j * g.group_columns // g.columns

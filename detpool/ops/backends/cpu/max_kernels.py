@@ -12,10 +12,10 @@ from .layout_kernels import bin_of, block_of, copy, load_bins, place_of, transpo
 
 @compiled
 def _first_maximum(source, step, shift, cells, n, best, where):
-    """best[c] = the maximum of source[cell step + shift, c] over n cells, a multiple of four; where[c] = the first cell
-    that holds it.
+    """best[c] = the maximum of source[cell step + shift, c] over n cells, where[c] = the first cell that holds it.
 
-    Four cells at a time: with one, the compiler turns each selection into a masked store, which is many times slower.
+    Four cells at a time, so n is a multiple of four: with one, the compiler turns each selection into a masked store,
+    which is many times slower.
     """
     for q in range(0, n, 4):
         p0, p1, p2, p3 = cells[q], cells[q + 1], cells[q + 2], cells[q + 3]

@@ -25,8 +25,10 @@ def _frame(roi, g):
 
 @compiled
 def _point(frame, g, i, j, a, b):
-    """Shares of the size that the point lies from the centre, and the lower cell, upper shares and mobility of both
-    axes; the cells are -1 if it reads nothing."""
+    """Shares of the size that the point lies from the centre; the lower cell, upper shares and mobility of both axes.
+
+    The cells are -1 if it reads nothing.
+    """
     centre_y, centre_x, size_y, size_x, cosine, sine, points_y, points_x = frame
     zero = centre_y * 0
     half = zero + 0.5

@@ -31,8 +31,10 @@ class Part(NamedTuple):
 
 @compiled
 def _bin_taps(y, x, taps_y, taps_x, width, step, shift, cells, weights):
-    """All taps of a bin, rows y and x of the tables, as positions ``cell step + shift`` among the vectors of an image;
-    returns their number."""
+    """All taps of a bin, rows y and x of the tables, as positions among the vectors of an image; returns their number.
+
+    The position of a cell is ``cell step + shift``.
+    """
     n = 0
     for a in range(taps_y.number[y]):
         first = taps_y.cell[y, a] * width

@@ -116,8 +116,10 @@ def _divide(x, y):
 
 @triton.jit
 def assign_levels(boxes, stride, out, count, levels, shift, canonical_scale, BLOCK: tl.constexpr):
-    """The level of each box (K, 4), rows ``stride`` apart, as ``detpool.ops.levels.assign_levels`` says; a program
-    serves a block of boxes."""
+    """The level of each box (K, 4), rows ``stride`` apart, as ``detpool.ops.levels.assign_levels`` says.
+
+    A program serves a block of boxes.
+    """
     k = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     at, mask = boxes + stride * k, k < count
     x1, y1 = tl.load(at, mask=mask, other=0), tl.load(at + 1, mask=mask, other=0)

@@ -422,8 +422,10 @@ def _store_axis_grads(
     BINS: tl.constexpr,
     POSITION: tl.constexpr,
 ):
-    """From gradients of bin p of an axis, ``start + (p or p + 1) extent / COUNT + offset extent``, to those of the
-    edges of the box and of the offset."""
+    """From gradients of bin p of an axis to those of the edges of the box and of the offset.
+
+    The bin is ``start + (p or p + 1) extent / COUNT + offset extent``.
+    """
     offset = load_offset(offsets, k, axis, i, j, PH, PW, POSITION)
     _, _, _, _, extent, moves = make_bin(low, high, offset, p, scale_bits, length, COUNT, BINS, POSITION)
     start = lower + upper
