@@ -68,9 +68,9 @@ def test_train_then_evaluate(tmp_path, trained):
     assert "Traceback" not in output
 
 
-def test_signal_leaves_a_loadable_checkpoint(tmp_path, tiny_arguments):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_loadable_checkpoint(tmp_path, tiny_arguments, number):
     """Sent to the whole process group, workers included, as a terminal, `timeout` and schedulers do."""
-    number = signal.SIGINT
     arguments = ["trainer.max_epochs=1000", "data.num_workers=1"]
     process = start("train.py", tmp_path, *tiny_arguments, *arguments, start_new_session=True)
     assert process.stdout is not None
