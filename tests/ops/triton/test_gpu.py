@@ -49,7 +49,7 @@ OPERATORS = {
     "deform_roi_pool": (1, lambda f, b, *a, **k: ops.deform_roi_pool(f, b, offsets_of(b), *a, **k)),
     "deform_ps_roi_pool": (BINS**2, lambda f, b, *a, **k: ops.deform_ps_roi_pool(f, b, offsets_of(b), *a, **k)),
 }
-SOME = ["roi_pool", "roi_align", "ps_roi_align"] if INTERPRETED else list(OPERATORS)
+SOME = ["roi_pool", "pr_roi_pool", "ps_roi_align"] if INTERPRETED else list(OPERATORS)
 TORCHVISIONS = ["roi_pool", "roi_align", "ps_roi_pool", "ps_roi_align"]
 WITHOUT_BOX_GRADIENTS = {"roi_pool", "roi_warp", "ps_roi_pool", "ps_roi_pool rfcn", "deform_ps_roi_pool"}
 
@@ -199,14 +199,15 @@ def test_memory_grows_with_rois_only(name: str, either_form: str) -> None:
 @pytest.mark.parametrize("name", SOME)
 def test_values_that_are_not_valid_give_nan_and_no_gradient(name: str, either_form: str) -> None:
     groups, operator = OPERATORS[name]
-    features, boxes = make_inputs(groups, torch.float32, torch.channels_last, rois=8)
+    features, boxes = make_inputs(groups, torch.float32, torch.channels_last, rois=10)
     wrong = boxes.clone()
-    for row, (column, value) in enumerate([(1, torch.nan), (2, torch.inf), (3, -torch.inf), (0, 2), (0, -1), (0, 1e9)]):
+    values = [(1, torch.nan), (2, torch.inf), (3, -torch.inf), (3, -1e4), (0, 2), (0, -1), (0, -0.5), (0, 1e9)]
+    for row, (column, value) in enumerate(values):
         wrong[row, column] = value
     output, grad, grad_boxes = run(operator, features, wrong, backend="triton")
-    assert output[:6].isnan().all()
-    expected = run(operator, features, boxes, first=6, backend="triton")
-    assert torch.equal(output[6:], expected[0][6:])
+    assert output[:8].isnan().all()
+    expected = run(operator, features, boxes, first=8, backend="triton")
+    assert torch.equal(output[8:], expected[0][8:])
     torch.testing.assert_close(grad, expected[1])
     if name not in WITHOUT_BOX_GRADIENTS:
         torch.testing.assert_close(grad_boxes, expected[2])
