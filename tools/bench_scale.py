@@ -1,4 +1,4 @@
-"""Time and memory of annotations, samples and evaluation at COCO's size, on synthetic data.
+"""Time and memory of annotations and evaluation at COCO's size, on synthetic data.
 
     python tools/bench_scale.py                      # 118,287 and 5,000 images; ten minutes and 1.5 GB of disk
     python tools/bench_scale.py --fraction 0.01      # a hundredth of the images
