@@ -10,6 +10,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
 
+from detpool.detection.assignment import match_boxes
 from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import jittered_boxes
 from detpool.errors import ConfigError
@@ -99,6 +100,25 @@ class ProposalNetwork(RegionProposalNetwork):
             return proposals, {"loss_objectness": objectness.sum() * 0, "loss_rpn_box_reg": deltas.sum() * 0}
         losses = self.compute_loss(objectness, deltas, labels, self.box_coder.encode(matched, anchors))
         return proposals, {"loss_objectness": losses[0], "loss_rpn_box_reg": losses[1]}
+
+    def assign_targets_to_anchors(
+        self, anchors: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image labels (n,), 1 for an object, 0 for background, -1 for neither, and the objects' boxes (n, 4).
+
+        torchvision's, which holds a matrix of all anchors and objects, several times over.
+        """
+        labels, matched = [], []
+        for boxes, target in zip(anchors, targets, strict=True):
+            objects = target["boxes"]
+            if len(objects) == 0:
+                labels.append(torch.zeros_like(boxes[:, 0]))
+                matched.append(torch.zeros_like(boxes))
+                continue
+            matches = match_boxes(self.proposal_matcher, objects, boxes)
+            labels.append(torch.where(matches < 0, matches + 1, 1).to(boxes))
+            matched.append(objects[matches.clamp(min=0)])
+        return labels, matched
 
 
 class GivenProposals(nn.Module):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference, maskrcnn_loss
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 
+from detpool.detection.assignment import mask_targets
 from detpool.detection.detector import Prediction, Target, has_objects
 from detpool.errors import ConfigError
 
@@ -155,8 +156,13 @@ class TwoStageHeads(RoIHeads):
         boxes = [box[rows] for box, rows in zip(proposals, positive, strict=True)]
         matched = [match[rows] for match, rows in zip(matches, positive, strict=True)]
         logits = self._mask_logits(features, boxes, image_shapes)
-        masks, classes = ([target[key] for target in targets] for key in ("masks", "labels"))
-        return maskrcnn_loss(logits, boxes, masks, classes, matched)
+        classes = torch.cat([target["labels"][rows] for target, rows in zip(targets, matched, strict=True)])
+        wanted = [
+            mask_targets(target["masks"], box, rows, logits.shape[-1])
+            for target, box, rows in zip(targets, boxes, matched, strict=True)
+        ]
+        mine = logits[torch.arange(len(classes), device=classes.device), classes]
+        return F.binary_cross_entropy_with_logits(mine, torch.cat(wanted))
 
 
 def box_losses(logits: Tensor, regression: Tensor, labels: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
