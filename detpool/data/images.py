@@ -35,7 +35,7 @@ def read_image(path: Path, size: tuple[int, int]) -> tv_tensors.Image:
         size: (height, width) in the annotations, in pixels.
 
     Returns:
-        uint8, (3, height, width).
+        uint8, (3, height, width), in memory (height, width, 3), which is how files have it and resizing is fastest.
 
     Raises:
         DataError: the file is missing, truncated or no image, or its size differs from the annotated one.
@@ -46,7 +46,7 @@ def read_image(path: Path, size: tuple[int, int]) -> tv_tensors.Image:
         if size != (stored[::-1] if turned else stored):
             raise DataError(f"{path}: is {_text(stored)} (height x width), but its annotations say {_text(size)}")
         pixels = np.array(_to_rgb(ImageOps.exif_transpose(image) if turned else image))
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def is_nearly_black(path: Path) -> bool:
@@ -89,7 +89,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ValueError("its samples are floating-point numbers of unknown range")
     elif "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if the step is left out
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _text(size: tuple[int, int]) -> str:

@@ -47,7 +47,8 @@ def detection_transform(
             cropped or padded with black to ``size``.
         hflip: probability of a horizontal flip.
         photometric: whether to distort brightness, contrast, saturation, hue and channel order, each with
-            probability 0.5 (`v2.RandomPhotometricDistort`).
+            probability 0.5 (`v2.RandomPhotometricDistort`), before the image is resized, as SSD does (Liu et al.,
+            ECCV 2016).
 
     Returns:
         a picklable transform; its draws come from torch's global generator.
@@ -74,7 +75,7 @@ def detection_transform(
         if size is None and len(sides) != 1:
             raise ValueError(f"scale_range: got {scale_range} with min_size {min_size}, need one min_size, or size")
 
-    steps: list[v2.Transform] = []
+    steps: list[v2.Transform] = [v2.RandomPhotometricDistort()] if photometric else []
     if sides:
         if scale_range is not None:
             low, high = (max(1, round(factor * sides[0])) for factor in scale_range)
@@ -87,7 +88,5 @@ def detection_transform(
         steps.append(v2.Resize(list(size)))
     if hflip > 0:
         steps.append(v2.RandomHorizontalFlip(hflip))
-    if photometric:
-        steps.append(v2.RandomPhotometricDistort())
     steps += [v2.ClampBoundingBoxes(), SanitizeObjects()]
     return v2.Compose(steps)

@@ -17,7 +17,7 @@ def save(folder, image, name="image.png", **options):
 
 def assert_shows(image, expected, tolerance=0):
     assert image.dtype == torch.uint8
-    assert image.is_contiguous()
+    assert image.permute(1, 2, 0).is_contiguous()
     expected = torch.from_numpy(np.array(expected)).permute(2, 0, 1).int()
     assert image.shape == expected.shape
     assert (image.int() - expected).abs().max() <= tolerance

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from detpool.data.transforms import detection_transform
 
@@ -102,6 +103,25 @@ def test_photometric_changes_colours_only():
     assert any(not torch.equal(image, original[0]) for image, _ in results)
     assert all(image.dtype == torch.uint8 for image, _ in results)
     assert all(torch.equal(target["boxes"], original[1]["boxes"]) for _, target in results)
+
+
+def test_images_as_files_have_them_are_resized_without_a_copy_to_the_pixels_of_any():
+    rows = torch.randint(256, (60, 100, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    image = tv_tensors.Image(rows.permute(2, 0, 1))
+    for side in (37, 119):
+        transform = detection_transform(min_size=side, hflip=1.0)
+        (found, _), (expected, _) = (transform(each, sample()[1]) for each in (image, image.contiguous()))
+        assert torch.equal(found, expected)
+        assert found.permute(1, 2, 0).is_contiguous()
+
+
+def test_colours_are_distorted_before_the_image_is_resized():
+    image, target = sample()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        found, _ = detection_transform(min_size=120, photometric=True)(image, target)
+        torch.manual_seed(seed)
+        assert torch.equal(found, v2.functional.resize(v2.RandomPhotometricDistort()(image), [120, 200]))
 
 
 def test_vanishing_objects_go_with_their_labels_and_masks():
