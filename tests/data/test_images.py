@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detpool.data import images
 from detpool.data.images import image_size, is_nearly_black, read_image
 from detpool.errors import DataError
 
@@ -40,6 +41,21 @@ def test_colour_models(tmp_path, picture, mode):
     assert_shows(read_image(path, (40, 60)), expected)
     if mode not in ("1", "L", "LA"):  # the colours themselves are kept, as far as the model can
         assert_shows(read_image(path, (40, 60)), picture, tolerance=2 if mode != "P" else 60)
+
+
+@pytest.mark.parametrize("decoder", [images.decode_jpeg, None])
+def test_jpeg_has_the_pixels_of_pillow(tmp_path, monkeypatch, decoder):
+    monkeypatch.setattr(images, "decode_jpeg", decoder)
+    noise = np.random.default_rng(0).integers(0, 255, (5, 8, 3), np.uint8)
+    image = Image.fromarray(noise).resize((61, 39), Image.Resampling.BICUBIC)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    for options in ({}, {"subsampling": 0}, {"progressive": True}, {"keep_rgb": True}, {"quality": 20}, {"exif": exif}):
+        path = save(tmp_path, image, "image.jpg", **options)
+        with Image.open(path) as opened:
+            assert_shows(read_image(path, (39, 61)), opened)
+            if "exif" in options:
+                assert_shows(read_image(path, (61, 39)), opened.rotate(-90, expand=True))
 
 
 def test_grey_and_cmyk_jpeg(tmp_path, picture):
