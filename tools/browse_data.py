@@ -79,11 +79,12 @@ def _draw(sample: Sample, classes: dict[int, str]) -> Image.Image:
     height, width = image.shape[-2:]
     number = len(target["labels"])
     caption = f"image {target['image_id']} · {height} x {width} · {number} object{'' if number == 1 else 's'}"
+    masks = target["masks"].dense().numpy() if "masks" in target else []
     objects = [
         {
             "category_id": label,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
-            "segmentation": rle.encode(np.asfortranarray(target["masks"][i].numpy())) if "masks" in target else None,
+            "segmentation": rle.encode(np.asfortranarray(masks[i])) if len(masks) else None,
         }
         for i, ((x1, y1, x2, y2), label) in enumerate(
             zip(target["boxes"].tolist(), target["labels"].tolist(), strict=True)

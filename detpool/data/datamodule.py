@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from detpool.data.dataset import DetectionDataset, Sample, Target
@@ -24,11 +25,7 @@ def collate(samples: list[Sample]) -> Batch:
     """Put samples, whose sizes may differ, into a list of images and a list of targets of plain tensors."""
     # The wrappers of tv_tensors have done their work, and would slow down every operation of the model.
     images = [image.as_subclass(Tensor) for image, _ in samples]
-    targets = [
-        {key: value.as_subclass(Tensor) if isinstance(value, Tensor) else value for key, value in target.items()}
-        for _, target in samples
-    ]
-    return images, targets
+    return images, [tree_map_only(Tensor, lambda value: value.as_subclass(Tensor), target) for _, target in samples]
 
 
 class DetectionDataModule(LightningDataModule):

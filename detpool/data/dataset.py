@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torchvision import tv_tensors
 
 from detpool.data.proposals import check_proposals, read_proposals
 from detpool.data.sampling import SampleKey, seeded_rng
+from detpool.object_masks import ObjectMasks
 
 Target = dict[str, Any]
 Sample = tuple[Tensor, Target]
@@ -82,6 +84,7 @@ class DetectionDataset(Dataset[Sample]):
         Raises:
             IndexError: the index is not within -len .. len - 1.
             DataError: a file of the sample is missing or broken.
+            ValueError: the transform left masks out of step with boxes or image.
         """
         index, seed = (key.index, key.seed) if isinstance(key, SampleKey) else (key, None)
         if not -len(self) <= index < len(self):
@@ -93,7 +96,17 @@ class DetectionDataset(Dataset[Sample]):
             target["proposals"] = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=size)
         if self.transform is None:
             return image, target
-        if seed is None:
-            return self.transform(image, target)
-        with seeded_rng(seed):
-            return self.transform(image, target)
+        with nullcontext() if seed is None else seeded_rng(seed):
+            image, target = self.transform(image, target)
+        _check_masks(image, target)
+        return image, target
+
+
+def _check_masks(image: Tensor, target: Target) -> None:
+    """A transform that does not know `ObjectMasks` leaves them as they are."""
+    masks, boxes = target.get("masks"), target["boxes"]
+    if isinstance(masks, ObjectMasks) and (len(masks), masks.size) != (len(boxes), image.shape[-2:]):
+        raise ValueError(
+            f"transform: gave {len(boxes)} boxes in an image of {tuple(image.shape[-2:])} but {len(masks)} masks of "
+            f"{masks.size}; detpool.data.transforms.SanitizeObjects removes masks with their boxes"
+        )

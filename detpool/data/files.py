@@ -21,7 +21,7 @@ from detpool.data.dataset import DetectionDataset, Sample, Transform
 from detpool.data.images import is_nearly_black, read_image
 from detpool.data.packed import PackedStrings
 from detpool.errors import DataError
-from detpool.masks import decode_segmentation
+from detpool.object_masks import ObjectMasks
 
 _LOOKED_AT = 16  # images of a data set, evenly spread, whose values are looked at before training
 
@@ -136,7 +136,7 @@ class FileDataset(DetectionDataset):
         return len(self._image_ids)
 
     def load(self, index: int) -> Sample:
-        height, width = size = tuple(self._sizes[index].tolist())
+        size = tuple(self._sizes[index].tolist())
         # First: it may not have the annotated size.
         image = read_image(self.folder / self._names[index], size)
         start, end = self._ends[index : index + 2].tolist()
@@ -149,10 +149,8 @@ class FileDataset(DetectionDataset):
             "orig_size": size,
         }
         if self._segmentations is not None:
-            masks = np.zeros((len(chosen), height, width), np.uint8)
-            for mask, i in zip(masks, chosen.tolist(), strict=True):
-                mask[:] = decode_segmentation(json.loads(self._segmentations[i]), size)
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+            segmentations = [json.loads(self._segmentations[i]) for i in chosen.tolist()]
+            target["masks"] = ObjectMasks.from_segmentations(segmentations, size)
         return image, target
 
     def check_images(self) -> None:

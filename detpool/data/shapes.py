@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample, Transform
+from detpool.object_masks import ObjectMasks
 
 Array = NDArray[np.float32]
 SPLITS = ("train", "val")
@@ -118,7 +119,7 @@ class ShapesDataset(DetectionDataset):
             "orig_size": self.size,
         }
         if self.masks:
-            target["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+            target["masks"] = ObjectMasks.from_dense(torch.from_numpy(masks))
         return tv_tensors.Image(torch.from_numpy(picture.transpose(2, 0, 1).copy())), target
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:

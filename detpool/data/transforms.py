@@ -7,9 +7,14 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from detpool.object_masks import ObjectMasks
+
 
 class SanitizeObjects(v2.SanitizeBoundingBoxes):
     """Removes objects less than a pixel wide or high with their labels and masks, and such proposals by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__(labels_getter=_rows_of_objects)
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         # The base class takes all boxes of a sample for one list that has labels.
@@ -20,6 +25,11 @@ class SanitizeObjects(v2.SanitizeBoundingBoxes):
             large = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(1)
             cleaned["proposals"] = tv_tensors.wrap(boxes[large], like=boxes)
         return image, cleaned
+
+
+def _rows_of_objects(sample: tuple[Tensor, dict[str, Any]]) -> list[Tensor]:
+    labels, masks = sample[1]["labels"], sample[1].get("masks")
+    return [labels, masks.extents] if isinstance(masks, ObjectMasks) else [labels]
 
 
 def detection_transform(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou, roi_align
 
-_PAIRS = 2**21  # of objects and boxes at a time: 150 MiB of intermediate values
+from detpool.object_masks import ObjectMasks
+
+_PIXELS = 2**21  # of masks at a time: 30 MiB of intermediate values
+_PAIRS = 2**21  # of objects and boxes at a time: 130 MiB of intermediate values
 
 
 def match_boxes(matcher: Matcher, objects: Tensor, boxes: Tensor) -> Tensor:
@@ -37,26 +42,45 @@ def match_boxes(matcher: Matcher, objects: Tensor, boxes: Tensor) -> Tensor:
     return torch.where(best_of_object, nearest, matches)
 
 
-def mask_targets(masks: Tensor, boxes: Tensor, matches: Tensor, size: int) -> Tensor:
+def mask_targets(masks: ObjectMasks | Tensor, boxes: Tensor, matches: Tensor, size: int) -> Tensor:
     """The masks of objects within boxes, resampled as RoIAlign does, of each its box alone.
 
     Args:
-        masks: (n, H, W), 0 or 1.
+        masks: of n objects, or (n, H, W) of 0 and 1.
         boxes: (k, 4) XYXY in pixels.
-        matches: (k,), the mask of each box.
+        matches: (k,), the object of each box.
         size: height and width of the result.
 
     Returns:
         (k, size, size), of the type of ``boxes``.
     """
-    height, width = masks.shape[-2:]
-    limits = boxes.new_tensor([width, height])
+    masks = ObjectMasks.from_dense(masks) if isinstance(masks, Tensor) else masks
+    limits = masks.grid[:2].flip(0).to(boxes)  # width and height of the image
     first = boxes[:, :2].floor().clamp(min=0).minimum(limits - 1)
     # RoIAlign makes a box at least one pixel wide, and reads the cells beside its last point.
-    last = (boxes[:, :2] + 1).maximum(boxes[:, 2:]).floor().add(2).minimum(limits).maximum(first + 1)
-    corners = torch.cat([first, last, matches[:, None].to(first)], 1).long().tolist()
-    moved = torch.cat([torch.zeros_like(boxes[:, :1]), boxes - first.repeat(1, 2)], 1)[:, None]
+    last = ((boxes[:, :2] + 1).maximum(boxes[:, 2:]).floor() + 2).minimum(limits).maximum(first + 1)
+    order = (last - first).amax(1).argsort()
     targets = boxes.new_empty(len(boxes), size, size)
-    for target, roi, (x1, y1, x2, y2, row) in zip(targets, moved, corners, strict=True):
-        target.copy_(roi_align(masks[row, y1:y2, x1:x2].to(boxes)[None, None], roi, size)[0, 0])
+    # Nothing else here waits for a GPU.
+    for start, end, width, height in _of_similar_size((last - first)[order].long().tolist()):
+        some = order[start:end]
+        # Where the image ends its part does, as RoIAlign has a rule for edges.
+        corners = first[some].minimum(torch.stack([limits[0] - width, limits[1] - height]))
+        parts = masks.crop(matches[some], corners.long(), (height, width))[:, None].to(boxes)
+        numbers = torch.arange(len(some), device=boxes.device)[:, None]
+        rois = torch.cat([numbers, boxes[some] - corners.repeat(1, 2)], 1)
+        targets[some] = roi_align(parts, rois, size)[:, 0]
     return targets
+
+
+def _of_similar_size(extents: list[list[int]]) -> Iterator[tuple[int, int, int, int]]:
+    """Slices (start, end, largest width and height) of extents (width, height), of `_PIXELS` at most or one extent."""
+    start = width = height = 0
+    for end, extent in enumerate(extents):
+        wider, higher = max(width, extent[0]), max(height, extent[1])
+        if end > start and (end + 1 - start) * wider * higher > _PIXELS:
+            yield start, end, width, height
+            start, (wider, higher) = end, extent
+        width, height = wider, higher
+    if extents:
+        yield start, len(extents), width, height

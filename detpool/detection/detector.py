@@ -15,8 +15,8 @@ class TwoStageDetector(GeneralizedRCNN):
     """Backbone, proposals, heads, called as torchvision's detectors are.
 
     Images are taken as they come, (3, H, W) RGB in [0, 1], and never resized: that is the data's business. Targets are
-    dicts of `boxes` (n, 4) XYXY in pixels, `labels` (n,) from 1, and, where the model needs them, `masks` (n, H, W) and
-    `proposals` (m, 4).
+    dicts of `boxes` (n, 4) XYXY in pixels, `labels` (n,) from 1, and, where the model needs them, `masks`, (n, H, W) or
+    `ObjectMasks`, and `proposals` (m, 4).
     """
 
     def forward(

@@ -62,10 +62,8 @@ def test_masks_of_every_encoding(coco):
     root = coco([row(i + 1, segmentation=s) for i, s in enumerate(segmentations)])
     dataset = COCODataset(root, "train", masks=True)
     _, target = dataset[0]
-    assert isinstance(target["masks"], tv_tensors.Mask)
-    assert target["masks"].dtype == torch.uint8
-    assert np.array_equal(target["masks"].numpy(), np.stack([inside] * 4))
-    assert dataset[1][1]["masks"].shape == (0, 40, 60)
+    assert np.array_equal(target["masks"].dense().numpy(), np.stack([inside] * 4))
+    assert dataset[1][1]["masks"].dense().shape == (0, 40, 60)
     assert [a["segmentation"] for a in dataset.ground_truth()["annotations"]] == segmentations
     # Without masks=True a segmentation is not even looked at.
     root = coco([row(1, segmentation="?")])
@@ -137,7 +135,7 @@ def test_images_without_objects(coco):
     image, target = dataset[2]
     assert image.shape == (3, 20, 30)
     assert target["boxes"].shape == (0, 4)
-    assert target["masks"].shape == (0, 20, 30)
+    assert target["masks"].dense().shape == (0, 20, 30)
     assert dataset.ground_truth()["annotations"] == []
     with pytest.raises(DataError, match="none of its 3 images has an object to train on"):
         COCODataset(root, "train", drop_empty=True)
@@ -239,7 +237,7 @@ def test_run_lengths_as_floats_and_with_empty_runs_are_masks(coco):
     dataset = COCODataset(coco([row(1, segmentation={"size": [40, 60], "counts": counts})]), "train", masks=True)
     expected = np.zeros((40, 60), np.uint8)
     expected[:, :2] = 1
-    assert np.array_equal(dataset[0][1]["masks"][0].numpy(), expected)
+    assert np.array_equal(dataset[0][1]["masks"].dense()[0].numpy(), expected)
 
 
 def test_numbers_that_other_programs_write_differently(coco):
@@ -289,7 +287,7 @@ def test_real_coco_agrees_with_pycocotools(shared_dir):
             masks = [oracle.annToMask(a) for a in rows]
             assert [dataset.category_ids[label - 1] for label in target["labels"]] == [a["category_id"] for a in rows]
             assert len(target["masks"]) == len(masks)
-            assert all(np.array_equal(*pair) for pair in zip(target["masks"].numpy(), masks, strict=True))
+            assert all(np.array_equal(*pair) for pair in zip(target["masks"].dense().numpy(), masks, strict=True))
             for box, a in zip(target["boxes"].tolist(), rows, strict=True):
                 x, y, w, h = a["bbox"]
                 assert box == pytest.approx([x, y, x + w, y + h], abs=0.02)
@@ -306,7 +304,7 @@ def test_real_nuclei(shared_dir):
     for i in range(0, 60, 6):
         image, target = dataset[i]
         assert image.shape == (3, 128, 128)
-        for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].tolist(), strict=True):
+        for mask, (x1, y1, x2, y2) in zip(target["masks"].dense(), target["boxes"].tolist(), strict=True):
             ys, xs = mask.nonzero(as_tuple=True)
             if len(xs):
                 assert (xs.min() + 1.01 >= x1, ys.min() + 1.01 >= y1) == (True, True)

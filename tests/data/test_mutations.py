@@ -209,7 +209,7 @@ def assert_samples_agree(dataset: Any) -> None:
         assert np.allclose(target["boxes"].numpy().reshape(-1, 4), np.reshape(corners, (-1, 4)), rtol=1e-6)
         if "masks" in target:
             assert len(target["masks"]) == len(wanted)
-            assert set(np.unique(target["masks"].numpy())) <= {0, 1}
+            assert set(np.unique(target["masks"].dense().numpy())) <= {0, 1}
 
 
 def assert_is_a_message(message: str, root: Path) -> None:

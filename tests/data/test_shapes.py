@@ -21,14 +21,14 @@ def test_sample_keeps_the_contract():
             (image, tv_tensors.Image, torch.uint8, (3, 96, 160)),
             (target["boxes"], tv_tensors.BoundingBoxes, torch.float32, (count, 4)),
             (target["labels"], torch.Tensor, torch.int64, (count,)),
-            (target["masks"], tv_tensors.Mask, torch.uint8, (count, 96, 160)),
+            (target["masks"].dense(), torch.Tensor, torch.uint8, (count, 96, 160)),
         ):
             assert (type(value), value.dtype, value.shape) == (kind, dtype, shape)
         assert 1 <= target["labels"].min() <= target["labels"].max() <= 6
         assert (target["image_id"], target["orig_size"]) == (dataset.image_ids[i], (96, 160))
         assert target["boxes"].canvas_size == (96, 160)
-        assert target["masks"].sum(0).max() == 1
-        for mask, (x1, y1, x2, y2) in zip(target["masks"], target["boxes"].tolist(), strict=True):
+        assert target["masks"].dense().sum(0).max() == 1
+        for mask, (x1, y1, x2, y2) in zip(target["masks"].dense(), target["boxes"].tolist(), strict=True):
             ys, xs = np.nonzero(mask.numpy())
             assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x1, y1, x2, y2)
 
@@ -44,10 +44,10 @@ def test_masks_show_the_shapes_that_are_drawn():
             continue
         seen += 1
         assert abs((x2 - x1) - (y2 - y1)) <= 1
-        area = int(target["masks"].sum())
+        area = int(target["masks"].dense().sum())
         assert area == pytest.approx(np.pi / 4 * (x2 - x1) * (y2 - y1), rel=0.08)
         # A ring of pixels inside the outline is the dark rim, and differs from the background just outside.
-        assert image[:, target["masks"][0] == 1].float().std() > 1
+        assert image[:, target["masks"].dense()[0] == 1].float().std() > 1
     assert seen >= 20
 
 
@@ -80,7 +80,7 @@ def test_pictures_are_the_same_everywhere():
     for i in range(8):
         image, target = dataset[i]
         digest.update(image.numpy().tobytes())
-        digest.update(target["masks"].numpy().tobytes())
+        digest.update(target["masks"].dense().numpy().tobytes())
         digest.update(target["labels"].numpy().tobytes())
     assert digest.hexdigest()[:16] == "c5122442517bc374"
 
@@ -98,7 +98,7 @@ def test_ground_truth_is_what_samples_show():
         boxes[:, 2:] += boxes[:, :2]
         assert torch.equal(boxes, target["boxes"].as_subclass(torch.Tensor))
         assert [a["category_id"] for a in rows] == target["labels"].tolist()
-        for row, mask in zip(rows, target["masks"].numpy(), strict=True):
+        for row, mask in zip(rows, target["masks"].dense().numpy(), strict=True):
             assert np.array_equal(coco_mask.decode(row["segmentation"]), mask)
             assert row["area"] == mask.sum()
 

@@ -4,6 +4,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from detpool.data.transforms import detection_transform
+from detpool.object_masks import ObjectMasks
 
 
 def sample(height=60, width=100, boxes=((10, 20, 30, 50), (40, 10, 90, 30))):
@@ -18,7 +19,7 @@ def sample(height=60, width=100, boxes=((10, 20, 30, 50), (40, 10, 90, 30))):
             torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), format="XYXY", canvas_size=(height, width)
         ),
         "labels": torch.arange(1, len(boxes) + 1),
-        "masks": tv_tensors.Mask(masks),
+        "masks": ObjectMasks.from_dense(masks),
         "image_id": 7,
         "orig_size": (height, width),
     }
@@ -28,9 +29,11 @@ def sample(height=60, width=100, boxes=((10, 20, 30, 50), (40, 10, 90, 30))):
 def assert_in_step(image, target):
     """Boxes, labels and masks all point at the objects of the picture."""
     assert image.dtype == torch.uint8
-    assert target["masks"].shape == (len(target["labels"]), *image.shape[1:])
+    assert (len(target["masks"]), *target["masks"].size) == (len(target["labels"]), *image.shape[1:])
     assert tuple(target["boxes"].canvas_size) == tuple(image.shape[1:])
-    for label, box, mask in zip(target["labels"].tolist(), target["boxes"].tolist(), target["masks"], strict=True):
+    for label, box, mask in zip(
+        target["labels"].tolist(), target["boxes"].tolist(), target["masks"].dense(), strict=True
+    ):
         x1, y1, x2, y2 = box
         middle = image[:, int((y1 + y2) / 2), int((x1 + x2) / 2)]
         assert (middle.int() - 50 * label).abs().max() <= 3
