@@ -97,9 +97,9 @@ class ObjectMasks:
             result[row] = self.crop(corner[0, :1] + row, corner, self.size)[0]
         return result
 
-    def to(self, *args: Any, **kwargs: Any) -> ObjectMasks:
-        """As `Tensor.to`, such as to a device."""
-        return ObjectMasks(*(part.to(*args, **kwargs) for part in _parts(self)))
+    def to(self, device: torch.device | str) -> ObjectMasks:
+        """On a device; what is in page-locked memory is copied there without waiting, as Lightning copies tensors."""
+        return ObjectMasks(*(part.to(device, non_blocking=part.is_pinned()) for part in _parts(self)))
 
     def pin_memory(self) -> ObjectMasks:
         return ObjectMasks(*(part.pin_memory() for part in _parts(self)))
