@@ -1,33 +1,46 @@
-"""Time and memory of annotations and evaluation at COCO's size, on synthetic data.
+"""Time and memory of annotations, samples, training targets and evaluation at COCO's size, on synthetic data.
 
     python tools/bench_scale.py                      # 118,287 and 5,000 images; ten minutes and 1.5 GB of disk
-    python tools/bench_scale.py --fraction 0.01      # a hundredth of the images
+    python tools/bench_scale.py --fraction 0.01      # a hundredth of the images, samples and objects
 
 Each row is measured in a process of its own: CPU seconds of all its threads, and how far its memory rose at most above
-what it was before; of workers, the private memory that reading every sample's annotations adds. Needs Linux.
+what it was before; of workers, the private memory that reading every sample's annotations adds. Samples are of shorter
+sides from 480 to 800 pixels, those of torchvision of the same files with the same transforms; masks are of the images
+with most objects too. Anchors are those of two images of 800 x 1066, masks those of one of 800 x 1333. Needs Linux.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from command_line import Parser, positive
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as rle
 from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
+from torchvision.models.detection.image_list import ImageList
+from torchvision.transforms import v2
 
 from detpool.data.coco import COCODataset
+from detpool.data.transforms import detection_transform
+from detpool.detection import ProposalNetwork
+from detpool.detection.assignment import mask_targets
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.files import write_csv_atomically
+from detpool.object_masks import ObjectMasks
 
 TRAIN, VAL = (118_287, 860_001), (5_000, 36_781)  # images and objects of COCO's splits
 DETECTIONS = 100  # an image
@@ -149,6 +162,58 @@ def start(root: Path) -> None:
     COCODataset(root, "train2017", masks=True)
 
 
+def read_samples(root: Path, count: int, masks: bool, fullest: bool = False) -> Callable[[], None]:
+    transform = detection_transform(min_size=list(range(480, 801, 32)), max_size=1333, hflip=0.5)
+    dataset = COCODataset(root, "val2017", masks=masks, transform=transform)
+    counts = Counter(annotation["image_id"] for annotation in dataset.ground_truth()["annotations"])
+    order = sorted(dataset.image_ids, key=lambda identity: -counts[identity]) if fullest else dataset.image_ids
+    index = {identity: i for i, identity in enumerate(dataset.image_ids)}
+    _ = dataset[0]  # loads kernels, once in a worker's life
+    return partial(_read_all, dataset, [index[identity] for identity in order[:count]])
+
+
+def read_samples_of_torchvision(root: Path, count: int) -> Callable[[], None]:
+    resize = v2.RandomShortestSize(list(range(480, 801, 32)), max_size=1333)
+    clean = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes()]
+    transforms = v2.Compose([v2.ToImage(), resize, v2.RandomHorizontalFlip(), *clean])
+    file = root / "annotations" / "instances_val2017.json"
+    with contextlib.redirect_stdout(None):
+        dataset = CocoDetection(str(root / "val2017"), str(file), transforms=transforms)
+    dataset.ids = [identity for identity in dataset.ids if dataset.coco.getAnnIds(identity)]  # it fails on the others
+    keys = ("boxes", "labels", "image_id")
+    return partial(_read_all, wrap_dataset_for_transforms_v2(dataset, target_keys=keys), range(count))
+
+
+def _read_all(dataset: Any, indices: Iterable[int]) -> None:
+    torch.manual_seed(0)
+    for index in indices:
+        _ = dataset[index]
+
+
+def match_anchors(objects: int) -> Callable[[], Any]:
+    height, width = 800, 1066
+    network = ProposalNetwork(list("01234"), 1, [[32], [64], [128], [256], [512]])
+    maps = [torch.zeros(2, 1, -(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32, 64)]
+    anchors = network.anchor_generator(ImageList(torch.zeros(2, 1, height, width), [(height, width)] * 2), maps)
+    targets = [{"boxes": _corners(objects, (height, width), seed)} for seed in range(2)]
+    return partial(network.assign_targets_to_anchors, anchors, targets)
+
+
+def resample_masks(objects: int) -> Callable[[], Any]:
+    """Of 128 boxes, as many as Mask R-CNN trains on at most."""
+    size = (800, 1333)
+    boxes = _corners(objects, size, 0)
+    polygons = [[[x1, y1, x2, y1, x2, y2]] for x1, y1, x2, y2 in boxes.tolist()]
+    masks = ObjectMasks.from_segmentations(polygons, size)
+    rows = torch.arange(128) % objects
+    return partial(mask_targets, masks, boxes[rows], rows, 28)
+
+
+def _corners(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
+    boxes = torch.from_numpy(make_boxes(count, size, np.random.default_rng(seed))).float()
+    return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+
+
 def evaluate(root: Path, backend: Any) -> None:
     """All that a run reports but pictures."""
     dataset = COCODataset(root, "val2017", masks=True)
@@ -196,9 +261,12 @@ def _kilobytes(file: str, prefix: str) -> int:
 def _measure(connection: Any, function: Any, arguments: tuple[Any, ...]) -> None:
     before, begin = _kilobytes("status", "VmHWM"), time.process_time()
     result = function(*arguments)
+    if callable(result):  # what was prepared
+        before, begin = _kilobytes("status", "VmHWM"), time.process_time()
+        result = result()
     seconds = time.process_time() - begin
     peak = (_kilobytes("status", "VmHWM") - before) / 1024
-    connection.send((seconds, peak if result is None else result))
+    connection.send((seconds, result if isinstance(result, float) else peak))
 
 
 def measure(name: str, function: Any, *arguments: Any) -> dict[str, Any]:
@@ -222,6 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, default=Path("results/scale"), metavar="FOLDER", help="default: %(default)s"
     )
     options = parser.parse_args(argv)
+    samples, most, anchors, masks = (max(1, round(options.fraction * count)) for count in (500, 20, 500, 300))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         table = [
@@ -229,6 +298,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure("start with masks, first", start, root),
             measure("start with masks, second", start, root),
             *(measure(f"worker, {method}", worker_memory, root, method) for method in options.workers),
+            measure(f"samples, {samples} with boxes", read_samples, root, samples, False),
+            measure(f"samples, {samples} with boxes, torchvision", read_samples_of_torchvision, root, samples),
+            measure(f"samples, {samples} with masks", read_samples, root, samples, True),
+            measure(f"samples, the {most} fullest with masks", read_samples, root, most, True, True),
+            measure(f"matching anchors, {anchors} objects", match_anchors, anchors),
+            measure(f"mask targets, {masks} objects", resample_masks, masks),
             *(measure(f"evaluation, {name}", evaluate, root, name) for name in ("faster_coco_eval", "pycocotools")),
         ]
     write_csv_atomically(options.output / "scale.csv", table)

@@ -20,6 +20,7 @@ def test_a_hundredth_of_coco(tmp_path, monkeypatch):
     assert fast_errors == slow_errors
     assert 0.05 < fast["mask_AP"] < fast["AP50"] < 1
     rows = list(csv.DictReader((tmp_path / "scale.csv").open()))
-    kinds = ["making the files", *["start with masks"] * 2, "worker", *["evaluation"] * 2]
+    kinds = ["making the files", *["start with masks"] * 2, "worker", *["samples"] * 4]
+    kinds += ["matching anchors", "mask targets", *["evaluation"] * 2]
     assert [row["what"].split(",")[0] for row in rows] == kinds
     assert all(float(row["cpu_s"]) > 0 for row in rows)
