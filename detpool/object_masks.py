@@ -24,7 +24,7 @@ class Grid(tv_tensors.TVTensor):
     """
 
 
-@dataclass
+@dataclass(eq=False)  # tensors have no one truth value
 class ObjectMasks:
     """The masks (n, H, W) of an image's objects: pixels of the file, and which of them the image's are now.
 
