@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detpool.data.coco import COCODataset
 from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.results import RESULTS
 from detpool.files import write_csv_atomically
 
 TRAIN, VAL = (118_287, 860_001), (5_000, 36_781)  # images and objects of COCO's splits
@@ -160,7 +161,7 @@ def evaluate(root: Path, backend: Any) -> None:
     for image_id, found in rows.items():
         evaluator.add_rows(image_id, found)
     metrics, errors = evaluator.compute(), evaluator.errors()
-    write_results(root / "predictions.json", evaluator.results())
+    write_results(root / RESULTS, evaluator.results())
     (root / f"metrics_{backend}.json").write_text(json.dumps([metrics, errors]))
 
 

@@ -23,8 +23,8 @@ STATUS = "status.json"
 """In a run directory: how the run ended, if it did not end with metrics."""
 STATES = ("diverged", "failed", "interrupted")
 
-RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger", "imports")
-"""Top-level keys of a config that say where a run is, what it reports and where code lies, not what it computes."""
+RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger", "imports", "keep_checkpoints")
+"""Top-level keys of a config that say where a run is, what it leaves and where code lies, not what it computes."""
 PATHS = ("dirpath", "path")
 """Keys of callbacks that hold paths in the run directory."""
 _WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}

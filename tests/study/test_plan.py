@@ -80,7 +80,7 @@ def test_sweeps_without_study_are_numbered() -> None:
     ("same", "overrides"),
     [
         (True, ["run_dir=elsewhere", "task=x", "progress=false", "logger=tensorboard", "ckpt_path=a.ckpt"]),
-        (True, ["data.num_workers=0", "evaluation.pictures=0"]),
+        (True, ["data.num_workers=0", "evaluation.pictures=0", "keep_checkpoints=all"]),
         (False, ["seed=1"]),
         (False, ["trainer.max_epochs=3"]),
         (False, ["data.batch_size=2"]),
