@@ -194,13 +194,21 @@ def _by_choice(settings: pd.DataFrame, choices: pd.DataFrame, alike: Sequence[Se
     first = settings.iloc[[places[0] for places in alike]]
     for group in choices:
         names = [choices[group].iloc[places].dropna().unique() for places in map(list, alike)]
-        below = [key for key in settings if key == group or key.startswith(f"{group}.")]
+        below = [key for key in first if key == group or key.startswith(f"{group}.")]
         what = list(first[below].itertuples(index=False, name=None)) if below else []
         chosen = [found[0] for found in names if len(found) == 1]
         if len(chosen) == len(alike) and len({*chosen}) == len({*what}) == len({*zip(chosen, what, strict=True)}):
-            first = first.drop(columns=below[1:]).rename(columns={below[0]: group})
+            following = [key for key in first if _follows(first, key)] if group == "pooler" else []
+            first = first.drop(columns=[*below[1:], *following]).rename(columns={below[0]: group})
             first[group] = chosen
     return first
+
+
+def _follows(configs: pd.DataFrame, key: str) -> bool:
+    """Whether this setting of a `mask_pooler` or `iou_pooler` is always that of the `pooler`."""
+    first, _, rest = key.partition(".")
+    own = f"pooler.{rest}" if rest else "pooler"
+    return first.endswith("_pooler") and own in configs and configs[key].equals(configs[own])
 
 
 def _in_order(parts: Sequence[Mapping[str, str]]) -> list[int]:

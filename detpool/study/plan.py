@@ -86,7 +86,7 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
         for _ in _composed(configs, jobs):
             pass
         return Sweep(folder, base, [str(number) for number in range(len(jobs))], [job[own:] for job in jobs])
-    lines, inputs = [shlex.join(job) for job in jobs], hash_inputs(configs)
+    lines, inputs = [shlex.join(job) for job in jobs], hash_inputs(configs, arguments)
     known = read_command_lines(folder, inputs)
     finished = {line for line in lines if line in known and is_finished(folder / known[line])}
     names = {line: known[line] for line in finished}

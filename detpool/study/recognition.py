@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -19,12 +19,14 @@ _CODE = ("config", "study")
 """Packages of detpool that make a config, and its fingerprint, of a command line."""
 
 
-def hash_inputs(configs: Configs) -> str | None:
-    """A hash of all but the command line that decides what is composed for it.
+def hash_inputs(configs: Configs, arguments: Sequence[str]) -> str | None:
+    """A hash of all but a command line that decides what is composed for it.
 
     That is the config files with their places, the code that reads them, and the user's home folder. None if something
-    else does too: a package of configs, or a variable of the environment.
+    else does too: a package of configs, or a variable of the environment, in a file or in one of the arguments.
     """
+    if any("oc.env" in argument for argument in arguments):
+        return None
     content = hashlib.sha256(f"{configs.name} {Path.home()} {metadata.version('hydra-core')}".encode())
     content.update(metadata.version("omegaconf").encode())
     for source in configs.get_sources():

@@ -107,15 +107,21 @@ def test_choices_go_by_the_names_that_they_were_given(make_run, tmp_path):
     for name, head in HEADS.items():
         for seed in range(2):
             command = f"train.py -m study=heads head_pool={name} seed={seed} 'x=[1, 2]'"
-            make_run(f"named/{name}{seed}", seed=seed, head_pool=head, record={"command": command})
-    evaluated = make_run("named/eval", head_pool=HEADS["flatten"], curves=False)
+            make_run(f"heads/{name}{seed}", seed=seed, head_pool=head, record={"command": command})
+    evaluated = make_run("heads/eval", head_pool=HEADS["flatten"], curves=False)
     (evaluated / "csv").mkdir()  # its command names no choice, that of the training does
-    (section,) = sections_of(tmp_path)
+    (section,) = sections_of(tmp_path / "heads")
     assert labels(section) == {f"head_pool={name}": [0, 1] for name in ("flatten", "token_cls", "token_last")}
+    # What follows the choice of the pooler is not named either.
+    for name in ("roi_pool", "roi_align"):
+        mask_pooler = {"operator": {"_target_": f"detpool.ops.{name}"}}
+        make_run(f"masks/{name}", pooler=name, mask_pooler=mask_pooler, **{"pooler.operator": mask_pooler["operator"]})
+    (section,) = sections_of(tmp_path / "masks")
+    assert list(section.runs) == ["pooler=roi_align", "pooler=roi_pool"]
     # A choice of which a setting was changed, or that some run does not name, is known by its settings.
     changed = HEADS["flatten"] | {"width": 5}
-    make_run("other", head_pool=changed, record={"command": "train.py head_pool=flatten head_pool.width=5"})
-    (section,) = sections_of(tmp_path)
+    make_run("heads/other", head_pool=changed, record={"command": "train.py head_pool=flatten head_pool.width=5"})
+    (section,) = sections_of(tmp_path / "heads")
     assert "head_pool=TokenHead, pool=ClsTokenPool, head_pool.class_token=true" in section.runs
     assert "head_pool=FlattenHead, head_pool.width=5" in section.runs
 

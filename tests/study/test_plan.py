@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detpool.config import Configs
 from detpool.errors import ConfigError
 from detpool.run_record import write_metrics
+from detpool.study.launching import launch
 from detpool.study.layout import fingerprint, read_plan, run_name, write_plan, write_status
 from detpool.study.plan import Sweep, plan_sweep, summarize
 
@@ -305,10 +308,31 @@ def test_finished_runs_are_recognised_without_being_composed(with_study, composi
     assert len(compositions) == 3
 
 
+def test_launchers_are_handed_what_is_to_be_done(monkeypatch):
+    """Any launcher, SLURM's too, in batches if the user wants them; none is made for nothing."""
+    handed = []
+
+    class Launcher:
+        def launch(self, job_overrides, initial_job_idx):
+            handed.append((list(job_overrides), initial_job_idx))
+            return []
+
+    monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: Launcher())
+    jobs = [[f"seed={seed}"] for seed in range(5)]
+    for batches in ("null", "2"):
+        config = ALL.load_configuration("train", [f"hydra.sweeper.max_batch_size={batches}"], RunMode.MULTIRUN)
+        launch(Sweep(Path("logs"), config, ["a"] * 7, jobs, is_study=True), ALL, print)
+    assert handed == [(jobs, 0), (jobs[:2], 0), (jobs[2:4], 2), (jobs[4:], 4)]
+    launch(Sweep(Path("logs"), config, ["a"] * 7, [], is_study=True), ALL, print)
+    assert len(handed) == 4
+
+
 def test_what_the_environment_may_change_is_composed_anew(with_study, tmp_path, monkeypatch):
     folder = with_study("seed: ${oc.decode:${oc.env:SEED}}\nhydra: {sweeper: {params: {pooler: roi_pool}}}\n")
     monkeypatch.setenv("SEED", "1")
     sweep = plan_sweep(Configs(folder, "train"), ["study=mine", f"hydra.sweep.dir={tmp_path / 'logs'}"])
+    assert sweep.inputs is None
+    sweep = plan_sweep(ALL, ["study=smallest", "task='${oc.env:SEED}'", "pooler=roi_pool", "seed=0"])
     assert sweep.inputs is None
 
 
