@@ -94,7 +94,7 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
     varied = [str(key) for key in base.hydra.sweeper.params or {}]
     for job, config, seed in _composed(configs, unknown):
         names[shlex.join(job)] = run_name(job, varied, config, seed)
-    _check_distinct(names)
+    _check_distinct([(line, names[line]) for line in lines])
     left = [job[own:] for job in unknown if not is_finished(folder / names[shlex.join(job)])]
     return Sweep(folder, base, [names[line] for line in lines], left, True, names, inputs)
 
@@ -144,9 +144,10 @@ def _composed(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[lis
         yield job, config, seed
 
 
-def _check_distinct(names: Mapping[str, str]) -> None:
+def _check_distinct(runs: Sequence[tuple[str, str]]) -> None:
+    """That command lines, each with the name of its run directory, compute something else."""
     found: dict[str, str] = {}
-    for line, name in names.items():
+    for line, name in runs:
         computes = name.rpartition("-")[2]
         if computes in found:
             raise ConfigError(f"two runs of the study are the same: {found[computes]!r} and {line!r}")

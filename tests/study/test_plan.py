@@ -152,6 +152,7 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
         ("variants: [a]\n", "study mine: variants must be a mapping"),
         (PARAMS % "variant: 'a'", "variant=a: only a study has variants, and not every one"),
         (PARAMS % "data.num_workers: '0,1'", "two runs of the study are the same"),
+        (PARAMS % "seed: '0,1,0'", "two runs of the study are the same"),
     ],
 )
 def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], Path], text: str, message: str) -> None:
