@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import CommandLine, Configs, check, parse_command_line
 from detpool.errors import ConfigError, exit_with_message
+from detpool.study.launching import launch
 from detpool.study.layout import write_plan
 from detpool.study.plan import command_of, plan_sweep, run_dir_of, summarize, sweep_jobs
 from detpool.study.stopping import wait_for_workers
@@ -34,7 +35,7 @@ def main() -> None:
         if line.command == "cfg":
             show_config(line, program)
         elif line.sweeps:
-            sys.exit(run_sweep(line, program))
+            sys.exit(run_sweep(line))
         else:
             check_run(line)
             program.run(line.configs.name, run, line.overrides)
@@ -70,14 +71,18 @@ def check_run(line: CommandLine) -> None:
     check(line.configs.compose(line.overrides), line.configs, line.overrides)
 
 
-def run_sweep(line: CommandLine, program: Hydra) -> int:
-    """Checks all runs of a sweep, then runs them; returns the exit status, 0 if all are finished."""
+def run_sweep(line: CommandLine) -> int:
+    """Checks all runs of a sweep, then does those that are not finished; the exit status, 0 if all are."""
     sweep = plan_sweep(line.configs, line.overrides)
     if sweep.names is not None:
-        write_plan(sweep.folder, sweep.names)
+        write_plan(sweep.folder, sweep.names, sweep.command_lines, sweep.inputs)
+    if sweep.names and sweep.is_study and (finished := len(sweep.names) - len(sweep.jobs)):
+        print(
+            f"{sweep.folder}: {finished} of {len(sweep.names)} runs were finished before, and are skipped", flush=True
+        )
     try:
         with wait_for_workers() if sweep.in_workers else contextlib.nullcontext():
-            program.multirun(line.configs.name, run, sweep.overrides)
+            launch(sweep, line.configs, run)
     except (KeyboardInterrupt, SystemExit):
         again = [] if sweep.is_study else [f"hydra.sweep.dir={sweep.folder}"]
         command = shlex.join(["python", *sys.argv, *again])

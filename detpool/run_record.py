@@ -14,8 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import detpool
 from detpool.files import write_json_atomically
 
@@ -102,6 +100,8 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
         that is not installed; `hardware`: the `platform`, the processor's model (`cpu`), the `cores` that this process
         may use, and the models of the `gpus`.
     """
+    import torch  # takes seconds, and records are read without
+
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in dict.fromkeys((*_PACKAGES, *packages)):
         try:

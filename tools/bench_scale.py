@@ -39,6 +39,7 @@ from detpool.data.transforms import detection_transform
 from detpool.detection import ProposalNetwork
 from detpool.detection.assignment import mask_targets
 from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.results import RESULTS
 from detpool.files import write_csv_atomically
 from detpool.object_masks import ObjectMasks
 
@@ -225,7 +226,7 @@ def evaluate(root: Path, backend: Any) -> None:
     for image_id, found in rows.items():
         evaluator.add_rows(image_id, found)
     metrics, errors = evaluator.compute(), evaluator.errors()
-    write_results(root / "predictions.json", evaluator.results())
+    write_results(root / RESULTS, evaluator.results())
     (root / f"metrics_{backend}.json").write_text(json.dumps([metrics, errors]))
 
 

@@ -35,7 +35,7 @@ PICTURES = "plots"
 def main(argv: Sequence[str] | None = None) -> None:
     options = _arguments(argv)
     with exit_with_message():
-        report = build_report(collect(options.logs), metric=options.metric, baseline=options.baseline, by=options.by)
+        report = build_report(collect(options.logs), options.metric, options.baseline, options.by, options.show)
         command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
         revision = git_state(Path(detpool.__file__).parents[1])["revision"] or "unknown"
         with writing(options.output):
@@ -66,6 +66,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("logs/report"), help="folder; default: logs/report")
     parser.add_argument("--metric", default="AP", help="that configurations are compared by; default: AP")
     parser.add_argument("--baseline", help="configuration to compare with, such as pooler=roi_pool; default: the first")
+    parser.add_argument(
+        "--show", action="append", default=[], help="configuration that plots show, besides the baseline and the best"
+    )
     parser.add_argument(
         "--by", help="dotted key of a setting: tables for each of its values, and what changes between them"
     )

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from detpool.data.images import image_size, read_image
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import write_pictures
-from detpool.evaluation.results import read_results
+from detpool.evaluation.results import find_results, read_results
 from detpool.run_config import read_run_config
 from detpool.visualization import (
     footprint,
@@ -109,7 +109,7 @@ def gradients(options: argparse.Namespace) -> None:
 
 def predictions(options: argparse.Namespace) -> None:
     """Predictions of a finished run beside the ground truth."""
-    config_file, rows_file = options.run_dir / "config.yaml", options.run_dir / "predictions.json"
+    config_file, rows_file = options.run_dir / "config.yaml", find_results(options.run_dir)
     for file in (config_file, rows_file):
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: is {options.run_dir} the directory of a finished run?")

@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra._internal.config_repository import ConfigResult
+from hydra._internal.config_repository import CachingConfigRepository, ConfigResult, IConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.default_element import ConfigDefault, GroupDefault, ResultDefault
 from hydra.core.object_type import ObjectType
@@ -38,11 +38,35 @@ _EXTRAS = {
 """Plugins of Hydra, and our extras that install them."""
 
 
+class _Files(CachingConfigRepository):
+    """Config files that are found and read once for all compositions."""
+
+    def __init__(self, delegate: IConfigRepository) -> None:
+        super().__init__(delegate)
+        self.options: dict[tuple[str, ObjectType | None], list[str]] = {}
+
+    def __deepcopy__(self, memo: Any) -> _Files:
+        # Hydra composes with a copy, whose folders it may change.
+        copied = _Files(self.delegate)
+        copied.cache, copied.options = self.cache, self.options
+        return copied
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        # What is composed holds, and changes, parts of what was read.
+        return copy.deepcopy(super().load_config(config_path))
+
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        key = (group_name, results_filter)
+        if key not in self.options:
+            self.options[key] = super().get_group_options(group_name, results_filter)
+        return self.options[key]
+
+
 class Configs(ConfigLoaderImpl):
     """Hydra's loader of the config files in a folder, and in further ones that its search path has after it.
 
     Each set of choices is composed once; other `key=value` are set in copies of that. They may set what no file lists:
-    whether anything takes it is for `check` to say.
+    whether anything takes it is for `check` to say. What is loaded is a copy each time, which its reader may change.
 
     Args:
         folder: holds the primary config and a folder for each group.
@@ -68,13 +92,15 @@ class Configs(ConfigLoaderImpl):
                 path.append(provider, place if "://" in place else f"file://{Path(place).resolve()}")
         path.get_path().append(schema)
         super().__init__(path)
+        self.files = _Files(self.repository)
+        self.repository = self.files  # type: ignore[assignment]
         self._composed: dict[Any, DictConfig] = {}
-        self._read: dict[str, ConfigResult | None] = {}
         self._defaults: dict[Any, Sequence[ResultDefault]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A process that a launcher starts for a run composes that run alone.
-        return {**self.__dict__, "_composed": {}, "_read": {}, "_defaults": {}}
+        files = _Files(self.files.delegate)
+        return {**self.__dict__, "files": files, "repository": files, "_composed": {}, "_defaults": {}}
 
     @classmethod
     def of_job(cls, job: Any) -> Configs:
@@ -99,7 +125,7 @@ class Configs(ConfigLoaderImpl):
         Raises:
             ConfigError: see `load_configuration`.
         """
-        config = copy.deepcopy(self.load_configuration(self.name, list(overrides), RunMode.RUN))
+        config = self.load_configuration(self.name, list(overrides), RunMode.RUN)
         with open_dict(config):
             del config["hydra"]
             if OmegaConf.is_interpolation(config, "run_dir"):
@@ -114,16 +140,43 @@ class Configs(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The config of a command line, the same object until it is run: Hydra's sweepers and launchers call this.
+        """The config of a command line: Hydra's sweepers and launchers call this.
 
         Raises:
             ConfigError: for an argument that is not `key=value`, or a choice that a group does not have; the message
                 names the nearest valid one. And for files that cannot be read or composed.
         """
-        key = (*overrides, run_mode)
-        # One that has been run, which Hydra marks by this, is not run again: a sweeper may ask for the same once more.
-        if key not in self._composed or OmegaConf.is_readonly(self._composed[key].hydra):
-            choices, values = self._split(overrides, run_mode)
+        shared, seed = self.load_without_seed(overrides, run_mode)
+        config = copy.deepcopy(shared)
+        with open_dict(config):
+            if seed is not None:
+                config.seed = seed
+            task = [given for given in map(parse_override, overrides) if not given.is_hydra_override()]
+            config.hydra.overrides.task = [given.input_line for given in task]
+            names = config.hydra.job.config.override_dirname
+            config.hydra.job.override_dirname = get_overrides_dirname(
+                task, exclude_keys=names.exclude_keys, item_sep=names.item_sep, kv_sep=names.kv_sep
+            )
+        return config
+
+    def load_without_seed(
+        self, overrides: Sequence[str], run_mode: RunMode = RunMode.RUN
+    ) -> tuple[DictConfig, int | None]:
+        """The config that a command line shares with those that differ from it in the seed alone, and its seed.
+
+        The seed is None if the command line gives none, or no whole number. The config is composed once, and not to be
+        changed; what refers to `seed` in it is not resolved.
+
+        Raises:
+            ConfigError: as `load_configuration`.
+        """
+        choices, values = self._split(overrides, run_mode)
+        seeds = [override.value() for override in values if override.key_or_group == "seed"]
+        whole = [seed for seed in seeds if type(seed) is int]
+        if len(whole) == len(seeds):
+            values = [override for override in values if override.key_or_group != "seed"]
+        key = (choices, tuple(override.input_line for override in values), run_mode)
+        if key not in self._composed:
             try:
                 config = copy.deepcopy(self._compose_choices(choices, run_mode))
             except ConfigError:  # which may be about what a misspelt choice would have brought
@@ -135,15 +188,9 @@ class Configs(ConfigLoaderImpl):
             with open_dict(config):
                 for override in values:
                     self._set(config, override)
-                task = [given for given in map(parse_override, overrides) if not given.is_hydra_override()]
-                config.hydra.overrides.task = [given.input_line for given in task]
-                names = config.hydra.job.config.override_dirname
-                config.hydra.job.override_dirname = get_overrides_dirname(
-                    task, exclude_keys=names.exclude_keys, item_sep=names.item_sep, kv_sep=names.kv_sep
-                )
             expand_home(config)
             self._composed[key] = config
-        return self._composed[key]
+        return self._composed[key], whole[-1] if whole and whole == seeds else None
 
     def _split(self, overrides: Sequence[str], run_mode: RunMode) -> tuple[tuple[str, ...], list[Override]]:
         """A command line as choices of groups, with Hydra's own keys, and other values; variants are spelled out."""
@@ -247,7 +294,7 @@ class Configs(ConfigLoaderImpl):
     def file(self, member: str) -> ConfigResult | None:
         """The file of a config `group/choice`, or None."""
         try:
-            file = self._read[member] = self._read.get(member) or self.repository.load_config(member)
+            file = self.repository.load_config(member)
         except Exception as error:
             raise ConfigError(f"{member}.yaml cannot be read: {error}") from error
         if file and not isinstance(file.config, DictConfig):

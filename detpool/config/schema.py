@@ -98,6 +98,7 @@ class Config:
     channels_last: bool
     progress: bool
     imports: list[str] = ()  # type: ignore[assignment]
+    keep_checkpoints: Literal["best", "all"] = "best"
     callbacks: dict | None = None
     logger: dict | None = None
     stem_pool: Factory | None = None

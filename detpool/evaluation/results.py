@@ -7,8 +7,10 @@ https://cocodataset.org/#format-results. `"iou"`, where the model predicts it, i
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,14 @@ import torch.nn.functional as F
 from pycocotools import mask as rle
 from torch import Tensor
 
-from detpool.files import write_text_atomically
+from detpool.files import write_bytes_atomically
 
 Row = dict[str, Any]
 """One detection in COCO's result format."""
 
+RESULTS = "predictions.json.gz"
+"""In a run directory: the rows of its evaluation. Runs of earlier revisions left it without `.gz`."""
+_GZIP = b"\x1f\x8b"
 _KEYS = ("image_id", "category_id", "bbox", "score")
 
 
@@ -121,16 +126,23 @@ def shorten(ids: Collection[int], limit: int = 5) -> str:
 
 
 def write_results(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write rows to a JSON file in COCO's result format, atomically.
+    """Write rows to a JSON file in COCO's result format, atomically; boxes to two decimals, as COCO's own.
+
+    Args:
+        path: the file; one whose name ends in `.gz` is compressed.
+        rows: the rows.
 
     Raises:
         ValueError: a number is NaN or infinite, which JSON cannot hold.
     """
-    write_text_atomically(path, json.dumps(list(rows), allow_nan=False))
+    rounded = [{**row, "bbox": [round(value, 2) for value in row["bbox"]]} for row in rows]
+    content = json.dumps(rounded, allow_nan=False).encode()
+    # Without the time, so that the same rows give the same file.
+    write_bytes_atomically(path, gzip.compress(content, 6, mtime=0) if str(path).endswith(".gz") else content)
 
 
 def read_results(path: str | Path) -> list[Row]:
-    """Read what `write_results`, or any tool that writes COCO's result format, has written.
+    """Read what `write_results`, or any tool that writes COCO's result format, has written, compressed or not.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -139,7 +151,10 @@ def read_results(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        rows = json.loads(gzip.decompress(content) if content.startswith(_GZIP) else content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is cut short or damaged: {error}") from error
     except ValueError as error:  # includes JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(rows, list):
@@ -157,6 +172,12 @@ def read_results(path: str | Path) -> list[Row]:
                 f"a number"
             )
     return rows
+
+
+def find_results(run_dir: Path) -> Path:
+    """The file of rows in a run directory, whether or not it is there."""
+    before = run_dir / RESULTS.removesuffix(".gz")
+    return before if before.is_file() else run_dir / RESULTS
 
 
 def _is_finite(value: Any) -> bool:

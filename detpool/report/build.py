@@ -55,7 +55,11 @@ class Report:
 
 
 def build_report(
-    collected: Collected, metric: str = "AP", baseline: str | None = None, by: str | None = None
+    collected: Collected,
+    metric: str = "AP",
+    baseline: str | None = None,
+    by: str | None = None,
+    show: Sequence[str] = (),
 ) -> Report:
     """A report of everything that was collected.
 
@@ -66,9 +70,11 @@ def build_report(
             Default: the first of each section.
         by: dotted key of a setting, each of whose values gets a part with a baseline of its own; a further part says
             how the differences from the baseline change with the value.
+        show: configurations that plots show besides the best, as `baseline` is given.
 
     Raises:
-        ConfigError: nothing can be reported, no run has the metric or the setting, or none is the baseline.
+        ConfigError: nothing can be reported, no run has the metric or the setting, or none is the baseline or to be
+            shown.
     """
     runs = [run for run in collected.runs if metric in run.metrics]
     if collected.runs and not runs:
@@ -82,7 +88,7 @@ def build_report(
     title = " and ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n)
     report = Report(title, [str(problem) for problem in problems])
     if runs:
-        _add_runs(report, make_sections(runs, by, baseline), metric)
+        _add_runs(report, make_sections(runs, by, baseline, show), metric)
     report.parts += [_benchmark_part(f"benchmark{i}", each) for i, each in enumerate(collected.benchmarks, 1)]
     return report
 
@@ -90,7 +96,7 @@ def build_report(
 def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
     by_data: dict[tuple[str, ...], list[Section]] = {}
     for number, section in enumerate(sections, 1):
-        report.parts.append(Part(str(number), section.title, _notes(section), _blocks(section, metric)))
+        report.parts.append(Part(str(number), section.title, _notes(section, metric), _blocks(section, metric)))
         by_data.setdefault(section.data, []).append(section)
     if len(by_data) > 1:
         report.problems.append(
@@ -107,9 +113,11 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
 
 def _blocks(section: Section, metric: str) -> list[Table | Picture]:
     """All about the runs on one data set and split."""
-    iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section)
+    iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
         tables.metrics_table(section, metric),
+        tables.pivot_table(section, metric),
+        tables.ranking_table(section, metric) if len(section.runs) > 2 else None,
         tables.differences_table(section, metric) if section.others else None,
         plots.plot_metric(section, metric),
         *((iou, tables.iou_table(section, metric)) if iou else ()),
@@ -144,9 +152,14 @@ def _benchmark_part(name: str, benchmark: Benchmark) -> Part:
     return Part(name, f"Benchmark {benchmark.path}", tables.untimed(benchmark), blocks)
 
 
-def _notes(section: Section) -> list[str]:
+def _notes(section: Section, metric: str) -> list[str]:
     """What to beware of in the runs of a section."""
     runs, notes = section.all_runs, list(section.notes)
+    if (drawn := len(section.drawn(metric))) < len(section.runs):
+        notes.append(
+            f"Plots show {drawn} of {len(section.runs)} configurations: the baseline, the best by {metric}, and what "
+            "--show asks for."
+        )
     seeds = {run.seed for run in runs}
     for label, by_seed in section.runs.items():
         if missing := [str(seed) for seed in sorted(seeds - by_seed.keys())]:

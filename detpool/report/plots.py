@@ -62,10 +62,10 @@ class Picture:
 
 def plot_metric(section: Section, metric: str) -> Picture:
     """The metric of every seed and its mean; beside it the differences from the baseline with their intervals."""
-    figure, (left, *others) = _panels(2 if section.others else 1, rows=section.runs)
+    figure, (left, *others) = _panels(2 if section.others else 1, rows=section.drawn(metric))
     _seeds(left, section, metric)
     for right in others:
-        for row, (label, look) in enumerate(_looks(section.runs).items()):
+        for row, (label, look) in enumerate(_looks(section.drawn(metric)).items()):
             if label == section.baseline:
                 right.text(0.5, row, "baseline", transform=right.get_yaxis_transform(), ha="center", va="center")
             else:
@@ -78,10 +78,11 @@ def plot_metric(section: Section, metric: str) -> Picture:
 
 def plot_across(sections: Sequence[Section], metric: str) -> Picture:
     """Differences from the baseline with their intervals, in each of several sections."""
-    figure, (panel,) = _panels(1, rows=sections[0].others, height=0.2 + 0.18 * len(sections))
+    shown = [label for label in sections[0].drawn(metric) if label != sections[0].baseline]
+    figure, (panel,) = _panels(1, rows=shown, height=0.2 + 0.18 * len(sections))
     looks = _looks(section.value for section in sections)
     for number, (section, look) in enumerate(zip(sections, looks.values(), strict=True)):
-        for row, label in enumerate(sections[0].others):
+        for row, label in enumerate(shown):
             if label in section.runs:
                 y = row + 0.6 * ((number + 0.5) / len(sections) - 0.5)
                 _interval(panel, y, mean_difference(section.gains(label, metric)), look)
@@ -97,7 +98,7 @@ def plot_iou(section: Section, metric: str) -> Picture | None:
     if not all(map(section.has, names)):
         return None
     figure, (left, *others) = _panels(2 if section.others else 1)
-    for label, look in _looks(section.runs).items():
+    for label, look in _looks(section.drawn(metric)).items():
         values = section.table.loc[label, list(names)]
         mean, std = values.mean(), values.std()
         _band(left, names.values(), pd.DataFrame([mean, mean - std, mean + std]), look)
@@ -111,7 +112,7 @@ def plot_iou(section: Section, metric: str) -> Picture | None:
         right.set_ylabel("points above the baseline\n(band: 95 % interval)")
     for panel in (left, *others):
         panel.set_xlabel("IoU threshold")
-    _legend(figure, _looks(section.runs), section.baseline)
+    _legend(figure, _looks(section.drawn(metric)), section.baseline)
     note = "Where on the left lines lie on each other, the right shows what sets them apart at high IoU."
     return _picture(figure, "iou", "AP over IoU thresholds", note)
 
@@ -122,19 +123,19 @@ def plot_sizes(section: Section, metric: str) -> Picture | None:
     shown = {name: title for name, title in sizes.items() if section.has(name)}
     if not shown:
         return None
-    figure, panels = _panels(len(shown), rows=section.runs)
+    figure, panels = _panels(len(shown), rows=section.drawn(metric))
     for panel, (name, title) in zip(panels, shown.items(), strict=True):
         _seeds(panel, section, name)
         panel.set_title(title, fontsize=10)
     return _picture(figure, "sizes", "AP by size of the objects")
 
 
-def plot_errors(section: Section) -> Picture | None:
+def plot_errors(section: Section, metric: str) -> Picture | None:
     """What the detections are, and how many objects were missed, per 100 objects; means over seeds."""
     if not section.has("errors/objects"):
         return None
-    figure, (left, right) = _panels(2, rows=section.runs, widths=(3, 1))
-    means = 100 * error_shares(section).groupby("configuration", sort=False).mean()
+    figure, (left, right) = _panels(2, rows=section.drawn(metric), widths=(3, 1))
+    means = 100 * error_shares(section).groupby("configuration", sort=False).mean().loc[section.drawn(metric)]
     start, rows = 0 * means["correct"], range(len(means))
     for kind, (color, hatch) in _ERRORS.items():
         left.barh(rows, means[kind], left=start, color=color, hatch=hatch, edgecolor="white", height=0.7, label=kind)
@@ -162,7 +163,7 @@ def plot_curves(section: Section, metric: str) -> Picture | None:
         return None
     figure, panels = _panels(len(shown))
     for panel, name in zip(panels, shown, strict=True):
-        for label, look in _looks(section.runs).items():
+        for label, look in _looks(section.drawn(metric)).items():
             for run in section.runs[label].values():
                 curve = run.curves.get(name, pd.Series(dtype=float)).dropna() * (1 if name == "train/loss" else 100)
                 panel.plot(curve.index, curve, markersize=4, linewidth=1, **look)
@@ -170,7 +171,7 @@ def plot_curves(section: Section, metric: str) -> Picture | None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_ylim(bottom=0)
         panel.set_ylabel(titles[name])
-    _legend(figure, _looks(section.runs))
+    _legend(figure, _looks(section.drawn(metric)))
     return _picture(figure, "training", "Training, a line per seed")
 
 
@@ -182,12 +183,12 @@ def plot_cost(section: Section, metric: str) -> Picture | None:
     figure, panels = _panels(len(shown))
     for panel, name in zip(panels, shown, strict=True):
         title, factor = _COSTS[name]
-        for label, look in _looks(section.runs).items():
+        for label, look in _looks(section.drawn(metric)).items():
             x = factor * section.values(label, name).astype(float)
             panel.plot(x, 100 * section.values(label, metric), **{**look, **_POINTS})
         panel.set_xlabel(title)
         panel.set_ylabel(f"{metric}, %")
-    _legend(figure, {label: {**look, "linestyle": ""} for label, look in _looks(section.runs).items()})
+    _legend(figure, {label: {**look, "linestyle": ""} for label, look in _looks(section.drawn(metric)).items()})
     return _picture(figure, "cost", f"{metric} and what a step costs")
 
 
@@ -232,7 +233,7 @@ def _looks(labels: Iterable[str]) -> dict[str, Look]:
 
 def _seeds(panel: Axes, section: Section, metric: str) -> None:
     """A row per configuration: a point per seed, and a bar at their mean."""
-    for row, (label, look) in enumerate(_looks(section.runs).items()):
+    for row, (label, look) in enumerate(_looks(section.drawn(metric)).items()):
         values = 100 * section.values(label, metric)
         panel.plot(values, [row] * len(values), **{**look, **_POINTS})
         panel.plot([values.mean()], [row], **_MEAN)

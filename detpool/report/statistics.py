@@ -1,13 +1,14 @@
-"""Differences over seeds, with bootstrap confidence intervals."""
+"""Differences over seeds, with bootstrap confidence intervals, and which of many configurations can be told apart."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, studentized_range
 
 RESAMPLES = 20000
 COVERAGE = {2: 50, 3: 75, 4: 80}
@@ -41,3 +42,30 @@ def mean_difference(differences: pd.Series) -> Difference:
         return Difference(len(known), mean, math.nan, math.nan)
     drawn = bootstrap((known,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0))
     return Difference(len(known), mean, *map(float, drawn.confidence_interval))
+
+
+def rank(values: Mapping[str, pd.Series]) -> dict[str, tuple[int, int] | None]:
+    """Labels from the highest mean to the lowest, each with the ranks of those that it cannot be told apart from.
+
+    That is Tukey's honest significant difference at 5 % for all pairs together, with Kramer's correction where numbers
+    of values differ: of many configurations that are all the same, one pair or more is told apart in 5 % of studies.
+    The standard deviation is taken to be that of all, pooled.
+
+    Args:
+        values: of each label, one per seed; NaN does not count.
+
+    Returns:
+        first and last rank, from 1; None if no label has two values, so that nothing is known of their spread.
+    """
+    known = {label: series.dropna().to_numpy(dtype=float) for label, series in values.items()}
+    ordered = sorted((label for label in known if len(known[label])), key=lambda label: -known[label].mean())
+    freedom = sum(len(known[label]) - 1 for label in ordered)
+    if not freedom or len(ordered) < 2:
+        return dict.fromkeys(ordered)
+    means, counts = (np.array([f(known[label]) for label in ordered]) for f in (np.mean, len))
+    variance = sum(((known[label] - known[label].mean()) ** 2).sum() for label in ordered) / freedom
+    critical = studentized_range.ppf(0.95, len(ordered), freedom)
+    limits = critical * np.sqrt(variance / 2 * (1 / counts[:, None] + 1 / counts[None]))
+    alike = np.abs(means[:, None] - means[None]) <= limits
+    ranks = [np.flatnonzero(row) + 1 for row in alike]
+    return {label: (int(found[0]), int(found[-1])) for label, found in zip(ordered, ranks, strict=True)}

@@ -15,7 +15,7 @@ import pandas as pd
 from detpool.evaluation.errors import ERRORS
 from detpool.report.collect import Benchmark
 from detpool.report.groups import Section
-from detpool.report.statistics import Difference, mean_difference
+from detpool.report.statistics import Difference, mean_difference, rank
 
 IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
 _UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
@@ -91,6 +91,53 @@ def metrics_table(section: Section, metric: str) -> Table:
     cells = _means(section.table[shown])
     cells.insert(1, "seeds", [str(len(runs)) for runs in section.runs.values()])
     return Table("Metrics", cells, "Percent, mean ± standard deviation over seeds (n - 1).")
+
+
+def ranking_table(section: Section, metric: str) -> Table:
+    """Configurations from the best to the worst, and which of them cannot be told apart."""
+    ranks = rank({label: section.values(label, metric) for label in section.runs})
+    rows = []
+    for number, (label, alike) in enumerate(ranks.items(), 1):
+        shown = "-" if alike is None else f"{alike[0]}" if alike[0] == alike[1] else f"{alike[0]} to {alike[1]}"
+        rows.append([label, str(number), mean_and_std(section.values(label, metric)), shown])
+    cells = pd.DataFrame(rows, columns=["configuration", "rank", metric, "not told apart from"])
+    note = (
+        f"By mean {metric}. The last column has the ranks whose means are no further away than Tukey's honest "
+        "significant difference, 5 % for all pairs together, with the seeds' standard deviation of all configurations "
+        "pooled. - : no configuration has two seeds."
+    )
+    return Table("Ranking", cells, note)
+
+
+def pivot_table(section: Section, metric: str) -> Table | None:
+    """The metric with the values of one setting in columns, where several settings vary; None otherwise.
+
+    Settings of an object, `pooler.reduction`, belong to the object. The setting of the fewest values makes the columns,
+    of several the last.
+    """
+    keys = dict.fromkeys(key for part in section.settings.values() for key in part)
+    owners = {key: next((own for own in keys if key.startswith(f"{own}.")), key) for key in keys}
+    factors: dict[str, dict[str, str]] = {owner: {} for owner in owners.values()}
+    for label, part in section.settings.items():
+        for owner in factors:
+            mine = {key: value for key, value in part.items() if owners[key] == owner}
+            words = [
+                value if key == owner else f"{key.removeprefix(f'{owner}.')}={value}" for key, value in mine.items()
+            ]
+            factors[owner][label] = ", ".join(words) or "-"
+    counts = {owner: len({*values.values()}) for owner, values in factors.items()}
+    if len(counts) < 2 or len(section.runs) == max(counts.values()):
+        return None
+    column = min(reversed(counts), key=lambda owner: counts[owner])
+    others = [owner for owner in factors if owner != column]
+    rows = {label: tuple(factors[owner][label] for owner in others) for label in section.runs}
+    means = {(rows[label], factors[column][label]): mean_and_std(section.values(label, metric)) for label in rows}
+    columns = list(dict.fromkeys(factors[column].values()))
+    cells = pd.DataFrame(
+        [[*row, *(means.get((row, name), "-") for name in columns)] for row in dict.fromkeys(rows.values())],
+        columns=[*others, *(f"{column}={name}" for name in columns)],
+    )
+    return Table(f"{metric} by {column}", cells, "Percent, mean ± standard deviation over seeds.", words=len(others))
 
 
 def iou_table(section: Section, metric: str) -> Table:

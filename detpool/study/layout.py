@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from omegaconf import DictConfig, OmegaConf
 from detpool.files import write_json_atomically
 
 PLAN = "sweep.json"
-"""In the folder of a sweep: the names of the folders of its runs."""
+"""In the folder of a sweep: the names of the folders of its runs, and which command line of a study is which run."""
 STATUS = "status.json"
 """In a run directory: how the run ended, if it did not end with metrics."""
 STATES = ("diverged", "failed", "interrupted")
 
-RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger", "imports")
-"""Top-level keys of a config that say where a run is, what it reports and where code lies, not what it computes."""
+RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger", "imports", "keep_checkpoints")
+"""Top-level keys of a config that say where a run is, what it leaves and where code lies, not what it computes."""
 PATHS = ("dirpath", "path")
 """Keys of callbacks that hold paths in the run directory."""
 _WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}
@@ -44,15 +44,20 @@ class Status:
     error: str
 
 
-def fingerprint(config: DictConfig) -> str:
+def fingerprint(config: DictConfig, seed: int | None = None) -> str:
     """Eight hexadecimal digits of all that a composed config computes, its seed included.
 
     Two configs have the same only if their runs would give the same metrics: they differ at most in where the run is,
     what it prints and draws, and how many processes load its data.
+
+    Args:
+        config: a composed config.
+        seed: in place of the config's own.
     """
     raw: Any = OmegaConf.to_container(config, resolve=False)
     raw.pop("hydra", None)
-    content: Any = OmegaConf.to_container(OmegaConf.create({**raw, "run_dir": ""}), resolve=True)
+    raw |= {"run_dir": ""} if seed is None else {"run_dir": "", "seed": seed}
+    content: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
     for section, keys in _WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
@@ -65,27 +70,51 @@ def fingerprint(config: DictConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig) -> str:
+def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig, seed: int | None = None) -> str:
     """The folder of a study's run, `pooler=roi_pool,seed=0-3f9a1c2b`: what varies, and the config's fingerprint.
 
     Args:
         overrides: the run's, as on the command line.
         varied: the keys among them that the name shows.
         config: the run's composed config.
+        seed: in place of the config's own.
     """
     keys = list(varied)
     shown = ",".join(override for override in overrides if override.partition("=")[0] in keys)
     readable = re.sub(r"[^\w.,=+@-]", "_", shown)[:100]
-    return f"{readable}-{fingerprint(config)}" if readable else fingerprint(config)
+    computed = fingerprint(config, seed)
+    return f"{readable}-{computed}" if readable else computed
 
 
-def write_plan(folder: Path, names: Iterable[str]) -> None:
-    """Adds names of run directories to the plan of a sweep, which an earlier start with other seeds may have left."""
+def write_plan(
+    folder: Path, names: Iterable[str], command_lines: Mapping[str, str] | None = None, inputs: str | None = None
+) -> None:
+    """Adds names of run directories to the plan of a sweep, which an earlier start with other seeds may have left.
+
+    Args:
+        folder: of the sweep.
+        names: of its run directories.
+        command_lines: names of run directories by the command line of the run.
+        inputs: `recognition.hash_inputs`, for which the command lines stand for these runs; None: they are not kept.
+    """
     try:
         before = read_plan(folder)
     except (FileNotFoundError, ValueError):  # a damaged plan is written anew
         before = []
-    write_json_atomically(folder / PLAN, {"runs": list(dict.fromkeys([*before, *names]))})
+    plan: dict[str, Any] = {"runs": list(dict.fromkeys([*before, *names]))}
+    if inputs is not None:
+        plan |= {"inputs": inputs, "command_lines": {**read_command_lines(folder, inputs), **(command_lines or {})}}
+    write_json_atomically(folder / PLAN, plan)
+
+
+def read_command_lines(folder: Path, inputs: str | None) -> dict[str, str]:
+    """Names of the folders of a study's runs by their command lines, as far as they were composed of these inputs."""
+    try:
+        plan = _read(folder / PLAN)
+    except (FileNotFoundError, ValueError):
+        return {}
+    known = plan.get("command_lines")
+    return known if inputs is not None and plan.get("inputs") == inputs and isinstance(known, dict) else {}
 
 
 def read_plan(folder: Path) -> list[str]:

@@ -16,9 +16,10 @@ whole configurations, which are no product of choices, it may name `variants`, e
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -28,7 +29,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import Configs, check, parse_override
 from detpool.errors import ConfigError
-from detpool.study.layout import STATUS, read_status, run_name
+from detpool.study.layout import STATUS, read_command_lines, read_status, run_name
+from detpool.study.recognition import hash_inputs, is_finished
 
 
 @dataclass(frozen=True)
@@ -37,23 +39,33 @@ class Sweep:
 
     Attributes:
         folder: holds its run directories.
+        config: of the sweep as a whole.
         names: of the run directories; None if a sweeper chooses what to run as it goes.
-        overrides: its command line, as Hydra is given it.
+        jobs: the command line of each run that is to be done, without Hydra's own keys: of a study those that are not
+            finished, and none if a sweeper chooses.
         is_study: whether run directories are named after what they compute, so that the same command resumes it.
-        in_workers: whether the runs are processes that joblib starts.
+        command_lines: of a study, the name of the run directory of each command line.
+        inputs: of a study, `recognition.hash_inputs`.
     """
 
     folder: Path
+    config: DictConfig
     names: list[str] | None
-    overrides: list[str]
-    is_study: bool
-    in_workers: bool
+    jobs: list[list[str]] = field(default_factory=list)
+    is_study: bool = False
+    command_lines: Mapping[str, str] = field(default_factory=dict)
+    inputs: str | None = None
+
+    @property
+    def in_workers(self) -> bool:
+        """Whether the runs are processes that joblib starts."""
+        return "joblib" in self.config.hydra.launcher._target_
 
 
 def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
     """Checks a sweep and all of its runs, and says where it goes.
 
-    What is composed here is what Hydra runs: `configs` hands it on.
+    Runs of a study that its plan knows, and that are finished, are neither composed nor checked again.
 
     Args:
         configs: the config files that the command line sees.
@@ -63,16 +75,28 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
         ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; if two runs
             of a study are the same; and if a run would be several processes.
     """
-    overrides = _as_sweep(arguments)
-    base = configs.load_configuration(configs.name, overrides, RunMode.MULTIRUN)
-    study = base.hydra.runtime.choices.get("study")
+    base = configs.load_configuration(configs.name, _as_sweep(arguments), RunMode.MULTIRUN)
+    folder, is_study = Path(base.hydra.sweep.dir), bool(base.hydra.runtime.choices.get("study"))
     _check_one_process(base)
-    names = None
     jobs = sweep_jobs(configs, arguments)
-    if jobs is not None:
-        names = _check_jobs(configs, jobs, [str(key) for key in base.hydra.sweeper.params or {}] if study else None)
-    in_workers = "joblib" in base.hydra.launcher._target_
-    return Sweep(Path(base.hydra.sweep.dir), names, overrides, bool(study), in_workers)
+    if jobs is None:
+        return Sweep(folder, base, None, is_study=is_study)
+    own = len(base.hydra.overrides.hydra)
+    if not is_study:
+        for _ in _composed(configs, jobs):
+            pass
+        return Sweep(folder, base, [str(number) for number in range(len(jobs))], [job[own:] for job in jobs])
+    lines, inputs = [shlex.join(job) for job in jobs], hash_inputs(configs, arguments)
+    known = read_command_lines(folder, inputs)
+    finished = {line for line in lines if line in known and is_finished(folder / known[line])}
+    names = {line: known[line] for line in finished}
+    unknown = [job for line, job in zip(lines, jobs, strict=True) if line not in finished]
+    varied = [str(key) for key in base.hydra.sweeper.params or {}]
+    for job, config, seed in _composed(configs, unknown):
+        names[shlex.join(job)] = run_name(job, varied, config, seed)
+    _check_distinct([(line, names[line]) for line in lines])
+    left = [job[own:] for job in unknown if not is_finished(folder / names[shlex.join(job)])]
+    return Sweep(folder, base, [names[line] for line in lines], left, True, names, inputs)
 
 
 def sweep_jobs(configs: Configs, arguments: Sequence[str]) -> list[list[str]] | None:
@@ -106,33 +130,28 @@ def _check_one_process(config: DictConfig) -> None:
         raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
 
 
-def _check_jobs(configs: Configs, jobs: Sequence[Sequence[str]], varied: Sequence[str] | None) -> list[str]:
-    """The names of a sweep's runs, all of which compose and pass the checks of a single run.
-
-    Args:
-        varied: the keys that the names of a study's runs show; None: runs are numbered.
-    """
-    composed = []
-    checked: set[tuple[str, ...]] = set()
+def _composed(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[list[str], DictConfig, int | None]]:
+    """Composes runs, and checks each set of them that differ in the seed alone: the run, their config, its seed."""
+    checked: set[int] = set()
     for job in jobs:
         try:
-            composed.append(configs.load_configuration(configs.name, list(job), RunMode.RUN))
-            without_seed = tuple(argument for argument in job if not argument.startswith("seed="))
-            if without_seed not in checked:
-                checked.add(without_seed)
+            config, seed = configs.load_without_seed(job)
+            if id(config) not in checked:
+                checked.add(id(config))
                 check(configs.compose(job), configs, job)
         except ConfigError as error:
             raise ConfigError(f"{error} (of the run {' '.join(job)})" if len(jobs) > 1 else str(error)) from error
-    if varied is None:
-        return [str(number) for number in range(len(jobs))]
-    found: dict[str, tuple[str, str]] = {}
-    for job, config in zip(jobs, composed, strict=True):
-        name, text = run_name(job, varied, config), " ".join(job)
+        yield job, config, seed
+
+
+def _check_distinct(runs: Sequence[tuple[str, str]]) -> None:
+    """That command lines, each with the name of its run directory, compute something else."""
+    found: dict[str, str] = {}
+    for line, name in runs:
         computes = name.rpartition("-")[2]
         if computes in found:
-            raise ConfigError(f"two runs of the study are the same: {found[computes][1]!r} and {text!r}")
-        found[computes] = name, text
-    return [name for name, _ in found.values()]
+            raise ConfigError(f"two runs of the study are the same: {found[computes]!r} and {line!r}")
+        found[computes] = line
 
 
 def run_dir_of(config: DictConfig, hydra: HydraConf) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole, found again whatever their names, and the one that is evaluated."""
+"""Checkpoints of a run: written whole, found again whatever their names, the one that is evaluated, what is kept."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from detpool.distributed import say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
 from detpool.files import write_bytes_atomically
 from detpool.run_record import read_metrics
+
+_TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
+"""What is of use to a training that goes on, and to nothing else."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -92,6 +95,35 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
     return next((Path(callback.best_model_path) for callback in callbacks if callback.best_model_path), None)
 
 
+def keep_weights(trainer: Trainer, run_dir: Path, evaluated: Path) -> None:
+    """Leaves, of a run that has ended, what is needed to evaluate it.
+
+    Checkpoints keep their weights, and what says which epoch they are of, but no state of optimizers. The last, which a
+    run is resumed from, goes, unless it is what was evaluated or a callback was asked to keep several of its kind.
+
+    Args:
+        trainer: a trainer after `fit`.
+        run_dir: what holds the checkpoints.
+        evaluated: the one that the run reports the metrics of.
+    """
+    several = [c for c in _checkpoint_callbacks(trainer.callbacks) if c.monitor is None and c.save_top_k != 1]  # type: ignore[attr-defined]
+    last = None if several else last_checkpoint(trainer)
+    for path in _checkpoints(run_dir):
+        if last is not None and path.resolve() == last.resolve() != evaluated.resolve():
+            path.unlink()
+    for path in _checkpoints(run_dir):
+        with contextlib.suppress(WeightsError):  # a file that is none of this run's
+            content = read_checkpoint(path)
+            if has_training_state(content):
+                weights = {key: value for key, value in content.items() if key not in _TRAINING_STATE}
+                WholeCheckpointIO().save_checkpoint(weights, path)
+
+
+def has_training_state(content: Mapping[str, Any]) -> bool:
+    """Whether a training can go on from what is in a checkpoint."""
+    return _TRAINING_STATE[0] in content
+
+
 def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str]) -> None:
     """What would end a run at its first checkpoint, or have one replace another, ends it before its first step.
 
@@ -156,7 +188,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 def find_last(run_dir: Path) -> Path | None:
     """The latest checkpoint from which a run goes on as if it had never been stopped, None if there is none.
 
-    That is none that was written in the midst of an epoch's end, for its metric or since the validation was cut short.
+    That is none that was written in the midst of an epoch's end, for its metric or since the validation was cut short,
+    and none that has weights only.
     """
     found: list[tuple[int, int, Path]] = []
     for path in _checkpoints(run_dir):
@@ -166,6 +199,8 @@ def find_last(run_dir: Path) -> Path | None:
             say(f"{error}; it is not resumed from")
             continue
         states = content["callbacks"]
+        if not has_training_state(content):
+            continue
         if path.name not in _kept_as_best(states) and not states.get("SaveOnInterrupt", {}).get("validation_cut"):
             found.append((content["global_step"], path.stat().st_mtime_ns, path))
     return max(found)[-1] if found else None

@@ -31,6 +31,7 @@ from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.pictures import write_pictures
+from detpool.evaluation.results import RESULTS
 from detpool.evaluation.table import print_metrics
 from detpool.files import write_text_atomically
 from detpool.run_config import load_config
@@ -41,13 +42,17 @@ from detpool.training.checkpoints import (
     choose_weights,
     find_best,
     find_last,
+    has_training_state,
     is_kept_as_best,
+    keep_weights,
     last_checkpoint,
     read_checkpoint,
     use_whole_checkpoints,
 )
 from detpool.training.module import DetectionModule
 from detpool.training.splits import split_notes
+
+_KEPT = ": a finished run can be trained on if it was made with keep_checkpoints=all"
 
 
 def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str, float]:
@@ -57,6 +62,8 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
         config: the composed config of `configs/train.yaml`.
         command: the command line that `metrics.json` names, default that of this process. One with `-m` is a study's,
             which resumes its runs.
+
+    After the evaluation `keep_checkpoints` says what is left of the checkpoints.
 
     Returns:
         the metrics on `evaluation.split` of the best weights, as the callback that kept them says; of the last, if no
@@ -86,8 +93,7 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     if split == "test" and data.test_dataset is not data.val_dataset:
         module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
     module.prepare_evaluation(data.val_dataset)
-    metrics = _check_evaluation(config, module)
-    check_callbacks(callbacks, metrics)
+    check_callbacks(callbacks, _check_evaluation(config, module))
     _tell_how_to_resume(callbacks, command)
     save_config(config, run_dir)
     say(f"run directory: {run_dir}")
@@ -120,7 +126,11 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
         load_checkpoint(module, chosen.path)
     notes += split_notes(data, split, chosen=chosen.path is not None, trained=True)
     validation = {monitor: chosen.score} if chosen.metric == f"val/{monitor}" else None
-    return evaluate(config, trainer, module, data, start, command, chosen.path or last, notes, validation)
+    evaluated = chosen.path or last
+    metrics = evaluate(config, trainer, module, data, start, command, evaluated, notes, validation)
+    if config.keep_checkpoints == "best" and is_main_process():
+        keep_weights(trainer, run_dir, evaluated)
+    return metrics
 
 
 def _is_lightnings(error: Exception) -> bool:
@@ -185,7 +195,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates on `evaluation.split`, and prints a table.
 
-    Writes `metrics.json`, `predictions.json` and `pictures/` into the run directory.
+    Writes `metrics.json`, `predictions.json.gz` and `pictures/` into the run directory.
 
     Args:
         start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.
@@ -210,7 +220,7 @@ def evaluate(
     assert module.evaluator is not None
     rows, errors = module.evaluator.results(), module.evaluator.errors()
     if is_main_process():
-        write_results(run_dir / "predictions.json", rows)
+        write_results(run_dir / RESULTS, rows)
         if config.evaluation.pictures > 0:
             masks = "segm" in config.evaluation.iou_types
             write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)
@@ -364,7 +374,7 @@ def find_checkpoint(path: Path, name: str = "best") -> Path:
     if os.path.isdir(path):
         found = find_best(path) if name == "best" else find_last(path)
         if found is None:
-            raise ConfigError(f"ckpt_path={path} is a folder without a checkpoint to go on from")
+            raise ConfigError(f"ckpt_path={path} is a folder without a checkpoint to go on from{_KEPT}")
         return found
     near = sorted(map(str, path.parent.glob("*.ckpt"))) if os.path.isdir(path.parent) else []
     hint = f"; there are {', '.join(near)}" if near else ""
@@ -411,6 +421,9 @@ def _check_resume(config: DictConfig) -> int:
     if config.ckpt_path is None:
         return 0
     checkpoint = Path(config.ckpt_path)
+    before = read_checkpoint(checkpoint)
+    if not has_training_state(before):
+        raise WeightsError(f"{checkpoint} cannot be resumed, since it has weights only{_KEPT}")
     now: Any = OmegaConf.to_container(config, resolve=True)
     then: Any = OmegaConf.to_container(load_config(checkpoint), resolve=True)
     same = ("model", "backbone", "pooler", *PARTS, "class_names")
@@ -423,4 +436,4 @@ def _check_resume(config: DictConfig) -> int:
         )
     if others := [key for key in ("seed", "data", "optim", "channels_last") if now[key] != then[key]]:
         say(f"note: {', '.join(others)} changed since {checkpoint}: the result is not that of an uninterrupted run")
-    return int(read_checkpoint(checkpoint)["global_step"])
+    return int(before["global_step"])

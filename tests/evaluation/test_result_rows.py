@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -92,10 +93,21 @@ def test_file_round_trip(tmp_path: Path) -> None:
     rows = [{"image_id": 1, "category_id": 2, "bbox": [0.1, 1 / 3, 5.0, 6.0], "score": 0.123456789012345}]
     path = tmp_path / "new" / "predictions.json"
     write_results(path, rows)
-    assert read_results(path) == rows
+    assert read_results(path) == [rows[0] | {"bbox": [0.1, 0.33, 5.0, 6.0]}]
     write_results(path, iter([]))
     assert read_results(path) == []
     assert [file.name for file in path.parent.iterdir()] == ["predictions.json"]
+
+
+def test_compressed_files_are_the_same(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "predictions.json", tmp_path / "predictions.json.gz"
+    for path in (plain, packed):
+        write_results(path, [{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 0.5}] * 100)
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    assert read_results(packed) == read_results(plain)
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"predictions\.json\.gz is cut short or damaged"):
+        read_results(packed)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

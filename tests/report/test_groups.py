@@ -60,7 +60,7 @@ def test_how_data_is_loaded_is_a_setting_and_which_data_it_is_a_section(make_run
         "shapes, val split (size=128)",
         "coco, test split",
     ]
-    assert list(sections[0].runs) == ["data.batch_size=8", "data.batch_size=4"]
+    assert list(sections[0].runs) == ["data.batch_size=4", "data.batch_size=8"]
 
 
 def test_an_evaluation_of_a_run_does_not_count_beside_it(make_run, tmp_path):
@@ -74,6 +74,67 @@ def test_an_evaluation_of_a_run_does_not_count_beside_it(make_run, tmp_path):
     assert [run.folder for run in section.all_runs] == [trained]
     reason = f"left out: it has the settings and seed of {trained}"
     assert sorted(section.notes) == [f"{again}: {reason}", f"{evaluated}: {reason}"]
+
+
+def test_numbers_are_in_the_order_of_their_size_and_words_as_they_come(make_run, tmp_path):
+    for number, (pooler, rate) in enumerate(
+        [("roi_pool", 0.1), ("roi_align", 1e-05), ("roi_pool", 0.02), ("roi_pool", 2)]
+    ):
+        make_run(str(number), pooler=pooler, record={"command": ""}, **{"optim.optimizer.lr": rate})
+    (section,) = sections_of(tmp_path)
+    assert [tuple(part.values()) for part in section.settings.values()] == [
+        ("roi_pool", "0.02"),
+        ("roi_pool", "0.1"),
+        ("roi_pool", "2"),
+        ("roi_align", "1e-05"),
+    ]
+    assert [s.value.rpartition("=")[2] for s in sections_of(tmp_path, by="optim.optimizer.lr")] == [
+        "1e-05",
+        "0.02",
+        "0.1",
+        "2",
+    ]
+
+
+HEADS = {
+    "token_cls": {"_target_": "a.TokenHead", "pool": {"_target_": "b.ClsTokenPool"}, "class_token": True},
+    "token_last": {"_target_": "a.TokenHead", "pool": {"_target_": "b.LastTokenPool"}},
+    "flatten": {"_target_": "a.FlattenHead"},
+}
+
+
+def test_choices_go_by_the_names_that_they_were_given(make_run, tmp_path):
+    for name, head in HEADS.items():
+        for seed in range(2):
+            command = f"train.py -m study=heads head_pool={name} seed={seed} 'x=[1, 2]'"
+            make_run(f"heads/{name}{seed}", seed=seed, head_pool=head, record={"command": command})
+    evaluated = make_run("heads/eval", head_pool=HEADS["flatten"], curves=False)
+    (evaluated / "csv").mkdir()  # its command names no choice, that of the training does
+    (section,) = sections_of(tmp_path / "heads")
+    assert labels(section) == {f"head_pool={name}": [0, 1] for name in ("flatten", "token_cls", "token_last")}
+    # What follows the choice of the pooler is not named either.
+    for name in ("roi_pool", "roi_align"):
+        mask_pooler = {"operator": {"_target_": f"detpool.ops.{name}"}}
+        make_run(f"masks/{name}", pooler=name, mask_pooler=mask_pooler, **{"pooler.operator": mask_pooler["operator"]})
+    (section,) = sections_of(tmp_path / "masks")
+    assert list(section.runs) == ["pooler=roi_align", "pooler=roi_pool"]
+    # A choice of which a setting was changed, or that some run does not name, is known by its settings.
+    changed = HEADS["flatten"] | {"width": 5}
+    make_run("heads/other", head_pool=changed, record={"command": "train.py head_pool=flatten head_pool.width=5"})
+    (section,) = sections_of(tmp_path / "heads")
+    assert "head_pool=TokenHead, pool=ClsTokenPool, head_pool.class_token=true" in section.runs
+    assert "head_pool=FlattenHead, head_pool.width=5" in section.runs
+
+
+def test_plots_show_the_baseline_the_best_and_what_is_asked_for(make_run, tmp_path):
+    for number in range(12):
+        make_run(str(number), 0.1 + 0.05 * ((7 * number) % 12), **{"optim.optimizer.lr": number})
+    (section,) = sections_of(tmp_path, asked=["optimizer.lr=5"])
+    worst_last = sorted(range(12), key=lambda number: -((7 * number) % 12))
+    best = [number for number in worst_last if number not in (0, 5)][:6]
+    assert section.drawn("AP") == [f"optimizer.lr={number}" for number in sorted([0, 5, *best])]
+    with pytest.raises(ConfigError, match="--show 'optimizer.lr=12' is no configuration"):
+        sections_of(tmp_path, asked=["optimizer.lr=12"])
 
 
 def test_objects_are_named_by_their_functions():

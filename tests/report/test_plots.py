@@ -24,7 +24,7 @@ def draw_all(folder, by=None):
     sections = make_sections(collect([folder]).runs, by)
     for draw in (plots.plot_metric, plots.plot_iou, plots.plot_curves, plots.plot_cost, plots.plot_sizes):
         draw(sections[0], "AP")
-    plots.plot_errors(sections[0])
+    plots.plot_errors(sections[0], "AP")
     if by:
         plots.plot_across(sections, "AP")
 

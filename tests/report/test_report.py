@@ -205,6 +205,36 @@ def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, 
 
 
 @without_plots
+def test_a_grid_is_a_table_and_its_configurations_are_ranked(make_run, run_report, tmp_path):
+    grid = {
+        ("roi_pool", 32): 0.2,
+        ("roi_pool", 8): 0.3,
+        ("roi_align", 32): 0.3,
+        ("roi_align", 8): 0.5,
+        ("roi_align", 16): 0.4,
+    }
+    for (pooler, stride), ap in grid.items():
+        for seed in range(2):
+            settings = {"backbone": {"_target_": "a.backbone", "output_stride": stride}}
+            make_run(f"logs/{pooler}-{stride}-{seed}", ap + 0.002 * seed, seed=seed, pooler=pooler, **settings)
+    _, pivot, ranking, *_ = run_report(tmp_path / "logs", "--show", "pooler=roi_pool")[0]
+    assert pivot == [
+        ["backbone.output_stride", "pooler=roi_align", "pooler=roi_pool"],
+        ["8", "50.1 ± 0.1", "30.1 ± 0.1"],
+        ["16", "40.1 ± 0.1", "-"],
+        ["32", "30.1 ± 0.1", "20.1 ± 0.1"],
+    ]
+    # The two of 30 % have the same mean; by rank they are the third and the fourth.
+    assert [row[1:2] + row[3:] for row in ranking[1:]] == [
+        ["1", "1"],
+        ["2", "2"],
+        ["3", "3 to 4"],
+        ["4", "3 to 4"],
+        ["5", "5"],
+    ]
+
+
+@without_plots
 def test_notes_on_runs_and_intervals(sweep, make_run, run_report, tmp_path):
     make_run("logs/6", seed=3, pooler="roi_pool", finished=False)
     (sweep / "5" / "metrics.json").unlink()

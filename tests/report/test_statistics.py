@@ -8,8 +8,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import tukey_hsd
 
-from detpool.report.statistics import RESAMPLES, mean_difference
+from detpool.report.statistics import RESAMPLES, mean_difference, rank
 
 
 @pytest.mark.parametrize("differences", [[0.01, 0.02, 0.06], [-0.03, 0.01, 0.02, 0.05, -0.01]])
@@ -34,3 +35,23 @@ def test_too_few_pairs_have_no_interval():
     one, none = mean_difference(pd.Series([0.1])), mean_difference(pd.Series([math.nan]))
     assert (one.pairs, one.difference, none.pairs) == (1, 0.1, 0)
     assert all(map(math.isnan, (one.low, one.high, none.difference, none.low)))
+
+
+@pytest.mark.parametrize("counts", [(3, 3, 3, 3, 3, 3), (2, 5, 2, 3, 4, 3)])
+def test_ranks_are_those_of_tukeys_test(counts):
+    drawn = np.random.default_rng(3)
+    values = {f"c{i}": pd.Series(drawn.normal(0.01 * (i % 4), 0.005, n)) for i, n in enumerate(counts)}
+    found = rank(values)
+    assert list(found) == sorted(values, key=lambda label: -values[label].mean())
+    with np.errstate(invalid="ignore", divide="ignore"):
+        alike = tukey_hsd(*(values[label] for label in found)).pvalue > 0.05
+    assert 6 < alike.sum() < 36  # neither none nor all are alike
+    for row, label in zip(alike, found, strict=True):
+        places = np.flatnonzero(row) + 1
+        assert found[label] == (places[0], places[-1])
+
+
+def test_single_seeds_have_ranks_and_no_groups():
+    assert rank({"a": pd.Series([0.1]), "b": pd.Series([0.3, math.nan])}) == {"b": None, "a": None}
+    same = {label: pd.Series([0.5, 0.5]) for label in "ab"}
+    assert rank(same) == {"a": (1, 2), "b": (1, 2)}

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from detpool.config import Configs
 from detpool.errors import ConfigError
+from detpool.study.launching import launch
 from detpool.study.layout import fingerprint, read_plan, run_name, write_plan, write_status
-from detpool.study.plan import Sweep, plan_sweep, summarize, sweep_jobs
+from detpool.study.plan import Sweep, plan_sweep, summarize
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -80,7 +82,7 @@ def test_sweeps_without_study_are_numbered() -> None:
     ("same", "overrides"),
     [
         (True, ["run_dir=elsewhere", "task=x", "progress=false", "logger=tensorboard", "ckpt_path=a.ckpt"]),
-        (True, ["data.num_workers=0", "evaluation.pictures=0"]),
+        (True, ["data.num_workers=0", "evaluation.pictures=0", "keep_checkpoints=all"]),
         (False, ["seed=1"]),
         (False, ["trainer.max_epochs=3"]),
         (False, ["data.batch_size=2"]),
@@ -150,6 +152,7 @@ PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
         ("variants: [a]\n", "study mine: variants must be a mapping"),
         (PARAMS % "variant: 'a'", "variant=a: only a study has variants, and not every one"),
         (PARAMS % "data.num_workers: '0,1'", "two runs of the study are the same"),
+        (PARAMS % "seed: '0,1,0'", "two runs of the study are the same"),
     ],
 )
 def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], Path], text: str, message: str) -> None:
@@ -217,11 +220,12 @@ def test_a_sweep_is_complete_only_if_all_its_runs_are_finished(tmp_path, capsys)
 
 
 def sweep(folder, names):
-    return Sweep(folder, names, [], is_study=False, in_workers=False)
+    return Sweep(folder, ALL.compose([]), names)
 
 
-def test_each_run_is_composed_once_and_handed_on_to_hydra(monkeypatch):
-    """45 runs of 15 heads: what Hydra's sweeper and launcher load is what was planned."""
+@pytest.fixture
+def compositions(monkeypatch):
+    """The calls of what takes Hydra long."""
     calls = []
     compose = ConfigLoaderImpl.load_configuration
 
@@ -230,16 +234,103 @@ def test_each_run_is_composed_once_and_handed_on_to_hydra(monkeypatch):
         return compose(self, *arguments, **keywords)
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    return calls
+
+
+def test_each_choice_is_composed_once_and_handed_on_to_hydra(compositions):
+    """Twelve runs of four choices: what Hydra's launcher loads is what was planned."""
     configs = Configs(CONFIGS, "train")
-    planned = plan_sweep(configs, ["study=head_pool"])
+    planned = plan_sweep(configs, ["study=context"])
     assert planned.names is not None
-    assert len(planned.names) == 45
-    assert len(calls) <= 46
-    before = len(calls)
-    master = configs.load_configuration("train", planned.overrides, RunMode.MULTIRUN)
-    for job in sweep_jobs(configs, ["study=head_pool"]):
-        configs.load_sweep_config(master, job[1:])
-    assert len(calls) == before
+    assert len(planned.names) == 12
+    assert len(compositions) == 1 + 4
+    before = len(compositions)
+    varied = list(planned.config.hydra.sweeper.params)
+    for job, name in zip(planned.jobs, planned.names, strict=True):
+        config = configs.load_sweep_config(planned.config, job)
+        assert f"seed={config.seed}" in job
+        assert run_name(job, varied, config) == name
+    assert len(compositions) == before
+
+
+def test_seeds_are_replaced_where_they_are_the_last_word(with_study):
+    """What a variant that stands after the seed says of it, and what refers to it, is as Hydra would compose it."""
+    text = (
+        "data: {seed: '${seed}'}\n"
+        "variants: {a: trainer.max_epochs=3, b: seed=7}\n"
+        "hydra: {sweeper: {params: {seed: '1,2', variant: 'a'}}}\n"
+    )
+    configs = Configs(with_study(text), "train")
+    names = plan_sweep(configs, ["study=mine"]).names
+    assert names is not None
+    for name, seed in zip(names, (1, 2), strict=True):
+        settings = [f"seed={seed}", f"data.seed={seed}", "trainer.max_epochs=3"]
+        assert name.endswith(fingerprint(composed("experiment=demo", *settings)))
+    with pytest.raises(ConfigError, match="two runs of the study are the same"):
+        plan_sweep(configs, ["study=mine", "variant=b"])
+
+
+def test_finished_runs_are_recognised_without_being_composed(with_study, compositions, tmp_path):
+    """Only as long as all that they were composed of is the same."""
+    folder = with_study("hydra: {sweeper: {params: {seed: '0,1,2'}}}\n")
+    arguments = ["study=mine", f"hydra.sweep.dir={tmp_path / 'logs'}"]
+
+    def plan(*further):
+        del compositions[:]
+        sweep = plan_sweep(Configs(folder, "train"), [*arguments, *further])
+        write_plan(sweep.folder, sweep.names, sweep.command_lines, sweep.inputs)
+        return sweep
+
+    first = plan()
+    for name in first.names:
+        (first.folder / name).mkdir()
+        (first.folder / name / "metrics.json").write_text('{"metrics": {"AP": 0.5}}')
+    assert len(first.jobs) == 3
+    assert not plan().jobs
+    assert len(compositions) == 1  # what the sweep consists of
+    # A run whose metrics cannot be read is to be done; the others are not.
+    (first.folder / first.names[1] / "metrics.json").write_text("{")
+    assert plan().jobs == [first.jobs[1]]
+    assert len(compositions) == 2
+    # More seeds are further runs, and other settings are other runs.
+    assert [job[0] for job in plan("seed=0,1,2,3").jobs] == ["seed=1", "seed=3"]
+    assert len(plan("trainer.max_epochs=3").jobs) == 3
+    # A file that changes in what is computed: all of them are other runs; in what is not: all are the same.
+    file = folder / "experiment" / "demo.yaml"
+    text = file.read_text()
+    file.write_text(text + "channels_last: false\n")
+    assert len(plan().jobs) == 3
+    file.write_text(text + "progress: false\n")
+    assert len(plan().jobs) == 1
+    assert len(compositions) == 2
+
+
+def test_launchers_are_handed_what_is_to_be_done(monkeypatch):
+    """Any launcher, SLURM's too, in batches if the user wants them; none is made for nothing."""
+    handed = []
+
+    class Launcher:
+        def launch(self, job_overrides, initial_job_idx):
+            handed.append((list(job_overrides), initial_job_idx))
+            return []
+
+    monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", lambda **_: Launcher())
+    jobs = [[f"seed={seed}"] for seed in range(5)]
+    for batches in ("null", "2"):
+        config = ALL.load_configuration("train", [f"hydra.sweeper.max_batch_size={batches}"], RunMode.MULTIRUN)
+        launch(Sweep(Path("logs"), config, ["a"] * 7, jobs, is_study=True), ALL, print)
+    assert handed == [(jobs, 0), (jobs[:2], 0), (jobs[2:4], 2), (jobs[4:], 4)]
+    launch(Sweep(Path("logs"), config, ["a"] * 7, [], is_study=True), ALL, print)
+    assert len(handed) == 4
+
+
+def test_what_the_environment_may_change_is_composed_anew(with_study, tmp_path, monkeypatch):
+    folder = with_study("seed: ${oc.decode:${oc.env:SEED}}\nhydra: {sweeper: {params: {pooler: roi_pool}}}\n")
+    monkeypatch.setenv("SEED", "1")
+    sweep = plan_sweep(Configs(folder, "train"), ["study=mine", f"hydra.sweep.dir={tmp_path / 'logs'}"])
+    assert sweep.inputs is None
+    sweep = plan_sweep(ALL, ["study=smallest", "task='${oc.env:SEED}'", "pooler=roi_pool", "seed=0"])
+    assert sweep.inputs is None
 
 
 def test_a_second_start_with_other_seeds_adds_to_the_plan(tmp_path):

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detpool.evaluation.results import write_results
+from detpool.evaluation.results import RESULTS, write_results
 from detpool.training.runs import build_data
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def run_dir(tmp_path):
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
     truth = build_data(config).val_dataset.ground_truth()["annotations"]
     keys = ("image_id", "category_id", "bbox")
-    write_results(tmp_path / "predictions.json", [{key: row[key] for key in keys} | {"score": 0.9} for row in truth])
+    write_results(tmp_path / RESULTS, [{key: row[key] for key in keys} | {"score": 0.9} for row in truth])
     return tmp_path
 
 

@@ -27,6 +27,7 @@ TINY = [
     "optim.schedule.warmup_steps=2",
     "trainer.max_epochs=2",
     "evaluation.pictures=2",
+    "keep_checkpoints=all",
 ]
 
 

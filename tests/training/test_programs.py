@@ -11,6 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from detpool.evaluation.results import RESULTS, read_results
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,7 +41,7 @@ def only(folder, pattern):
 def trained(tmp_path_factory, tiny_arguments):
     """What `train.py` printed, and the run directory."""
     folder = tmp_path_factory.mktemp("trained")
-    process = start("train.py", folder, *tiny_arguments, "trainer.max_epochs=1")
+    process = start("train.py", folder, *tiny_arguments, "trainer.max_epochs=1", "keep_checkpoints=best")
     output = finish(process)
     assert process.returncode == 0, output
     return output, only(folder, "logs/train/runs/*")
@@ -98,9 +100,7 @@ def test_two_processes_see_every_image_once_and_agree_with_one(tmp_path, trained
     output = finish(process)
     assert process.returncode == 0, output
     assert json.loads((tmp_path / "two" / "metrics.json").read_text())["metrics"] == one
-    assert json.loads((tmp_path / "two" / "predictions.json").read_text()) == json.loads(
-        (run / "predictions.json").read_text()
-    )
+    assert read_results(tmp_path / "two" / RESULTS) == read_results(run / RESULTS)
 
 
 def test_two_processes_train(tmp_path, tiny_arguments):

@@ -17,11 +17,13 @@ from omegaconf import OmegaConf
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.errors import ConfigError, DataError, WeightsError
+from detpool.evaluation.results import RESULTS, read_results
 from detpool.report.collect import collect
 from detpool.report.groups import make_sections
 from detpool.study.layout import read_status
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
+from detpool.training.checkpoints import has_training_state, is_kept_as_best, read_checkpoint
 from detpool.training.sweep import train_in_sweep
 
 
@@ -58,7 +60,7 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     assert {"git", "versions", "hardware", "seconds", "command"} <= record.keys()
     assert 0 < record["step_seconds"] < record["seconds"]
     assert record["errors"]["objects"] == len(runs.build_data(tiny_config()).val_dataset.ground_truth()["annotations"])
-    assert isinstance(json.loads((folder / "predictions.json").read_text()), list)
+    assert isinstance(read_results(folder / RESULTS), list)
     assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
 
     checkpoint = folder / "checkpoints" / "best.ckpt"
@@ -76,6 +78,31 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
 
     for name, value in metrics.items():
         assert again[name] == value or (math.isnan(again[name]) and math.isnan(value)), name
+
+
+def test_of_a_finished_run_the_best_weights_are_kept(tiny_config, tmp_path):
+    """They evaluate as before, nothing is left to resume from, and an attempt says what would have been."""
+    one_epoch = ["trainer.max_epochs=1", "keep_checkpoints=best"]
+    metrics = runs.train(tiny_config(*one_epoch))
+    runs.train(tiny_config("trainer.max_epochs=1", name="all"))
+    (kept,) = (tmp_path / "run").rglob("*.ckpt")
+    whole = tmp_path / "all" / "checkpoints" / kept.name
+    assert_same_weights(weights(kept), weights(whole))
+    assert kept.stat().st_size < 0.6 * whole.stat().st_size  # momentum was as large as the weights
+    assert runs.find_checkpoint(tmp_path / "run") == kept
+    assert is_kept_as_best(kept)  # reports warn of it where the set it was chosen on is evaluated
+    again = runs.restore_and_evaluate(runs.load_config(kept), kept, start=0)
+    assert again["AP"] == metrics["AP"]
+
+    for path, error in {tmp_path / "run": ConfigError, kept: WeightsError}.items():
+        with pytest.raises(error, match="can be trained on if it was made with keep_checkpoints=all"):
+            runs.train(tiny_config(f"ckpt_path={path}", name="more"))
+    runs.train(tiny_config(f"ckpt_path={tmp_path / 'all'}", name="more"))
+
+    # Where no epoch could be chosen, the last weights are those that were evaluated.
+    runs.train(tiny_config(*one_epoch, "callbacks.best=null", name="last"))
+    (kept,) = (tmp_path / "last").rglob("*.ckpt")
+    assert not has_training_state(read_checkpoint(kept))
 
 
 class StopAfter(Callback):
