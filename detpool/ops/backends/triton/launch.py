@@ -26,6 +26,9 @@ from . import window_max_kernels as maxima
 TILE = 4
 """Side in cells of the square that one program of a deterministic gradient owns: about as large as a bin."""
 
+ENOUGH = 1024
+"""Programs that keep a large GPU busy; where there are more, they take several bins each."""
+
 
 def resolve(rule: str) -> Any:
     """The rule named ``module:function``.
@@ -78,17 +81,29 @@ class Call:
         assert name is not None
         return {"RULE": resolve(name), "RATIO": max(self.spec.ratio, 0)}
 
+    @property
+    def points(self) -> dict[str, Any]:
+        """Bilinear points per bin and axis if all bins have as many, else 0."""
+        return {"POINTS": max(self.spec.ratio, 0) if SAMPLING[self.spec.sampling].bilinear else 0}
+
 
 def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
     """See :func:`weighted_sum_kernels.forward`."""
-    block = channel_block((features, out), out.shape[1])
-    sizes = (features.shape[0], out.shape[1], *features.shape[2:])
-    options = _options((features, out), out.shape[1], block)
+    channels, columns = out.shape[1], out.shape[3]
+    block = channel_block((features, out), channels)
+    blocks = triton.cdiv(channels, block)
+    if _bins(out) // columns * blocks < ENOUGH:
+        columns = 1
+    sizes = (features.shape[0], channels, *features.shape[2:])
+    options = _options((features, out), channels, block) | {"WHOLE": channels % block == 0, "COLUMNS": columns}
+    if options["ALIGNED"] > 1:
+        # two loads per tap share its address and its weight
+        options["num_warps"] = _warps(features, block, bytes=32)
     run_kernel(
         sums.forward,
-        (_bins(out), triton.cdiv(out.shape[1], block)),
+        (_bins(out) // columns, blocks),
         (features, *call.tensors, out, *sizes, *call.numbers, *features.stride(), *out.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(features)},
+        {**call.grid, **call.bins, **call.rule, **options, **call.points, **_sum(features)},
     )
 
 
@@ -124,7 +139,7 @@ def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, call:
         sums.transpose_gather,
         (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
         (grad, *call.tensors, extent, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(grad)},
+        {**call.grid, **call.bins, **call.rule, **options, **_sum(grad)},
     )
 
 
@@ -138,7 +153,7 @@ def weighted_sum_roi_grads(out: Tensor, grad: Tensor, features: Tensor, call: Ca
         sums.roi_grads,
         (_bins(grad),),
         (grad, features, *call.tensors, out, *sizes, *call.numbers, *grad.stride(), *features.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(grad)},
+        {**call.grid, **call.bins, **call.rule, **options, **_sum(grad)},
     )
 
 
@@ -187,7 +202,7 @@ def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax:
         maxima.scatter_gather,
         (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
         (grad, argmax, *call.tensors[:2], extent, out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
-        {**call.grid, **options, "SUM": _sum_type(grad)},
+        {**call.grid, **options, **_sum(grad)},
     )
 
 
@@ -236,14 +251,15 @@ def alignment(tensors: tuple[Tensor, ...], channels: int) -> int:
 
 
 def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str, Any]:
-    reach = max(tensor.shape[1] * tensor.stride(1) for tensor in tensors)
-    size = tensors[0].element_size()
+    reach = max(
+        sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+        for tensor in tensors
+    )
     options = {
         "ALIGNED": alignment(tensors, channels),
         "WIDE": reach >= 2**31,
         "BLOCK_C": block,
-        # a lane loads 16 bytes at a time
-        "num_warps": min(4, max(1, block * size // (16 * lanes()))),
+        "num_warps": _warps(tensors[0], block, bytes=16),
     }
     if lanes() == 32:
         # or ptxas spills a few registers where it hopes for more programs at a time; AMD's compiler has no such option
@@ -251,8 +267,13 @@ def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str
     return options
 
 
-def _sum_type(values: Tensor) -> Any:
-    return tl.float64 if values.dtype == torch.float64 else tl.float32
+def _warps(values: Tensor, block: int, bytes: int) -> int:
+    """Warps whose lanes take so many bytes of a block of channels each."""
+    return min(4, max(1, block * values.element_size() // (bytes * lanes())))
+
+
+def _sum(values: Tensor) -> dict[str, Any]:
+    return {"SUM": tl.float64 if values.dtype == torch.float64 else tl.float32}
 
 
 def _bins(pooled: Tensor) -> int:

@@ -50,34 +50,94 @@ def forward(
     POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    POINTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """The sum itself.
 
-    One program computes a block of channels of one bin of one RoI: it visits the taps of the bin once, each visit a
-    load of neighbouring channels, and stores its result once. Programs share nothing. Channels are the fastest axis of
-    channels_last features, where loads and stores are as wide as the hardware has them.
+    One program computes a block of channels of COLUMNS neighbouring bins of a RoI, one after another: it visits the
+    taps of a bin, each visit a load of neighbouring channels, and stores its result once. Programs share nothing.
+    Channels are the fastest axis of channels_last features: loads and stores are as wide as the hardware has them.
+
+    Bins of POINTS bilinear points per axis, all of which lie in the image, take a short way: no tap can be missing,
+    and if the points lie close together, the cells that they share are read once.
     """
-    k, i, j = _bin(PH, PW)
+    number = tl.program_id(0) * COLUMNS
+    k, i, first = (number // (PH * PW)).to(tl.int64), number // PW % PH, number % PW
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
-        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
-    )
-    plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
-    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
-    total = tl.zeros((BLOCK_C,), SUM)
-    for a in range(y_taps):
-        _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
-        for b in range(x_taps):
-            _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _cell(iy, ix, features_h, features_w, ALIGNED)
-            value = tl.load(plane + cell, mask=_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED), other=0)
-            total += (wy * wx).to(total.dtype) * value.to(total.dtype)
-    total = tl.where(valid, total, float("nan"))
-    at = out + _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
-    tl.store(at, total.to(out.dtype.element_ty), mask=_mask(c, tl.where(here, channels, 0), ALIGNED))
+    inside = None if WHOLE else _mask(c, channels, ALIGNED)
+    image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    edges = (x1, y1, x2, y2)
+    for j in range(first, tl.where(here, first + COLUMNS, first)):
+        y, x, finite = _make_axes(edges, offsets, k, i, j, height, width, scale_bits, PH, PW, BINS, POSITION)
+        plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+        total = tl.zeros((BLOCK_C,), SUM)
+        short = POINTS < 0
+        if POINTS > 0:
+            y_span, x_span = _span(y, RULE, POINTS), _span(x, RULE, POINTS)
+            short = valid & finite & (y_span[0] >= 0) & (x_span[0] >= 0)
+            close = tl.maximum(y_span[1] - y_span[0], x_span[1] - x_span[0]) <= POINTS
+            if short & close:
+                for a in tl.static_range(POINTS + 1):
+                    iy, wy = _shared_cell(a, y_span, y, RULE, POINTS)
+                    row = plane + _along(iy, features_h, ALIGNED, WIDE)
+                    for b in tl.static_range(POINTS + 1):
+                        ix, wx = _shared_cell(b, x_span, x, RULE, POINTS)
+                        value = tl.load(row + _along(ix, features_w, ALIGNED, WIDE), mask=inside)
+                        total += (wy * wx).to(SUM) * value.to(SUM)
+            if short & (not close):
+                for a in tl.range(0, 2 * POINTS, loop_unroll_factor=4 if POINTS == 2 else 1):
+                    _, iy, wy, _, _, _ = RULE(a, *y, POINTS)
+                    row = plane + _along(iy, features_h, ALIGNED, WIDE)
+                    for b in tl.static_range(2 * POINTS):
+                        _, ix, wx, _, _, _ = RULE(b, *x, POINTS)
+                        value = tl.load(row + _along(ix, features_w, ALIGNED, WIDE), mask=inside)
+                        total += (wy * wx).to(SUM) * value.to(SUM)
+        if not short:
+            x_taps = RULE(0, *x, RATIO)[0]
+            for a in range(tl.where(valid & finite, RULE(0, *y, RATIO)[0], 0)):
+                _, iy, wy, _, _, _ = RULE(a, *y, RATIO)
+                row = plane + _along(iy, features_h, ALIGNED, WIDE)
+                for b in range(x_taps):
+                    _, ix, wx, _, _, _ = RULE(b, *x, RATIO)
+                    mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
+                    value = tl.load(row + _along(ix, features_w, ALIGNED, WIDE), mask=mask, other=0)
+                    total += (wy * wx).to(SUM) * value.to(SUM)
+            total = tl.where(valid & finite, total, float("nan"))
+        at = out + _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
+        tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _span(bin, RULE: tl.constexpr, POINTS: tl.constexpr):
+    """The first and the last cell that the points of a bin read along an axis; the first is -1 if one is missing."""
+    first, last = bin[4], -1
+    for t in tl.static_range(2 * POINTS):
+        cell = RULE(t, *bin, POINTS)[1]
+        first, last = tl.minimum(first, cell), tl.maximum(last, cell)
+    return first, last
+
+
+@triton.jit
+def _shared_cell(n, span, bin, RULE: tl.constexpr, POINTS: tl.constexpr):
+    """Cell n of a span of at most POINTS + 1 cells, and the weights of all taps that read it.
+
+    A shorter span ends with its last cell several times, each with a share of the weight: one without a weight would
+    turn infinite features into NaN.
+    """
+    first, last = span
+    cell = tl.minimum(first + n, last)
+    weight = bin[3] * 0
+    for t in tl.static_range(2 * POINTS):
+        _, other, more, _, _, _ = RULE(t, *bin, POINTS)
+        weight += tl.where(other == cell, more, 0)
+    share = tl.cast(1, weight.dtype)
+    for missing in tl.static_range(1, POINTS + 1):
+        share = tl.where(last - first + missing == POINTS, 1 / (missing + 1), share)
+    return cell, tl.where(cell == last, weight * share, weight)
 
 
 @triton.jit
@@ -125,19 +185,19 @@ def transpose_atomic(
     """
     k, i, j = _bin(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+    image, y, x, valid, here = _load_bin(
         rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
     )
     at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
     value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
     plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
-    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
+    y_taps = tl.where(valid & here, RULE(0, *y, RATIO)[0], 0)
+    x_taps = RULE(0, *x, RATIO)[0]
     for a in range(y_taps):
-        _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
+        _, iy, wy, _, _, _ = RULE(a, *y, RATIO)
         for b in range(x_taps):
-            _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _cell(iy, ix, out_h, out_w, ALIGNED)
+            _, ix, wx, _, _, _ = RULE(b, *x, RATIO)
+            cell = _cell(iy, ix, out_h, out_w, ALIGNED, WIDE)
             mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
             tl.atomic_add(plane + cell, (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed")
 
@@ -173,15 +233,15 @@ def extents(
     for n in range(PH * PW if offsets is not None else max(PH, PW)):
         i = n // PW if offsets is not None else tl.minimum(n, PH - 1)
         j = n % PW if offsets is not None else tl.minimum(n, PW - 1)
-        _, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+        _, y, x, valid, here = _load_bin(
             rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
         )
-        for a in range(tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)):
-            iy = RULE(a, yo, yl, yu, ys, height, RATIO)[1]
+        for a in range(tl.where(valid & here, RULE(0, *y, RATIO)[0], 0)):
+            iy = RULE(a, *y, RATIO)[1]
             top = tl.where(iy >= 0, tl.minimum(top, iy), top)
             bottom = tl.maximum(bottom, iy)
-        for b in range(tl.where(valid & here, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)):
-            ix = RULE(b, xo, xl, xu, xs, width, RATIO)[1]
+        for b in range(tl.where(valid & here, RULE(0, *x, RATIO)[0], 0)):
+            ix = RULE(b, *x, RATIO)[1]
             left = tl.where(ix >= 0, tl.minimum(left, ix), left)
             right = tl.maximum(right, ix)
     tl.store(out + 4 * k, top)
@@ -241,8 +301,8 @@ def transpose_gather(
     square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
     image = (tl.program_id(0) // (columns * tl.cdiv(height, TILE))).to(tl.int64)
     y0, x0 = square // columns * TILE, square % columns * TILE
-    y = y0 + tl.arange(0, TILE * TILE) // TILE
-    x = x0 + tl.arange(0, TILE * TILE) % TILE
+    rows = y0 + tl.arange(0, TILE * TILE) // TILE
+    cols = x0 + tl.arange(0, TILE * TILE) % TILE
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
     total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
@@ -254,20 +314,20 @@ def transpose_gather(
             for p in range(PH // GH * (PW // GW)):
                 i = u * (PH // GH) + p // (PW // GW)
                 j = v * (PW // GW) + p % (PW // GW)
-                _, yo, yl, yu, ys, xo, xl, xu, xs, valid, _ = _load_bin(
+                _, y, x, valid, _ = _load_bin(
                     rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
                 )
-                wy, some_y = _axis_weights(y, y0, TILE, RULE, yo, yl, yu, ys, height, RATIO)
+                wy, some_y = _axis_weights(rows, y0, TILE, y, RULE, RATIO)
                 if some_y & valid:
-                    wx, some_x = _axis_weights(x, x0, TILE, RULE, xo, xl, xu, xs, width, RATIO)
+                    wx, some_x = _axis_weights(cols, x0, TILE, x, RULE, RATIO)
                     if some_x:
                         at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
                         value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(total.dtype)
                         weight = (wy * wx).to(total.dtype)[:, None]
                         # not merely 0 times the gradient, which may be infinite
                         total += tl.where(weight != 0, weight * value[None, :], 0)
-    inside = ((y < height) & (x < width))[:, None] & _mask(c, channels, ALIGNED)[None, :]
-    cell = _cell(y, x, out_h, out_w, ALIGNED)
+    inside = ((rows < height) & (cols < width))[:, None] & _mask(c, channels, ALIGNED)[None, :]
+    cell = _cell(rows, cols, out_h, out_w, ALIGNED, WIDE)
     channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
     at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
@@ -320,12 +380,12 @@ def roi_grads(
     RoIs of that level.
     """
     k, i, j = _bin(PH, PW)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+    image, y, x, valid, here = _load_bin(
         rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
     )
-    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    y_taps = tl.where(valid & here, RULE(0, *y, RATIO)[0], 0)
     # a count that the compiler cannot know: unrolled, six sums and their derivatives need too many registers
-    x_taps = tl.where(valid & here, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)
+    x_taps = tl.where(valid & here, RULE(0, *x, RATIO)[0], 0)
     zero = tl.zeros((BLOCK_C,), SUM)
     y_lower, y_upper, y_size, x_lower, x_upper, x_size = zero, zero, zero, zero, zero, zero
     for first in range(0, channels, BLOCK_C):
@@ -334,11 +394,11 @@ def roi_grads(
         value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(SUM)
         plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
         for a in range(y_taps):
-            _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, yo, yl, yu, ys, height, RATIO)
+            _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, *y, RATIO)
             row, row_lower, row_upper, row_size = zero, zero, zero, zero
             for b in range(x_taps):
-                _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, xo, xl, xu, xs, width, RATIO)
-                cell = _cell(iy, ix, features_h, features_w, ALIGNED)
+                _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, *x, RATIO)
+                cell = _cell(iy, ix, features_h, features_w, ALIGNED, WIDE)
                 mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
                 product = value * tl.load(plane + cell, mask=mask, other=0).to(SUM)
                 row += tl.cast(wx, SUM) * product
@@ -464,35 +524,47 @@ def _load_bin(
 ):
     """Image and both axes of bin (i, j) of RoI k; whether it is valid, and whether it is of this level."""
     image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    edges = (x1, y1, x2, y2)
+    y, x, finite = _make_axes(edges, offsets, k, i, j, height, width, scale_bits, PH, PW, BINS, POSITION)
+    return image, y, x, valid & finite, here
+
+
+@triton.jit
+def _make_axes(
+    edges,
+    offsets,
+    k,
+    i,
+    j,
+    height,
+    width,
+    scale_bits,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+):
+    """Both axes of bin (i, j), each as a rule takes it, and whether its offsets are finite."""
+    x1, y1, x2, y2 = edges
     x_offset = load_offset(offsets, k, 0, i, j, PH, PW, POSITION)
     y_offset = load_offset(offsets, k, 1, i, j, PH, PW, POSITION)
     finite = (x_offset - x_offset) + (y_offset - y_offset) == 0
     x_offset, y_offset = tl.where(finite, x_offset, 0), tl.where(finite, y_offset, 0)
     yo, yl, yu, ys, _, _ = make_bin(y1, y2, y_offset, i, scale_bits, height, PH, BINS, POSITION)
     xo, xl, xu, xs, _, _ = make_bin(x1, x2, x_offset, j, scale_bits, width, PW, BINS, POSITION)
-    return image, yo, yl, yu, ys, xo, xl, xu, xs, valid & finite, here
+    return (yo, yl, yu, ys, height), (xo, xl, xu, xs, width), finite
 
 
 @triton.jit
-def _axis_weights(
-    positions,
-    first,
-    TILE: tl.constexpr,
-    RULE: tl.constexpr,
-    origin,
-    lower,
-    upper,
-    size,
-    length,
-    RATIO: tl.constexpr,
-):
+def _axis_weights(positions, first, TILE: tl.constexpr, bin, RULE: tl.constexpr, RATIO: tl.constexpr):
     """The weights of a bin at some cells of the axis; whether it has a tap from ``first`` to ``first + TILE - 1``."""
+    size = bin[3]
     weights = tl.zeros(positions.shape, size.dtype)
     some = first < 0
     # a count that the compiler cannot know: unrolled, the loops of many taps would spill registers beside the square's
-    taps = tl.where(size == size, RULE(0, origin, lower, upper, size, length, RATIO)[0], 0)
+    taps = tl.where(size == size, RULE(0, *bin, RATIO)[0], 0)
     for t in range(taps):
-        _, cell, weight, _, _, _ = RULE(t, origin, lower, upper, size, length, RATIO)
+        _, cell, weight, _, _, _ = RULE(t, *bin, RATIO)
         weights += tl.where(positions == cell, weight, 0)
         some = some | ((cell >= first) & (cell < first + TILE))
     return weights, some
@@ -514,8 +586,8 @@ def _input_channels(c, u, v, GH: tl.constexpr, GW: tl.constexpr):
 
 @triton.jit
 def _offsets(c, stride, WIDE: tl.constexpr):
-    """``c * stride``, in 64 bits where the features need them."""
-    return c.to(tl.int64) * stride if WIDE else c * stride
+    """``c * stride``, in 64 bits if an image or a pooled RoI needs them."""
+    return tl.cast(c, tl.int64) * stride if WIDE else tl.cast(c, tl.int32) * stride
 
 
 # The compiler does not see that sums of products of strides are multiples of ALIGNED. The hint belongs to the operation
@@ -530,10 +602,16 @@ def _image(image, stride, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def _cell(y, x, stride_h, stride_w, ALIGNED: tl.constexpr):
-    """Offset of a cell, or of several, in an image."""
-    offset = tl.cast(y, tl.int64) * stride_h + tl.cast(x, tl.int64) * stride_w
+def _along(position, stride, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
+    """Offset of a row or a column, or of several, in an image."""
+    offset = _offsets(position, stride, WIDE)
     return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
+
+
+@triton.jit
+def _cell(y, x, stride_h, stride_w, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
+    """Offset of a cell, or of several, in an image."""
+    return _along(y, stride_h, ALIGNED, WIDE) + _along(x, stride_w, ALIGNED, WIDE)
 
 
 @triton.jit

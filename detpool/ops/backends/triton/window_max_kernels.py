@@ -69,7 +69,7 @@ def forward(
     where = tl.full((BLOCK_C,), -1, tl.int32)
     for y in range(top, bottom):
         for x in range(left, right):
-            cell = _cell(y, x, features_h, features_w, ALIGNED)
+            cell = _cell(y, x, features_h, features_w, ALIGNED, WIDE)
             value = tl.load(plane + cell, mask=_mask(c, channels, ALIGNED), other=0)
             wins = (value > best) | (where < 0) | ((value != value) & (best == best))
             best = tl.where(wins, value, best)
@@ -252,7 +252,7 @@ def scatter_gather(
                     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
                     total += tl.where((y * width + x)[:, None] == cell[None, :], value[None, :], 0)
     inside = ((y < height) & (x < width))[:, None] & mask[None, :]
-    cell = _cell(y, x, out_h, out_w, ALIGNED)
+    cell = _cell(y, x, out_h, out_w, ALIGNED, WIDE)
     channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
     at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
