@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import triton
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
@@ -47,14 +48,38 @@ def weighted_sum_of_grad(
         if torch.are_deterministic_algorithms_enabled():
             out = _empty(grad, shape, grad.dtype, last)
             if out.numel():
-                extent = torch.empty((len(rois), 4), dtype=torch.int32, device=grad.device)
-                launch.weighted_sum_of_grad_gather(out, extent, grad, call)
+                launch.weighted_sum_of_grad_gather(out, *_find_cells(grad, shape, call), grad, call)
         else:
             out = _empty(grad, shape, sum_dtype(grad.dtype), last).zero_()
             if grad.numel() and out.numel():
-                launch.weighted_sum_of_grad_atomic(out, grad, call)
+                _add_atomically(out, grad, call)
         grads.append(out.to(grad.dtype))
     return grads
+
+
+def _add_atomically(out: Tensor, grad: Tensor, call: launch.Call) -> None:
+    # one map only: of a pyramid's, where boxes are large on their level, bins share few cells
+    if call.levels is None and call.is_tabulated:
+        extent, weights = _find_cells(grad, out.shape, call)
+        assert weights is not None
+        launch.weighted_sum_of_grad_tabulated(out, extent, weights, grad, call)
+    else:
+        launch.weighted_sum_of_grad_atomic(out, grad, call)
+
+
+def _find_cells(grad: Tensor, shape: Sequence[int], call: launch.Call) -> tuple[Tensor, Tensor | None]:
+    """The rows and columns that each RoI reads, and if they can be tabulated their weights in each bin."""
+    extent = torch.empty((len(grad), 4), dtype=torch.int32, device=grad.device)
+    weights = None
+    if call.is_tabulated:
+        bins = triton.next_power_of_2(max(call.spec.output_size))
+        size = (len(grad), 2, launch.span(call), bins)
+        weights = torch.empty(size, dtype=sum_dtype(grad.dtype), device=grad.device)
+    if len(grad) and weights is not None:
+        launch.tabulate(extent, weights, shape, call)
+    elif len(grad):
+        launch.extents(extent, shape, call)
+    return extent, weights
 
 
 def weighted_sum_roi_grads(

@@ -191,15 +191,244 @@ def transpose_atomic(
     at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
     value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
     plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid & here, RULE(0, *y, RATIO)[0], 0)
+    if valid & here:
+        _scatter(value, plane, y, x, out_h, out_w, c, channels, RULE, RATIO, ALIGNED, WIDE)
+
+
+@triton.jit
+def _scatter(
+    value,
+    plane,
+    y,
+    x,
+    out_h,
+    out_w,
+    c,
+    channels,
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Add the gradient of one bin to the cells of its taps."""
     x_taps = RULE(0, *x, RATIO)[0]
-    for a in range(y_taps):
+    for a in range(RULE(0, *y, RATIO)[0]):
         _, iy, wy, _, _, _ = RULE(a, *y, RATIO)
+        row = plane + _along(iy, out_h, ALIGNED, WIDE)
         for b in range(x_taps):
             _, ix, wx, _, _, _ = RULE(b, *x, RATIO)
-            cell = _cell(iy, ix, out_h, out_w, ALIGNED, WIDE)
             mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
-            tl.atomic_add(plane + cell, (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed")
+            tl.atomic_add(
+                row + _along(ix, out_w, ALIGNED, WIDE), (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed"
+            )
+
+
+@triton.jit
+def tabulate(
+    # pointers
+    rois,
+    levels,
+    extent,
+    weights,
+    # sizes
+    images,
+    height,
+    width,
+    scale_bits,
+    level,
+    # compile time
+    RULE: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+    POINTS: tl.constexpr,
+    SPAN: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """What POINTS bilinear points per bin and axis weigh the cells of a RoI with.
+
+    ``extent`` (K, 4) int32 is that of :func:`extents`. ``weights`` (K, 2, SPAN, COUNT), for rows and columns: the
+    weight of each of SPAN cells from the first in each bin; COUNT is at least PH and PW.
+
+    One program serves a RoI.
+    """
+    k = tl.program_id(0).to(tl.int64)
+    _, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    valid &= here
+    rows = _tabulate_axis(y1, y2, scale_bits, height, valid, RULE, PH, BINS, POSITION, POINTS, SPAN, COUNT)
+    columns = _tabulate_axis(x1, x2, scale_bits, width, valid, RULE, PW, BINS, POSITION, POINTS, SPAN, COUNT)
+    tl.store(extent + 4 * k, rows[0])
+    tl.store(extent + 4 * k + 1, rows[1])
+    tl.store(extent + 4 * k + 2, columns[0])
+    tl.store(extent + 4 * k + 3, columns[1])
+    at = weights + 2 * k * SPAN * COUNT + tl.arange(0, SPAN)[:, None] * COUNT + tl.arange(0, COUNT)[None, :]
+    tl.store(at, rows[2])
+    tl.store(at + SPAN * COUNT, columns[2])
+
+
+@triton.jit
+def _tabulate_axis(
+    low,
+    high,
+    scale_bits,
+    length,
+    valid,
+    RULE: tl.constexpr,
+    P: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+    POINTS: tl.constexpr,
+    SPAN: tl.constexpr,
+    COUNT: tl.constexpr,
+):
+    """First and last cell of an axis of a RoI, and the weights of the cells (SPAN, COUNT)."""
+    p = tl.arange(0, COUNT)
+    bins = tl.where(valid, P, 0)
+    origin, lower, upper, size, _, _ = make_bin(
+        low, high, tl.cast(0, POSITION), p, scale_bits, length, P, BINS, POSITION
+    )
+    first, last = length, -1
+    for t in tl.static_range(2 * POINTS):
+        cell = RULE(t, origin, lower, upper, size, length, POINTS)[1]
+        cell = tl.where(p < bins, cell, -1)
+        first = tl.minimum(first, tl.min(tl.where(cell >= 0, cell, length)))
+        last = tl.maximum(last, tl.max(cell))
+    cells = first + tl.arange(0, SPAN)
+    weights = tl.zeros((SPAN, COUNT), size.dtype)
+    for t in tl.static_range(2 * POINTS):
+        _, cell, weight, _, _, _ = RULE(t, origin, lower, upper, size, length, POINTS)
+        cell = tl.where(p < bins, cell, -1)
+        weights += tl.where(cells[:, None] == cell[None, :], tl.zeros_like(weights) + weight[None, :], 0)
+    return first, last, weights
+
+
+@triton.jit
+def transpose_atomic_tabulated(
+    # pointers
+    grad,
+    rois,
+    extent,
+    weights,
+    out,
+    # sizes
+    images,
+    channels,
+    height,
+    width,
+    scale_bits,
+    # strides
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    out_n,
+    out_c,
+    out_h,
+    out_w,
+    # compile time
+    RULE: tl.constexpr,
+    RATIO: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    SPAN: tl.constexpr,
+    COUNT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """As :func:`transpose_atomic` of one map, with one addition for each cell of a RoI rather than for each tap.
+
+    One program computes every PW-th column of the cells of a RoI, a block of channels of each, TILE cells at a time
+    (:func:`_add_cells`), and adds each cell once. Of RoIs whose bins share few cells, or too large for the table, it
+    scatters a column of bins.
+    """
+    k, j = tl.program_id(0).to(tl.int64), tl.program_id(2)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    inside = _mask(c, channels, ALIGNED)
+    image, x1, y1, x2, y2, valid, _ = load_roi(rois, None, k, 0, images, POSITION)
+    top, bottom, left, right = _load_extents(extent, k, None)
+    plane = out + _image(image, out_n, ALIGNED) + _offsets(c, out_c, WIDE)
+    shares = 3 * (bottom - top + 1) * (right - left + 1) <= 2 * PH * PW * (2 * RATIO) * (2 * RATIO)
+    if shares & (bottom - top < SPAN) & (right - left < SPAN):
+        table = weights + 2 * k * SPAN * COUNT
+        strides = (grad_k, grad_c, grad_h, grad_w)
+        for x in range(left + j, right + 1, PW):
+            column = plane + _along(x, out_w, ALIGNED, WIDE)
+            for y0 in range(top, bottom + 1, TILE):
+                y = y0 + tl.arange(0, TILE)
+                value = tl.zeros((TILE, BLOCK_C), out.dtype.element_ty)
+                value = _add_cells(
+                    value, grad, table, k, y, x, top, bottom, left, c, channels, *strides, SPAN, COUNT, ALIGNED, WIDE
+                )
+                at = column[None, :] + _along(y, out_h, ALIGNED, WIDE)[:, None]
+                tl.atomic_add(at, value, mask=(y <= bottom)[:, None] & inside[None, :], sem="relaxed")
+    elif valid:
+        for i in range(PH):
+            y, x, _ = _make_axes((x1, y1, x2, y2), None, k, i, j, height, width, scale_bits, PH, PW, BINS, POSITION)
+            at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+            value = tl.load(at, mask=inside, other=0).to(out.dtype.element_ty)
+            _scatter(value, plane, y, x, out_h, out_w, c, channels, RULE, RATIO, ALIGNED, WIDE)
+
+
+@triton.jit
+def _add_cells(
+    total,
+    grad,
+    table,
+    k,
+    y,
+    x,
+    top,
+    bottom,
+    left,
+    c,
+    channels,
+    grad_k,
+    grad_c,
+    grad_h,
+    grad_w,
+    SPAN: tl.constexpr,
+    COUNT: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """``total`` (Y, C) and the gradient that cells ``y`` (Y,) of column x have from a RoI of a table of weights.
+
+    Of each row of bins that reads any of the cells the gradients are summed along the row first.
+    """
+    inside = _mask(c, channels, ALIGNED)
+    bins = tl.arange(0, COUNT)
+    columns = table + (SPAN + x - left) * COUNT
+    rows = table + (y - top) * COUNT
+    near = (y >= top) & (y <= bottom)
+    reads_column = tl.load(columns + bins) != 0
+    reads_row = tl.load(rows[:, None] + bins[None, :], mask=near[:, None], other=0) != 0
+    first_column, last_column = tl.min(tl.where(reads_column, bins, COUNT)), tl.max(tl.where(reads_column, bins, -1))
+    first_row = tl.min(tl.where(reads_row, bins[None, :], COUNT))
+    last_row = tl.max(tl.where(reads_row, bins[None, :], -1))
+    for i in range(first_row, last_row + 1):
+        value = tl.zeros(c.shape, total.dtype)
+        for j in range(first_column, last_column + 1):
+            at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+            value += tl.load(columns + j) * tl.load(at, mask=inside, other=0).to(total.dtype)
+        weight = tl.load(rows + i, mask=near, other=0)[:, None]
+        if tl.sum(value - value) == 0:
+            total += weight * value[None, :]
+        else:
+            # not merely 0 times the gradient, which is infinite somewhere
+            total += tl.where(weight != 0, weight * value[None, :], 0)
+    return total
+
+
+@triton.jit
+def _load_extents(extent, k, mask):
+    """The first and last row and the first and last column of one RoI, or of several."""
+    at = extent + 4 * k
+    return tl.load(at, mask), tl.load(at + 1, mask), tl.load(at + 2, mask), tl.load(at + 3, mask)
 
 
 @triton.jit
@@ -258,6 +487,7 @@ def transpose_gather(
     levels,
     offsets,
     extent,
+    weights,
     out,
     # sizes
     count,
@@ -287,50 +517,60 @@ def transpose_gather(
     POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
+    SPAN: tl.constexpr,
+    COUNT: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """The transposed sum, always in the same order, written to ``out`` (shaped as the features, of anything).
 
-    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It goes through the
-    RoIs in their order, and of those whose extent (from :func:`extents`) meets the square through the bins, adding
-    weights times gradient to sums in registers, which it stores once. No atomics, no sort, no zeros to begin with.
+    One program owns TILE cells of a column and a block of channels of one image and group. It looks for RoIs whose
+    extent (from :func:`extents` or :func:`tabulate`) meets its cells, a hundred at a time, and in their order adds
+    weights times gradients to sums in registers, which it stores once. No atomics, no sort, no zeros to begin with.
     """
-    columns = tl.cdiv(width, TILE)
-    square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
-    image = (tl.program_id(0) // (columns * tl.cdiv(height, TILE))).to(tl.int64)
-    y0, x0 = square // columns * TILE, square % columns * TILE
-    rows = y0 + tl.arange(0, TILE * TILE) // TILE
-    cols = x0 + tl.arange(0, TILE * TILE) % TILE
+    parts = tl.cdiv(height, TILE)
+    image = (tl.program_id(0) // (parts * width)).to(tl.int64)
+    y0, x = tl.program_id(0) // width % parts * TILE, tl.program_id(0) % width
+    y = y0 + tl.arange(0, TILE)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
-    total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
-    for n in range(count):
-        k = tl.cast(n, tl.int64)
-        meets = (tl.load(extent + 4 * k) < y0 + TILE) & (tl.load(extent + 4 * k + 1) >= y0)
-        meets &= (tl.load(extent + 4 * k + 2) < x0 + TILE) & (tl.load(extent + 4 * k + 3) >= x0)
-        if meets & (tl.load(rois + 5 * k).to(tl.int64) == image):
-            for p in range(PH // GH * (PW // GW)):
-                i = u * (PH // GH) + p // (PW // GW)
-                j = v * (PW // GW) + p % (PW // GW)
-                _, y, x, valid, _ = _load_bin(
-                    rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
+    inside = _mask(c, channels, ALIGNED)
+    total = tl.zeros((TILE, BLOCK_C), SUM)
+    for begin in range(0, count, 128):
+        n = begin + tl.arange(0, 128)
+        meets = (n < count) & (tl.load(rois + 5 * n.to(tl.int64), mask=n < count, other=-1) == image)
+        tops, bottoms, lefts, rights = _load_extents(extent, n, n < count)
+        meets &= (tops < y0 + TILE) & (bottoms >= y0) & (lefts <= x) & (rights >= x)
+        next = tl.min(tl.where(meets, n, count))
+        while next < count:
+            k = next.to(tl.int64)
+            top, bottom, left, right = _load_extents(extent, k, None)
+            tabulated = (bottom - top < SPAN) & (right - left < SPAN)
+            if tabulated:
+                table = weights + 2 * k * SPAN * COUNT
+                strides = (grad_k, grad_c, grad_h, grad_w)
+                total = _add_cells(
+                    total, grad, table, k, y, x, top, bottom, left, c, channels, *strides, SPAN, COUNT, ALIGNED, WIDE
                 )
-                wy, some_y = _axis_weights(rows, y0, TILE, y, RULE, RATIO)
-                if some_y & valid:
-                    wx, some_x = _axis_weights(cols, x0, TILE, x, RULE, RATIO)
-                    if some_x:
+            else:
+                for p in range(PH // GH * (PW // GW)):
+                    i = u * (PH // GH) + p // (PW // GW)
+                    j = v * (PW // GW) + p % (PW // GW)
+                    _, y_axis, x_axis, valid, _ = _load_bin(
+                        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
+                    )
+                    wx = _weights(x, x_axis, RULE, RATIO)
+                    if valid & (wx != 0):
+                        weight = (_weights(y, y_axis, RULE, RATIO) * wx).to(SUM)[:, None]
                         at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
-                        value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(total.dtype)
-                        weight = (wy * wx).to(total.dtype)[:, None]
-                        # not merely 0 times the gradient, which may be infinite
-                        total += tl.where(weight != 0, weight * value[None, :], 0)
-    inside = ((rows < height) & (cols < width))[:, None] & _mask(c, channels, ALIGNED)[None, :]
-    cell = _cell(rows, cols, out_h, out_w, ALIGNED, WIDE)
+                        value = tl.load(at, mask=inside, other=0).to(SUM)[None, :]
+                        total += tl.where(weight != 0, weight * value, 0)
+            next = tl.min(tl.where(meets & (n > next), n, count))
+    offset = _cell(y, x, out_h, out_w, ALIGNED, WIDE)
     channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+    at = out + _image(image, out_n, ALIGNED) + offset[:, None] + channels_of_group[None, :]
+    tl.store(at, total.to(out.dtype.element_ty), mask=(y < height)[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -556,18 +796,15 @@ def _make_axes(
 
 
 @triton.jit
-def _axis_weights(positions, first, TILE: tl.constexpr, bin, RULE: tl.constexpr, RATIO: tl.constexpr):
-    """The weights of a bin at some cells of the axis; whether it has a tap from ``first`` to ``first + TILE - 1``."""
-    size = bin[3]
-    weights = tl.zeros(positions.shape, size.dtype)
-    some = first < 0
-    # a count that the compiler cannot know: unrolled, the loops of many taps would spill registers beside the square's
-    taps = tl.where(size == size, RULE(0, *bin, RATIO)[0], 0)
+def _weights(positions, bin, RULE: tl.constexpr, RATIO: tl.constexpr):
+    """The weights of a bin at one cell of the axis, or at several."""
+    weights = tl.cast(positions, bin[3].dtype) * 0
+    # a count that the compiler cannot know: unrolled, the loops of many taps would spill registers beside the sums
+    taps = tl.where(bin[3] == bin[3], RULE(0, *bin, RATIO)[0], 0)
     for t in range(taps):
         _, cell, weight, _, _, _ = RULE(t, *bin, RATIO)
         weights += tl.where(positions == cell, weight, 0)
-        some = some | ((cell >= first) & (cell < first + TILE))
-    return weights, some
+    return weights
 
 
 @triton.jit
