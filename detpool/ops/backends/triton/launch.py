@@ -24,11 +24,8 @@ from . import bins
 from . import weighted_sum_kernels as sums
 from . import window_max_kernels as maxima
 
-TILE = 8
-"""Cells of the part of a column that one program of a deterministic gradient owns."""
-
-SIDE = 4
-"""Side in cells of the square that a program of the maximum's deterministic gradient owns: about that of a bin."""
+TILE = 4
+"""Cells that one program of a gradient owns along an axis: about as many as a bin has."""
 
 ENOUGH = 1024
 """Programs that keep a large GPU busy; where there are more, they take several bins each."""
@@ -236,8 +233,8 @@ def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax:
             {"PH": grad.shape[2], "PW": grad.shape[3], "BLOCK_C": channel_block((argmax,), channels), "num_warps": 1},
         )
     block = square_block(channels)
-    squares = triton.cdiv(height, SIDE) * triton.cdiv(width, SIDE)
-    options = _options((grad, argmax, out), channels, block) | {"SIDE": SIDE, "num_warps": 4}
+    squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
+    options = _options((grad, argmax, out), channels, block) | {"TILE": TILE, "num_warps": 4}
     sizes = (rois, images, channels, height, width, call.level)
     run_kernel(
         maxima.scatter_gather,
@@ -322,9 +319,9 @@ def _table(weights: Tensor) -> dict[str, Any]:
 
 
 def _tile(values: Tensor, block: int) -> dict[str, Any]:
-    """TILE cells of a block of channels, whose sums take 64 registers of a lane."""
+    """TILE cells of a block of channels, whose sums take 32 registers of a lane."""
     size = max(values.element_size(), 4)
-    return {"TILE": TILE, "num_warps": max(1, TILE * block * size // (256 * lanes()))}
+    return {"TILE": TILE, "num_warps": max(1, TILE * block * size // (128 * lanes()))}
 
 
 def _sum(values: Tensor) -> dict[str, Any]:

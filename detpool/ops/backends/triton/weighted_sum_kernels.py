@@ -349,11 +349,13 @@ def transpose_atomic_tabulated(
     k, j = tl.program_id(0).to(tl.int64), tl.program_id(2)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     inside = _mask(c, channels, ALIGNED)
-    image, x1, y1, x2, y2, valid, _ = load_roi(rois, None, k, 0, images, POSITION)
     top, bottom, left, right = _load_extents(extent, k, None)
+    image = tl.load(rois + 5 * k).to(tl.int64)
     plane = out + _image(image, out_n, ALIGNED) + _offsets(c, out_c, WIDE)
-    shares = 3 * (bottom - top + 1) * (right - left + 1) <= 2 * PH * PW * (2 * RATIO) * (2 * RATIO)
-    if shares & (bottom - top < SPAN) & (right - left < SPAN):
+    # none of a RoI that is not valid
+    rows, columns = tl.maximum(bottom - top + 1, 0), tl.maximum(right - left + 1, 0)
+    shares = 3 * rows * columns <= 2 * PH * PW * (2 * RATIO) * (2 * RATIO)
+    if shares & (rows <= SPAN) & (columns <= SPAN):
         table = weights + 2 * k * SPAN * COUNT
         strides = (grad_k, grad_c, grad_h, grad_w)
         for x in range(left + j, right + 1, PW):
@@ -366,9 +368,11 @@ def transpose_atomic_tabulated(
                 )
                 at = column[None, :] + _along(y, out_h, ALIGNED, WIDE)[:, None]
                 tl.atomic_add(at, value, mask=(y <= bottom)[:, None] & inside[None, :], sem="relaxed")
-    elif valid:
+    else:
         for i in range(PH):
-            y, x, _ = _make_axes((x1, y1, x2, y2), None, k, i, j, height, width, scale_bits, PH, PW, BINS, POSITION)
+            _, y, x, _, _ = _load_bin(
+                rois, None, None, k, i, j, images, height, width, scale_bits, 0, PH, PW, BINS, POSITION
+            )
             at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
             value = tl.load(at, mask=inside, other=0).to(out.dtype.element_ty)
             _scatter(value, plane, y, x, out_h, out_w, c, channels, RULE, RATIO, ALIGNED, WIDE)
@@ -536,6 +540,7 @@ def transpose_gather(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
     inside = _mask(c, channels, ALIGNED)
+    strides = (grad_k, grad_c, grad_h, grad_w)
     total = tl.zeros((TILE, BLOCK_C), SUM)
     for begin in range(0, count, 128):
         n = begin + tl.arange(0, 128)
@@ -547,13 +552,28 @@ def transpose_gather(
             k = next.to(tl.int64)
             top, bottom, left, right = _load_extents(extent, k, None)
             tabulated = (bottom - top < SPAN) & (right - left < SPAN)
-            if tabulated:
-                table = weights + 2 * k * SPAN * COUNT
-                strides = (grad_k, grad_c, grad_h, grad_w)
-                total = _add_cells(
-                    total, grad, table, k, y, x, top, bottom, left, c, channels, *strides, SPAN, COUNT, ALIGNED, WIDE
-                )
-            else:
+            if SPAN > 0:  # noqa: SIM102 - known at compile time: whether there is a table
+                if tabulated:
+                    table = weights + 2 * k * SPAN * COUNT
+                    total = _add_cells(
+                        total,
+                        grad,
+                        table,
+                        k,
+                        y,
+                        x,
+                        top,
+                        bottom,
+                        left,
+                        c,
+                        channels,
+                        *strides,
+                        SPAN,
+                        COUNT,
+                        ALIGNED,
+                        WIDE,
+                    )
+            if not tabulated:
                 for p in range(PH // GH * (PW // GW)):
                     i = u * (PH // GH) + p // (PW // GW)
                     j = v * (PW // GW) + p % (PW // GW)
@@ -653,50 +673,11 @@ def roi_grads(
             x_size += tl.cast(wy, SUM) * row_size
     _, x1, y1, x2, y2, _, _ = load_roi(rois, levels, k, level, images, POSITION)
     at = out + 6 * ((k * PH + i) * PW + j)
-    _store_axis_grads(
-        at,
-        0,
-        tl.sum(x_lower),
-        tl.sum(x_upper),
-        tl.sum(x_size),
-        x1,
-        x2,
-        offsets,
-        k,
-        i,
-        j,
-        j,
-        scale_bits,
-        width,
-        here,
-        PW,
-        PH,
-        PW,
-        BINS,
-        POSITION,
-    )
-    _store_axis_grads(
-        at,
-        1,
-        tl.sum(y_lower),
-        tl.sum(y_upper),
-        tl.sum(y_size),
-        y1,
-        y2,
-        offsets,
-        k,
-        i,
-        j,
-        i,
-        scale_bits,
-        height,
-        here,
-        PH,
-        PH,
-        PW,
-        BINS,
-        POSITION,
-    )
+    x_sums = (tl.sum(x_lower), tl.sum(x_upper), tl.sum(x_size))
+    y_sums = (tl.sum(y_lower), tl.sum(y_upper), tl.sum(y_size))
+    bin = (offsets, k, i, j)
+    _store_axis_grads(at, 0, *x_sums, x1, x2, *bin, j, scale_bits, width, here, PW, PH, PW, BINS, POSITION)
+    _store_axis_grads(at, 1, *y_sums, y1, y2, *bin, i, scale_bits, height, here, PH, PH, PW, BINS, POSITION)
 
 
 @triton.jit

@@ -217,23 +217,23 @@ def scatter_gather(
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    SIDE: tl.constexpr,
+    TILE: tl.constexpr,
 ):
     """The gradient of the maximum, always in the same order, written to ``out`` (shaped as the features, of anything).
 
-    One program owns a SIDE x SIDE square of cells and a block of channels of one image and group. It goes through the
+    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It goes through the
     RoIs in their order and their bins whose extent (from :func:`extents`) meets the square, comparing argmax with each
     of its cells, and stores its sums once. No atomics, no sort, no zeros to begin with.
     """
-    columns = tl.cdiv(width, SIDE)
-    square = tl.program_id(0) % (columns * tl.cdiv(height, SIDE))
-    image = (tl.program_id(0) // (columns * tl.cdiv(height, SIDE))).to(tl.int64)
-    y0, x0 = square // columns * SIDE, square % columns * SIDE
-    y = y0 + tl.arange(0, SIDE * SIDE) // SIDE
-    x = x0 + tl.arange(0, SIDE * SIDE) % SIDE
+    columns = tl.cdiv(width, TILE)
+    square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
+    image = (tl.program_id(0) // (columns * tl.cdiv(height, TILE))).to(tl.int64)
+    y0, x0 = square // columns * TILE, square % columns * TILE
+    y = y0 + tl.arange(0, TILE * TILE) // TILE
+    x = x0 + tl.arange(0, TILE * TILE) % TILE
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
-    total = tl.zeros((SIDE * SIDE, BLOCK_C), SUM)
+    total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
     mask = _mask(c, channels, ALIGNED)
     for n in range(count):
         k = tl.cast(n, tl.int64)
@@ -243,8 +243,8 @@ def scatter_gather(
                 i = u * (PH // GH) + p // (PW // GW)
                 j = v * (PW // GW) + p % (PW // GW)
                 bounds = extent + 4 * ((k * PH + i) * PW + j)
-                meets = (tl.load(bounds) < y0 + SIDE) & (tl.load(bounds + 1) >= y0)
-                meets &= (tl.load(bounds + 2) < x0 + SIDE) & (tl.load(bounds + 3) >= x0)
+                meets = (tl.load(bounds) < y0 + TILE) & (tl.load(bounds + 1) >= y0)
+                meets &= (tl.load(bounds + 2) < x0 + TILE) & (tl.load(bounds + 3) >= x0)
                 if meets:
                     at = _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
                     value = tl.load(grad + at, mask=mask, other=0).to(total.dtype)
