@@ -7,6 +7,12 @@ passes floats in float32.
 import triton
 import triton.language as tl
 
+SIZES = [
+    *("images", "count", "channels", "height", "width", "scale_bits", "level", "stride"),
+    *(f"{name}_{axis}" for name in ("features", "grad", "out", "argmax") for axis in "nkhw"),
+]
+"""Arguments of kernels whose values do not change the machine code: other sizes run what is compiled already."""
+
 
 @triton.jit
 def load_roi(rois, levels, k, level, images, POSITION: tl.constexpr):
@@ -114,7 +120,7 @@ def _divide(x, y):
     return quotient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def assign_levels(boxes, stride, out, count, levels, shift, canonical_scale, BLOCK: tl.constexpr):
     """The level of each box (K, 4), rows ``stride`` apart, as ``detpool.ops.levels.assign_levels`` says.
 

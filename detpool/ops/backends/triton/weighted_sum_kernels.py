@@ -12,10 +12,10 @@ A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN
 import triton
 import triton.language as tl
 
-from .bins import load_offset, load_roi, make_bin
+from .bins import SIZES, load_offset, load_roi, make_bin
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     # pointers
     features,
@@ -140,7 +140,7 @@ def _shared_cell(n, span, bin, RULE: tl.constexpr, POINTS: tl.constexpr):
     return cell, tl.where(cell == last, weight * share, weight)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def transpose_atomic(
     # pointers
     grad,
@@ -223,7 +223,7 @@ def _scatter(
             )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def tabulate(
     # pointers
     rois,
@@ -303,7 +303,7 @@ def _tabulate_axis(
     return first, last, weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def transpose_atomic_tabulated(
     # pointers
     grad,
@@ -435,7 +435,7 @@ def _load_extents(extent, k, mask):
     return tl.load(at, mask), tl.load(at + 1, mask), tl.load(at + 2, mask), tl.load(at + 3, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def extents(
     # pointers
     rois,
@@ -483,7 +483,7 @@ def extents(
     tl.store(out + 4 * k + 3, right)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def transpose_gather(
     # pointers
     grad,
@@ -593,7 +593,7 @@ def transpose_gather(
     tl.store(at, total.to(out.dtype.element_ty), mask=(y < height)[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def roi_grads(
     # pointers
     grad,
@@ -822,7 +822,7 @@ def _image(image, stride, ALIGNED: tl.constexpr):
 @triton.jit
 def _along(position, stride, ALIGNED: tl.constexpr, WIDE: tl.constexpr):
     """Offset of a row or a column, or of several, in an image."""
-    offset = _offsets(position, stride, WIDE)
+    offset = tl.cast(position, tl.int64 if WIDE else tl.int32) * stride
     return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
 
 

@@ -10,11 +10,11 @@ A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN
 import triton
 import triton.language as tl
 
-from .bins import load_roi, make_bin, window
+from .bins import SIZES, load_roi, make_bin, window
 from .weighted_sum_kernels import _bin, _cell, _image, _input_channels, _mask, _offsets, _plane_offset, _pooled
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     # pointers
     features,
@@ -82,7 +82,7 @@ def forward(
     tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scatter_atomic(
     # pointers
     grad,
@@ -137,7 +137,7 @@ def scatter_atomic(
     tl.atomic_add(plane + offset, value, mask=mask & (cell >= 0) & (cell < height * width), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def extents(
     # pointers
     argmax,
@@ -179,7 +179,7 @@ def extents(
     tl.store(at + 3, tl.max(right))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scatter_gather(
     # pointers
     grad,
