@@ -42,11 +42,9 @@ def rows(tmp_path_factory) -> list[dict[str, str]]:
 def test_every_kernel_is_compiled_for_every_target(rows) -> None:
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
-        *(
-            f"weighted_sum.{name}"
-            for name in ("forward", "transpose_atomic", "transpose_atomic_tabulated", "transpose_gather", "roi_grads")
-        ),
-        *(f"weighted_sum.{name}" for name in ("extents", "tabulate")),
+        *(f"weighted_sum.{name}" for name in ("forward", "roi_grads")),
+        *(f"transposed_sum.transpose_{name}" for name in ("atomic", "atomic_tabulated", "gather")),
+        *(f"transposed_sum.{name}" for name in ("extents", "tabulate")),
         *(f"window_max.{name}" for name in ("forward", "scatter_atomic", "scatter_gather", "extents")),
     }
     for target in SOME:
@@ -59,7 +57,7 @@ def test_each_tap_is_read_once_and_each_result_written_once(rows) -> None:
             adaptive = LINEAR[row["operator"]].ratio <= 0
             assert row["stores"] == "1 at depth 1", row  # in the loop over the bins of a program
             assert not adaptive or row["loads"] == "1 at depth 3", row
-        if row["kernel"] in ("weighted_sum.transpose_gather", "window_max.scatter_gather"):
+        if row["kernel"] in ("transposed_sum.transpose_gather", "window_max.scatter_gather"):
             assert row["stores"] == "1 at depth 0", row
 
 

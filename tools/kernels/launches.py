@@ -180,5 +180,5 @@ def _specialised(
 def kernel_of(launched: Launch) -> Any:
     """The Triton function of a launch."""
     module, _, name = launched.kernel.partition(".")
-    modules = {"weighted_sum": launch.sums, "window_max": launch.maxima}
+    modules = {"weighted_sum": launch.sums, "transposed_sum": launch.transposes, "window_max": launch.maxima}
     return getattr(modules[module], name)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ...sampling import SAMPLING
 from ...spec import Spec
 from . import bins
+from . import transposed_sum_kernels as transposes
 from . import weighted_sum_kernels as sums
 from . import window_max_kernels as maxima
 
@@ -114,12 +115,12 @@ def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
 
 
 def weighted_sum_of_grad_atomic(out: Tensor, grad: Tensor, call: Call) -> None:
-    """See :func:`weighted_sum_kernels.transpose_atomic`."""
+    """See :func:`transposed_sum_kernels.transpose_atomic`."""
     block = channel_block((grad, out), grad.shape[1])
     sizes = (out.shape[0], grad.shape[1], *out.shape[2:])
     options = _options((grad, out), grad.shape[1], block)
     run_kernel(
-        sums.transpose_atomic,
+        transposes.transpose_atomic,
         (_bins(grad), triton.cdiv(grad.shape[1], block)),
         (grad, *call.tensors, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
         {**call.grid, **call.bins, **call.rule, **options},
@@ -133,9 +134,9 @@ def span(call: Call) -> int:
 
 
 def tabulate(extent: Tensor, weights: Tensor, shape: Sequence[int], call: Call) -> None:
-    """See :func:`weighted_sum_kernels.tabulate`; ``shape`` is that of the features."""
+    """See :func:`transposed_sum_kernels.tabulate`; ``shape`` is that of the features."""
     run_kernel(
-        sums.tabulate,
+        transposes.tabulate,
         (len(call.rois),),
         (call.rois, call.levels, extent, weights, shape[0], *shape[2:], *call.numbers),
         {**_rows(call), **call.bins, "RULE": call.rule["RULE"], **call.points, **_table(weights), "num_warps": 1},
@@ -143,12 +144,12 @@ def tabulate(extent: Tensor, weights: Tensor, shape: Sequence[int], call: Call) 
 
 
 def weighted_sum_of_grad_tabulated(out: Tensor, extent: Tensor, weights: Tensor, grad: Tensor, call: Call) -> None:
-    """See :func:`weighted_sum_kernels.transpose_atomic_tabulated`."""
+    """See :func:`transposed_sum_kernels.transpose_atomic_tabulated`."""
     block = channel_block((grad, out), grad.shape[1])
     sizes = (out.shape[0], grad.shape[1], *out.shape[2:], call.numbers[0])
     options = _options((grad, out), grad.shape[1], block) | _tile(weights, block)
     run_kernel(
-        sums.transpose_atomic_tabulated,
+        transposes.transpose_atomic_tabulated,
         (len(call.rois), triton.cdiv(grad.shape[1], block), grad.shape[3]),
         (grad, call.rois, extent, weights, out, *sizes, *grad.stride(), *out.stride()),
         {**_rows(call), **call.bins, **call.rule, **_table(weights), **options},
@@ -156,7 +157,7 @@ def weighted_sum_of_grad_tabulated(out: Tensor, extent: Tensor, weights: Tensor,
 
 
 def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, weights: Tensor | None, grad: Tensor, call: Call) -> None:
-    """See :func:`weighted_sum_kernels.transpose_gather`; ``weights`` of :func:`tabulate`, if the rule has them."""
+    """See :func:`transposed_sum_kernels.transpose_gather`; ``weights`` of :func:`tabulate`, if the rule has them."""
     rois, channels = grad.shape[:2]
     images, _, height, width = out.shape
     block = channel_block((grad, out), channels)
@@ -164,7 +165,7 @@ def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, weights: Tensor | N
     sizes = (rois, images, channels, height, width)
     table = {"SPAN": 0, "COUNT": 0} if weights is None else _table(weights)
     run_kernel(
-        sums.transpose_gather,
+        transposes.transpose_gather,
         (images * triton.cdiv(height, TILE) * width, triton.cdiv(channels, block), call.spec.group_count),
         (grad, *call.tensors, extent, weights, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
         {**call.grid, **call.bins, **call.rule, **table, **options, **_sum(grad)},
@@ -172,9 +173,9 @@ def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, weights: Tensor | N
 
 
 def extents(extent: Tensor, shape: Sequence[int], call: Call) -> None:
-    """See :func:`weighted_sum_kernels.extents`; ``shape`` is that of the features."""
+    """See :func:`transposed_sum_kernels.extents`; ``shape`` is that of the features."""
     run_kernel(
-        sums.extents,
+        transposes.extents,
         (len(call.rois),),
         (*call.tensors, extent, shape[0], *shape[2:], *call.numbers),
         {**_rows(call), **call.bins, **call.rule, "num_warps": 1},
