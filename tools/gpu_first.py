@@ -9,7 +9,7 @@ Needs PyTorch, torchvision, Triton, numba and NumPy, no network and no installat
     operators.csv      c4, rfcn, fpn and mask, in both layouts, float32 and float16, ours and torchvision's
     rois.csv           1, 16 and 128 RoIs, one box over the whole image with adaptive sampling, 8 x 512 RoIs
     deterministic.csv  under torch.use_deterministic_algorithms
-    blocks.csv         other block and warp choices for the forward of c4
+    blocks.csv         other choices of blocks, warps and bins per program for the forward of c4
     bandwidth.csv      copies within and beyond the L2 cache, and additions of vectors at random places
 
 Times in milliseconds: `idle_ms` from an idle GPU until it is idle again, `replay_ms` as a CUDA graph, `main_ms` of the
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -169,29 +170,26 @@ def measure_deterministic(session: Session) -> None:
 
 
 def measure_blocks(session: Session) -> None:
-    """Channels and warps of a program of the forward, in place of what `launch` chooses."""
+    """Channels, warps and bins of a program of the forward, in place of what `launch` chooses."""
     for dtype in TOLERANCES:
         case = _case(session, workload_of("c4", session.tiny), dtype, FORWARD)
-        for channels, warps in product((64, 128, 256), (1,) if session.tiny else (1, 2, 4, 8)):
-            row = _row(case, "channels_last", "detpool") | {"choice": f"{channels} channels, {warps} warps"}
-            session.add("blocks", row, partial(_measure_blocks, session, case, channels, warps))
+        for choice in product((64, 128, 256), (1,) if session.tiny else (1, 2, 4, 8), ("one bin", "a row of bins")):
+            row = _row(case, "channels_last", "detpool")
+            row |= {"choice": f"{choice[0]} channels, {choice[1]} warps, {choice[2]}"}
+            session.add("blocks", row, partial(_measure_blocks, session, case, *choice))
 
 
-def _measure_blocks(session: Session, case: Case, channels: int, warps: int) -> Row:
-    with blocks_of(channels, warps):
+def _measure_blocks(session: Session, case: Case, channels: int, warps: int, bins: str) -> Row:
+    with blocks_of(channels, warps, bins):
         return _measure(session, detpool_contender(case, "triton", "channels_last").run)
 
 
 @contextmanager
-def blocks_of(channels: int, warps: int) -> Iterator[None]:
-    """Programs of so many channels and warps, whatever `launch` would choose."""
-    usual = launch._options
-
-    def options(*arguments: Any) -> dict[str, Any]:
-        return usual(*arguments) | {"num_warps": warps}
-
+def blocks_of(channels: int, warps: int, bins: str) -> Iterator[None]:
+    """Programs of so many channels, warps and bins, whatever `launch` would choose."""
     block = mock.patch.object(launch, "channel_block", return_value=channels)
-    with block, mock.patch.object(launch, "_options", options):
+    enough = mock.patch.object(launch, "ENOUGH", math.inf if bins == "one bin" else 0)
+    with block, enough, mock.patch.object(launch, "_warps", return_value=warps):
         yield
 
 

@@ -23,9 +23,10 @@ from pathlib import Path
 from bench.output import write_csv
 from bench.workloads import WORKLOADS
 from command_line import Parser, positive_int
-from kernels.compiled import TARGETS, Facts, compile_launch
-from kernels.cost import GPUS, costs
-from kernels.launches import DTYPES, LAYOUTS, LINEAR, Launch, every_launch
+from kernels.compiled import TARGETS, Facts, compile_kernel, compile_launch
+from kernels.cost import GPUS, close_share, costs
+from kernels.executed import count_forward
+from kernels.launches import CHANNELS, DTYPES, LAYOUTS, LINEAR, Launch, every_launch
 from pages import head, line
 from rich.progress import track
 
@@ -118,7 +119,8 @@ def _summary(results: Sequence[Result], command: str) -> str:
         most = [max(getattr(facts, name) for _, facts in mine) for name in ("registers", "spilled", "shared")]
         width = f"{min(fast)} bits" if fast else ""
         lines.append(line([target, str(len(mine)), *map(str, most), width]))
-    lines += ["", *_kernel_table(results), "", *_cost_table()]
+    per_bin = {dtype: instructions_per_bin(dtype) for dtype in ("float32", "float16")}
+    lines += ["", *_kernel_table(results), "", *_instruction_lines(per_bin), "", *_cost_table(per_bin["float32"])]
     return "\n".join(lines) + "\n"
 
 
@@ -128,8 +130,9 @@ def _kernel_table(results: Sequence[Result]) -> list[str]:
     target = wanted[0][0]
     lines = [
         f"On {target}, {wanted[0][1].dtype}, {wanted[0][1].layout}. Loads and stores are those of blocks of channels,",
-        "by the depth of the loops around them: a forward has its one load under the loops over the taps of both axes,",
-        "and its one store under none; so have the deterministic gradients, `transpose_gather` and `scatter_gather`.",
+        "by the depth of the loops around them: a forward's loops are over the bins of a program and the taps of both",
+        "axes (unrolled where bins have a known number of points), with one store for each bin; the deterministic",
+        "gradients, `transpose_gather` and `scatter_gather`, have their one store under no loop.",
         "",
         *head(["kernel", "operator", "registers", "instructions of the inner loop", *WIDTHS]),
     ]
@@ -140,20 +143,60 @@ def _kernel_table(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _cost_table() -> list[str]:
-    columns = ["workload", "operator", "direction", "GFLOP", "MB", "requested MB", *(f"{gpu}, us" for gpu in GPUS)]
+def instructions_per_bin(dtype: str, columns: int = 7) -> tuple[float, float]:
+    """What a warp of sm_90 executes for 256 channels of a bin of roi_align with 2 x 2 points, from its machine code.
+
+    Args:
+        dtype: of the channels_last features.
+        columns: bins of a program.
+
+    Returns:
+        Instructions of a bin whose points lie close enough to share cells, so that it reads 3 x 3, and of others.
+    """
+    (launched,) = (
+        launched
+        for launched in every_launch(32, [dtype], ["channels_last"])
+        if launched.operator == "roi_align" and launched.kernel == "weighted_sum.forward"
+    )
+    counted = count_forward(compile_kernel(launched, "sm_90").asm["cubin"])
+    assert dict(launched.constants)["BLOCK_C"] == CHANNELS, "a program computes all channels of its bins"
+    loads = CHANNELS * DTYPES[dtype].itemsize // (16 * 32 * launched.num_warps)
+    close, apart = (launched.num_warps * counted.per_bin(count * loads, columns) for count in (9, 16))
+    return close, apart
+
+
+def _instruction_lines(per_bin: dict[str, tuple[float, float]]) -> list[str]:
+    share = close_share(WORKLOADS["c4"](False))
+    lines = [
+        "Instructions of warps for a bin of roi_align (sm_90, 256 channels of channels_last features, 2 x 2 points);",
+        f"{share:.0%} of c4's bins have points so close that they share cells:",
+        "",
+        *head(["type", "bins of close points", "others", "mean of c4"]),
+    ]
+    for dtype, (close, apart) in per_bin.items():
+        mean = share * close + (1 - share) * apart
+        lines.append(line([dtype, *(f"{count:.0f}" for count in (close, apart, mean))]))
+    return lines
+
+
+def _cost_table(per_bin: tuple[float, float]) -> list[str]:
+    columns = ["workload", "operator", "direction", "GFLOP", "memory, MB", "L2, MB", *(f"{gpu}, us" for gpu in GPUS)]
     lines = [
         "## What the workloads cost at least",
         "",
-        "float32; operations are products and sums of taps; MB count each number once, requested MB what",
-        "the kernels load, store and (backward) add atomically, from whatever cache. The times are what published",
-        "bandwidth and arithmetic rate allow, whichever is longer; no kernel has been timed on a GPU.",
+        "float32; operations are products and sums of taps; memory counts each number once, L2 the cells that each RoI",
+        "reads and its output. The times are the longest that published rates of memory, L2, arithmetic and, where",
+        "instructions are counted, issue allow, and which of them it is; no kernel has been timed on a GPU.",
         "",
         *head([*columns, "measured"]),
     ]
-    for cost in [cost for make in WORKLOADS.values() for cost in costs(make(False))]:
-        amounts = [f"{cost.operations / 1e9:.2f}", f"{cost.bytes / 1e6:.0f}", f"{cost.requested / 1e6:.0f}"]
-        times = [f"{1e6 * cost.seconds(gpu):.0f}" for gpu in GPUS]
+    for cost in [cost for make in WORKLOADS.values() for cost in costs(make(False), per_bin)]:
+        amounts = [f"{cost.operations / 1e9:.2f}", f"{cost.bytes / 1e6:.0f}", f"{cost.l2 / 1e6:.0f}"]
+        times = []
+        for gpu in GPUS:
+            limits = cost.limits(gpu)
+            longest = max(limits, key=lambda name: limits[name])
+            times.append(f"{1e6 * limits[longest]:.0f} ({longest})")
         lines.append(line([cost.workload, cost.operator, cost.direction, *amounts, *times, "not measured"]))
     return lines
 

@@ -54,6 +54,9 @@ class Sampling:
     """The single points of each bin, for reductions that need each value."""
     windows: Callable[[Bins, int, int], Tensor] | None = None
     """The integer cells of each bin, (K, P, J, 2) int32, first and last + 1, for the same."""
+    bilinear: bool = False
+    """Whether the taps of a bin are those of ``ratio`` bilinear points in rising order, if the ratio is positive. GPU
+    kernels then know their number, and read the cells that close points share once."""
     dtype: torch.dtype | None = None
     """In which to compute the bins, if not in the features' own or float32."""
     triton: str | None = None
@@ -286,8 +289,10 @@ def _bound(count: Tensor, limit: int) -> int:
 _RULES = f"{__package__}.backends.triton.rules"
 
 register_sampling("cells", Sampling(cell_taps, measure=cell_count, windows=cell_windows, triton=f"{_RULES}:cells"))
-register_sampling("points", Sampling(point_taps, measure=point_count, points=points, triton=f"{_RULES}:points"))
-register_sampling("counted_points", Sampling(counted_point_taps, triton=f"{_RULES}:counted_points"))
+register_sampling(
+    "points", Sampling(point_taps, measure=point_count, points=points, bilinear=True, triton=f"{_RULES}:points")
+)
+register_sampling("counted_points", Sampling(counted_point_taps, bilinear=True, triton=f"{_RULES}:counted_points"))
 # Positions in float64, or the weights of tiny bins far from the first cell would be those of rounded edges.
 register_sampling(
     "integral",

@@ -21,7 +21,9 @@ TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 
 
@@ -53,6 +55,15 @@ def compile_launch(launched: Launch, target: str) -> Facts:
         launched: what to compile.
         target: a name of `TARGETS`.
     """
+    compiled = compile_kernel(launched, target)
+    loads, stores = _block_operations(compiled.asm["ttir"])
+    if "ptx" in compiled.asm:
+        return _nvidia(compiled, loads, stores)
+    return _amd(compiled, loads, stores)
+
+
+def compile_kernel(launched: Launch, target: str) -> Any:
+    """What Triton makes of a launch, with the code of all its stages in `asm`."""
     kernel = kernel_of(launched)
     constants, types = dict(launched.constants), dict(launched.signature)
     if "RULE" in constants:
@@ -67,11 +78,7 @@ def compile_launch(launched: Launch, target: str) -> Facts:
     options = {"num_warps": launched.num_warps}
     if launched.maxnreg is not None:
         options["maxnreg"] = launched.maxnreg
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
-    loads, stores = _block_operations(compiled.asm["ttir"])
-    if "ptx" in compiled.asm:
-        return _nvidia(compiled, loads, stores)
-    return _amd(compiled, loads, stores)
+    return triton.compile(source, target=TARGETS[target], options=options)
 
 
 def _nvidia(compiled: Any, loads: str, stores: str) -> Facts:

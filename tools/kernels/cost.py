@@ -7,13 +7,32 @@ from dataclasses import dataclass
 import torch
 from bench.traffic import bytes_moved
 from bench.workloads import Workload
+from torch import Tensor
 
 from detpool.ops import assign_levels
 from detpool.ops.bins import BINS, make_bins
 from detpool.ops.sampling import SAMPLING
 
-GPUS = {"A100 SXM 80 GB": (2039e9, 19.5e12), "H100 SXM": (3350e9, 66.9e12)}
-"""Bytes a second of memory and float32 operations a second outside tensor cores, from NVIDIA's data sheets."""
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates per second, from NVIDIA's data sheets and white papers."""
+
+    memory: float
+    """bytes"""
+    l2: float
+    """bytes: 5,120 per clock cycle on an A100; H100's is not published, and taken as as many"""
+    arithmetic: float
+    """float32 operations outside tensor cores"""
+    issue: float
+    """instructions of warps: four per multiprocessor and clock cycle"""
+
+
+GPUS = {
+    "A100 SXM 80 GB": Gpu(2039e9, 5120 * 1.41e9, 19.5e12, 108 * 4 * 1.41e9),
+    "H100 SXM": Gpu(3350e9, 5120 * 1.98e9, 66.9e12, 132 * 4 * 1.98e9),
+    "H200 SXM": Gpu(4800e9, 5120 * 1.98e9, 66.9e12, 132 * 4 * 1.98e9),
+}
 
 OPERATORS = {"roi_align": ("aligned", "points"), "pr_roi_pool": ("continuous", "integral")}
 POSITION_SENSITIVE = {"ps_roi_align": ("aligned", "points"), "ps_roi_pool": ("rfcn", "cells")}
@@ -30,43 +49,79 @@ class Cost:
     operations: int
     """multiplications and additions"""
     bytes: int
-    """each number read or written once, see `bench.traffic`"""
-    requested: int
-    """what the kernels load, store and add atomically, whether caches or memory serve it: taps are read by every bin"""
+    """from and to memory: each number read or written once, see `bench.traffic`"""
+    l2: int
+    """bytes from and to the L2 cache: the cells that each RoI reads once, and its output"""
+    instructions: float | None
+    """of warps, counted in the compiled kernel; None where they are not counted"""
 
-    def seconds(self, gpu: str) -> float:
-        """The longer of the two."""
-        bandwidth, rate = GPUS[gpu]
-        return max(self.bytes / bandwidth, self.operations / rate)
+    def limits(self, gpu: str) -> dict[str, float]:
+        """Seconds that each of the GPU's rates allows; the longest counts."""
+        rates = GPUS[gpu]
+        limits = {
+            "memory": self.bytes / rates.memory,
+            "L2": self.l2 / rates.l2,
+            "arithmetic": self.operations / rates.arithmetic,
+        }
+        if self.instructions is not None:
+            limits["issue"] = self.instructions / rates.issue
+        return limits
 
 
-def costs(workload: Workload) -> list[Cost]:
-    """Forward, and backward with gradients of features, of each operator that fits the workload."""
+def costs(workload: Workload, per_bin: tuple[float, float] | None = None) -> list[Cost]:
+    """Forward, and backward with gradients of features, of each operator that fits the workload.
+
+    Args:
+        workload: what is pooled.
+        per_bin: instructions of roi_align's forward for 256 channels of a bin whose points lie close, and for others.
+    """
     found = []
     for operator, (rule, sampling) in (POSITION_SENSITIVE if workload.position_sensitive else OPERATORS).items():
-        taps = _taps(workload, rule, sampling)
+        taps, cells, close = _count(workload, rule, sampling)
         forward = bytes_moved(workload, torch.float32, backward=False, box_gradients=False)
         both = bytes_moved(workload, torch.float32, backward=True, box_gradients=False)
-        operations = 2 * taps * workload.output_channels
-        pooled = len(workload.rois) * workload.output_channels * workload.output_size[0] * workload.output_size[1]
-        requested = 4 * (taps * workload.output_channels + pooled)
-        found.append(Cost(workload.name, operator, "forward", operations, forward, requested))
-        found.append(Cost(workload.name, operator, "backward", operations, both - forward, requested))
+        bins = len(workload.rois) * workload.output_size[0] * workload.output_size[1]
+        channels = workload.output_channels
+        instructions = None
+        if operator == "roi_align" and per_bin is not None:
+            instructions = bins * channels / 256 * (close * per_bin[0] + (1 - close) * per_bin[1])
+        for direction, bytes, count in (("forward", forward, instructions), ("backward", both - forward, None)):
+            l2 = 4 * channels * (cells + bins)
+            found.append(Cost(workload.name, operator, direction, 2 * taps * channels, bytes, l2, count))
     return found
 
 
-def _taps(workload: Workload, rule: str, sampling: str) -> int:
-    """Taps of all bins together."""
+def close_share(workload: Workload) -> float:
+    """The share of roi_align's bins whose two points along each axis lie so close that they share cells."""
+    return _count(workload, *OPERATORS["roi_align"])[2]
+
+
+def _count(workload: Workload, rule: str, sampling: str) -> tuple[int, int, float]:
+    """Taps of all bins together; cells of all RoIs together; the share of bins that read at most 3 x 3 cells."""
     rois = workload.rois
     finest = torch.tensor(float(workload.strides[0])).log2().item()
     levels = assign_levels(rois[:, 1:], len(workload.strides), finest)
-    total = 0
+    taps, cells, close, bins = 0, 0, 0, 0
     for level, (features, stride) in enumerate(zip(workload.features, workload.strides, strict=True)):
         lengths = (features.shape[2], features.shape[3])
         axes = make_bins(BINS[rule], rois[levels == level], 1 / stride, workload.output_size, lengths)
-        counts = [
-            (SAMPLING[sampling].taps(axis, length, 2).index >= 0).sum(dim=(2, 3))
+        y, x = (
+            SAMPLING[sampling].taps(axis, length, 2).index.flatten(1, 2)
             for axis, length in zip(axes, lengths, strict=True)
-        ]
-        total += int((counts[0].sum(dim=1) * counts[1].sum(dim=1)).sum())
-    return total
+        )
+        taps += int(((y >= 0).sum(dim=(1, 2)) * (x >= 0).sum(dim=(1, 2))).sum())
+        if workload.position_sensitive:
+            # each bin has channels of its own
+            cells += int((_distinct(y, lengths[0]).sum(dim=1) * _distinct(x, lengths[1]).sum(dim=1)).sum())
+        else:
+            cells += int((_distinct(y.flatten(1), lengths[0]) * _distinct(x.flatten(1), lengths[1])).sum())
+        few_rows, few_columns = (_distinct(index, length) <= 3 for index, length in ((y, lengths[0]), (x, lengths[1])))
+        close += int((few_rows.sum(dim=1) * few_columns.sum(dim=1)).sum())
+        bins += few_rows.shape[0] * few_rows.shape[1] * few_columns.shape[1]
+    return taps, cells, close / bins
+
+
+def _distinct(index: Tensor, length: int) -> Tensor:
+    """How many cells the last axis names; -1 is none."""
+    seen = torch.zeros((*index.shape[:-1], length + 1), dtype=torch.bool)
+    return seen.scatter_(-1, index.long() + 1, torch.ones_like(index, dtype=torch.bool))[..., 1:].sum(dim=-1)

@@ -152,21 +152,25 @@ def _both_forms() -> Iterator[None]:
 def _specialised(
     kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], operator: str, dtype: str, layout: str
 ) -> Launch:
-    """As Triton's own launcher specialises: integers of 1 are constants, multiples of 16 are known as such."""
+    """As Triton's own launcher specialises: integers of 1 are constants, multiples of 16 are known as such.
+
+    Those that a kernel asks not to specialise on are neither.
+    """
     num_warps, maxnreg = options.pop("num_warps"), options.pop("maxnreg", None)
     constants: dict[str, Any] = dict(options)
     if "RULE" in constants:
         constants["RULE"] = f"{constants['RULE'].fn.__module__}:{constants['RULE'].fn.__name__}"
     signature, divisible = {}, []
+    general = {param.name for param in kernel.params if param.do_not_specialize}
     for name, value in zip(kernel.arg_names, arguments, strict=False):
         if isinstance(value, Tensor):
             signature[name] = _POINTER[value.dtype]
             divisible.append(name)
-        elif value is None or value == 1:
+        elif value is None or (value == 1 and name not in general):
             constants[name] = value
         else:
             signature[name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and name not in general:
                 divisible.append(name)
     name = f"{kernel.fn.__module__.rpartition('.')[2].removesuffix('_kernels')}.{kernel.fn.__name__}"
     known = (tuple(signature.items()), tuple(constants.items()), tuple(divisible), num_warps, maxnreg)
@@ -176,5 +180,5 @@ def _specialised(
 def kernel_of(launched: Launch) -> Any:
     """The Triton function of a launch."""
     module, _, name = launched.kernel.partition(".")
-    modules = {"weighted_sum": launch.sums, "window_max": launch.maxima}
+    modules = {"weighted_sum": launch.sums, "transposed_sum": launch.transposes, "window_max": launch.maxima}
     return getattr(modules[module], name)

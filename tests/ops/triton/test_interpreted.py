@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detpool import ops
 from detpool.ops import Sampling
-from detpool.ops.backends.triton import primitives
+from detpool.ops.backends.triton import launch, primitives
 from detpool.ops.sampling import SAMPLING
 from detpool.ops.spec import Spec
 
@@ -112,6 +112,14 @@ def check_operator(name: str, layout: str, dtype: torch.dtype, bins: tuple[int, 
         return operator(features, rois, bins, SCALE, backend=backend)
 
     check_equal(pool, [make_features(channels, layout, dtype), ROIS[:, 1:].to(dtype)])
+
+
+@pytest.mark.parametrize("name", ["roi_pool", "roi_align", "pr_roi_pool"])
+def test_what_is_done_for_large_calls_only(name: str, either_form, monkeypatch) -> None:
+    """A program takes a row of bins, and contiguous features are copied to channels_last."""
+    monkeypatch.setattr(launch, "ENOUGH", 0)
+    monkeypatch.setattr(primitives, "SMALL", 0)
+    check_operator(name, "contiguous", torch.float32, ACROSS)
 
 
 @pytest.mark.parametrize("operator", [ops.deform_roi_pool, ops.deform_ps_roi_pool])

@@ -7,6 +7,12 @@ passes floats in float32.
 import triton
 import triton.language as tl
 
+SIZES = [
+    *("images", "count", "channels", "height", "width", "scale_bits", "level", "stride"),
+    *(f"{name}_{axis}" for name in ("features", "grad", "out", "argmax") for axis in "nkhw"),
+]
+"""Arguments of kernels whose values do not change the machine code: other sizes run what is compiled already."""
+
 
 @triton.jit
 def load_roi(rois, levels, k, level, images, POSITION: tl.constexpr):
@@ -56,6 +62,64 @@ def make_bin(low, high, offset, p, scale_bits, length, COUNT: tl.constexpr, BINS
         upper = tl.minimum(upper, length - 1 - origin)
     shift = offset * extent
     return origin, lower + shift, upper + shift, step, extent, moves
+
+
+@triton.jit
+def bin_of_program(PH: tl.constexpr, PW: tl.constexpr):
+    """RoI, row and column of the bin that this program works on."""
+    number = tl.program_id(0)
+    return (number // (PH * PW)).to(tl.int64), number // PW % PH, number % PW
+
+
+@triton.jit
+def load_bin(
+    rois,
+    levels,
+    offsets,
+    k,
+    i,
+    j,
+    images,
+    height,
+    width,
+    scale_bits,
+    level,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+):
+    """Image and both axes of bin (i, j) of RoI k; whether it is valid, and whether it is of this level."""
+    image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    edges = (x1, y1, x2, y2)
+    y, x, finite = make_axes(edges, offsets, k, i, j, height, width, scale_bits, PH, PW, BINS, POSITION)
+    return image, y, x, valid & finite, here
+
+
+@triton.jit
+def make_axes(
+    edges,
+    offsets,
+    k,
+    i,
+    j,
+    height,
+    width,
+    scale_bits,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
+):
+    """Both axes of bin (i, j), each as a rule takes it, and whether its offsets are finite."""
+    x1, y1, x2, y2 = edges
+    x_offset = load_offset(offsets, k, 0, i, j, PH, PW, POSITION)
+    y_offset = load_offset(offsets, k, 1, i, j, PH, PW, POSITION)
+    finite = (x_offset - x_offset) + (y_offset - y_offset) == 0
+    x_offset, y_offset = tl.where(finite, x_offset, 0), tl.where(finite, y_offset, 0)
+    yo, yl, yu, ys, _, _ = make_bin(y1, y2, y_offset, i, scale_bits, height, PH, BINS, POSITION)
+    xo, xl, xu, xs, _, _ = make_bin(x1, x2, x_offset, j, scale_bits, width, PW, BINS, POSITION)
+    return (yo, yl, yu, ys, height), (xo, xl, xu, xs, width), finite
 
 
 @triton.jit
@@ -114,7 +178,7 @@ def _divide(x, y):
     return quotient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def assign_levels(boxes, stride, out, count, levels, shift, canonical_scale, BLOCK: tl.constexpr):
     """The level of each box (K, 4), rows ``stride`` apart, as ``detpool.ops.levels.assign_levels`` says.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,15 @@ from torch import Tensor
 from ...sampling import SAMPLING
 from ...spec import Spec
 from . import bins
+from . import transposed_sum_kernels as transposes
 from . import weighted_sum_kernels as sums
 from . import window_max_kernels as maxima
 
 TILE = 4
-"""Side in cells of the square that one program of a deterministic gradient owns: about as large as a bin."""
+"""Cells that one program of a gradient owns along an axis: about as many as a bin has."""
+
+ENOUGH = 1024
+"""Programs that keep a large GPU busy; where there are more, they take several bins each."""
 
 
 def resolve(rule: str) -> Any:
@@ -78,53 +83,102 @@ class Call:
         assert name is not None
         return {"RULE": resolve(name), "RATIO": max(self.spec.ratio, 0)}
 
+    @property
+    def points(self) -> dict[str, Any]:
+        """Bilinear points per bin and axis if all bins have as many, else 0."""
+        return {"POINTS": max(self.spec.ratio, 0) if SAMPLING[self.spec.sampling].bilinear else 0}
+
+    @property
+    def is_tabulated(self) -> bool:
+        """Whether a table of weights serves the gradients: all bins have as many taps, in rows and columns of bins."""
+        return self.points["POINTS"] > 0 and self.offsets is None and self.spec.groups == (1, 1)
+
 
 def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
     """See :func:`weighted_sum_kernels.forward`."""
-    block = channel_block((features, out), out.shape[1])
-    sizes = (features.shape[0], out.shape[1], *features.shape[2:])
-    options = _options((features, out), out.shape[1], block)
+    channels, columns = out.shape[1], out.shape[3]
+    block = channel_block((features, out), channels)
+    blocks = triton.cdiv(channels, block)
+    if _bins(out) // columns * blocks < ENOUGH:
+        columns = 1
+    sizes = (features.shape[0], channels, *features.shape[2:])
+    options = _options((features, out), channels, block) | {"WHOLE": channels % block == 0, "COLUMNS": columns}
+    if options["ALIGNED"] > 1:
+        # two loads per tap share its address and its weight
+        options["num_warps"] = _warps(features, block, bytes=32)
     run_kernel(
         sums.forward,
-        (_bins(out), triton.cdiv(out.shape[1], block)),
+        (_bins(out) // columns, blocks),
         (features, *call.tensors, out, *sizes, *call.numbers, *features.stride(), *out.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(features)},
+        {**call.grid, **call.bins, **call.rule, **options, **call.points, **_sum(features)},
     )
 
 
 def weighted_sum_of_grad_atomic(out: Tensor, grad: Tensor, call: Call) -> None:
-    """See :func:`weighted_sum_kernels.transpose_atomic`."""
+    """See :func:`transposed_sum_kernels.transpose_atomic`."""
     block = channel_block((grad, out), grad.shape[1])
     sizes = (out.shape[0], grad.shape[1], *out.shape[2:])
     options = _options((grad, out), grad.shape[1], block)
     run_kernel(
-        sums.transpose_atomic,
+        transposes.transpose_atomic,
         (_bins(grad), triton.cdiv(grad.shape[1], block)),
         (grad, *call.tensors, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
         {**call.grid, **call.bins, **call.rule, **options},
     )
 
 
-def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, call: Call) -> None:
-    """See :func:`weighted_sum_kernels.transpose_gather`; ``extent`` (K, 4) int32 is scratch."""
+def span(call: Call) -> int:
+    """Cells along an axis of the largest RoI whose weights are tabulated: as many as it has taps."""
+    taps = 2 * call.points["POINTS"] * max(call.spec.output_size)
+    return min(64, triton.next_power_of_2(taps))
+
+
+def tabulate(extent: Tensor, weights: Tensor, shape: Sequence[int], call: Call) -> None:
+    """See :func:`transposed_sum_kernels.tabulate`; ``shape`` is that of the features."""
+    run_kernel(
+        transposes.tabulate,
+        (len(call.rois),),
+        (call.rois, call.levels, extent, weights, shape[0], *shape[2:], *call.numbers),
+        {**_rows(call), **call.bins, "RULE": call.rule["RULE"], **call.points, **_table(weights), "num_warps": 1},
+    )
+
+
+def weighted_sum_of_grad_tabulated(out: Tensor, extent: Tensor, weights: Tensor, grad: Tensor, call: Call) -> None:
+    """See :func:`transposed_sum_kernels.transpose_atomic_tabulated`."""
+    block = channel_block((grad, out), grad.shape[1])
+    sizes = (out.shape[0], grad.shape[1], *out.shape[2:], call.numbers[0])
+    options = _options((grad, out), grad.shape[1], block) | _tile(weights, block)
+    run_kernel(
+        transposes.transpose_atomic_tabulated,
+        (len(call.rois), triton.cdiv(grad.shape[1], block), grad.shape[3]),
+        (grad, call.rois, extent, weights, out, *sizes, *grad.stride(), *out.stride()),
+        {**_rows(call), **call.bins, **call.rule, **_table(weights), **options},
+    )
+
+
+def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, weights: Tensor | None, grad: Tensor, call: Call) -> None:
+    """See :func:`transposed_sum_kernels.transpose_gather`; ``weights`` of :func:`tabulate`, if the rule has them."""
     rois, channels = grad.shape[:2]
     images, _, height, width = out.shape
-    if rois:
-        run_kernel(
-            sums.extents,
-            (rois,),
-            (*call.tensors, extent, images, height, width, *call.numbers),
-            {"PH": grad.shape[2], "PW": grad.shape[3], **call.bins, **call.rule, "num_warps": 1},
-        )
-    block = square_block(channels)
-    squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
-    options = _options((grad, out), channels, block) | {"TILE": TILE, "num_warps": 4}
+    block = channel_block((grad, out), channels)
+    options = _options((grad, out), channels, block) | _tile(grad, block)
     sizes = (rois, images, channels, height, width)
+    table = {"SPAN": 0, "COUNT": 0} if weights is None else _table(weights)
     run_kernel(
-        sums.transpose_gather,
-        (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
-        (grad, *call.tensors, extent, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(grad)},
+        transposes.transpose_gather,
+        (images * triton.cdiv(height, TILE) * width, triton.cdiv(channels, block), call.spec.group_count),
+        (grad, *call.tensors, extent, weights, out, *sizes, *call.numbers, *grad.stride(), *out.stride()),
+        {**call.grid, **call.bins, **call.rule, **table, **options, **_sum(grad)},
+    )
+
+
+def extents(extent: Tensor, shape: Sequence[int], call: Call) -> None:
+    """See :func:`transposed_sum_kernels.extents`; ``shape`` is that of the features."""
+    run_kernel(
+        transposes.extents,
+        (len(call.rois),),
+        (*call.tensors, extent, shape[0], *shape[2:], *call.numbers),
+        {**_rows(call), **call.bins, **call.rule, "num_warps": 1},
     )
 
 
@@ -138,7 +192,7 @@ def weighted_sum_roi_grads(out: Tensor, grad: Tensor, features: Tensor, call: Ca
         sums.roi_grads,
         (_bins(grad),),
         (grad, features, *call.tensors, out, *sizes, *call.numbers, *grad.stride(), *features.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, "SUM": _sum_type(grad)},
+        {**call.grid, **call.bins, **call.rule, **options, **_sum(grad)},
     )
 
 
@@ -187,7 +241,7 @@ def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax:
         maxima.scatter_gather,
         (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
         (grad, argmax, *call.tensors[:2], extent, out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
-        {**call.grid, **options, "SUM": _sum_type(grad)},
+        {**call.grid, **options, **_sum(grad)},
     )
 
 
@@ -236,14 +290,15 @@ def alignment(tensors: tuple[Tensor, ...], channels: int) -> int:
 
 
 def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str, Any]:
-    reach = max(tensor.shape[1] * tensor.stride(1) for tensor in tensors)
-    size = tensors[0].element_size()
+    reach = max(
+        sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
+        for tensor in tensors
+    )
     options = {
         "ALIGNED": alignment(tensors, channels),
         "WIDE": reach >= 2**31,
         "BLOCK_C": block,
-        # a lane loads 16 bytes at a time
-        "num_warps": min(4, max(1, block * size // (16 * lanes()))),
+        "num_warps": _warps(tensors[0], block, bytes=16),
     }
     if lanes() == 32:
         # or ptxas spills a few registers where it hopes for more programs at a time; AMD's compiler has no such option
@@ -251,8 +306,27 @@ def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str
     return options
 
 
-def _sum_type(values: Tensor) -> Any:
-    return tl.float64 if values.dtype == torch.float64 else tl.float32
+def _warps(values: Tensor, block: int, bytes: int) -> int:
+    """Warps whose lanes take so many bytes of a block of channels each."""
+    return min(4, max(1, block * values.element_size() // (bytes * lanes())))
+
+
+def _rows(call: Call) -> dict[str, Any]:
+    return {"PH": call.spec.output_size[0], "PW": call.spec.output_size[1]}
+
+
+def _table(weights: Tensor) -> dict[str, Any]:
+    return {"SPAN": weights.shape[2], "COUNT": weights.shape[3]}
+
+
+def _tile(values: Tensor, block: int) -> dict[str, Any]:
+    """TILE cells of a block of channels, whose sums take 32 registers of a lane."""
+    size = max(values.element_size(), 4)
+    return {"TILE": TILE, "num_warps": max(1, TILE * block * size // (128 * lanes()))}
+
+
+def _sum(values: Tensor) -> dict[str, Any]:
+    return {"SUM": tl.float64 if values.dtype == torch.float64 else tl.float32}
 
 
 def _bins(pooled: Tensor) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import triton
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
@@ -18,17 +19,22 @@ from . import launch
 
 Shapes = Sequence[tuple[int, int, int, int]]
 
+SMALL = 2**20
+"""Numbers of a feature map that is always read as it lies: copying it would take longer than it saves."""
+
 
 def weighted_sum(
     maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
 ) -> Tensor:
     """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
     _check(rois, offsets, maps[0].shape[0])
+    layout = memory_format(is_channels_last(maps[0]))
+    maps = [_to_read(features, rois, spec) for features in maps]
     out = _empty_pooled(maps[0], len(rois), spec, maps[0].dtype)
     if out.numel():
         for level, features in enumerate(maps):
             launch.weighted_sum(out, features, launch.Call(rois, levels, offsets, spec, level))
-    return out
+    return out.contiguous(memory_format=layout)
 
 
 def weighted_sum_of_grad(
@@ -44,17 +50,63 @@ def weighted_sum_of_grad(
     grads = []
     for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
         call = launch.Call(rois, levels, offsets, spec, level)
+        copied = not last and _pays_to_copy(shape, rois, spec)
+        if copied:
+            grad = grad.contiguous(memory_format=torch.channels_last)
         if torch.are_deterministic_algorithms_enabled():
-            out = _empty(grad, shape, grad.dtype, last)
+            out = _empty(grad, shape, grad.dtype, last or copied)
             if out.numel():
-                extent = torch.empty((len(rois), 4), dtype=torch.int32, device=grad.device)
-                launch.weighted_sum_of_grad_gather(out, extent, grad, call)
+                launch.weighted_sum_of_grad_gather(out, *_find_cells(grad, shape, call), grad, call)
         else:
-            out = _empty(grad, shape, sum_dtype(grad.dtype), last).zero_()
+            out = _empty(grad, shape, sum_dtype(grad.dtype), last or copied).zero_()
             if grad.numel() and out.numel():
-                launch.weighted_sum_of_grad_atomic(out, grad, call)
-        grads.append(out.to(grad.dtype))
+                _add_atomically(out, grad, call)
+        grads.append(out.to(grad.dtype, memory_format=memory_format(last)))
     return grads
+
+
+def _to_read(features: Tensor, rois: Tensor, spec: Spec) -> Tensor:
+    """The features as the kernels read them."""
+    if is_channels_last(features) or not _pays_to_copy(features.shape, rois, spec):
+        return features
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+def _pays_to_copy(shape: Sequence[int], rois: Tensor, spec: Spec) -> bool:
+    """Whether contiguous features are copied to channels_last once, and gradients back.
+
+    A warp reads neighbouring channels. Where these lie apart, each costs a memory transaction of its own; a copy costs
+    two transactions for eight numbers. It pays if bins of sixteen taps read the map about once. Channels of
+    position-sensitive bins lie apart in either layout.
+    """
+    cells = shape[0] * shape[2] * shape[3]
+    taps = 16 * len(rois) * spec.output_size[0] * spec.output_size[1]
+    return spec.groups == (1, 1) and shape[1] * cells >= SMALL and taps >= cells
+
+
+def _add_atomically(out: Tensor, grad: Tensor, call: launch.Call) -> None:
+    # one map only: of a pyramid's, where boxes are large on their level, bins share few cells
+    if call.levels is None and call.is_tabulated:
+        extent, weights = _find_cells(grad, out.shape, call)
+        assert weights is not None
+        launch.weighted_sum_of_grad_tabulated(out, extent, weights, grad, call)
+    else:
+        launch.weighted_sum_of_grad_atomic(out, grad, call)
+
+
+def _find_cells(grad: Tensor, shape: Sequence[int], call: launch.Call) -> tuple[Tensor, Tensor | None]:
+    """The rows and columns that each RoI reads, and if they can be tabulated their weights in each bin."""
+    extent = torch.empty((len(grad), 4), dtype=torch.int32, device=grad.device)
+    weights = None
+    if call.is_tabulated:
+        bins = triton.next_power_of_2(max(call.spec.output_size))
+        size = (len(grad), 2, launch.span(call), bins)
+        weights = torch.empty(size, dtype=sum_dtype(grad.dtype), device=grad.device)
+    if len(grad) and weights is not None:
+        launch.tabulate(extent, weights, shape, call)
+    elif len(grad):
+        launch.extents(extent, shape, call)
+    return extent, weights
 
 
 def weighted_sum_roi_grads(
@@ -64,7 +116,8 @@ def weighted_sum_roi_grads(
     by_bin = torch.empty((len(rois), *spec.output_size, 6), dtype=sum_dtype(grad.dtype), device=grad.device)
     if by_bin.numel():
         for level, features in enumerate(maps):
-            launch.weighted_sum_roi_grads(by_bin, grad, features, launch.Call(rois, levels, offsets, spec, level))
+            call = launch.Call(rois, levels, offsets, spec, level)
+            launch.weighted_sum_roi_grads(by_bin, grad, _to_read(features, rois, spec), call)
     grad_rois = pad(by_bin[..., :4].sum(dim=(1, 2)), (1, 0))
     if offsets is None:
         return grad_rois, rois.new_empty(0)
@@ -76,12 +129,14 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
     if spec.sampling == "points":
         return _max_of_points(maps, rois, levels, spec)
     _check(rois, None, maps[0].shape[0])
+    layout = memory_format(is_channels_last(maps[0]))
+    maps = [_to_read(features, rois, spec) for features in maps]
     out = _empty_pooled(maps[0], len(rois), spec, maps[0].dtype)
     argmax = torch.empty_like(out, dtype=argmax_dtype(maps, spec))
     if out.numel():
         for level, features in enumerate(maps):
             launch.window_max(out, argmax, features, launch.Call(rois, levels, None, spec, level))
-    return out, argmax
+    return out.contiguous(memory_format=layout), argmax.contiguous(memory_format=layout)
 
 
 def window_max_of_grad(

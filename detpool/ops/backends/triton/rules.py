@@ -31,7 +31,7 @@ def points(t, origin, lower, upper, size, length, RATIO: tl.constexpr):
     start = origin + lower
     if RATIO > 0:
         taps = 2 * RATIO
-        count = size * 0 + RATIO
+        count = tl.cast(RATIO, size.dtype)
         number = tl.cast(t // 2, size.dtype)
     else:
         # as in ``sampling.points``: of very many points begin with the first that can read anything
@@ -101,7 +101,7 @@ def _bilinear(side, position, reads, length):
     weight = tl.where(side == 0, 1 - (clamped - low), clamped - low)
     moves = (position >= 0) & (position <= length - 1)
     slope = tl.where(moves, tl.where(side == 0, -1, 1), 0).to(position.dtype)
-    return tl.where(reads, cell, -1), tl.where(reads, weight, 0), tl.where(reads, slope, 0)
+    return tl.where(reads, cell, -1), weight, slope
 
 
 @triton.jit

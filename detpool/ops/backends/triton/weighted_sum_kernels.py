@@ -12,10 +12,11 @@ A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN
 import triton
 import triton.language as tl
 
-from .bins import load_offset, load_roi, make_bin
+from .addresses import along, cell_offset, channel_mask, image_offset, offsets_of, plane_offset, pooled_offset
+from .bins import SIZES, bin_of_program, load_bin, load_offset, load_roi, make_axes, make_bin
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     # pointers
     features,
@@ -50,230 +51,101 @@ def forward(
     POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
+    WHOLE: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    POINTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """The sum itself.
 
-    One program computes a block of channels of one bin of one RoI: it visits the taps of the bin once, each visit a
-    load of neighbouring channels, and stores its result once. Programs share nothing. Channels are the fastest axis of
-    channels_last features, where loads and stores are as wide as the hardware has them.
+    One program computes a block of channels of COLUMNS neighbouring bins of a RoI, one after another: it visits the
+    taps of a bin, each visit a load of neighbouring channels, and stores its result once. Programs share nothing.
+    Channels are the fastest axis of channels_last features: loads and stores are as wide as the hardware has them.
+
+    Bins of POINTS bilinear points per axis, all of which lie in the image, take a short way: no tap can be missing,
+    and if the points lie close together, the cells that they share are read once.
     """
-    k, i, j = _bin(PH, PW)
+    number = tl.program_id(0) * COLUMNS
+    k, i, first = (number // (PH * PW)).to(tl.int64), number // PW % PH, number % PW
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
-        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
-    )
-    plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
-    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
-    total = tl.zeros((BLOCK_C,), SUM)
-    for a in range(y_taps):
-        _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
-        for b in range(x_taps):
-            _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _cell(iy, ix, features_h, features_w, ALIGNED)
-            value = tl.load(plane + cell, mask=_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED), other=0)
-            total += (wy * wx).to(total.dtype) * value.to(total.dtype)
-    total = tl.where(valid, total, float("nan"))
-    at = out + _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
-    tl.store(at, total.to(out.dtype.element_ty), mask=_mask(c, tl.where(here, channels, 0), ALIGNED))
-
-
-@triton.jit
-def transpose_atomic(
-    # pointers
-    grad,
-    rois,
-    levels,
-    offsets,
-    out,
-    # sizes
-    images,
-    channels,
-    height,
-    width,
-    scale_bits,
-    level,
-    # strides
-    grad_k,
-    grad_c,
-    grad_h,
-    grad_w,
-    out_n,
-    out_c,
-    out_h,
-    out_w,
-    # compile time
-    RULE: tl.constexpr,
-    RATIO: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    GH: tl.constexpr,
-    GW: tl.constexpr,
-    BINS: tl.constexpr,
-    POSITION: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    """The transposed sum, added to ``out`` (shaped as the features, of zeros, float32 or float64) in any order.
-
-    One program scatters a block of channels of one bin's gradient, which it loads once, to the taps of the bin.
-    Programs meet in the features' cells, where additions are atomic; the rounding of the result depends on their
-    order.
-    """
-    k, i, j = _bin(PH, PW)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
-        rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
-    )
-    at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
-    value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
-    plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
-    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
-    x_taps = RULE(0, xo, xl, xu, xs, width, RATIO)[0]
-    for a in range(y_taps):
-        _, iy, wy, _, _, _ = RULE(a, yo, yl, yu, ys, height, RATIO)
-        for b in range(x_taps):
-            _, ix, wx, _, _, _ = RULE(b, xo, xl, xu, xs, width, RATIO)
-            cell = _cell(iy, ix, out_h, out_w, ALIGNED)
-            mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
-            tl.atomic_add(plane + cell, (wy * wx).to(value.dtype) * value, mask=mask, sem="relaxed")
-
-
-@triton.jit
-def extents(
-    # pointers
-    rois,
-    levels,
-    offsets,
-    out,
-    # sizes
-    images,
-    height,
-    width,
-    scale_bits,
-    level,
-    # compile time
-    RULE: tl.constexpr,
-    RATIO: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    BINS: tl.constexpr,
-    POSITION: tl.constexpr,
-):
-    """``out`` (K, 4) int32: the first and last row, and the first and last column, that any tap of a RoI reads.
-
-    One program visits all bins of one RoI along each axis. The last is -1 for an axis without taps, and if the
-    RoI is not valid or of another level. Sixteen bytes a RoI are all the memory that the deterministic gradient needs.
-    """
-    k = tl.program_id(0).to(tl.int64)
-    top, bottom, left, right = height, -1, width, -1
-    for n in range(PH * PW if offsets is not None else max(PH, PW)):
-        i = n // PW if offsets is not None else tl.minimum(n, PH - 1)
-        j = n % PW if offsets is not None else tl.minimum(n, PW - 1)
-        _, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
-            rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
+    inside = None if WHOLE else channel_mask(c, channels, ALIGNED)
+    image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
+    edges = (x1, y1, x2, y2)
+    for j in range(first, tl.where(here, first + COLUMNS, first)):
+        y, x, finite = make_axes(edges, offsets, k, i, j, height, width, scale_bits, PH, PW, BINS, POSITION)
+        plane = (
+            features
+            + image_offset(image, features_n, ALIGNED)
+            + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
         )
-        for a in range(tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)):
-            iy = RULE(a, yo, yl, yu, ys, height, RATIO)[1]
-            top = tl.where(iy >= 0, tl.minimum(top, iy), top)
-            bottom = tl.maximum(bottom, iy)
-        for b in range(tl.where(valid & here, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)):
-            ix = RULE(b, xo, xl, xu, xs, width, RATIO)[1]
-            left = tl.where(ix >= 0, tl.minimum(left, ix), left)
-            right = tl.maximum(right, ix)
-    tl.store(out + 4 * k, top)
-    tl.store(out + 4 * k + 1, bottom)
-    tl.store(out + 4 * k + 2, left)
-    tl.store(out + 4 * k + 3, right)
+        total = tl.zeros((BLOCK_C,), SUM)
+        short = POINTS < 0
+        if POINTS > 0:
+            y_span, x_span = _span(y, RULE, POINTS), _span(x, RULE, POINTS)
+            short = valid & finite & (y_span[0] >= 0) & (x_span[0] >= 0)
+            close = tl.maximum(y_span[1] - y_span[0], x_span[1] - x_span[0]) <= POINTS
+            if short & close:
+                for a in tl.static_range(POINTS + 1):
+                    iy, wy = _shared_cell(a, y_span, y, RULE, POINTS)
+                    row = plane + along(iy, features_h, ALIGNED, WIDE)
+                    for b in tl.static_range(POINTS + 1):
+                        ix, wx = _shared_cell(b, x_span, x, RULE, POINTS)
+                        value = tl.load(row + along(ix, features_w, ALIGNED, WIDE), mask=inside)
+                        total += (wy * wx).to(SUM) * value.to(SUM)
+            if short & (not close):
+                for a in tl.range(0, 2 * POINTS, loop_unroll_factor=4 if POINTS == 2 else 1):
+                    _, iy, wy, _, _, _ = RULE(a, *y, POINTS)
+                    row = plane + along(iy, features_h, ALIGNED, WIDE)
+                    for b in tl.static_range(2 * POINTS):
+                        _, ix, wx, _, _, _ = RULE(b, *x, POINTS)
+                        value = tl.load(row + along(ix, features_w, ALIGNED, WIDE), mask=inside)
+                        total += (wy * wx).to(SUM) * value.to(SUM)
+        if not short:
+            x_taps = RULE(0, *x, RATIO)[0]
+            for a in range(tl.where(valid & finite, RULE(0, *y, RATIO)[0], 0)):
+                _, iy, wy, _, _, _ = RULE(a, *y, RATIO)
+                row = plane + along(iy, features_h, ALIGNED, WIDE)
+                for b in range(x_taps):
+                    _, ix, wx, _, _, _ = RULE(b, *x, RATIO)
+                    mask = channel_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
+                    value = tl.load(row + along(ix, features_w, ALIGNED, WIDE), mask=mask, other=0)
+                    total += (wy * wx).to(SUM) * value.to(SUM)
+            total = tl.where(valid & finite, total, float("nan"))
+        at = out + pooled_offset(k, i, j, out_k, out_h, out_w, ALIGNED) + offsets_of(c, out_c, WIDE)
+        tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def transpose_gather(
-    # pointers
-    grad,
-    rois,
-    levels,
-    offsets,
-    extent,
-    out,
-    # sizes
-    count,
-    images,
-    channels,
-    height,
-    width,
-    scale_bits,
-    level,
-    # strides
-    grad_k,
-    grad_c,
-    grad_h,
-    grad_w,
-    out_n,
-    out_c,
-    out_h,
-    out_w,
-    # compile time
-    RULE: tl.constexpr,
-    RATIO: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    GH: tl.constexpr,
-    GW: tl.constexpr,
-    BINS: tl.constexpr,
-    POSITION: tl.constexpr,
-    ALIGNED: tl.constexpr,
-    WIDE: tl.constexpr,
-    SUM: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """The transposed sum, always in the same order, written to ``out`` (shaped as the features, of anything).
+def _span(bin, RULE: tl.constexpr, POINTS: tl.constexpr):
+    """The first and the last cell that the points of a bin read along an axis; the first is -1 if one is missing."""
+    first, last = bin[4], -1
+    for t in tl.static_range(2 * POINTS):
+        cell = RULE(t, *bin, POINTS)[1]
+        first, last = tl.minimum(first, cell), tl.maximum(last, cell)
+    return first, last
 
-    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It goes through the
-    RoIs in their order, and of those whose extent (from :func:`extents`) meets the square through the bins, adding
-    weights times gradient to sums in registers, which it stores once. No atomics, no sort, no zeros to begin with.
+
+@triton.jit
+def _shared_cell(n, span, bin, RULE: tl.constexpr, POINTS: tl.constexpr):
+    """Cell n of a span of at most POINTS + 1 cells, and the weights of all taps that read it.
+
+    A shorter span ends with its last cell several times, each with a share of the weight: one without a weight would
+    turn infinite features into NaN.
     """
-    columns = tl.cdiv(width, TILE)
-    square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
-    image = (tl.program_id(0) // (columns * tl.cdiv(height, TILE))).to(tl.int64)
-    y0, x0 = square // columns * TILE, square % columns * TILE
-    y = y0 + tl.arange(0, TILE * TILE) // TILE
-    x = x0 + tl.arange(0, TILE * TILE) % TILE
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
-    total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
-    for n in range(count):
-        k = tl.cast(n, tl.int64)
-        meets = (tl.load(extent + 4 * k) < y0 + TILE) & (tl.load(extent + 4 * k + 1) >= y0)
-        meets &= (tl.load(extent + 4 * k + 2) < x0 + TILE) & (tl.load(extent + 4 * k + 3) >= x0)
-        if meets & (tl.load(rois + 5 * k).to(tl.int64) == image):
-            for p in range(PH // GH * (PW // GW)):
-                i = u * (PH // GH) + p // (PW // GW)
-                j = v * (PW // GW) + p % (PW // GW)
-                _, yo, yl, yu, ys, xo, xl, xu, xs, valid, _ = _load_bin(
-                    rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
-                )
-                wy, some_y = _axis_weights(y, y0, TILE, RULE, yo, yl, yu, ys, height, RATIO)
-                if some_y & valid:
-                    wx, some_x = _axis_weights(x, x0, TILE, RULE, xo, xl, xu, xs, width, RATIO)
-                    if some_x:
-                        at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
-                        value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(total.dtype)
-                        weight = (wy * wx).to(total.dtype)[:, None]
-                        # not merely 0 times the gradient, which may be infinite
-                        total += tl.where(weight != 0, weight * value[None, :], 0)
-    inside = ((y < height) & (x < width))[:, None] & _mask(c, channels, ALIGNED)[None, :]
-    cell = _cell(y, x, out_h, out_w, ALIGNED)
-    channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
-    tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+    first, last = span
+    cell = tl.minimum(first + n, last)
+    weight = bin[3] * 0
+    for t in tl.static_range(2 * POINTS):
+        _, other, more, _, _, _ = RULE(t, *bin, POINTS)
+        weight += tl.where(other == cell, more, 0)
+    share = tl.cast(1, weight.dtype)
+    for missing in tl.static_range(1, POINTS + 1):
+        share = tl.where(last - first + missing == POINTS, 1 / (missing + 1), share)
+    return cell, tl.where(cell == last, weight * share, weight)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def roi_grads(
     # pointers
     grad,
@@ -319,27 +191,31 @@ def roi_grads(
     Sums run over its own channels and taps only, so the result is always the same. Another level's launch writes the
     RoIs of that level.
     """
-    k, i, j = _bin(PH, PW)
-    image, yo, yl, yu, ys, xo, xl, xu, xs, valid, here = _load_bin(
+    k, i, j = bin_of_program(PH, PW)
+    image, y, x, valid, here = load_bin(
         rois, levels, offsets, k, i, j, images, height, width, scale_bits, level, PH, PW, BINS, POSITION
     )
-    y_taps = tl.where(valid & here, RULE(0, yo, yl, yu, ys, height, RATIO)[0], 0)
+    y_taps = tl.where(valid & here, RULE(0, *y, RATIO)[0], 0)
     # a count that the compiler cannot know: unrolled, six sums and their derivatives need too many registers
-    x_taps = tl.where(valid & here, RULE(0, xo, xl, xu, xs, width, RATIO)[0], 0)
+    x_taps = tl.where(valid & here, RULE(0, *x, RATIO)[0], 0)
     zero = tl.zeros((BLOCK_C,), SUM)
     y_lower, y_upper, y_size, x_lower, x_upper, x_size = zero, zero, zero, zero, zero, zero
     for first in range(0, channels, BLOCK_C):
         c = first + tl.arange(0, BLOCK_C)
-        at = grad + _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
-        value = tl.load(at, mask=_mask(c, channels, ALIGNED), other=0).to(SUM)
-        plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+        at = grad + pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
+        value = tl.load(at, mask=channel_mask(c, channels, ALIGNED), other=0).to(SUM)
+        plane = (
+            features
+            + image_offset(image, features_n, ALIGNED)
+            + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+        )
         for a in range(y_taps):
-            _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, yo, yl, yu, ys, height, RATIO)
+            _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, *y, RATIO)
             row, row_lower, row_upper, row_size = zero, zero, zero, zero
             for b in range(x_taps):
-                _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, xo, xl, xu, xs, width, RATIO)
-                cell = _cell(iy, ix, features_h, features_w, ALIGNED)
-                mask = _mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
+                _, ix, wx, dx_lower, dx_upper, dx_size = RULE(b, *x, RATIO)
+                cell = cell_offset(iy, ix, features_h, features_w, ALIGNED, WIDE)
+                mask = channel_mask(c, tl.where((iy >= 0) & (ix >= 0), channels, 0), ALIGNED)
                 product = value * tl.load(plane + cell, mask=mask, other=0).to(SUM)
                 row += tl.cast(wx, SUM) * product
                 row_lower += tl.cast(dx_lower, SUM) * product
@@ -353,50 +229,11 @@ def roi_grads(
             x_size += tl.cast(wy, SUM) * row_size
     _, x1, y1, x2, y2, _, _ = load_roi(rois, levels, k, level, images, POSITION)
     at = out + 6 * ((k * PH + i) * PW + j)
-    _store_axis_grads(
-        at,
-        0,
-        tl.sum(x_lower),
-        tl.sum(x_upper),
-        tl.sum(x_size),
-        x1,
-        x2,
-        offsets,
-        k,
-        i,
-        j,
-        j,
-        scale_bits,
-        width,
-        here,
-        PW,
-        PH,
-        PW,
-        BINS,
-        POSITION,
-    )
-    _store_axis_grads(
-        at,
-        1,
-        tl.sum(y_lower),
-        tl.sum(y_upper),
-        tl.sum(y_size),
-        y1,
-        y2,
-        offsets,
-        k,
-        i,
-        j,
-        i,
-        scale_bits,
-        height,
-        here,
-        PH,
-        PH,
-        PW,
-        BINS,
-        POSITION,
-    )
+    x_sums = (tl.sum(x_lower), tl.sum(x_upper), tl.sum(x_size))
+    y_sums = (tl.sum(y_lower), tl.sum(y_upper), tl.sum(y_size))
+    bin = (offsets, k, i, j)
+    _store_axis_grads(at, 0, *x_sums, x1, x2, *bin, j, scale_bits, width, here, PW, PH, PW, BINS, POSITION)
+    _store_axis_grads(at, 1, *y_sums, y1, y2, *bin, i, scale_bits, height, here, PH, PH, PW, BINS, POSITION)
 
 
 @triton.jit
@@ -435,116 +272,3 @@ def _store_axis_grads(
     tl.store(at + axis, scale * (start - along), mask=here)
     tl.store(at + 2 + axis, scale * along, mask=here)
     tl.store(at + 4 + axis, start * extent.to(lower.dtype), mask=here)
-
-
-@triton.jit
-def _bin(PH: tl.constexpr, PW: tl.constexpr):
-    """RoI, row and column of the bin that this program works on."""
-    number = tl.program_id(0)
-    return (number // (PH * PW)).to(tl.int64), number // PW % PH, number % PW
-
-
-@triton.jit
-def _load_bin(
-    rois,
-    levels,
-    offsets,
-    k,
-    i,
-    j,
-    images,
-    height,
-    width,
-    scale_bits,
-    level,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    BINS: tl.constexpr,
-    POSITION: tl.constexpr,
-):
-    """Image and both axes of bin (i, j) of RoI k; whether it is valid, and whether it is of this level."""
-    image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
-    x_offset = load_offset(offsets, k, 0, i, j, PH, PW, POSITION)
-    y_offset = load_offset(offsets, k, 1, i, j, PH, PW, POSITION)
-    finite = (x_offset - x_offset) + (y_offset - y_offset) == 0
-    x_offset, y_offset = tl.where(finite, x_offset, 0), tl.where(finite, y_offset, 0)
-    yo, yl, yu, ys, _, _ = make_bin(y1, y2, y_offset, i, scale_bits, height, PH, BINS, POSITION)
-    xo, xl, xu, xs, _, _ = make_bin(x1, x2, x_offset, j, scale_bits, width, PW, BINS, POSITION)
-    return image, yo, yl, yu, ys, xo, xl, xu, xs, valid & finite, here
-
-
-@triton.jit
-def _axis_weights(
-    positions,
-    first,
-    TILE: tl.constexpr,
-    RULE: tl.constexpr,
-    origin,
-    lower,
-    upper,
-    size,
-    length,
-    RATIO: tl.constexpr,
-):
-    """The weights of a bin at some cells of the axis; whether it has a tap from ``first`` to ``first + TILE - 1``."""
-    weights = tl.zeros(positions.shape, size.dtype)
-    some = first < 0
-    # a count that the compiler cannot know: unrolled, the loops of many taps would spill registers beside the square's
-    taps = tl.where(size == size, RULE(0, origin, lower, upper, size, length, RATIO)[0], 0)
-    for t in range(taps):
-        _, cell, weight, _, _, _ = RULE(t, origin, lower, upper, size, length, RATIO)
-        weights += tl.where(positions == cell, weight, 0)
-        some = some | ((cell >= first) & (cell < first + TILE))
-    return weights, some
-
-
-@triton.jit
-def _plane_offset(
-    c, i, j, stride, PH: tl.constexpr, PW: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, WIDE: tl.constexpr
-):
-    """Offsets of the input channels that bin (i, j) reads for the output channels ``c``."""
-    return _offsets(_input_channels(c, i * GH // PH, j * GW // PW, GH, GW), stride, WIDE)
-
-
-@triton.jit
-def _input_channels(c, u, v, GH: tl.constexpr, GW: tl.constexpr):
-    """The channels that group (u, v) reads for the output channels ``c``."""
-    return (c * GH + u) * GW + v if GH * GW > 1 else c
-
-
-@triton.jit
-def _offsets(c, stride, WIDE: tl.constexpr):
-    """``c * stride``, in 64 bits where the features need them."""
-    return c.to(tl.int64) * stride if WIDE else c * stride
-
-
-# The compiler does not see that sums of products of strides are multiples of ALIGNED. The hint belongs to the operation
-# that it is given on, so that has to stand in the same function.
-
-
-@triton.jit
-def _image(image, stride, ALIGNED: tl.constexpr):
-    """Offset of an image."""
-    offset = image * stride
-    return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
-
-
-@triton.jit
-def _cell(y, x, stride_h, stride_w, ALIGNED: tl.constexpr):
-    """Offset of a cell, or of several, in an image."""
-    offset = tl.cast(y, tl.int64) * stride_h + tl.cast(x, tl.int64) * stride_w
-    return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
-
-
-@triton.jit
-def _pooled(k, i, j, stride_k, stride_h, stride_w, ALIGNED: tl.constexpr):
-    """Offset of bin (i, j) of RoI k."""
-    offset = k * stride_k + i * stride_h + j * stride_w
-    return tl.multiple_of(offset, ALIGNED) if ALIGNED > 1 else offset
-
-
-@triton.jit
-def _mask(c, channels, ALIGNED: tl.constexpr):
-    """``c < channels``, the same for ALIGNED neighbours, or they could not be loaded together."""
-    mask = c < channels
-    return tl.max_constancy(mask, ALIGNED) if ALIGNED > 1 else mask

@@ -10,11 +10,11 @@ A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN
 import triton
 import triton.language as tl
 
-from .bins import load_roi, make_bin, window
-from .weighted_sum_kernels import _bin, _cell, _image, _input_channels, _mask, _offsets, _plane_offset, _pooled
+from .addresses import cell_offset, channel_mask, image_offset, input_channels, offsets_of, plane_offset, pooled_offset
+from .bins import SIZES, bin_of_program, load_roi, make_bin, window
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward(
     # pointers
     features,
@@ -55,7 +55,7 @@ def forward(
     load of neighbouring channels, and stores both results once. Programs share nothing. A NaN wins over numbers, and
     the first NaN over later ones.
     """
-    k, i, j = _bin(PH, PW)
+    k, i, j = bin_of_program(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     image, x1, y1, x2, y2, valid, here = load_roi(rois, levels, k, level, images, POSITION)
     none = tl.cast(0, POSITION)
@@ -64,25 +64,27 @@ def forward(
     top, bottom = window(yo, yl, yu, height)
     left, right = window(xo, xl, xu, width)
     bottom = tl.where(valid & here, bottom, top)
-    plane = features + _image(image, features_n, ALIGNED) + _plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+    plane = (
+        features + image_offset(image, features_n, ALIGNED) + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+    )
     best = tl.full((BLOCK_C,), float("-inf"), features.dtype.element_ty)
     where = tl.full((BLOCK_C,), -1, tl.int32)
     for y in range(top, bottom):
         for x in range(left, right):
-            cell = _cell(y, x, features_h, features_w, ALIGNED)
-            value = tl.load(plane + cell, mask=_mask(c, channels, ALIGNED), other=0)
+            cell = cell_offset(y, x, features_h, features_w, ALIGNED, WIDE)
+            value = tl.load(plane + cell, mask=channel_mask(c, channels, ALIGNED), other=0)
             wins = (value > best) | (where < 0) | ((value != value) & (best == best))
             best = tl.where(wins, value, best)
             where = tl.where(wins, y * width + x, where)
     best = tl.where(where >= 0, best, 0)
     best = tl.where(valid, best, float("nan"))
-    mask = _mask(c, tl.where(here, channels, 0), ALIGNED)
-    at = _pooled(k, i, j, out_k, out_h, out_w, ALIGNED) + _offsets(c, out_c, WIDE)
+    mask = channel_mask(c, tl.where(here, channels, 0), ALIGNED)
+    at = pooled_offset(k, i, j, out_k, out_h, out_w, ALIGNED) + offsets_of(c, out_c, WIDE)
     tl.store(out + at, best, mask=mask)
     tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scatter_atomic(
     # pointers
     grad,
@@ -124,20 +126,20 @@ def scatter_atomic(
     Programs meet in the features' cells, where additions are atomic; the rounding of the result depends on their
     order.
     """
-    k, i, j = _bin(PH, PW)
+    k, i, j = bin_of_program(PH, PW)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     image, valid = _image_here(rois, levels, k, level, images)
-    mask = _mask(c, tl.where(valid, channels, 0), ALIGNED)
-    at = _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+    mask = channel_mask(c, tl.where(valid, channels, 0), ALIGNED)
+    at = pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
     value = tl.load(grad + at, mask=mask, other=0).to(out.dtype.element_ty)
-    at = _pooled(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
+    at = pooled_offset(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + offsets_of(c, argmax_c, WIDE)
     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
     offset = (cell // width).to(tl.int64) * out_h + (cell % width).to(tl.int64) * out_w
-    plane = out + _image(image, out_n, ALIGNED) + _plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    plane = out + image_offset(image, out_n, ALIGNED) + plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
     tl.atomic_add(plane + offset, value, mask=mask & (cell >= 0) & (cell < height * width), sem="relaxed")
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def extents(
     # pointers
     argmax,
@@ -160,7 +162,7 @@ def extents(
     One program looks at all channels of one bin. The last row is -1 for a bin without cells. Sixteen bytes a bin are
     all the memory that the deterministic gradient needs.
     """
-    k, i, j = _bin(PH, PW)
+    k, i, j = bin_of_program(PH, PW)
     top = tl.full((BLOCK_C,), 2147483647, tl.int32)
     bottom = tl.full((BLOCK_C,), -1, tl.int32)
     left, right = top, bottom
@@ -179,7 +181,7 @@ def extents(
     tl.store(at + 3, tl.max(right))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def scatter_gather(
     # pointers
     grad,
@@ -234,7 +236,7 @@ def scatter_gather(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
     total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
-    mask = _mask(c, channels, ALIGNED)
+    mask = channel_mask(c, channels, ALIGNED)
     for n in range(count):
         k = tl.cast(n, tl.int64)
         of_roi, valid = _image_here(rois, levels, k, level, images)
@@ -246,15 +248,15 @@ def scatter_gather(
                 meets = (tl.load(bounds) < y0 + TILE) & (tl.load(bounds + 1) >= y0)
                 meets &= (tl.load(bounds + 2) < x0 + TILE) & (tl.load(bounds + 3) >= x0)
                 if meets:
-                    at = _pooled(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + _offsets(c, grad_c, WIDE)
+                    at = pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
                     value = tl.load(grad + at, mask=mask, other=0).to(total.dtype)
-                    at = _pooled(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + _offsets(c, argmax_c, WIDE)
+                    at = pooled_offset(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + offsets_of(c, argmax_c, WIDE)
                     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
                     total += tl.where((y * width + x)[:, None] == cell[None, :], value[None, :], 0)
     inside = ((y < height) & (x < width))[:, None] & mask[None, :]
-    cell = _cell(y, x, out_h, out_w, ALIGNED)
-    channels_of_group = _offsets(_input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + _image(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
+    cell = cell_offset(y, x, out_h, out_w, ALIGNED, WIDE)
+    channels_of_group = offsets_of(input_channels(c, u, v, GH, GW), out_c, WIDE)
+    at = out + image_offset(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
