@@ -17,14 +17,14 @@ import dataclasses
 import multiprocessing
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.output import write_csv
 from bench.workloads import WORKLOADS
 from command_line import Parser, positive_int
 from kernels.compiled import TARGETS, Facts, compile_kernel, compile_launch
-from kernels.cost import GPUS, close_share, costs
+from kernels.cost import GPUS, Gpu, close_share, costs, read_rates
 from kernels.executed import count_forward
 from kernels.launches import CHANNELS, DTYPES, LAYOUTS, LINEAR, Launch, every_launch
 from pages import head, line
@@ -49,7 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--processes", type=positive_int, default=multiprocessing.cpu_count(), metavar="N", help="default: one per core"
     )
     add("--output", type=Path, default=Path("results/kernels"), metavar="FOLDER", help="default: results/kernels")
+    text = "bandwidth.csv of tools/gpu_first.py: the model of cost has a column for that GPU too"
+    add("--rates", type=Path, metavar="FILE", help=text)
     options = parser.parse_args(argv)
+    gpus = dict(GPUS)
+    if options.rates is not None:
+        try:
+            gpus[options.rates.parent.name] = read_rates(options.rates)
+        except (OSError, ValueError) as error:
+            parser.error(f"--rates: {error}")
     work = [
         (target, launched)
         for target in options.targets
@@ -63,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     write_csv(options.output / "kernels.csv", [_record(*result) for result in results])
     command = " ".join(["python tools/kernel_report.py", *(sys.argv[1:] if argv is None else argv)])
-    write_text_atomically(options.output / "README.md", _summary(results, command))
+    write_text_atomically(options.output / "README.md", _summary(results, command, gpus))
     wrong = [complaint for result in results for complaint in complaints(*result)]
     for complaint in wrong:
         print(f"error: {complaint}", file=sys.stderr)
@@ -101,7 +109,7 @@ def _record(target: str, launched: Launch, facts: Facts) -> dict[str, object]:
     return {"target": target, **where, **dataclasses.asdict(facts)}
 
 
-def _summary(results: Sequence[Result], command: str) -> str:
+def _summary(results: Sequence[Result], command: str, gpus: Mapping[str, Gpu]) -> str:
     lines = [
         "# Triton kernels, compiled ahead of time",
         "",
@@ -120,7 +128,7 @@ def _summary(results: Sequence[Result], command: str) -> str:
         width = f"{min(fast)} bits" if fast else ""
         lines.append(line([target, str(len(mine)), *map(str, most), width]))
     per_bin = {dtype: instructions_per_bin(dtype) for dtype in ("float32", "float16")}
-    lines += ["", *_kernel_table(results), "", *_instruction_lines(per_bin), "", *_cost_table(per_bin["float32"])]
+    lines += ["", *_kernel_table(results), "", *_instruction_lines(per_bin), "", *_cost_table(per_bin["float32"], gpus)]
     return "\n".join(lines) + "\n"
 
 
@@ -179,8 +187,8 @@ def _instruction_lines(per_bin: dict[str, tuple[float, float]]) -> list[str]:
     return lines
 
 
-def _cost_table(per_bin: tuple[float, float]) -> list[str]:
-    columns = ["workload", "operator", "direction", "GFLOP", "memory, MB", "L2, MB", *(f"{gpu}, us" for gpu in GPUS)]
+def _cost_table(per_bin: tuple[float, float], gpus: Mapping[str, Gpu]) -> list[str]:
+    columns = ["workload", "operator", "direction", "GFLOP", "memory, MB", "L2, MB", *(f"{gpu}, us" for gpu in gpus)]
     lines = [
         "## What the workloads cost at least",
         "",
@@ -193,7 +201,7 @@ def _cost_table(per_bin: tuple[float, float]) -> list[str]:
     for cost in [cost for make in WORKLOADS.values() for cost in costs(make(False), per_bin)]:
         amounts = [f"{cost.operations / 1e9:.2f}", f"{cost.bytes / 1e6:.0f}", f"{cost.l2 / 1e6:.0f}"]
         times = []
-        for gpu in GPUS:
+        for gpu in gpus.values():
             limits = cost.limits(gpu)
             longest = max(limits, key=lambda name: limits[name])
             times.append(f"{1e6 * limits[longest]:.0f} ({longest})")

@@ -12,7 +12,7 @@ from bench.workloads import WORKLOADS
 from kernel_report import is_fast_forward
 from kernels import launches
 from kernels.compiled import Facts, compile_launch
-from kernels.cost import close_share
+from kernels.cost import Cost, close_share, read_rates
 from kernels.launches import LINEAR, every_launch
 
 SOME = ("sm_90", "gfx942")
@@ -72,6 +72,16 @@ def test_instructions_of_a_bin(dtype: str, most: int) -> None:
     sums = 256 // 32
     assert close >= 9 * sums
     assert apart >= 16 * sums
+
+
+def test_costs_follow_measured_rates(tmp_path) -> None:
+    path = tmp_path / "bandwidth.csv"
+    path.write_text("choice,main_ms,note\ncopy beyond L2,1,3000 GB/s\ncopy within L2,1,6000 GB/s\nvectors,1,9 GB/s\n")
+    cost = Cost("c4", "roi_align", "forward", operations=10**12, bytes=3 * 10**9, l2=12 * 10**9, instructions=1e9)
+    assert cost.limits(read_rates(path)) == pytest.approx({"memory": 1e-3, "L2": 2e-3})
+    path.write_text("choice,main_ms,note\ncopy beyond L2,,no kernel\n")
+    with pytest.raises(ValueError, match="no rates of copies"):
+        read_rates(path)
 
 
 def test_sizes_are_not_compiled_for(monkeypatch) -> None:

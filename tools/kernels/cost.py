@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from bench.traffic import bytes_moved
@@ -16,18 +18,20 @@ from detpool.ops.sampling import SAMPLING
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates per second, from NVIDIA's data sheets and white papers."""
+    """Rates per second."""
 
     memory: float
     """bytes"""
     l2: float
-    """bytes: 5,120 per clock cycle on an A100; H100's is not published, and taken as as many"""
-    arithmetic: float
+    """bytes"""
+    arithmetic: float | None = None
     """float32 operations outside tensor cores"""
-    issue: float
+    issue: float | None = None
     """instructions of warps: four per multiprocessor and clock cycle"""
 
 
+# From NVIDIA's data sheets and white papers. L2: 5,120 bytes per clock cycle on an A100; H100's is not published, and
+# taken to be as many.
 GPUS = {
     "A100 SXM 80 GB": Gpu(2039e9, 5120 * 1.41e9, 19.5e12, 108 * 4 * 1.41e9),
     "H100 SXM": Gpu(3350e9, 5120 * 1.98e9, 66.9e12, 132 * 4 * 1.98e9),
@@ -55,17 +59,31 @@ class Cost:
     instructions: float | None
     """of warps, counted in the compiled kernel; None where they are not counted"""
 
-    def limits(self, gpu: str) -> dict[str, float]:
-        """Seconds that each of the GPU's rates allows; the longest counts."""
-        rates = GPUS[gpu]
-        limits = {
-            "memory": self.bytes / rates.memory,
-            "L2": self.l2 / rates.l2,
-            "arithmetic": self.operations / rates.arithmetic,
-        }
-        if self.instructions is not None:
-            limits["issue"] = self.instructions / rates.issue
+    def limits(self, gpu: Gpu) -> dict[str, float]:
+        """Seconds that each of the GPU's known rates allows; the longest counts."""
+        limits = {"memory": self.bytes / gpu.memory, "L2": self.l2 / gpu.l2}
+        if gpu.arithmetic is not None:
+            limits["arithmetic"] = self.operations / gpu.arithmetic
+        if self.instructions is not None and gpu.issue is not None:
+            limits["issue"] = self.instructions / gpu.issue
         return limits
+
+
+def read_rates(path: Path) -> Gpu:
+    """A GPU's rates as `tools/gpu_first.py` measured them.
+
+    Args:
+        path: its `bandwidth.csv`.
+
+    Raises:
+        ValueError: the file does not have both rates.
+    """
+    with path.open(newline="") as file:
+        notes = {row["choice"]: row["note"].removesuffix(" GB/s") for row in csv.DictReader(file)}
+    try:
+        return Gpu(*(1e9 * float(notes[f"copy {place} L2"]) for place in ("beyond", "within")))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} has no rates of copies beyond and within L2: {error}") from error
 
 
 def costs(workload: Workload, per_bin: tuple[float, float] | None = None) -> list[Cost]:
