@@ -235,13 +235,14 @@ def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax:
         )
     block = square_block(channels)
     squares = triton.cdiv(height, TILE) * triton.cdiv(width, TILE)
+    bins = grad.shape[2] * grad.shape[3] // call.spec.group_count
     options = _options((grad, argmax, out), channels, block) | {"TILE": TILE, "num_warps": 4}
-    sizes = (rois, images, channels, height, width, call.level)
+    sizes = (rois, images, channels, height, width, *call.numbers)
     run_kernel(
         maxima.scatter_gather,
-        (images * squares, triton.cdiv(channels, block), call.spec.groups[0] * call.spec.groups[1]),
+        (images * squares, triton.cdiv(channels, block), call.spec.group_count),
         (grad, argmax, *call.tensors[:2], extent, out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
-        {**call.grid, **options, **_sum(grad)},
+        {**call.grid, **call.bins, **options, **_sum(grad), "COUNT": triton.next_power_of_2(bins)},
     )
 
 

@@ -196,6 +196,7 @@ def scatter_gather(
     channels,
     height,
     width,
+    scale_bits,
     level,
     # strides
     grad_k,
@@ -215,17 +216,21 @@ def scatter_gather(
     PW: tl.constexpr,
     GH: tl.constexpr,
     GW: tl.constexpr,
+    BINS: tl.constexpr,
+    POSITION: tl.constexpr,
     ALIGNED: tl.constexpr,
     WIDE: tl.constexpr,
     SUM: tl.constexpr,
     BLOCK_C: tl.constexpr,
     TILE: tl.constexpr,
+    COUNT: tl.constexpr,
 ):
     """The gradient of the maximum, always in the same order, written to ``out`` (shaped as the features, of anything).
 
-    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It goes through the
-    RoIs in their order and their bins whose extent (from :func:`extents`) meets the square, comparing argmax with each
-    of its cells, and stores its sums once. No atomics, no sort, no zeros to begin with.
+    One program owns a TILE x TILE square of cells and a block of channels of one image and group. It looks for RoIs
+    that meet the square, many at a time, and among their bins (COUNT is at least those of a group) for those whose
+    extent (from :func:`extents`) does, compares the argmax of these in their order with each of its cells, and stores
+    its sums once. No atomics, no sort, no zeros to begin with.
     """
     columns = tl.cdiv(width, TILE)
     square = tl.program_id(0) % (columns * tl.cdiv(height, TILE))
@@ -237,27 +242,51 @@ def scatter_gather(
     u, v = tl.program_id(2) // GW, tl.program_id(2) % GW
     total = tl.zeros((TILE * TILE, BLOCK_C), SUM)
     mask = channel_mask(c, channels, ALIGNED)
-    for n in range(count):
-        k = tl.cast(n, tl.int64)
-        of_roi, valid = _image_here(rois, levels, k, level, images)
-        if valid & (of_roi == image):
-            for p in range(PH // GH * (PW // GW)):
-                i = u * (PH // GH) + p // (PW // GW)
-                j = v * (PW // GW) + p % (PW // GW)
-                bounds = extent + 4 * ((k * PH + i) * PW + j)
-                meets = (tl.load(bounds) < y0 + TILE) & (tl.load(bounds + 1) >= y0)
-                meets &= (tl.load(bounds + 2) < x0 + TILE) & (tl.load(bounds + 3) >= x0)
-                if meets:
-                    at = pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
-                    value = tl.load(grad + at, mask=mask, other=0).to(total.dtype)
-                    at = pooled_offset(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + offsets_of(c, argmax_c, WIDE)
-                    cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
-                    total += tl.where((y * width + x)[:, None] == cell[None, :], value[None, :], 0)
+    bins: tl.constexpr = PH // GH * (PW // GW)
+    q = tl.arange(0, COUNT)
+    i = u * (PH // GH) + q // (PW // GW)
+    j = v * (PW // GW) + q % (PW // GW)
+    for begin in range(0, count, 64):
+        n = begin + tl.arange(0, 64)
+        number = tl.minimum(n, count - 1).to(tl.int64)
+        of_roi, x1, y1, x2, y2, valid, here = load_roi(rois, levels, number, level, images, POSITION)
+        top, bottom = _window_of_box(y1, y2, scale_bits, height, PH, BINS, POSITION)
+        left, right = _window_of_box(x1, x2, scale_bits, width, PW, BINS, POSITION)
+        meets = (n < count) & valid & here & (of_roi == image)
+        meets &= (top < y0 + TILE) & (bottom > y0) & (left < x0 + TILE) & (right > x0)
+        next_roi = tl.min(tl.where(meets, n, count))
+        while next_roi < count:
+            k = next_roi.to(tl.int64)
+            bounds = extent + 4 * ((k * PH + i) * PW + j)
+            some = q < bins
+            above, below = tl.load(bounds, mask=some, other=0), tl.load(bounds + 1, mask=some, other=-1)
+            before, after = tl.load(bounds + 2, mask=some, other=0), tl.load(bounds + 3, mask=some, other=-1)
+            met = (above < y0 + TILE) & (below >= y0) & (before < x0 + TILE) & (after >= x0)
+            p = tl.min(tl.where(met, q, bins))
+            while p < bins:
+                row, column = u * (PH // GH) + p // (PW // GW), v * (PW // GW) + p % (PW // GW)
+                at = pooled_offset(k, row, column, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
+                value = tl.load(grad + at, mask=mask, other=0).to(total.dtype)
+                at = pooled_offset(k, row, column, argmax_k, argmax_h, argmax_w, ALIGNED)
+                cell = tl.load(argmax + at + offsets_of(c, argmax_c, WIDE), mask=mask, other=-1).to(tl.int32)
+                total += tl.where((y * width + x)[:, None] == cell[None, :], value[None, :], 0)
+                p = tl.min(tl.where(met & (q > p), q, bins))
+            next_roi = tl.min(tl.where(meets & (n > next_roi), n, count))
     inside = ((y < height) & (x < width))[:, None] & mask[None, :]
     cell = cell_offset(y, x, out_h, out_w, ALIGNED, WIDE)
     channels_of_group = offsets_of(input_channels(c, u, v, GH, GW), out_c, WIDE)
     at = out + image_offset(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _window_of_box(low, high, scale_bits, length, COUNT: tl.constexpr, BINS: tl.constexpr, POSITION: tl.constexpr):
+    """The first and last + 1 cell that any bin of a box touches along an axis."""
+    none = tl.cast(0, POSITION)
+    origin, lower, upper, _, _, _ = make_bin(low, high, none, 0, scale_bits, length, COUNT, BINS, POSITION)
+    first = window(origin, lower, upper, length)[0]
+    origin, lower, upper, _, _, _ = make_bin(low, high, none, COUNT - 1, scale_bits, length, COUNT, BINS, POSITION)
+    return first, window(origin, lower, upper, length)[1]
 
 
 @triton.jit
