@@ -118,8 +118,13 @@ def make_taps(rois: Rois, spec: Spec, slopes: bool, dtype: Any) -> tuple[Taps, T
         return _taps_of_rule(rois, spec, dtype)
     g, count = rois.g, len(rois.numbers)
     rows = (count * g.rows * g.columns,) * 2 if rois.joint else (count * g.rows, count * g.columns)
-    y, x = _empty_taps(rows, kernels.most_taps(rois.values, rois.numbers, g), slopes, dtype)
-    rois.over_blocks(kernels.tabulate_taps, (), (g, rois.offsets, y, x))
+    if g.ratio > 0 and g.sampling in (kernels.POINTS, kernels.COUNTED_POINTS):
+        most = min(2 * g.ratio, g.height), min(2 * g.ratio, g.width)
+    else:
+        most = kernels.most_taps(rois.values, rois.numbers, g)
+    y, x = _empty_taps(rows, most, slopes, dtype)
+    tabulate = kernels.tabulate_integrals if g.sampling == kernels.INTEGRAL else kernels.tabulate_taps
+    rois.over_blocks(tabulate, (), (g, rois.offsets, y, x))
     return y, x
 
 

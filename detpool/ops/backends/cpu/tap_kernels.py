@@ -51,12 +51,10 @@ class Points(NamedTuple):
 
 @exact_kernel
 def most_taps(rois, numbers, g):
-    """Taps that a bin of RoIs ``numbers`` may have along y and x."""
-    most = np.full(2, 2 * g.ratio)
+    """Taps that a bin of RoIs ``numbers`` may have along y and x, where that depends on the RoIs."""
+    most = np.empty(2, np.int64)
     for axis in range(2):
-        if g.ratio <= 0 or g.sampling in (CELLS, INTEGRAL):
-            most[axis] = most_cells(rois, numbers, axis, g) + 3
-        most[axis] = min(most[axis], bins_along(g, axis)[1])
+        most[axis] = min(most_cells(rois, numbers, axis, g) + 3, bins_along(g, axis)[1])
     return most[0], most[1]
 
 
@@ -175,22 +173,6 @@ def _row_and_offset(n, k, axis, p, q, g, offsets):
     return (n * g.rows + i) * g.columns + j, np.float64(offsets[k, 1 - axis, i, j])
 
 
-@exact
-def _add_integral(taps, row, k, p, axis, offset, rois, g):
-    # In float64, or the weights of tiny bins far from the first cell would be those of rounded edges.
-    like = np.empty(0, np.float64)
-    bins, length = bins_along(g, axis)
-    origin, start, extent = box_edges(rois, k, axis, g, like)[:3]
-    lower, upper, step = place_bin(p, axis, g, origin, start, extent, offset * extent, like)
-    if step > 0:
-        low = origin + lower
-        first = int(min(max(np.floor(low), 0.0), length))
-        last = int(min(max(np.ceil(origin + upper), -1.0), length - 1)) + 1
-        for cell in range(first, last):
-            w, by_low, by_size = _hat_mean(low - cell, step)
-            _add(taps, row, cell, w, by_low, by_low * (p / bins + offset) + by_size / bins)
-
-
 @exact_kernel
 def tabulate_taps(rois, numbers, span, g, offsets, taps_y, taps_x):
     """Write the taps of RoIs ``numbers[span[0] : span[1]]``.
@@ -209,9 +191,6 @@ def tabulate_taps(rois, numbers, span, g, offsets, taps_y, taps_x):
                 for q in range(across):
                     row, offset = _row_and_offset(n, k, axis, p, q, g, offsets)
                     taps.number[row] = 0
-                    if g.sampling == INTEGRAL:
-                        _add_integral(taps, row, k, p, axis, offset, rois, g)
-                        continue
                     lower, upper, step = place_bin(p, axis, g, origin, start, extent, r(r(offset) * extent), rois)
                     if g.sampling == CELLS:
                         first, last = window(lower, upper, origin, length, rois)
@@ -219,6 +198,35 @@ def tabulate_taps(rois, numbers, span, g, offsets, taps_y, taps_x):
                             _add(taps, row, cell, 1 / (last - first), 0.0, 0.0)
                     else:
                         _add_points(taps, row, p, offset, r(origin + lower), step, bins, length, g, rois)
+
+
+@exact_kernel
+def tabulate_integrals(rois, numbers, span, g, offsets, taps_y, taps_x):
+    """As :func:`tabulate_taps` for :data:`INTEGRAL`, by itself since it takes as long to compile as all other rules.
+
+    In float64, or the weights of tiny bins far from the first cell would be those of rounded edges.
+    """
+    like = np.empty(0, np.float64)
+    for axis in range(2):
+        taps = taps_y if axis == 0 else taps_x
+        bins, length = bins_along(g, axis)
+        across = g.rows * g.columns // bins if offsets.shape[0] > 0 else 1
+        for n in range(span[0], span[1]):
+            k = numbers[n]
+            origin, start, extent = box_edges(rois, k, axis, g, like)[:3]
+            for p in range(bins):
+                for q in range(across):
+                    row, offset = _row_and_offset(n, k, axis, p, q, g, offsets)
+                    taps.number[row] = 0
+                    lower, upper, step = place_bin(p, axis, g, origin, start, extent, offset * extent, like)
+                    if step <= 0:
+                        continue
+                    low = origin + lower
+                    first = int(min(max(np.floor(low), 0.0), length))
+                    last = int(min(max(np.ceil(origin + upper), -1.0), length - 1)) + 1
+                    for cell in range(first, last):
+                        w, by_low, by_size = _hat_mean(low - cell, step)
+                        _add(taps, row, cell, w, by_low, by_low * (p / bins + offset) + by_size / bins)
 
 
 @exact_kernel
