@@ -136,9 +136,8 @@ def transpose_atomic_tabulated(
             for y0 in range(top, bottom + 1, TILE):
                 y = y0 + tl.arange(0, TILE)
                 value = tl.zeros((TILE, BLOCK_C), out.dtype.element_ty)
-                value = _add_cells(
-                    value, grad, table, k, y, x, top, bottom, left, c, channels, *strides, SPAN, COUNT, ALIGNED, WIDE
-                )
+                cells = (k, y, x, top, bottom, left)
+                value = _add_cells(value, grad, table, *cells, c, channels, *strides, SPAN, COUNT, ALIGNED, WIDE)
                 at = column[None, :] + along(y, out_h, ALIGNED, WIDE)[:, None]
                 tl.atomic_add(at, value, mask=(y <= bottom)[:, None] & inside[None, :], sem="relaxed")
     else:
@@ -223,24 +222,8 @@ def transpose_gather(
             if SPAN > 0:  # noqa: SIM102 - known at compile time: whether there is a table
                 if tabulated:
                     table = weights + 2 * k * SPAN * COUNT
-                    total = _add_cells(
-                        total,
-                        grad,
-                        table,
-                        k,
-                        y,
-                        x,
-                        top,
-                        bottom,
-                        left,
-                        c,
-                        channels,
-                        *strides,
-                        SPAN,
-                        COUNT,
-                        ALIGNED,
-                        WIDE,
-                    )
+                    cells = (k, y, x, top, bottom, left)
+                    total = _add_cells(total, grad, table, *cells, c, channels, *strides, SPAN, COUNT, ALIGNED, WIDE)
             if not tabulated:
                 for p in range(PH // GH * (PW // GW)):
                     i = u * (PH // GH) + p // (PW // GW)
@@ -251,10 +234,8 @@ def transpose_gather(
                     wx = _weights(x, x_axis, RULE, RATIO)
                     if valid & (wx != 0):
                         weight = (_weights(y, y_axis, RULE, RATIO) * wx).to(SUM)[:, None]
-                        at = (
-                            grad + pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
-                        )
-                        value = tl.load(at, mask=inside, other=0).to(SUM)[None, :]
+                        at = grad + pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED)
+                        value = tl.load(at + offsets_of(c, grad_c, WIDE), mask=inside, other=0).to(SUM)[None, :]
                         total += tl.where(weight != 0, weight * value, 0)
             next = tl.min(tl.where(meets & (n > next), n, count))
     offset = cell_offset(y, x, out_h, out_w, ALIGNED, WIDE)
