@@ -52,6 +52,11 @@ class DetectionDataset(Dataset[Sample]):
         """Absolute paths of the images' files; empty where there are none."""
         return []
 
+    @property
+    def image_sizes(self) -> Tensor | None:
+        """int64 (len, 2), height and width of the images' files in pixels; None where that is not known."""
+        return None
+
     @abstractmethod
     def __len__(self) -> int: ...
 
