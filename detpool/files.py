@@ -10,7 +10,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     write_bytes_atomically(path, text.encode())
 
 
-def write_bytes_atomically(path: str | Path, content: bytes | memoryview) -> None:
+def write_bytes_atomically(path: str | Path, content: bytes | memoryview | Iterable[bytes]) -> None:
     """Writes `content` to `path`, whole or not at all.
 
     It goes to a temporary file in the same folder, which then takes the place of `path` in one step: whatever
@@ -41,7 +41,7 @@ def write_bytes_atomically(path: str | Path, content: bytes | memoryview) -> Non
 
     Args:
         path: the file to write or to replace.
-        content: all of its bytes.
+        content: all of its bytes, in parts if there are many.
 
     Raises:
         WriteError: the file cannot be written. `path` is as it was, and no temporary file is left behind.
@@ -56,7 +56,7 @@ def write_bytes_atomically(path: str | Path, content: bytes | memoryview) -> Non
     try:
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines([content] if isinstance(content, bytes | memoryview) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.errors import show
-from detpool.ops.backends.cpu.compiling import exact, exact_kernel
+from detpool.ops.backends.cpu.compiling import exact_kernel
 
 Size = tuple[int, int]  # (height, width) of the image in pixels
 
@@ -78,14 +78,33 @@ def _are_polygons(
 ) -> NDArray[np.bool_]:
     """Which texts are [[x1, y1, x2, ...], ...], polygons of numbers such as 12 or -3.45 that are surely in range.
 
-    As objects of Python the numbers of COCO's polygons would take seconds.
+    As objects of Python the numbers of COCO's polygons would take seconds. A number with no more digits before the
+    point than the side of its image is less than `_MAX_OUTSIDE` sides.
     """
     found = np.zeros(len(starts), np.bool_)
     for text in range(len(starts)):
-        low, high = 1 - _MAX_OUTSIDE * sides[text], (1 + _MAX_OUTSIDE) * sides[text] - 1
+        longest = 1
+        while 10**longest <= sides[text]:
+            longest += 1
         depth, numbers, polygons, good, place, end = 0, 0, 0, True, starts[text], ends[text]
         while place < end and good:
             code = data[place]
+            if (
+                code == 45 or 48 <= code <= 57
+            ):  # minus, digits; the loops are not a function's, which would not be inlined
+                begin = place + 1 if code == 45 else place
+                place = begin
+                while place < end and 48 <= data[place] <= 57:
+                    place += 1
+                good = depth == 2 and 0 < place - begin <= longest and (place == begin + 1 or data[begin] != 48)
+                if place < end and data[place] == 46:
+                    begin = place + 1
+                    place = begin
+                    while place < end and 48 <= data[place] <= 57:
+                        place += 1
+                    good = good and place > begin
+                numbers += 1
+                continue
             place += 1
             if code == 91:  # [
                 depth += 1
@@ -95,29 +114,10 @@ def _are_polygons(
                 good = depth == 1 or (numbers >= 6 and numbers % 2 == 0)
                 polygons += depth == 2
                 depth -= 1
-            elif code != 44 and code != 32 and code != 10 and code != 13 and code != 9:  # comma, white space
-                sign = -1.0 if code == 45 else 1.0
-                begin = place if code == 45 else place - 1
-                whole, place = _digits(data, begin, end)
-                good = depth == 2 and place > begin and (place == begin + 1 or data[begin] != 48)
-                if place < end and data[place] == 46:
-                    begin = place + 1
-                    _, place = _digits(data, begin, end)
-                    good = good and place > begin
-                good = good and low <= sign * whole <= high
-                numbers += 1
+            else:  # comma, white space
+                good = code == 44 or code == 32 or code == 10 or code == 13 or code == 9
         found[text] = good and depth == 0 and polygons > 0
     return found
-
-
-@exact
-def _digits(data: NDArray[np.uint8], begin: int, end: int) -> tuple[float, int]:
-    """The whole number that begins at a place, and where it ends."""
-    value, place = 0.0, begin
-    while place < end and 48 <= data[place] <= 57:
-        value = 10 * value + (data[place] - 48)
-        place += 1
-    return value, place
 
 
 def loads(text: Any) -> Any:

@@ -2,11 +2,14 @@
 
     python tools/bench_scale.py                      # 118,287 and 5,000 images; ten minutes and 1.5 GB of disk
     python tools/bench_scale.py --fraction 0.01      # a hundredth of the images, samples and objects
+    python tools/bench_scale.py --sizes-of FOLDER    # padding of the images of a data set in COCO's layout
 
 Each row is measured in a process of its own: CPU seconds of all its threads, and how far its memory rose at most above
 what it was before; of workers, the private memory that reading every sample's annotations adds. Samples are of shorter
 sides from 480 to 800 pixels, those of torchvision of the same files with the same transforms; masks are of the images
-with most objects too. Anchors are those of two images of 800 x 1066, masks those of one of 800 x 1333. Needs Linux.
+with most objects too. Anchors are those of two images of 800 x 1066, masks those of one of 800 x 1333. Padding is the
+share of pixels of training batches that are of no image, at shorter sides of 800 and longer ones of 1333 at most. Needs
+Linux.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms import v2
 
 from detpool.data.coco import COCODataset
+from detpool.data.sampling import TrainSampler
 from detpool.data.transforms import detection_transform
 from detpool.detection import ProposalNetwork
 from detpool.detection.assignment import mask_targets
@@ -230,6 +235,17 @@ def evaluate(root: Path, backend: Any) -> None:
     (root / f"metrics_{backend}.json").write_text(json.dumps([metrics, errors]))
 
 
+def padding(sizes: torch.Tensor, batch_size: int, grouped: bool) -> float:
+    """Of images of (height, width), each many times, in percent."""
+    sizes = sizes.repeat(-(-100_000 // len(sizes)), 1).double()
+    scale = torch.minimum(800 / sizes.amin(1), 1333 / sizes.amax(1))
+    sampler = TrainSampler(sizes, groups=sizes[:, 0] > sizes[:, 1] if grouped else None, batch_size=batch_size)
+    order = torch.tensor([key.index for key in sampler])[: len(sizes) // batch_size * batch_size]
+    images = (sizes * scale[:, None]).floor()[order].reshape(-1, batch_size, 2)
+    batch = (images.amax(1) / 32).ceil() * 32  # as torchvision pads them
+    return 100 - 100 * float(images.prod(2).sum() / (batch_size * batch.prod(1).sum()))
+
+
 class _Worker(Dataset[int]):
     """Private bytes of the process that reads a sample's annotations."""
 
@@ -290,6 +306,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=Path("results/scale"), metavar="FOLDER", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--sizes-of", type=Path, metavar="FOLDER", help="of which train2017 padding is; default: the synthetic images"
+    )
     options = parser.parse_args(argv)
     samples, most, anchors, masks = (max(1, round(options.fraction * count)) for count in (500, 20, 500, 300))
     with tempfile.TemporaryDirectory() as folder:
@@ -307,6 +326,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure(f"mask targets, {masks} objects", resample_masks, masks),
             *(measure(f"evaluation, {name}", evaluate, root, name) for name in ("faster_coco_eval", "pycocotools")),
         ]
+        sizes = COCODataset(options.sizes_of or root, "train2017").image_sizes
+        for batch_size, grouped in product((2, 16), (False, True)):
+            name = f"padding, batches of {batch_size}{', orientations grouped' * grouped}"
+            table.append({"what": name, "padding_percent": round(padding(sizes, batch_size, grouped), 1)})
+            print(f"{name:40} {table[-1]['padding_percent']:8.1f} %")
     write_csv_atomically(options.output / "scale.csv", table)
     return 0
 

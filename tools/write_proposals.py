@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Writes the proposals of a trained detector's RPN to a file, for detectors that take them from there (Fast R-CNN).
 
-    python tools/write_proposals.py ckpt_path=logs/.../checkpoints/best.ckpt split=train output=train.npz [top_n=1000]
-    python train.py model=fast_rcnn data.train_proposals=train.npz data.val_proposals=val.npz ...
+    python tools/write_proposals.py ckpt_path=logs/.../checkpoints/best.ckpt split=train output=train [top_n=1000]
+    python train.py model=fast_rcnn data.train_proposals=train data.val_proposals=val ...
 
-Further `key=value` change the config of the run, as for `eval.py`. Images of `split` (train, val or test) go through
-the evaluation's transform; boxes are written in pixels of the image files, best first.
+`output` is a folder of three `.npy` files, which trainings map into memory once for all processes of a machine, or, if
+it ends in `.npz`, one compressed file, which each process unpacks. Further `key=value` change the config of the run, as
+for `eval.py`. Images of `split` (train, val or test) go through the evaluation's transform, read by `data.num_workers`
+processes; boxes are written in pixels of the image files, best first.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 import torch
 from command_line import Parser, one_of, positive_int
 from rich.progress import track
+from torch.utils.data import DataLoader
 
 from detpool.config import apply_overrides, check
 from detpool.data.datamodule import collate
@@ -40,13 +43,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_with_message():
         if missing := [name for name, value in vars(options).items() if value is None]:
             raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(n + '=...' for n in missing)}")
-        if options.output.is_dir():
-            raise ConfigError(f"output={options.output} is a folder; name a file in it")
+        if options.output.exists() and not _is_replaceable(options.output):
+            raise ConfigError(f"output={options.output} is something else; name a new folder, or a file in .npz")
         try:
             options.output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"output={options.output} cannot be written: {error}") from error
         write(options.ckpt_path, options.split, options.output, options.top_n, overrides)
+
+
+def _is_replaceable(path: Path) -> bool:
+    if path.is_dir():
+        return path.suffix != ".npz" and {file.suffix for file in path.iterdir()} <= {".npy"}
+    return path.suffix == ".npz"
 
 
 def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Sequence[str]) -> None:
@@ -73,8 +82,9 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = module.model.to(device).eval()
     found = {}
-    for index in track(range(len(dataset)), f"proposals of {split}", disable=not sys.stdout.isatty()):
-        images, (target,) = collate([dataset[index]])
+    # One at a time, as the padding of a batch would change the proposals.
+    loader = DataLoader(dataset, batch_size=1, num_workers=data.num_workers, collate_fn=collate)
+    for images, (target,) in track(loader, f"proposals of {split}", len(dataset), disable=not sys.stdout.isatty()):
         with torch.inference_mode():
             batch, _ = model.transform([image.to(device) for image in to_unit_range(images)])
             (boxes,), _ = model.rpn(batch, model.backbone(batch.tensors))

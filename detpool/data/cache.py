@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -91,7 +92,7 @@ def _load(place: Path, key: str) -> Columns | None:
 
 def _save(place: Path, key: str, columns: Columns) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    temporary = place.with_name(f"{place.name}.{uuid4().hex}.tmp")  # of several machines too
     try:
         torch.save({"key": key, "checksum": _checksum(columns), "columns": columns}, temporary)
         os.replace(temporary, place)

@@ -2,6 +2,7 @@
 
 import gc
 import json
+from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
 import msgspec
+import numpy as np
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from detpool.data.cache import Columns, cached
@@ -23,6 +25,15 @@ _MAX_COORDINATE = 1e9  # pixels
 
 
 _Coordinate = Annotated[float, Meta(ge=-_MAX_COORDINATE, le=_MAX_COORDINATE)]
+
+
+class _Image(Struct, gc=False):
+    """An image as nearly all are; `_read_odd_image` reads the others."""
+
+    id: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    file_name: Annotated[str, Meta(min_length=1)]
+    height: Annotated[int, Meta(ge=1)]
+    width: Annotated[int, Meta(ge=1)]
 
 
 class _Annotation(Struct, gc=False):
@@ -166,12 +177,18 @@ def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
     try:
         if not data.isascii():
             data.decode()  # msgspec does not look into what it skips
-        # A key that is there twice would lose what the first holds. Looking for that takes a call for each object.
-        if any(data.count(f'"{key}"'.encode()) > 1 for key in _KEYS):
-            json.loads(data, object_pairs_hook=partial(_check_once, path))
+        file: _File | _OddFile | None = None
         for kind in kinds:
             with suppress(msgspec.MsgspecError):
-                return msgspec.json.decode(data, type=kind)
+                file = msgspec.json.decode(data, type=kind)
+                break
+        # A key that is there twice would lose what the first holds. Looking for that takes a call for each object.
+        begin, end = _inner(data, file.annotations) if isinstance(file, _File) else (0, 0)
+        quoted = [f'"{key}"'.encode() for key in _KEYS]
+        if any(data.count(key, 0, begin) + data.count(key, end) > 1 for key in quoted):
+            json.loads(data, object_pairs_hook=partial(_check_once, path))
+        if file is not None:
+            return file
         content = json.loads(data)  # reads more, such as NaN and UTF-16, and says where it cannot
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON, it may be truncated: {error}") from error
@@ -180,6 +197,16 @@ def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
         if not isinstance(rows, list):
             raise _not_coco(path, key)
     return _OddFile(*([Raw(json.dumps(row).encode()) for row in content[key]] for key in _KEYS))
+
+
+def _inner(data: bytes, rows: list[_Annotation]) -> tuple[int, int]:
+    """Begin and end of a part of a file, nearly all of it, in which there is nothing but annotations."""
+    if rows:
+        parts = data, rows[0].segmentation, rows[-1].segmentation  # those in the file are views of it
+        start, begin, end = (np.frombuffer(part, np.uint8).ctypes.data for part in parts)
+        if start <= begin <= end <= start + len(data):
+            return begin - start, end - start
+    return 0, 0
 
 
 def _not_coco(path: Path, key: str) -> DataError:
@@ -222,23 +249,34 @@ def _read_categories(path: Path, rows: list[Raw]) -> dict[int, str]:
 def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int]:
     """Fills in the images; gives their positions by id."""
     positions: dict[int, int] = {}
+    decode = msgspec.json.Decoder(_Image).decode
     for place, raw in enumerate(rows):
-        row = _as_dict(path, "images", raw)
-        identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
-        if identity is None or identity in positions or not _is_text(name):
-            raise DataError(
-                f"{path}: images[{place}] is {show(row)}, expected an integer 'id' of its own and a 'file_name'"
-            )
-        height, width = (_integer(side) or 0 for side in size)
-        if min(height, width) < 1 or height * width > MAX_PIXELS:
-            raise DataError(
-                f"{path}: image {identity} ({name}) has [height, width] {show(size)}, expected positive integers"
-            )
-        positions[identity] = place
-        records.image_ids.append(identity)
-        records.names.append(name)
-        records.sizes.append((height, width))
+        image = None
+        with suppress(msgspec.MsgspecError):
+            image = decode(raw)
+        if image is None or image.id in positions or image.height * image.width > MAX_PIXELS:
+            image = _read_odd_image(path, place, raw, positions)
+        positions[image.id] = place
+        records.image_ids.append(image.id)
+        records.names.append(image.file_name)
+        records.sizes.append((image.height, image.width))
     return positions
+
+
+def _read_odd_image(path: Path, place: int, raw: Raw, known: Collection[int]) -> _Image:
+    """An image, its numbers as any program writes them; or an error that says what is wrong with it."""
+    row = _as_dict(path, "images", raw)
+    identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
+    if identity is None or identity in known or not _is_text(name):
+        raise DataError(
+            f"{path}: images[{place}] is {show(row)}, expected an integer 'id' of its own and a 'file_name'"
+        )
+    height, width = (_integer(side) or 0 for side in size)
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise DataError(
+            f"{path}: image {identity} ({name}) has [height, width] {show(size)}, expected positive integers"
+        )
+    return _Image(identity, name, height, width)
 
 
 def _append(rows: list[_Annotation], positions: dict[int, int], labels: dict[int, int], records: Records) -> bool:

@@ -46,6 +46,10 @@ class DetectionDataModule(LightningDataModule):
         seed: the run's seed.
         train_proposals, val_proposals, test_proposals: files of proposals (`detpool.data.proposals`) of the sets, for
             models that do not make their own. A test set that is the validation set has its proposals.
+        group_orientations: whether images of a training batch are all landscape (or square) or all portrait, but for
+            those at the end of an epoch: less is padded. Of 56 images of COCO, their shorter sides 800 pixels, 15.5 %
+            of batches of 2 are padding, and 6.2 % if they are grouped; 40.5 % and 12.8 % of batches of 16
+            (`tools/bench_scale.py --sizes-of`).
 
     Raises:
         ValueError: an argument is out of range, or `test_proposals` is given without a test set of its own.
@@ -64,6 +68,7 @@ class DetectionDataModule(LightningDataModule):
         train_proposals: str | None = None,
         val_proposals: str | None = None,
         test_proposals: str | None = None,
+        group_orientations: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -78,6 +83,7 @@ class DetectionDataModule(LightningDataModule):
         self._checked: list[DetectionDataset] = []  # whose images were found
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
+        self.group_orientations = group_orientations
         # A process gets no image of an evaluation set with fewer images than processes.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
@@ -137,7 +143,15 @@ class DetectionDataModule(LightningDataModule):
             raise DataError("\n".join(dict.fromkeys(faults)))
 
     def train_dataloader(self) -> "DataLoader[Sample]":
-        sampler = TrainSampler(self.train_dataset, self.seed, *rank_and_world_size())
+        portrait = None
+        if self.group_orientations:
+            sizes = self.train_dataset.image_sizes
+            if sizes is None:
+                kind = type(self.train_dataset).__name__
+                raise ValueError(f"group_orientations: {kind} does not say the sizes of its images (image_sizes)")
+            portrait = sizes[:, 0] > sizes[:, 1]
+        rank, world_size = rank_and_world_size()
+        sampler = TrainSampler(self.train_dataset, self.seed, rank, world_size, portrait, self.batch_size)
         loader = _TrainLoader(self.train_dataset, sampler=sampler, **self._loader_options(self.batch_size))
         if self.trainer is not None:
             trainer = self.trainer

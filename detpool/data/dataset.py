@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from detpool.data.proposals import check_proposals, read_proposals
+from detpool.data.proposals import Proposals, read_proposals
 from detpool.data.sampling import SampleKey, seeded_rng
 from detpool.object_masks import ObjectMasks
 
@@ -32,7 +32,7 @@ class DetectionDataset(Dataset[Sample]):
 
     def __init__(self, transform: Transform | None = None) -> None:
         self.transform = transform
-        self.proposals: dict[int, Tensor] | None = None
+        self.proposals: Proposals | None = None
 
     def attach_proposals(self, path: str) -> None:
         """Give each sample `proposals`, read from a file of `detpool.data.proposals`.
@@ -40,9 +40,7 @@ class DetectionDataset(Dataset[Sample]):
         Raises:
             DataError: the file cannot be read, lacks an image of the data set, or holds boxes that are none.
         """
-        proposals = read_proposals(path, self.image_ids)
-        check_proposals(path, proposals)
-        self.proposals = proposals
+        self.proposals = read_proposals(path, self.image_ids)
 
     @property
     @abstractmethod
@@ -53,6 +51,11 @@ class DetectionDataset(Dataset[Sample]):
     def image_files(self) -> list[str]:
         """Absolute paths of the images' files; empty where there are none."""
         return []
+
+    @property
+    def image_sizes(self) -> Tensor | None:
+        """int64 (len, 2), height and width of the images' files in pixels; None where that is not known."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from msgspec import Raw
+from torch import Tensor
 from torchvision import tv_tensors
 
 from detpool.data.boxes import clamp_corners, find_unusable
@@ -131,6 +132,10 @@ class FileDataset(DetectionDataset):
     def image_files(self) -> list[str]:
         folder = self.folder.resolve()
         return [os.path.normpath(folder / self._names[i]) for i in range(len(self))]
+
+    @property
+    def image_sizes(self) -> Tensor:
+        return self._sizes
 
     def __len__(self) -> int:
         return len(self._image_ids)

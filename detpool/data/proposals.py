@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +14,104 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detpool.errors import DataError
-from detpool.files import write_bytes_atomically
+from detpool.files import WriteError, write_bytes_atomically
 
 _KEYS = ("image_ids", "counts", "boxes")
+_AT_ONCE = 2**16  # boxes that are checked
+
+
+class Proposals:
+    """Boxes of images: ``proposals[image_id]`` is (n, 4), float32 XYXY in pixels of the image file, best first.
+
+    Those of a folder of `.npy` files stay there, mapped into memory once for all processes of a machine.
+
+    Args:
+        image_ids: int64 (M,).
+        counts: int64 (M,), the number of boxes of each.
+        boxes: float32 (sum of counts, 4).
+        file: the `.npy` file that `boxes` are mapped from; None: they are in memory.
+    """
+
+    def __init__(
+        self, image_ids: NDArray[np.int64], counts: NDArray[np.int64], boxes: NDArray[np.float32], file: Path | None
+    ) -> None:
+        order, ends = image_ids.argsort(), counts.cumsum()
+        # Tensors, as every object of Python would be copied into each worker.
+        self._ids, self._starts, self._ends = (torch.from_numpy(a[order]) for a in (image_ids, ends - counts, ends))
+        self._boxes, self._file = torch.from_numpy(boxes), file
+
+    def __getitem__(self, image_id: int) -> Tensor:
+        place = int(torch.searchsorted(self._ids, image_id))
+        if place == len(self._ids) or self._ids[place] != image_id:
+            raise KeyError(image_id)
+        return self._boxes[self._starts[place] : self._ends[place]]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are spawned map the file too: what is pickled would be a copy for all of them.
+        return self.__dict__ | ({"_boxes": None} if self._file else {})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file:
+            self._boxes = torch.from_numpy(_map(self._file))
 
 
 def write_proposals(path: str | Path, proposals: Mapping[int, Tensor]) -> None:
-    """Writes an `.npz` file, atomically: `image_ids` (M,), `counts` (M,) and `boxes` (sum of counts, 4).
+    """Writes `image_ids` (M,), `counts` (M,) and `boxes` (sum of counts, 4), each whole or not at all.
 
     Args:
-        path: the file.
+        path: a folder, for a `.npy` file each, which are read without a copy; or, if it ends in `.npz`, one compressed
+            file of all.
         proposals: boxes (n, 4) XYXY in pixels of the image file, best first, by image id.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: a file cannot be written.
     """
-    boxes = [box.detach().cpu().numpy().astype(np.float32).reshape(-1, 4) for box in proposals.values()]
+    path = Path(path)
+    boxes = [box.detach().cpu().numpy().astype(np.float32, copy=False).reshape(-1, 4) for box in proposals.values()]
+    image_ids, counts = np.array(list(proposals), np.int64), np.array([len(box) for box in boxes], np.int64)
     content = io.BytesIO()
-    np.savez_compressed(
-        content,
-        image_ids=np.array(list(proposals), np.int64),
-        counts=np.array([len(box) for box in boxes], np.int64),
-        boxes=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
+    if path.suffix == ".npz":
+        every = np.concatenate([np.zeros((0, 4), np.float32), *boxes])
+        np.savez_compressed(content, image_ids=image_ids, counts=counts, boxes=every)
+        write_bytes_atomically(path, content.getbuffer())
+        return
+    try:
+        # The last to be written: without it a folder is none of proposals.
+        (path / "image_ids.npy").unlink(missing_ok=True)
+    except OSError as error:
+        raise WriteError(path, error) from error
+    header = {"descr": "<f4", "fortran_order": False, "shape": (int(counts.sum()), 4)}
+    np.lib.format.write_array_header_1_0(content, header)
+    write_bytes_atomically(
+        path / "boxes.npy", chain([content.getvalue()], (box.astype("<f4").tobytes() for box in boxes))
     )
-    write_bytes_atomically(path, content.getbuffer())
+    for name, values in (("counts", counts), ("image_ids", image_ids)):
+        content = io.BytesIO()
+        np.save(content, values)
+        write_bytes_atomically(path / f"{name}.npy", content.getbuffer())
 
 
-def read_proposals(path: str | Path, image_ids: Iterable[int]) -> dict[int, Tensor]:
-    """Boxes (n, 4) float32 XYXY in pixels of the image file, best first, by image id.
+def read_proposals(path: str | Path, image_ids: Iterable[int]) -> Proposals:
+    """What `write_proposals`, or another program, wrote: numbers of any type will do, counts and ids whole ones.
 
     Args:
-        path: what `write_proposals`, or another program, wrote: numbers of any type will do, counts and ids whole ones.
-        image_ids: the images that must be in it; others are left out.
+        path: the file, or the folder.
+        image_ids: the images that must be in it.
 
     Raises:
-        DataError: the file does not exist, is not such a file, or lacks an image or has one twice; the message names
-            the file and the place.
+        DataError: the file does not exist, is not such a file, or lacks an image or has one twice; a box has x2 < x1 or
+            y2 < y1, or all boxes lie within the first pixel, as fractions of sides would. The message names the file
+            and the place.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            ids, counts, boxes = (file[key] for key in _KEYS)
+        ids, counts, boxes = _load(Path(path))
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; tools/write_proposals.py writes files of proposals") from error
+        text = f"{error.filename or path} does not exist; tools/write_proposals.py writes files of proposals"
+        raise DataError(text) from error
     except Exception as error:  # whatever a zip file, its compression and the headers of arrays have to say
-        raise DataError(f"{path}: not a file of proposals (.npz with {', '.join(_KEYS)}): {error}") from error
+        kinds = f".npz with {', '.join(_KEYS)}, or a folder of a .npy of each"
+        raise DataError(f"{path}: not a file of proposals ({kinds}): {error}") from error
     shapes = ids.ndim == 1 and ids.shape == counts.shape and boxes.ndim == 2 and boxes.shape[1] == 4
     if not shapes:
         raise DataError(
@@ -74,20 +129,30 @@ def read_proposals(path: str | Path, image_ids: Iterable[int]) -> dict[int, Tens
     unique, times = np.unique(ids, return_counts=True)
     if (times > 1).any():
         raise DataError(f"{path}: image_ids holds {unique[times > 1][0]} {times[times > 1][0]} times, expected once")
-    with np.errstate(over="ignore"):
-        boxes = boxes.astype(np.float32)
-    if not np.isfinite(boxes).all():
-        raise DataError(f"{path}: boxes hold NaN or infinity, boxes[{np.isfinite(boxes).all(1).argmin()}] for one")
-    parts = torch.from_numpy(boxes).split(counts.tolist())
-    found = dict(zip(ids.tolist(), parts, strict=True))
-    wanted = list(image_ids)
-    if missing := [identity for identity in wanted if identity not in found]:
+    wanted = np.fromiter(image_ids, np.int64)
+    missing = wanted[~np.isin(wanted, ids)].tolist()
+    if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(
             f"{path} holds no proposals for {len(missing)} of the {len(wanted)} images of the data set: "
             f"{', '.join(map(str, missing[:5]))}{more}"
         )
-    return {identity: found[identity] for identity in wanted}
+    with np.errstate(over="ignore"):
+        floats = boxes.astype(np.float32, copy=False)
+    _check_boxes(path, ids, counts, floats)
+    return Proposals(ids, counts, floats, Path(path, "boxes.npy") if floats is boxes and Path(path).is_dir() else None)
+
+
+def _load(path: Path) -> list[NDArray[Any]]:
+    if path.is_dir():
+        return [_map(path / f"{key}.npy") for key in _KEYS]
+    with np.load(path, allow_pickle=False) as file:
+        return [file[key] for key in _KEYS]
+
+
+def _map(file: Path) -> NDArray[Any]:
+    """An array in a file, which stays as it is, whatever is written to the array."""
+    return np.lib.format.open_memmap(file, mode="c")
 
 
 def _whole_numbers(path: str | Path, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
@@ -101,20 +166,23 @@ def _whole_numbers(path: str | Path, name: str, values: NDArray[Any]) -> NDArray
     return values.astype(np.int64)
 
 
-def check_proposals(path: str | Path, proposals: Mapping[int, Tensor]) -> None:
-    """Checks that boxes read from a file are corners in pixels.
-
-    Raises:
-        DataError: a box has x2 < x1 or y2 < y1, or all boxes lie within the first pixel, as fractions of sides would.
-    """
-    for identity, boxes in proposals.items():
-        wrong = (boxes[:, 2:] < boxes[:, :2]).any(1)
+def _check_boxes(path: str | Path, ids: NDArray[Any], counts: NDArray[Any], boxes: NDArray[np.float32]) -> None:
+    """Checks that boxes are corners in pixels."""
+    fractions = len(boxes) > 0
+    for start in range(0, len(boxes), _AT_ONCE):
+        part = boxes[start : start + _AT_ONCE]
+        low, high = part.min(), part.max()
+        if not np.isfinite([low, high]).all():
+            first = start + np.isfinite(part).all(1).argmin()
+            raise DataError(f"{path}: boxes hold NaN or infinity, boxes[{first}] for one")
+        wrong = (part[:, 2] < part[:, 0]) | (part[:, 3] < part[:, 1])
         if wrong.any():
-            row = int(wrong.nonzero()[0])
+            row = start + int(wrong.argmax())
+            image = int(np.searchsorted(counts.cumsum(), row, side="right"))
             raise DataError(
-                f"{path}: box {row} of image {identity} is {boxes[row].tolist()}, with x2 < x1 or y2 < y1: expected "
-                f"corners (x1, y1, x2, y2), not (x, y, width, height)"
+                f"{path}: box {row - counts[:image].sum()} of image {ids[image]} is {boxes[row].tolist()}, with x2 < "
+                f"x1 or y2 < y1: expected corners (x1, y1, x2, y2), not (x, y, width, height)"
             )
-    every = torch.cat([torch.zeros(0, 4), *proposals.values()])
-    if len(every) and ((every >= 0) & (every <= 1)).all():
+        fractions = fractions and bool(low >= 0 and high <= 1)
+    if fractions:
         raise DataError(f"{path}: all boxes lie within the first pixel: expected pixels, not fractions of the sides")

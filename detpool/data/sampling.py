@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data.distributed import DistributedSampler
 
 
@@ -70,16 +71,27 @@ class TrainSampler(DistributedSampler):
         seed: the run's seed.
         rank: this process, 0 .. world_size - 1.
         world_size: number of processes.
+        groups: bool (len,); each ``batch_size`` samples that follow each other are of one group, the last ones of a
+            process excepted. None: all samples are.
+        batch_size: see ``groups``.
 
     Raises:
         ValueError: the data set is empty, or the rank is not below world_size.
     """
 
-    def __init__(self, dataset: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        groups: Tensor | None = None,
+        batch_size: int = 1,
+    ) -> None:
         if len(dataset) == 0:
             raise ValueError("dataset: got one without samples, need at least 1 to train")
         super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
-        self.skip = 0
+        self.skip, self.groups, self.batch_size = 0, groups, batch_size
 
     def __iter__(self) -> Iterator[SampleKey]:
         """Yield this process's part of the epoch named by the last `set_epoch` (0 before the first).
@@ -90,8 +102,21 @@ class TrainSampler(DistributedSampler):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         shard = order.repeat(-(-self.total_size // len(order)))[self.rank : self.total_size : self.num_replicas]
-        for index in shard[skip:].tolist():
+        indices = shard.tolist() if self.groups is None else _batched(shard, self.groups[shard], self.batch_size)
+        for index in indices[skip:]:
             yield SampleKey(index, derive_seed(self.seed, self.epoch, index))
+
+
+def _batched(indices: Tensor, groups: Tensor, batch_size: int) -> list[int]:
+    """Batches of one group, each where the order completes it; then what completes none."""
+    batched: list[int] = []
+    waiting: dict[bool, list[int]] = {False: [], True: []}
+    for index, group in zip(indices.tolist(), groups.tolist(), strict=True):
+        waiting[group].append(index)
+        if len(waiting[group]) == batch_size:
+            batched += waiting[group]
+            waiting[group] = []
+    return batched + waiting[False] + waiting[True]
 
 
 class EvalSampler(DistributedSampler):

@@ -224,6 +224,7 @@ def test_what_is_missing_or_broken_is_named(coco, tmp_path):
         ("[" * 100_000, "not valid JSON"),
         ("[]", "not COCO's annotation format"),
         (whole[:-1] + ', "annotations": []}', "holds 'annotations' 2 times"),
+        ('{"annotations": [], ' + whole[1:], "holds 'annotations' 2 times"),
     ):
         path.write_text(content, "utf-16" if "\0" in content else "utf-8")
         with pytest.raises(DataError, match=f"instances_train.json: {message}"):

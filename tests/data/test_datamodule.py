@@ -201,6 +201,28 @@ def test_resumed_runs_see_what_an_uninterrupted_one_sees(tmp_path):
     resumed("between", 6, 2, epochs=2, every_n_train_steps=6)
 
 
+def test_a_run_with_grouped_orientations_resumes_within_an_epoch(tmp_path, coco):
+    tall = (8, 9, 13, 14, 15)
+    rows = [{"id": i, "image_id": i, "category_id": 3, "bbox": [1, 2, 10, 12]} for i in range(7, 17)]
+    sizes = {i: {"height": 60, "width": 40} if i in tall else {"height": 40, "width": 60} for i in range(7, 17)}
+    root = coco(rows, count=10, images=[{"id": i, "file_name": f"{i}.png", **size} for i, size in sizes.items()])
+    for i in tall:
+        Image.new("RGB", (40, 60)).save(root / f"train/{i}.png")
+
+    def data():
+        options = {"batch_size": 3, "num_workers": 0, "group_orientations": True}
+        return coco_datamodule(root, "train", "train", train_transform=detection_transform(hflip=0.5), **options)
+
+    whole = run(tmp_path, data(), epochs=2)
+    assert [len({image[0] in tall for image in seen[2]}) for seen in whole.train_seen] == [1, 1, 2, 1] * 2
+    callback = ModelCheckpoint(tmp_path, filename="stopped", save_on_exception=True)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(tmp_path, data(), 2, Recorder((1, 2)), callbacks=[callback])
+    assert run(tmp_path, data(), 2, ckpt_path=tmp_path / "stopped.ckpt").train_seen == whole.train_seen[6:]
+    with pytest.raises(ValueError, match="group_orientations: ShapesDataset does not say the sizes"):
+        small_data(group_orientations=True).train_dataloader()
+
+
 def test_lightning_may_replace_the_sampler(tmp_path):
     # `overfit_batches` trains on the same first batches again and again, unshuffled.
     data = small_data()

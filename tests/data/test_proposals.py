@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import pickle
 
 import numpy as np
 import pytest
@@ -23,14 +24,45 @@ def boxes_of(dataset):
     }
 
 
-def test_round_trip(tmp_path):
-    proposals = {7: torch.rand(3, 4), 2: torch.zeros(0, 4), 5: torch.rand(1, 4)}
-    write_proposals(tmp_path / "deep" / "p.npz", proposals)
-    found = read_proposals(tmp_path / "deep" / "p.npz", [2, 7])
-    assert list(found) == [2, 7]
-    assert torch.equal(found[7], proposals[7])
-    assert found[2].shape == (0, 4)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.npz"]
+@pytest.mark.parametrize("name", ["p.npz", "p"])
+def test_round_trip(tmp_path, name):
+    for count in (5, 3, 0):  # over what is there
+        proposals = {7: 9 * torch.rand(count, 4).cumsum(1), 2: torch.zeros(0, 4), 5: torch.tensor([[0.0, 0, 8, 9]])}
+        write_proposals(tmp_path / "deep" / name, proposals)
+        found = read_proposals(tmp_path / "deep" / name, [2, 7])
+        for given in (found, pickle.loads(pickle.dumps(found))):
+            assert all(torch.equal(given[identity], boxes) for identity, boxes in proposals.items())
+        for identity in (1, 6, 8):
+            with pytest.raises(KeyError):
+                found[identity]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == [name]
+
+
+def test_boxes_of_a_folder_are_mapped_by_each_process_and_kept_as_they_are(tmp_path):
+    write_proposals(tmp_path / "p", {1: torch.arange(40_000.0).reshape(-1, 4)})
+    found = read_proposals(tmp_path / "p", [1])
+    assert len(pickle.dumps(found)) < 2_000
+    found[1][0] = 7
+    assert read_proposals(tmp_path / "p", [1])[1][0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path, monkeypatch):
+    write_proposals(tmp_path / "p", {1: torch.tensor([[1.0, 2, 30, 40]])})
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_proposals(tmp_path / "p", {1: torch.tensor([[1.0, 2, 9, 9]])})
+    with pytest.raises(DataError, match=r"image_ids\.npy does not exist"):
+        read_proposals(tmp_path / "p", [1])
+    write_proposals(tmp_path / "p", {1: torch.tensor([[1.0, 2, 30, 40]])})
+    boxes = tmp_path / "p/boxes.npy"
+    boxes.write_bytes(boxes.read_bytes()[:-1])
+    with pytest.raises(DataError, match="p: not a file of proposals"):
+        read_proposals(tmp_path / "p", [1])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +140,7 @@ def attach(path, **arrays):
     np.savez(path, **{key: np.asarray(value) for key, value in (good | arrays).items()})
     dataset = ShapesDataset(num_images=2, size=64)
     dataset.attach_proposals(str(path))
-    return [boxes.tolist() for boxes in dataset.proposals.values()]
+    return [dataset.proposals[identity].tolist() for identity in dataset.image_ids]
 
 
 def test_numbers_of_other_programs(tmp_path):

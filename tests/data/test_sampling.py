@@ -58,6 +58,24 @@ def test_skip_leaves_out_the_first_keys_once():
     assert len(sampler) == 10
 
 
+def test_batches_of_one_group():
+    groups = torch.rand(203, generator=torch.Generator().manual_seed(0)) < 0.3
+    plain, grouped = ([TrainSampler(range(203), 5, rank, 2, *rest) for rank in (0, 1)] for rest in ((), (groups, 4)))
+    for before, sampler in zip(plain, grouped, strict=True):
+        whole = list(sampler)
+        assert sorted(whole, key=hash) == sorted(before, key=hash)  # the same samples and seeds, in another order
+        mixed = [len({bool(groups[key.index]) for key in whole[i : i + 4]}) > 1 for i in range(0, len(whole), 4)]
+        assert sum(mixed[:-2]) == 0
+        # Batches do not wait: of a group, samples keep their order, and the other's come between.
+        for group in (False, True):
+            orders = [[key for key in keys if groups[key.index] == group] for keys in (whole, list(before))]
+            assert orders[0] == orders[1]
+        sampler.skip = 8
+        assert list(sampler) == whole[8:]
+        sampler.set_epoch(1)
+        assert list(sampler) != whole
+
+
 def test_evaluation_seeds_ignore_the_epoch():
     sampler = EvalSampler(range(4), 5)
     first = list(sampler)

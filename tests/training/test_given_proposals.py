@@ -15,8 +15,8 @@ FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.roi_heads.batch_size_
 def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_path, capsys):
     runs.train(tiny_config("trainer.max_epochs=1", "data.train_transform.hflip=1.0", name="rpn"))
     checkpoint = tmp_path / "rpn" / "checkpoints" / "last.ckpt"
-    for split in ("train", "val"):
-        tool.main([f"ckpt_path={checkpoint}", f"split={split}", f"output={tmp_path}/{split}.npz", "top_n=30"])
+    for split, name in (("train", "train"), ("val", "val.npz")):
+        tool.main([f"ckpt_path={checkpoint}", f"split={split}", f"output={tmp_path}/{name}", "top_n=30"])
     assert "30 proposals an image, 8 images of train" in capsys.readouterr().out
 
     # The file's boxes are those of the network on pictures that are not flipped, as evaluation sees them.
@@ -29,9 +29,9 @@ def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_pat
     with torch.no_grad():
         batch, _ = model.transform([image])
         (expected,), _ = model.rpn(batch, model.backbone(batch.tensors))
-    torch.testing.assert_close(read_proposals(tmp_path / "train.npz", [4])[4], expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(read_proposals(tmp_path / "train", [4])[4], expected, atol=1e-3, rtol=1e-4)
 
-    files = [f"data.{split}_proposals={tmp_path}/{split}.npz" for split in ("train", "val")]
+    files = [f"data.train_proposals={tmp_path}/train", f"data.val_proposals={tmp_path}/val.npz"]
     metrics = runs.train(
         tiny_config(*FAST, *files, "trainer.max_epochs=1", name="fast", without=["model", "head_pool"])
     )
@@ -76,7 +76,7 @@ def test_a_test_set_of_its_own_needs_a_file_of_its_own():
         (["ckpt_path=x", "output=y", "split=val", "top_n=0"], "top_n: must be a positive whole number, got '0'"),
         (["ckpt_path=x", "output=y", "split=val"], "ckpt_path=x does not exist"),
         (["ckpt_path=x", f"output={__file__}/y", "split=val"], "cannot be written"),
-        (["ckpt_path=x", "output=.", "split=val"], "output=. is a folder; name a file in it"),
+        (["ckpt_path=x", "output=.", "split=val"], "output=. is something else; name a new folder"),
     ],
 )
 def test_arguments_are_checked(arguments, message, capsys):

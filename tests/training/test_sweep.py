@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -187,6 +188,16 @@ def test_run_of_another_process_is_left_alone(tiny_config, tmp_path, monkeypatch
         fcntl.flock(file, fcntl.LOCK_EX)
         assert go(tiny_config()) is None
     assert "another process is at it, skipped" in capsys.readouterr().out
+
+
+def test_file_systems_without_locks_do_not_keep_runs_from_beginning(tiny_config, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "flock")
+
+    monkeypatch.setattr(sweep.fcntl, "flock", refuse)
+    seen = pretend(monkeypatch)
+    assert go(tiny_config()) == 0.5
+    assert seen == [None]
 
 
 def test_interrupted_worker_ends_its_run_and_begins_no_other(tiny_config, tmp_path, monkeypatch):
