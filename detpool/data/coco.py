@@ -1,6 +1,5 @@
 """COCO's published layout (Lin et al., ECCV 2014)."""
 
-import gc
 import json
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.errors import DataError, did_you_mean, show
+from detpool.garbage import collection_paused
 from detpool.masks import MAX_PIXELS, SegmentationError, check_texts, loads
 
 _KEYS = ("images", "annotations", "categories")
@@ -132,33 +132,28 @@ def coco_datamodule(
     )
 
 
+@collection_paused()  # no row refers to another
 def _read(path: Path, masks: bool) -> Columns:
-    collects = gc.isenabled()
-    gc.disable()  # it would walk through a million objects again and again, none of which refers to another
-    try:
-        data = path.read_bytes()
-        file = _decode(path, data, _File, _OddFile)
-        categories = _read_categories(path, file.categories)
-        records = Records(segmentations=[] if masks else None)
-        positions = _read_images(path, file.images, records)
-        labels = {identity: label for label, identity in enumerate(categories, 1)}
-        if isinstance(file, _OddFile) or not _append(file.annotations, positions, labels, records):
+    data = path.read_bytes()
+    file = _decode(path, data, _File, _OddFile)
+    categories = _read_categories(path, file.categories)
+    records = Records(segmentations=[] if masks else None)
+    positions = _read_images(path, file.images, records)
+    labels = {identity: label for label, identity in enumerate(categories, 1)}
+    if isinstance(file, _OddFile) or not _append(file.annotations, positions, labels, records):
+        raws = _decode(path, data, _OddFile).annotations
+        rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
+        _append(rows, positions, labels, records)
+    del file
+    columns = records.pack()
+    if masks:
+        try:
+            texts, starts, ends = (part.numpy() for part in columns["segmentations"])
+            check_texts(texts, starts, ends, columns["sizes"][columns["positions"]].numpy())
+        except SegmentationError as error:
             raws = _decode(path, data, _OddFile).annotations
-            rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
-            _append(rows, positions, labels, records)
-        del file
-        columns = records.pack()
-        if masks:
-            try:
-                texts, starts, ends = (part.numpy() for part in columns["segmentations"])
-                check_texts(texts, starts, ends, columns["sizes"][columns["positions"]].numpy())
-            except SegmentationError as error:
-                raws = _decode(path, data, _OddFile).annotations
-                raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
-        return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
-    finally:
-        if collects:
-            gc.enable()
+            raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
+    return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
 
 
 def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
