@@ -19,6 +19,7 @@ from detpool.garbage import collection_paused
 from detpool.masks import MAX_PIXELS, SegmentationError, check_texts, loads
 
 _KEYS = ("images", "annotations", "categories")
+_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")  # lists that LVIS's metrics need
 _MAX_COORDINATE = 1e9  # pixels
 
 
@@ -64,8 +65,8 @@ class COCODataset(FileDataset):
         cache: whether to keep what was read for the next start (`detpool.data.cache`).
 
     Raises:
-        DataError: the file is missing, malformed, or refers to images or categories that it does not list; all boxes
-            seem to be fractions; a mask's runs do not sum up to its pixels. The message names the file and the place.
+        DataError: the file is missing, malformed, LVIS's, or refers to images or categories that it does not list; all
+            boxes seem to be fractions; a mask's runs do not sum up to its pixels. The message names file and place.
     """
 
     def __init__(
@@ -219,6 +220,11 @@ def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int
     positions: dict[int, int] = {}
     for place, raw in enumerate(rows):
         row = _as_dict(path, "images", raw)
+        if lists := [key for key in _FEDERATED if key in row]:
+            raise DataError(
+                f"{path}: LVIS is not supported, of which images[{place}] is with its {lists[0]!r}: not all objects "
+                f"are annotated there, and COCO's metrics would count right detections of the others as wrong"
+            )
         identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
         if identity is None or identity in positions or not _is_text(name):
             raise DataError(
