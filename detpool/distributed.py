@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -17,20 +18,45 @@ def rank_and_world_size() -> tuple[int, int]:
     return 0, 1
 
 
-def gather_lists(items: list[T]) -> list[T]:
-    """The lists of all processes, concatenated by rank; `items` itself where there is no process group.
+def gather(item: T) -> list[T] | None:
+    """The items of all processes by rank, on the main process; None on the others.
 
-    Collective: every process of the default group must call it, and every process gets the whole list.
+    Collective: every process of the default group must call it.
 
     Args:
-        items: picklable objects of this process; lengths may differ between processes.
+        item: a picklable object of this process.
     """
-    _, world_size = rank_and_world_size()
+    rank, world_size = rank_and_world_size()
     if world_size == 1:
-        return items
-    gathered: list[list[T]] = [[] for _ in range(world_size)]
-    dist.all_gather_object(gathered, items)
-    return [item for part in gathered for item in part]
+        return [item]
+    gathered: list[Any] | None = [None] * world_size if rank == 0 else None
+    dist.gather_object(item, gathered)
+    return gathered
+
+
+def compute_on_main_process(function: Callable[[], T]) -> T:
+    """What a function returns on the main process, on every process. Collective.
+
+    Args:
+        function: called on the main process alone; what it returns must be picklable.
+
+    Raises:
+        ValueError: the function raises one, which every process then does.
+    """
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return function()
+    outcome: list[Any] = [None, None]
+    if rank == 0:
+        try:
+            outcome[0] = function()
+        except ValueError as error:
+            outcome[1] = str(error)
+    dist.broadcast_object_list(outcome)
+    value, fault = outcome
+    if fault is not None:
+        raise ValueError(fault)
+    return value
 
 
 def is_main_process() -> bool:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import compress
 from numbers import Real
 from typing import Any
 
@@ -121,11 +122,11 @@ def _are_polygons(
 
 
 def loads(text: Any) -> Any:
-    """What JSON in bytes says; NaN and numbers of any length too, which msgspec refuses."""
+    """What JSON in bytes or a string says; NaN and numbers of any length too, which msgspec refuses."""
     try:
         return msgspec.json.decode(text)
     except msgspec.MsgspecError:
-        return json.loads(bytes(text))
+        return json.loads(text if isinstance(text, str) else bytes(text))
 
 
 def to_rles(segmentations: Sequence[Any], sizes: Sequence[Size]) -> list[dict[str, Any]]:
@@ -228,12 +229,12 @@ def _runs(segmentations: Sequence[Any], sizes: Sequence[Size]) -> Iterator[NDArr
     """The run lengths of each segmentation, None of those that the libraries can read as they are; all checked."""
     for start in range(0, len(segmentations), _STRINGS):
         part, of = segmentations[start : start + _STRINGS], sizes[start : start + _STRINGS]
-        strings = [item["counts"] for item in part if _is_compressed(item)]
-        pixels = [h * w for item, (h, w) in zip(part, of, strict=True) if _is_compressed(item)]
-        decoded = iter(_decode_strings(strings, pixels))
-        for index, (segmentation, size) in enumerate(zip(part, of, strict=True), start):
+        compressed = [_is_compressed(item) for item in part]
+        strings = [item["counts"] for item in compress(part, compressed)]
+        decoded = iter(_decode_strings(strings, [h * w for h, w in compress(of, compressed)]))
+        for index, (segmentation, size, is_compressed) in enumerate(zip(part, of, compressed, strict=True), start):
             found: NDArray[np.int64] | str | None
-            if _is_compressed(segmentation):
+            if is_compressed:
                 found = next(decoded)
             elif isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list):
                 found = _read_counts(segmentation["counts"])
@@ -248,12 +249,12 @@ def _runs(segmentations: Sequence[Any], sizes: Sequence[Size]) -> Iterator[NDArr
 
 
 def _is_compressed(segmentation: Any) -> bool:
-    return isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), str | bytes)
+    return isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), (str, bytes))
 
 
 def _has_size(segmentation: dict[str, Any], size: Size) -> bool:
     given = segmentation.get("size")
-    return isinstance(given, list | tuple) and list(given) == list(size)
+    return isinstance(given, (list, tuple)) and list(given) == list(size)
 
 
 def _are_numbers(values: list[Any]) -> bool:

@@ -43,7 +43,8 @@ from detpool.data.sampling import TrainSampler
 from detpool.data.transforms import detection_transform
 from detpool.detection import ProposalNetwork
 from detpool.detection.assignment import mask_targets
-from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation import DetectionEvaluator, Detections, write_results
+from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
 from detpool.files import write_csv_atomically
 from detpool.object_masks import ObjectMasks
@@ -221,17 +222,17 @@ def _corners(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
 
 
 def evaluate(root: Path, backend: Any) -> None:
-    """All that a run reports but pictures."""
+    """All that a run reports."""
     dataset = COCODataset(root, "val2017", masks=True)
-    rows: dict[int, list[dict[str, Any]]] = {image_id: [] for image_id in dataset.image_ids}
-    for row in json.loads((root / "detections.json").read_bytes()):
-        rows[row["image_id"]].append(row)
+    rows = msgspec.json.decode((root / "detections.json").read_bytes(), type=list[msgspec.Raw])
     kinds: Any = {"iou_types": ("bbox", "segm"), "metrics": ("coco", "voc")}
     evaluator = DetectionEvaluator(dataset, backend=backend, **kinds)
-    for image_id, found in rows.items():
-        evaluator.add_rows(image_id, found)
+    for i, image_id in enumerate(dataset.image_ids):
+        found = rows[i * DETECTIONS : (i + 1) * DETECTIONS]
+        evaluator.add(image_id, Detections.of([msgspec.json.decode(row) for row in found]))
     metrics, errors = evaluator.compute(), evaluator.errors()
     write_results(root / RESULTS, evaluator.results())
+    write_pictures(root / "pictures", dataset, evaluator.results(), masks=True)
     (root / f"metrics_{backend}.json").write_text(json.dumps([metrics, errors]))
 
 

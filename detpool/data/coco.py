@@ -1,6 +1,5 @@
 """COCO's published layout (Lin et al., ECCV 2014)."""
 
-import gc
 import json
 from collections.abc import Collection
 from contextlib import suppress
@@ -18,9 +17,11 @@ from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.errors import DataError, did_you_mean, show
+from detpool.garbage import collection_paused
 from detpool.masks import MAX_PIXELS, SegmentationError, check_texts, loads
 
 _KEYS = ("images", "annotations", "categories")
+_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
 _MAX_COORDINATE = 1e9  # pixels
 
 
@@ -34,6 +35,12 @@ class _Image(Struct, gc=False):
     file_name: Annotated[str, Meta(min_length=1)]
     height: Annotated[int, Meta(ge=1)]
     width: Annotated[int, Meta(ge=1)]
+    # an image of LVIS has these, which its metrics need
+    neg_category_ids: Raw | UnsetType = UNSET
+    not_exhaustive_category_ids: Raw | UnsetType = UNSET
+
+    def is_federated(self) -> bool:
+        return self.neg_category_ids is not UNSET or self.not_exhaustive_category_ids is not UNSET
 
 
 class _Annotation(Struct, gc=False):
@@ -75,8 +82,8 @@ class COCODataset(FileDataset):
         cache: whether to keep what was read for the next start (`detpool.data.cache`).
 
     Raises:
-        DataError: the file is missing, malformed, or refers to images or categories that it does not list; all boxes
-            seem to be fractions; a mask's runs do not sum up to its pixels. The message names the file and the place.
+        DataError: the file is missing, malformed, LVIS's, or refers to images or categories that it does not list; all
+            boxes seem to be fractions; a mask's runs do not sum up to its pixels. The message names file and place.
     """
 
     def __init__(
@@ -143,33 +150,28 @@ def coco_datamodule(
     )
 
 
+@collection_paused()  # no row refers to another
 def _read(path: Path, masks: bool) -> Columns:
-    collects = gc.isenabled()
-    gc.disable()  # it would walk through a million objects again and again, none of which refers to another
-    try:
-        data = path.read_bytes()
-        file = _decode(path, data, _File, _OddFile)
-        categories = _read_categories(path, file.categories)
-        records = Records(segmentations=[] if masks else None)
-        positions = _read_images(path, file.images, records)
-        labels = {identity: label for label, identity in enumerate(categories, 1)}
-        if isinstance(file, _OddFile) or not _append(file.annotations, positions, labels, records):
+    data = path.read_bytes()
+    file = _decode(path, data, _File, _OddFile)
+    categories = _read_categories(path, file.categories)
+    records = Records(segmentations=[] if masks else None)
+    positions = _read_images(path, file.images, records)
+    labels = {identity: label for label, identity in enumerate(categories, 1)}
+    if isinstance(file, _OddFile) or not _append(file.annotations, positions, labels, records):
+        raws = _decode(path, data, _OddFile).annotations
+        rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
+        _append(rows, positions, labels, records)
+    del file
+    columns = records.pack()
+    if masks:
+        try:
+            texts, starts, ends = (part.numpy() for part in columns["segmentations"])
+            check_texts(texts, starts, ends, columns["sizes"][columns["positions"]].numpy())
+        except SegmentationError as error:
             raws = _decode(path, data, _OddFile).annotations
-            rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
-            _append(rows, positions, labels, records)
-        del file
-        columns = records.pack()
-        if masks:
-            try:
-                texts, starts, ends = (part.numpy() for part in columns["segmentations"])
-                check_texts(texts, starts, ends, columns["sizes"][columns["positions"]].numpy())
-            except SegmentationError as error:
-                raws = _decode(path, data, _OddFile).annotations
-                raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
-        return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
-    finally:
-        if collects:
-            gc.enable()
+            raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
+    return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
 
 
 def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
@@ -254,7 +256,7 @@ def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int
         image = None
         with suppress(msgspec.MsgspecError):
             image = decode(raw)
-        if image is None or image.id in positions or image.height * image.width > MAX_PIXELS:
+        if image is None or image.id in positions or image.height * image.width > MAX_PIXELS or image.is_federated():
             image = _read_odd_image(path, place, raw, positions)
         positions[image.id] = place
         records.image_ids.append(image.id)
@@ -266,6 +268,11 @@ def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int
 def _read_odd_image(path: Path, place: int, raw: Raw, known: Collection[int]) -> _Image:
     """An image, its numbers as any program writes them; or an error that says what is wrong with it."""
     row = _as_dict(path, "images", raw)
+    if lists := [key for key in _FEDERATED if key in row]:
+        raise DataError(
+            f"{path}: LVIS is not supported, of which images[{place}] is with its {lists[0]!r}: not all objects "
+            f"are annotated there, and COCO's metrics would count right detections of the others as wrong"
+        )
     identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
     if identity is None or identity in known or not _is_text(name):
         raise DataError(

@@ -22,6 +22,7 @@ from detpool.data.dataset import DetectionDataset, Sample, Transform
 from detpool.data.images import is_nearly_black, read_image
 from detpool.data.packed import PackedStrings
 from detpool.errors import DataError
+from detpool.masks import loads
 from detpool.object_masks import ObjectMasks
 
 _LOOKED_AT = 16  # images of a data set, evenly spread, whose values are looked at before training
@@ -208,7 +209,7 @@ class FileDataset(DetectionDataset):
         ]
         if self._segmentations is not None:
             for annotation, text in zip(annotations, self._segmentations, strict=True):
-                annotation["segmentation"] = json.loads(text)
+                annotation["segmentation"] = loads(text)
         categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
 

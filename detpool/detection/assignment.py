@@ -6,13 +6,21 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection import _utils as torchvision_utils
+from torchvision.models.detection._utils import Matcher, encode_boxes
 from torchvision.ops import box_iou, roi_align
 
 from detpool.object_masks import ObjectMasks
 
 _PIXELS = 2**21  # of masks at a time: 30 MiB of intermediate values
 _PAIRS = 2**21  # of objects and boxes at a time: 130 MiB of intermediate values
+
+
+class BoxCoder(torchvision_utils.BoxCoder):
+    """torchvision's, which copies its weights to the device at each call, and waits for that."""
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        return encode_boxes(reference_boxes, proposals, self.weights)
 
 
 def match_boxes(matcher: Matcher, objects: Tensor, boxes: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
@@ -44,8 +45,7 @@ class TwoStageDetector(GeneralizedRCNN):
             ValueError: if a target holds a box without width or height.
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
-        for number, target in enumerate(targets or []):
-            _check_boxes(target.get("boxes"), number)
+        _check_boxes([target.get("boxes") for target in targets or []])
         batch, targets = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         proposals, rpn_losses = self.rpn(batch, features, targets)
@@ -58,11 +58,13 @@ def has_objects(targets: list[Target] | None) -> TypeGuard[list[Target]]:
     return targets is not None and all("boxes" in target for target in targets)
 
 
-def _check_boxes(boxes: Tensor | None, number: int) -> None:
-    if boxes is None:
-        return
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"targets[{number}]['boxes'] must be (n, 4), got {tuple(boxes.shape)}")
-    empty = (boxes[:, 2:] <= boxes[:, :2]).any(1)
-    if empty.any():
-        raise ValueError(f"targets[{number}]['boxes'] holds a box without width or height: {boxes[empty][0].tolist()}")
+def _check_boxes(boxes: list[Tensor | None]) -> None:
+    given = {number: box for number, box in enumerate(boxes) if box is not None}
+    for number, box in given.items():
+        if box.ndim != 2 or box.shape[1] != 4:
+            raise ValueError(f"targets[{number}]['boxes'] must be (n, 4), got {tuple(box.shape)}")
+    empty = {number: (box[:, 2:] <= box[:, :2]).any(1) for number, box in given.items()}
+    if empty and torch.cat(list(empty.values())).any():  # one wait for all images
+        number = next(number for number, rows in empty.items() if rows.any())
+        bad = given[number][empty[number]][0].tolist()
+        raise ValueError(f"targets[{number}]['boxes'] holds a box without width or height: {bad}")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
+from torchvision.ops import clip_boxes_to_image
 
-from detpool.detection.assignment import match_boxes
+from detpool.detection.assignment import BoxCoder, match_boxes
 from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import jittered_boxes
+from detpool.detection.sampling import count_samples, draw_samples, suppress
 from detpool.errors import ConfigError
 
 
@@ -76,6 +79,7 @@ class ProposalNetwork(RegionProposalNetwork):
             nms_thresh,
             score_thresh,
         )
+        self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.map_names = list(map_names)
 
     def forward(
@@ -91,15 +95,59 @@ class ProposalNetwork(RegionProposalNetwork):
         objectness, deltas = (values.to(exact) for values in concat_box_prediction_layers(objectness, deltas))
         # Detached: Faster R-CNN is trained as if proposals were given.
         boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
-        proposals, _ = self.filter_proposals(boxes, objectness, images.image_sizes, anchors_per_map)
+        found, numbers = self._suppress(boxes, objectness, images.image_sizes, anchors_per_map)
         if not has_objects(targets):
-            return proposals, {}
+            return _first(found, numbers.tolist()), {}
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
-        if all((label < 0).all() for label in labels):
+        numbers = torch.cat([numbers[:, None], count_samples(labels)], 1)
+        counts = numbers.tolist()  # the one wait but for suppression
+        drawn = draw_samples(self.fg_bg_sampler, labels, [count[1:] for count in counts])
+        losses = self._losses(objectness, deltas, labels, self.box_coder.encode(matched, anchors), drawn)
+        return _first(found, [count[0] for count in counts]), losses
+
+    def _suppress(
+        self, boxes: Tensor, objectness: Tensor, image_sizes: list[tuple[int, int]], anchors_per_map: list[int]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Of each image the proposals, best first, before others that are to be left out; and the number of the former.
+
+        What torchvision's `filter_proposals` chooses, which waits for a GPU at each step of each image.
+        """
+        objectness = objectness.detach().reshape(len(boxes), -1)
+        places = self._get_top_n_idx(objectness, anchors_per_map)
+        maps = torch.cat([torch.full((n,), i, device=boxes.device) for i, n in enumerate(anchors_per_map)])[places]
+        scores = objectness.gather(1, places).sigmoid()
+        boxes = boxes.gather(1, places[:, :, None].expand(-1, -1, 4))
+        kept, numbers = [], []
+        for box, score, level, size in zip(boxes, scores, maps, image_sizes, strict=True):
+            box = clip_boxes_to_image(box, size)
+            good = ((box[:, 2:] - box[:, :2]) >= self.min_size).all(1) & (score >= self.score_thresh)
+            # Others suppress none of these, and come last.
+            score, level = torch.where(good, score, -1), torch.where(good, level, level + len(anchors_per_map))
+            rows = suppress(box, score, level, self.nms_thresh)
+            kept.append(box[rows[: self.post_nms_top_n()]])
+            numbers.append(good[rows].sum())
+        return kept, torch.stack(numbers)
+
+    def _losses(
+        self,
+        objectness: Tensor,
+        deltas: Tensor,
+        labels: list[Tensor],
+        targets: Sequence[Tensor],
+        drawn: list[tuple[Tensor, Tensor]],
+    ) -> dict[str, Tensor]:
+        """The losses of torchvision of the anchors drawn."""
+        starts = [number * len(label) for number, label in enumerate(labels)]
+        positive = torch.cat([rows + start for (rows, _), start in zip(drawn, starts, strict=True)])
+        negative = torch.cat([rows + start for (_, rows), start in zip(drawn, starts, strict=True)])
+        both = torch.cat([positive, negative])
+        if len(both) == 0:
             # No anchor is an object or background; the mean over none would be NaN.
-            return proposals, {"loss_objectness": objectness.sum() * 0, "loss_rpn_box_reg": deltas.sum() * 0}
-        losses = self.compute_loss(objectness, deltas, labels, self.box_coder.encode(matched, anchors))
-        return proposals, {"loss_objectness": losses[0], "loss_rpn_box_reg": losses[1]}
+            return {"loss_objectness": objectness.sum() * 0, "loss_rpn_box_reg": deltas.sum() * 0}
+        wanted = torch.cat(list(targets))[positive]
+        box_loss = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum") / len(both)
+        object_loss = F.binary_cross_entropy_with_logits(objectness.flatten()[both], torch.cat(labels)[both])
+        return {"loss_objectness": object_loss, "loss_rpn_box_reg": box_loss}
 
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[Target]
@@ -119,6 +167,10 @@ class ProposalNetwork(RegionProposalNetwork):
             labels.append(torch.where(matches < 0, matches + 1, 1).to(boxes))
             matched.append(objects[matches.clamp(min=0)])
         return labels, matched
+
+
+def _first(boxes: list[Tensor], numbers: Sequence[int]) -> list[Tensor]:
+    return [box[:number] for box, number in zip(boxes, numbers, strict=True)]
 
 
 class GivenProposals(nn.Module):

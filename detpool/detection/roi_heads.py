@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from detpool.detection.assignment import mask_targets
+from detpool.detection.assignment import BoxCoder, mask_targets, match_boxes
 from detpool.detection.detector import Prediction, Target, has_objects
+from detpool.detection.sampling import count_samples, draw_samples, places_of, suppress
 from detpool.errors import ConfigError
 
 Shapes = list[tuple[int, int]]
@@ -34,9 +36,12 @@ class TwoStageHeads(RoIHeads):
         score_thresh: score below which a detection is dropped.
         nms_thresh: IoU of two detections of a class one of which is dropped.
         detections_per_img: detections an image, at most.
+        pre_nms_top_n: boxes of all classes of an image that go to suppression: of more, those with the best scores.
+            Where no image has more (1000 proposals have 80,000 of COCO's classes, of which `score_thresh` leaves a few
+            thousand at most), detections are those of torchvision, which has no such limit.
 
     Raises:
-        ConfigError: if `batch_size_per_image` is less than 1.
+        ConfigError: if `batch_size_per_image` or `pre_nms_top_n` is less than 1.
     """
 
     def __init__(
@@ -57,9 +62,11 @@ class TwoStageHeads(RoIHeads):
         score_thresh: float = 0.05,
         nms_thresh: float = 0.5,
         detections_per_img: int = 100,
+        pre_nms_top_n: int = 10_000,
     ) -> None:
-        if batch_size_per_image < 1:
-            raise ConfigError(f"model.roi_heads.batch_size_per_image must be at least 1, got {batch_size_per_image}")
+        for name, value in {"batch_size_per_image": batch_size_per_image, "pre_nms_top_n": pre_nms_top_n}.items():
+            if value < 1:
+                raise ConfigError(f"model.roi_heads.{name} must be at least 1, got {value}")
         super().__init__(
             box_pooler,
             box_head,
@@ -76,7 +83,9 @@ class TwoStageHeads(RoIHeads):
             mask_head,
             mask_predictor,
         )
+        self.box_coder = BoxCoder(tuple(bbox_reg_weights))
         self.batch_size_per_image, self.hard_examples = batch_size_per_image, hard_examples
+        self.pre_nms_top_n = pre_nms_top_n
 
     def forward(
         self,
@@ -97,7 +106,7 @@ class TwoStageHeads(RoIHeads):
             box if len(box) + len(target["boxes"]) > 0 else box.new_tensor([[0, 0, width, height]])
             for box, target, (height, width) in zip(proposals, targets, image_shapes, strict=True)
         ]
-        proposals, matches, labels, deltas = self.select_training_samples(proposals, targets)
+        proposals, matches, labels, deltas, positive = self._sample(proposals, targets)
         logits, regression = self.classify(features, proposals, image_shapes)
         class_loss, box_loss = box_losses(logits, regression, torch.cat(labels), torch.cat(deltas))
         count = len(class_loss)
@@ -110,8 +119,56 @@ class TwoStageHeads(RoIHeads):
             "loss_box_reg": box_loss.sum() / max(count, 1),
         }
         if self.has_mask():
-            losses["loss_mask"] = self._mask_loss(features, proposals, image_shapes, targets, matches, labels)
+            losses["loss_mask"] = self._mask_loss(features, proposals, image_shapes, targets, matches, positive)
         return losses
+
+    def _sample(
+        self, proposals: list[Tensor], targets: list[Target]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """The boxes of each image whose losses count, drawn of its proposals and objects as torchvision draws them.
+
+        Returns:
+            the boxes (k, 4); the object of each (k,); its label (k,), 0 for background; the deltas (k, 4) to the
+            object; and which boxes are of an object.
+        """
+        self.check_targets(targets)
+        objects = [target["boxes"].to(proposals[0]) for target in targets]
+        boxes = self.add_gt_proposals(proposals, objects)
+        matches, labels = self.assign_targets_to_proposals(boxes, objects, [target["labels"] for target in targets])
+        counts = count_samples(labels).tolist()  # the one wait
+        if self.hard_examples:
+            # Chosen later, by their losses; -1 is neither object nor background.
+            rows = [places_of(label >= 0, sum(count)) for label, count in zip(labels, counts, strict=True)]
+            positives = [count[0] for count in counts]
+        else:
+            drawn = draw_samples(self.fg_bg_sampler, labels, counts)
+            rows = [torch.cat(both).sort().values for both in drawn]
+            positives = [len(some) for some, _ in drawn]
+        boxes, matches, labels = (
+            [each[row] for each, row in zip(x, rows, strict=True)] for x in (boxes, matches, labels)
+        )
+        wanted = [
+            box[match] if len(box) else torch.zeros_like(own)
+            for box, match, own in zip(objects, matches, boxes, strict=True)
+        ]
+        positive = [places_of(label > 0, count) for label, count in zip(labels, positives, strict=True)]
+        return boxes, matches, labels, list(self.box_coder.encode(wanted, boxes)), positive
+
+    def assign_targets_to_proposals(
+        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each image the object of each box (n,), and its label (n,): 0 for background, -1 for neither."""
+        matches, labels = [], []
+        for boxes, objects, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
+            match = torch.full_like(boxes[:, 0], self.proposal_matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
+            nearest, label = match + 1, match + 1
+            if len(objects):
+                match = match_boxes(self.proposal_matcher, objects, boxes)
+                nearest = match.clamp(min=0)
+                label = torch.where(match >= 0, classes[nearest], match + 1)
+            matches.append(nearest)
+            labels.append(label)
+        return matches, labels
 
     def detect(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes) -> list[Prediction]:
         logits, regression = self.classify(features, proposals, image_shapes)
@@ -124,17 +181,33 @@ class TwoStageHeads(RoIHeads):
                 detection["masks"] = mask
         return detections
 
+    def postprocess_detections(
+        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: Shapes
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Boxes (n, 4), scores and labels (n,) of each image, best first."""
+        counts = [len(box) for box in proposals]
+        boxes = self.box_coder.decode(box_regression, proposals)[:, 1:].split(counts)
+        scores = class_logits.softmax(-1)[:, 1:].split(counts)
+        classes = class_logits.shape[1] - 1
+        found = []
+        for box, score, shape in zip(boxes, scores, image_shapes, strict=True):
+            score = score.reshape(-1)
+            rows = torch.where(score > self.score_thresh)[0]
+            if len(rows) > self.pre_nms_top_n:
+                rows = rows[score[rows].topk(self.pre_nms_top_n).indices]
+            box, score, label = clip_boxes_to_image(box.reshape(-1, 4)[rows], shape), score[rows], rows % classes + 1
+            large = remove_small_boxes(box, 1e-2)
+            box, score, label = box[large], score[large], label[large]
+            kept = suppress(box, score, label, self.nms_thresh)[: self.detections_per_img]
+            found.append((box[kept], score[kept], label[kept]))
+        found_boxes, found_scores, found_labels = (list(each) for each in zip(*found, strict=True))
+        return found_boxes, found_scores, found_labels
+
     def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> tuple[Tensor, Tensor]:
         """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`."""
         logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
         exact = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(exact), regression.to(exact)
-
-    def subsample(self, labels: list[Tensor]) -> list[Tensor]:
-        if self.hard_examples:
-            # Chosen later, by their losses; -1 is neither object nor background.
-            return [torch.where(label >= 0)[0] for label in labels]
-        return super().subsample(labels)
 
     def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
@@ -146,9 +219,8 @@ class TwoStageHeads(RoIHeads):
         image_shapes: Shapes,
         targets: list[Target],
         matches: list[Tensor],
-        labels: list[Tensor],
+        positive: list[Tensor],
     ) -> Tensor:
-        positive = [torch.where(label > 0)[0] for label in labels]
         if not any(len(rows) for rows in positive):
             # Batch normalisation of a head does not take an empty batch: one box, whose loss counts nothing.
             some = [box[:1] for box in proposals]
@@ -170,9 +242,8 @@ def box_losses(logits: Tensor, regression: Tensor, labels: Tensor, deltas: Tenso
 
     Their means are torchvision's `fastrcnn_loss`.
     """
-    rows = torch.where(labels > 0)[0]
-    mine = regression.reshape(len(labels), -1, 4)[rows, labels[rows]]
-    box_loss = F.smooth_l1_loss(mine, deltas[rows], beta=1 / 9, reduction="none").sum(1)
-    return F.cross_entropy(logits, labels, reduction="none"), box_loss.new_zeros(len(labels)).index_add(
-        0, rows, box_loss
-    )
+    rows = torch.arange(len(labels), device=labels.device)
+    mine = regression.reshape(len(labels), -1, 4)[rows, labels]
+    wanted = torch.where(labels[:, None] > 0, deltas, mine.detach())
+    box_loss = F.smooth_l1_loss(mine, wanted, beta=1 / 9, reduction="none").sum(1)
+    return F.cross_entropy(logits, labels, reduction="none"), box_loss

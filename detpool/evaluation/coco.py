@@ -16,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from detpool.evaluation.results import Row, check_rows, shorten
+from detpool.evaluation.detections import Detections, Row, check_known, read_integers, shorten
+from detpool.garbage import collection_paused
 from detpool.masks import SegmentationError, to_rles
 
 IouType = Literal["bbox", "segm"]
 Backend = Literal["pycocotools", "faster_coco_eval"]
 
 _AREAS = {"s": 1, "m": 2, "l": 3}  # the libraries' area ranges; 0 is "all"
+_THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]  # of IoU
 _MAX_AREA = 1e5**2  # where the libraries' ranges end: they ignore what is larger
 
 
@@ -63,20 +65,19 @@ class CocoEvaluator:
         self.class_names: list[str] = [category["name"] for category in categories]
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"category names must be unique, got {self.class_names}")
-        # The libraries get numbers from 1: one of them keeps ids as 32 bits or as floats, and to both an annotation 0
-        # is no annotation. In the order of the ids, which decides between equal scores.
-        self._category_numbers = {category["id"]: number for number, category in enumerate(categories, 1)}
         images = sorted(ground_truth["images"], key=lambda image: image["id"])
-        self._image_numbers = {image["id"]: number for number, image in enumerate(images, 1)}
+        self._category_ids = np.array([category["id"] for category in categories], np.int64)
+        self._image_ids = np.array([image["id"] for image in images], np.int64)
         self._sizes = [(image.get("height", 0), image.get("width", 0)) for image in images]
-        self._ground_truth = self._index(self._ground_truth_rows(ground_truth["annotations"]))
+        self._objects = self._objects_by_class(ground_truth["annotations"])
 
-    def evaluate(self, rows: Iterable[Row], image_ids: Collection[int] | None = None) -> dict[str, float]:
+    @collection_paused()
+    def evaluate(self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None = None) -> dict[str, float]:
         """Metrics of `rows` on some images.
 
         Args:
-            rows: detections in COCO's result format, in pixels of the image files, in any order (between
-                equal scores of one image and class the order of `rows` decides). Not changed.
+            rows: detections, as `Detections` or in COCO's result format, in pixels of the image files, in any order
+                (between equal scores of one image and class the order of `rows` decides). Not changed.
             image_ids: the images to evaluate; default all of the ground truth's. Rows and objects of other
                 images do not count. An image without rows counts as one in which nothing was found.
 
@@ -92,29 +93,42 @@ class CocoEvaluator:
             ValueError: a row or `image_ids` names an image, or a row a category, that is not in the ground
                 truth; or `iou_type="segm"` and a row has no segmentation or a malformed one.
         """
-        wanted = self._image_numbers.keys() if image_ids is None else set(image_ids)
-        if unknown := wanted - self._image_numbers.keys():
+        wanted = self._image_ids if image_ids is None else np.array(list(image_ids), np.int64)
+        if unknown := set(wanted.tolist()).difference(self._image_ids.tolist()):
             raise ValueError(f"image_ids: not in the ground truth: {shorten(unknown)}")
-        rows = list(rows)
-        check_rows(rows, self._image_numbers, self._category_numbers)
-        detections = self._index(self._detections(rows, wanted))
+        found = Detections.of(rows)
+        found.check(self._image_ids.tolist(), self._category_ids.tolist())
+        numbers = set(self._numbers(wanted))
+        places = np.isin(found.image_ids, wanted).nonzero()[0]
+        places = places[found.category_ids[places].argsort(kind="stable")]
+        ends = found.category_ids[places].searchsorted(self._category_ids, side="right")[:-1]
+        # A class at a time, with the images that have something of it: the libraries take an object of Python for each
+        # detection, each mask, and each pair of image and class.
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print()
+            curves = [
+                self._evaluate_class([row for row in objects if row["image_id"] in numbers], found, of_class)
+                for objects, of_class in zip(self._objects, np.split(places, ends), strict=True)
+            ]
+        precision, recall = (np.concatenate(each, axis=-3) for each in zip(*curves, strict=True))
+        return self._metrics(precision, recall)
 
-        # pycocotools reports its progress with print(), once a validation epoch.
-        with contextlib.redirect_stdout(io.StringIO()):
-            evaluation = self._eval_class(self._ground_truth, detections, self.iou_type)
-            evaluation.params.imgIds = sorted(self._image_numbers[identity] for identity in wanted)
-            evaluation.params.maxDets = self.max_dets
-            evaluation.evaluate()
-            evaluation.accumulate()
-        return self._metrics(
-            np.asarray(evaluation.eval["precision"]),
-            np.asarray(evaluation.eval["recall"]),
-            [float(threshold) for threshold in evaluation.params.iouThrs],
-        )
+    def _evaluate_class(
+        self, objects: list[Row], found: Detections, places: NDArray[np.int64]
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The library's precision and recall of a class: its objects, and which of the detections are of it."""
+        detections = self._detections(found, places)
+        images = sorted({row["image_id"] for rows in (objects, detections) for row in rows})
+        evaluation = self._eval_class(self._index(objects, images), self._index(detections, images), self.iou_type)
+        evaluation.rle_iou_max_workers = 1  # the default is eight threads of Python, one at a time
+        evaluation.params.imgIds = images
+        evaluation.params.maxDets = self.max_dets
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
-    def _metrics(self, precision: NDArray[Any], recall: NDArray[Any], thresholds: list[float]) -> dict[str, float]:
+    def _metrics(self, precision: NDArray[Any], recall: NDArray[Any]) -> dict[str, float]:
         """`precision` is (thresholds, recalls, classes, areas, limits), `recall` the same without recalls."""
-        by_threshold = {f"AP@{t:.2f}": _mean(precision[i, :, :, 0, -1]) for i, t in enumerate(thresholds)}
+        by_threshold = {f"AP@{t:.2f}": _mean(precision[i, :, :, 0, -1]) for i, t in enumerate(_THRESHOLDS)}
         metrics = {
             "AP": _mean(precision[:, :, :, 0, -1]),
             "AP50": by_threshold["AP@0.50"],
@@ -127,66 +141,74 @@ class CocoEvaluator:
         metrics |= {f"AP/{name}": _mean(precision[:, :, k, 0, -1]) for k, name in enumerate(self.class_names)}
         return metrics
 
-    def _ground_truth_rows(self, annotations: Sequence[Mapping[str, Any]]) -> list[Row]:
-        """What the libraries read of annotations, put so that both read it correctly."""
-        check_rows(annotations, self._image_numbers, self._category_numbers)
-        shapes = self._shapes(annotations, "annotation", [row.get("id") for row in annotations])
-        rows = []
-        for number, (row, shape) in enumerate(zip(annotations, shapes, strict=True), 1):
+    def _objects_by_class(self, annotations: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+        """What the libraries read of annotations, a list a class, put so that both read it correctly."""
+        image_ids, category_ids = (read_integers(annotations, key) for key in ("image_id", "category_id"))
+        check_known("image_id", image_ids, self._image_ids.tolist())
+        check_known("category_id", category_ids, self._category_ids.tolist())
+        images, classes = self._numbers(image_ids), self._category_ids.searchsorted(category_ids).tolist()
+        if self.iou_type == "bbox":
+            shapes = [row["bbox"] for row in annotations]
+        else:
+            names = [row.get("id") for row in annotations]
+            shapes = self._masks([row.get("segmentation") for row in annotations], images, "annotation", names)
+        objects: list[list[Row]] = [[] for _ in self.class_names]
+        for number, (row, image, label, shape) in enumerate(zip(annotations, images, classes, shapes, strict=True), 1):
             if not row["area"] >= 0:
                 raise ValueError(f"annotation {row.get('id')} has area {row['area']}, which the metrics would ignore")
             crowd = int(row.get("iscrowd", 0))
             # Both libraries overwrite `ignore` with `iscrowd`. An area outside of every range is their one way to
             # ignore an object that is not a crowd; the overlap is computed from the box or mask, not from `area`.
             area = -1 if row.get("ignore", 0) and not crowd else min(row["area"], _MAX_AREA)
-            rows.append({**self._numbers(row), **shape, "id": number, "iscrowd": crowd, "area": area})
-        return rows
+            objects[label].append(self._row(number, image, shape, area) | {"iscrowd": crowd})
+        return objects
 
-    def _detections(self, rows: Sequence[Row], wanted: Collection[int]) -> list[Row]:
-        kept = [(place, row) for place, row in enumerate(rows) if row["image_id"] in wanted]
-        shapes = self._shapes([row for _, row in kept], "row", [place for place, _ in kept])
+    def _detections(self, found: Detections, places: NDArray[np.int64]) -> list[Row]:
+        images = self._numbers(found.image_ids[places])
         if self.iou_type == "bbox":
-            areas = [row["bbox"][2] * row["bbox"][3] for _, row in kept]
+            shapes = found.boxes[places].tolist()
+            areas = found.boxes[places, 2:].prod(1).tolist()
         else:
+            names = places.tolist()
+            shapes = self._masks([found.segmentations[place] for place in names], images, "row", names)
             # The size of a mask is its own area, not that of the box beside it.
-            areas = [float(rle.area(shape["segmentation"])) for shape in shapes]
+            areas = [float(rle.area(shape)) for shape in shapes]
+        columns = zip(images, shapes, areas, found.scores[places].tolist(), strict=True)
         return [
-            self._numbers(row) | shape | {"score": row["score"], "id": i, "iscrowd": 0, "area": min(area, _MAX_AREA)}
-            for i, ((_, row), shape, area) in enumerate(zip(kept, shapes, areas, strict=True), 1)
+            self._row(number, image, shape, min(area, _MAX_AREA)) | {"iscrowd": 0, "score": score}
+            for number, (image, shape, area, score) in enumerate(columns, 1)
         ]
 
-    def _numbers(self, row: Mapping[str, Any]) -> dict[str, int]:
-        return {
-            "image_id": self._image_numbers[row["image_id"]],
-            "category_id": self._category_numbers[row["category_id"]],
-        }
+    def _row(self, number: int, image: int, shape: Any, area: float) -> Row:
+        key = "bbox" if self.iou_type == "bbox" else "segmentation"
+        return {"id": number, "image_id": image, "category_id": 1, key: shape, "area": area}
 
-    def _shapes(self, rows: Sequence[Mapping[str, Any]], what: str, names: Sequence[Any]) -> list[dict[str, Any]]:
-        """The box of each row, or its mask as a run-length encoding that is safe to read."""
-        if self.iou_type == "bbox":
-            return [{"bbox": row["bbox"]} for row in rows]
-        for name, row in zip(names, rows, strict=True):
-            if not row.get("segmentation"):
+    def _numbers(self, image_ids: NDArray[np.int64]) -> list[int]:
+        """The libraries' ids of images, in the order of the ids, which decides between equal scores.
+
+        From 1: one of them keeps ids as 32 bits or as floats, and to both an annotation 0 is no annotation.
+        """
+        return (self._image_ids.searchsorted(image_ids) + 1).tolist()
+
+    def _masks(self, segmentations: list[Any], images: list[int], what: str, names: Sequence[Any]) -> list[Any]:
+        """Run-length encodings that are safe to read."""
+        for name, segmentation in zip(names, segmentations, strict=True):
+            if not segmentation:
                 raise ValueError(f"iou_type 'segm' needs masks: {what} {name} has no segmentation")
-        sizes = [self._sizes[self._image_numbers[row["image_id"]] - 1] for row in rows]
         try:
-            masks = to_rles([row["segmentation"] for row in rows], sizes)
+            return to_rles(segmentations, [self._sizes[image - 1] for image in images])
         except SegmentationError as error:
             raise ValueError(f"{what} {names[error.index]} {error}") from error
-        return [{"segmentation": mask} for mask in masks]
 
-    def _index(self, annotations: list[Row]) -> Any:
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = self._coco_class()
-            coco.dataset = {
-                "images": [
-                    {"id": number, "height": height, "width": width}
-                    for number, (height, width) in enumerate(self._sizes, 1)
-                ],
-                "categories": [{"id": n, "name": name} for n, name in enumerate(self.class_names, 1)],
-                "annotations": annotations,
-            }
-            coco.createIndex()
+    def _index(self, rows: list[Row], images: list[int]) -> Any:
+        coco = self._coco_class()
+        sizes = [(number, *self._sizes[number - 1]) for number in images]
+        coco.dataset = {
+            "images": [{"id": number, "height": height, "width": width} for number, height, width in sizes],
+            "categories": [{"id": 1}],
+            "annotations": rows,
+        }
+        coco.createIndex()
         return coco
 
 

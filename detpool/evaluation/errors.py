@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from detpool.evaluation.results import Row, check_rows
+from detpool.evaluation.detections import Detections, Row
 
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 """Kinds of errors: those of detections, then the objects that no detection accounts for."""
@@ -25,7 +25,7 @@ ERRORS = ("classification", "localisation", "both", "duplicate", "background", "
 
 def error_decomposition(
     ground_truth: Mapping[str, Any],
-    rows: Iterable[Row],
+    rows: Detections | Iterable[Row],
     *,
     image_ids: Collection[int] | None = None,
     iou_threshold: float = 0.5,
@@ -49,7 +49,8 @@ def error_decomposition(
 
     Args:
         ground_truth: COCO's annotation format, in pixels of the image files.
-        rows: detections in COCO's result format; boxes are compared. Between equal scores the earlier goes first.
+        rows: detections, as `Detections` or in COCO's result format; boxes are compared. Between equal scores the
+            earlier goes first.
         image_ids: the images to look at; default all of the ground truth's.
         iou_threshold: smallest IoU of a correct box.
         background_threshold: smallest IoU of a box that means an object at all.
@@ -69,27 +70,26 @@ def error_decomposition(
     all_images = {image["id"] for image in ground_truth["images"]}
     wanted = all_images if image_ids is None else set(image_ids)
     categories = sorted(category["id"] for category in ground_truth["categories"])
-    rows = list(rows)
-    check_rows(rows, all_images, categories)
+    found = Detections.of(rows)
+    found.check(all_images, categories)
 
     annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)  # by image
     for annotation in ground_truth["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
     images = {image: _Image.of(annotations[image]) for image in wanted}
     objects = Counter(category for image in images.values() for category in image.categories[image.counted].tolist())
-    detections: dict[int, list[Row]] = defaultdict(list)  # by class
-    for row in rows:
-        if row["image_id"] in wanted:
-            detections[row["category_id"]].append(row)
+    in_wanted = np.isin(found.image_ids, np.array(list(wanted), np.int64))
 
     counts = dict.fromkeys(("objects", "detections", "correct", *ERRORS), 0)
     for category in categories:
         left = objects[category]
         counts["objects"] += left
-        for row in sorted(detections[category], key=lambda row: -row["score"]):
+        of_class = (in_wanted & (found.category_ids == category)).nonzero()[0]
+        for place in of_class[np.argsort(-found.scores[of_class], kind="stable")].tolist():
             if left == 0:
                 break
-            kind = images[row["image_id"]].judge(row, iou_threshold, background_threshold)
+            image = images[int(found.image_ids[place])]
+            kind = image.judge(category, found.boxes[place], iou_threshold, background_threshold)
             if kind is not None:
                 counts[kind] += 1
                 counts["detections"] += 1
@@ -122,12 +122,14 @@ class _Image:
             explained=np.zeros(len(annotations), dtype=np.bool_),
         )
 
-    def judge(self, row: Row, iou_threshold: float, background_threshold: float) -> str | None:
+    def judge(
+        self, category: int, box: NDArray[np.float64], iou_threshold: float, background_threshold: float
+    ) -> str | None:
         """The kind of a detection, noted in the objects it concerns; None if it is not considered."""
         if not len(self.boxes):
             return "background"
-        iou = rle.iou(np.array([row["bbox"]], dtype=np.float64), self.boxes, self.crowd)[0]
-        own = self.categories == row["category_id"]
+        iou = rle.iou(box[None], self.boxes, self.crowd)[0]
+        own = self.categories == category
         on, near = iou >= iou_threshold, iou >= background_threshold
 
         free = own & on & self.counted & ~self.taken

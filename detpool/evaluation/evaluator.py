@@ -6,14 +6,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
+import numpy as np
 from torch import Tensor
 
-from detpool.distributed import gather_lists
+from detpool.distributed import compute_on_main_process, gather
 from detpool.evaluation.coco import Backend, CocoEvaluator, IouType
+from detpool.evaluation.detections import Detections, shorten
 from detpool.evaluation.errors import error_decomposition
 from detpool.evaluation.iou_correlation import iou_correlation
-from detpool.evaluation.results import Row, shorten, to_rows
+from detpool.evaluation.results import to_detections
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
+from detpool.garbage import collection_paused
 
 Metric = Literal["coco", "voc"]
 
@@ -33,9 +36,9 @@ class EvaluationDataset(Protocol):
 class DetectionEvaluator:
     """Collects predictions over an epoch, on every process, and computes the metrics of the whole.
 
-    Under torch.distributed each process updates its own evaluator with its share of the images; `results` and
-    `compute` are collective and return the same on every process. The metrics do not depend on the order of
-    the images, nor on how they were shared out.
+    Under torch.distributed each process updates its own evaluator with its share of the images. The first of `compute`,
+    `errors` and `results` after that gathers all on the main process, which alone computes: these are collective. The
+    metrics do not depend on the order of the images, nor on how they were shared out.
 
     Args:
         dataset: ground truth in COCO's format; `category_ids` and `class_names` of labels 1, 2, ...
@@ -50,6 +53,7 @@ class DetectionEvaluator:
         ValueError: an argument is none of the accepted values, or does not fit the data set.
     """
 
+    @collection_paused()
     def __init__(
         self,
         dataset: EvaluationDataset,
@@ -85,7 +89,8 @@ class DetectionEvaluator:
             CocoEvaluator(self._ground_truth, iou_type=iou_type, backend=backend, max_dets=max_dets)
             for iou_type in (iou_types if "coco" in metrics else ())
         ]
-        self._predicted: list[tuple[int, list[Row]]] = []  # (image id, rows) per image, of this process
+        self._predicted: list[tuple[int, Detections]] = []  # (image id, detections), of this process
+        self._gathered: tuple[list[int], Detections] | None = None  # of all, once gathered; of none on other processes
 
     def update(
         self,
@@ -97,7 +102,7 @@ class DetectionEvaluator:
 
         Args:
             predictions: torchvision's dicts, in pixels of the model's inputs
-                (`detpool.evaluation.results.to_rows`).
+                (`detpool.evaluation.results.to_detections`).
             targets: the samples' targets; `image_id` and `orig_size` (height, width) are read.
             input_sizes: (height, width) of the model's inputs.
 
@@ -114,30 +119,32 @@ class DetectionEvaluator:
             if image_id not in self._image_ids:
                 raise ValueError(f"image_id {image_id} is not in the data set's ground truth")
             height, width = (int(side) for side in target["orig_size"])
-            rows = to_rows(
+            found = to_detections(
                 prediction,
                 image_id=image_id,
                 orig_size=(height, width),
                 input_size=(int(input_size[0]), int(input_size[1])),
                 category_ids=self._category_ids,
             )
-            self.add_rows(image_id, rows)
+            self.add(image_id, found)
 
-    def add_rows(self, image_id: int, rows: list[Row]) -> None:
-        """Add all detections of an image, as rows of COCO's result format in pixels of its file."""
-        self._predicted.append((image_id, rows))
+    def add(self, image_id: int, detections: Detections) -> None:
+        """Add all detections of an image, in pixels of its file."""
+        self._predicted.append((image_id, detections))
+        self._gathered = None
 
     def reset(self) -> None:
         """Forget all predictions."""
         self._predicted = []
+        self._gathered = None
 
-    def results(self) -> list[Row]:
-        """The rows of all processes in COCO's result format, by image id. Collective.
+    def results(self) -> Detections:
+        """All detections by image id, on the main process; none on the others. Collective.
 
         Raises:
             ValueError: an image was predicted more than once.
         """
-        return [row for _, rows in self._gather() for row in rows]
+        return self._gather()[1]
 
     def errors(self) -> dict[str, int]:
         """What `error_decomposition` counts in the images predicted since the last reset. Collective.
@@ -145,9 +152,8 @@ class DetectionEvaluator:
         Raises:
             ValueError: an image was predicted more than once.
         """
-        predicted = self._gather()
-        rows = [row for _, rows in predicted for row in rows]
-        return error_decomposition(self._ground_truth, rows, image_ids={image_id for image_id, _ in predicted})
+        image_ids, found = self._gather()
+        return compute_on_main_process(lambda: error_decomposition(self._ground_truth, found, image_ids=image_ids))
 
     def compute(self, *, partial: bool = False) -> dict[str, float]:
         """Metrics of everything since the last reset, as floats in 0 .. 1, NaN where undefined. Collective.
@@ -157,37 +163,49 @@ class DetectionEvaluator:
 
         Returns:
             The dicts of `CocoEvaluator.evaluate` (keys of masks begin with `mask_`) and `voc_metrics` in one; of
-            a model that predicts IoUs, `iou_pearson` too (`iou_correlation`).
+            a model that predicts IoUs, `iou_pearson` too (`iou_correlation`). The same on every process.
 
         Raises:
             ValueError: an image was predicted more than once; or not at all, unless `partial`.
         """
-        predicted = self._gather()
-        image_ids = {image_id for image_id, _ in predicted}
-        missing = sorted(self._image_ids - image_ids)
+        image_ids, found = self._gather()
+        return compute_on_main_process(lambda: self._compute(image_ids, found, partial))
+
+    def _compute(self, image_ids: list[int], found: Detections, partial: bool) -> dict[str, float]:
+        missing = sorted(self._image_ids.difference(image_ids))
         if missing and not partial:
             raise ValueError(
                 f"{len(missing)} of {len(self._image_ids)} images of the data set were not predicted: "
                 f"{shorten(missing)}; partial=True evaluates on the others"
             )
-        rows = [row for _, rows in predicted for row in rows]
         computed: dict[str, float] = {}
         for coco in self._coco:
             prefix = "mask_" if coco.iou_type == "segm" else ""
-            computed |= {prefix + name: value for name, value in coco.evaluate(rows, image_ids).items()}
+            computed |= {prefix + name: value for name, value in coco.evaluate(found, image_ids).items()}
         if "voc" in self.metrics:
-            computed |= voc_metrics(self._ground_truth, rows, image_ids=image_ids, iou_threshold=self.voc_iou_threshold)
-        if any("iou" in row for row in rows):
-            computed["iou_pearson"] = iou_correlation(self._ground_truth, rows)
+            threshold = self.voc_iou_threshold
+            computed |= voc_metrics(self._ground_truth, found, image_ids=image_ids, iou_threshold=threshold)
+        if not np.isnan(found.ious).all():
+            computed["iou_pearson"] = iou_correlation(self._ground_truth, found)
         return computed
 
-    def _gather(self) -> list[tuple[int, list[Row]]]:
-        predicted = gather_lists(self._predicted)
-        counts = Counter(image_id for image_id, _ in predicted)
-        if repeated := sorted(image_id for image_id, count in counts.items() if count > 1):
-            raise ValueError(
-                f"{len(repeated)} images were predicted more than once: {shorten(repeated)}; "
-                "every image must reach one process, once (DistributedSampler repeats some to fill up)"
-            )
-        # Order breaks ties between scores: sorted, the metrics do not depend on which process had an image.
-        return sorted(predicted, key=lambda item: item[0])
+    def _gather(self) -> tuple[list[int], Detections]:
+        """Which images were predicted, sorted, and all detections by image id."""
+        if self._gathered is None:
+            own = [image_id for image_id, _ in self._predicted], Detections.concatenate([d for _, d in self._predicted])
+            parts = gather(own) or []
+            image_ids = sorted(image_id for ids, _ in parts for image_id in ids)
+            compute_on_main_process(lambda: _check_once(image_ids))
+            found = Detections.concatenate([part for _, part in parts])
+            # Order breaks ties between scores: sorted, the metrics do not depend on which process had an image.
+            self._gathered = image_ids, found.take(found.image_ids.argsort(kind="stable"))
+        return self._gathered
+
+
+def _check_once(image_ids: list[int]) -> None:
+    counts = Counter(image_ids)
+    if repeated := sorted(image_id for image_id, count in counts.items() if count > 1):
+        raise ValueError(
+            f"{len(repeated)} images were predicted more than once: {shorten(repeated)}; "
+            "every image must reach one process, once (DistributedSampler repeats some to fill up)"
+        )

@@ -13,12 +13,12 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
-from torchvision.ops import box_convert, box_iou
+from torchvision.ops import box_convert, box_iou, masks_to_boxes
 from torchvision.transforms.v2.functional import pil_to_tensor, resize, to_pil_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make_grid
 
 from detpool.data.dataset import DetectionDataset
-from detpool.evaluation.results import Row
+from detpool.evaluation.detections import Detections, Row
 from detpool.files import write_bytes_atomically
 from detpool.masks import decode_segmentation
 
@@ -29,7 +29,12 @@ _CROWDED = 12  # more objects than this in a panel: labels name no class, the le
 
 
 def write_pictures(
-    folder: str | Path, dataset: DetectionDataset, rows: Iterable[Row], *, limit: int = 12, **options: Any
+    folder: str | Path,
+    dataset: DetectionDataset,
+    rows: Detections | Iterable[Row],
+    *,
+    limit: int = 12,
+    **options: Any,
 ) -> list[Path]:
     """Writes one picture per image, `<image id>.png`, of images spread evenly, and all on `contact_sheet.png`.
 
@@ -42,12 +47,12 @@ def write_pictures(
     Returns:
         The files written, the contact sheet last; empty for an empty data set.
     """
-    rows, count = list(rows), min(limit, len(dataset.image_ids))
+    found, count = Detections.of(rows), min(limit, len(dataset.image_ids))
     chosen = [dataset.image_ids[i * len(dataset.image_ids) // count] for i in range(count)]
-    drawn = zip(chosen, compare(dataset, rows, chosen, **options), strict=True)
+    drawn = zip(chosen, compare(dataset, found, chosen, **options), strict=True)
     pictures = {Path(folder) / f"{image_id}.png": picture for image_id, picture in drawn}
     if pictures:
-        sheet = contact_sheet(list(compare(dataset, rows, chosen, panel=400, **options)))
+        sheet = contact_sheet(list(compare(dataset, found, chosen, panel=400, **options)))
         pictures[Path(folder) / "contact_sheet.png"] = sheet
     for path, picture in pictures.items():
         content = io.BytesIO()
@@ -58,7 +63,7 @@ def write_pictures(
 
 def compare(
     dataset: DetectionDataset,
-    rows: Iterable[Row],
+    rows: Detections | Iterable[Row],
     image_ids: Sequence[int],
     *,
     score_threshold: float = 0.5,
@@ -69,17 +74,21 @@ def compare(
 
     Args:
         dataset: images and ground truth. Its samples may be resized, but neither flipped nor cropped.
-        rows: detections in COCO's result format (`DetectionEvaluator.results`), of these or more images.
+        rows: detections, as `Detections` (`DetectionEvaluator.results`) or in COCO's result format, of these or more
+            images.
         image_ids: which images, of the data set.
         score_threshold: detections of a lower score are not drawn.
         masks, panel: as for `draw_panels`.
     """
     classes = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    truth, rows = dataset.ground_truth()["annotations"], [row for row in rows if row["score"] >= score_threshold]
+    truth, found = dataset.ground_truth()["annotations"], Detections.of(rows)
+    found = found.take(found.scores >= score_threshold)
     for image_id in image_ids:
         image, target = dataset[dataset.image_ids.index(image_id)]
-        captions = {f"ground truth · image {image_id}": truth, f"predictions, score ≥ {score_threshold:g}": rows}
-        panels = [(text, [each for each in found if each["image_id"] == image_id]) for text, found in captions.items()]
+        panels: list[tuple[str, list[Any]]] = [
+            (f"ground truth · image {image_id}", [each for each in truth if each["image_id"] == image_id]),
+            (f"predictions, score ≥ {score_threshold:g}", list(found.take(found.image_ids == image_id))),
+        ]
         yield draw_panels(image, panels, orig_size=target["orig_size"], classes=classes, panel=panel, masks=masks)
 
 
@@ -152,13 +161,17 @@ def _draw_objects(
     # Large ones first: a small object on a large one stays visible.
     objects = sorted(objects, key=lambda each: -each["bbox"][2] * each["bbox"][3])
     colors = [styles[each["category_id"]][1] for each in objects]
+    photo = photo.clone()
     for each, color in zip(objects, colors, strict=True):
         if masks and each.get("segmentation"):
             pixels = torch.from_numpy(decode_segmentation(each["segmentation"], orig_size))[None].float()
             mask = resize(pixels, list(photo.shape[1:])) > 0.5
-            edge = mask & (max_pool2d(pad((~mask).float(), (1, 1, 1, 1), value=1), 3, 1) > 0)
-            photo = draw_segmentation_masks(photo, mask, alpha=0.4, colors=color)
-            photo = draw_segmentation_masks(photo, edge, alpha=1, colors=color)
+            if mask.any():
+                x1, y1, x2, y2 = masks_to_boxes(mask)[0].int().tolist()
+                mask, part = mask[:, y1 : y2 + 1, x1 : x2 + 1], photo[:, y1 : y2 + 1, x1 : x2 + 1]
+                edge = mask & (max_pool2d(pad((~mask).float(), (1, 1, 1, 1), value=1), 3, 1) > 0)
+                filled = draw_segmentation_masks(part, mask, alpha=0.4, colors=color)
+                part.copy_(draw_segmentation_masks(filled, edge, alpha=1, colors=color))
 
     size = torch.tensor([photo.shape[2], photo.shape[1]])
     boxes = torch.tensor([each["bbox"] for each in objects], dtype=torch.float).reshape(-1, 4)

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detpool.evaluation.results import Row, check_rows
+from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.overlaps import nearest_objects
 
 
 def voc_metrics(
     ground_truth: Mapping[str, Any],
-    rows: Iterable[Row],
+    rows: Detections | Iterable[Row],
     *,
     image_ids: Collection[int] | None = None,
     iou_threshold: float = 0.5,
@@ -37,8 +38,8 @@ def voc_metrics(
     Args:
         ground_truth: COCO's annotation format; boxes xywh, continuous, in pixels of the image files. Objects
             flagged `ignore` (VOC's difficult) or `iscrowd` are difficult: they need not be found.
-        rows: detections in COCO's result format, in the same pixels. Between equal scores of one class the
-            earlier row goes first.
+        rows: detections, as `Detections` or in COCO's result format, in the same pixels. Between equal scores of one
+            class the earlier goes first.
         image_ids: the images to evaluate; default all of the ground truth's.
         iou_threshold: smallest IoU of a match, in (0, 1].
 
@@ -56,21 +57,20 @@ def voc_metrics(
     all_images = {image["id"] for image in ground_truth["images"]}
     wanted = all_images if image_ids is None else set(image_ids)
     categories = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    rows = list(rows)
-    check_rows(rows, all_images, categories)
+    found = Detections.of(rows)
+    found.check(all_images, categories)
 
-    objects: dict[int, dict[int, list[Mapping[str, Any]]]] = defaultdict(lambda: defaultdict(list))  # by class, image
+    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)  # by class
     for annotation in ground_truth["annotations"]:
         if annotation["image_id"] in wanted:
-            objects[annotation["category_id"]][annotation["image_id"]].append(annotation)
-    detections: dict[int, list[Row]] = defaultdict(list)  # by class
-    for row in rows:
-        if row["image_id"] in wanted:
-            detections[row["category_id"]].append(row)
+            objects[annotation["category_id"]].append(annotation)
+    in_wanted = np.isin(found.image_ids, np.array(list(wanted), np.int64))
 
     area, eleven = {}, {}
     for category_id, name in sorted(categories.items()):
-        positives, outcome = _match(objects[category_id], detections[category_id], iou_threshold)
+        of_class = (in_wanted & (found.category_ids == category_id)).nonzero()[0]
+        places = of_class[np.argsort(-found.scores[of_class], kind="stable")]
+        positives, outcome = _match(objects[category_id], found.image_ids[places], found.boxes[places], iou_threshold)
         true, false = np.cumsum(outcome == 1), np.cumsum(outcome == 0)
         area[name] = _area_ap(true, false, positives)
         eleven[name] = _eleven_point_ap(true, false, positives)
@@ -90,46 +90,32 @@ def check_iou_threshold(iou_threshold: float) -> None:
 
 
 def _match(
-    objects: Mapping[int, list[Mapping[str, Any]]], detections: list[Row], iou_threshold: float
+    objects: list[Mapping[str, Any]],
+    image_ids: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    iou_threshold: float,
 ) -> tuple[int, NDArray[np.int64]]:
-    """How many objects must be found; per counted detection, by descending score, 1 if true, 0 if false."""
-    difficult = {image: [_is_difficult(a) for a in found] for image, found in objects.items()}
-    claimed = {image: [False] * len(found) for image, found in objects.items()}
-    in_image: dict[int, list[int]] = defaultdict(list)
-    for place, row in enumerate(detections):
-        in_image[row["image_id"]].append(place)
-    nearest = np.zeros(len(detections), np.int64)  # object of the image
-    overlap = np.full(len(detections), -1.0)
-    for image, found in objects.items():
-        if places := in_image.get(image):
-            boxes = np.array([detections[place]["bbox"] for place in places], np.float64)
-            overlaps = _iou(boxes, np.array([a["bbox"] for a in found], np.float64))
-            nearest[places], overlap[places] = overlaps.argmax(1), overlaps.max(1)
+    """How many objects must be found; per counted detection, by descending score, 1 if true, 0 if false.
 
-    outcome = []
-    for place in np.argsort([-row["score"] for row in detections], kind="stable").tolist():
-        image, best = detections[place]["image_id"], nearest[place]
-        if overlap[place] < iou_threshold:
-            outcome.append(0)
-        elif not difficult[image][best]:
-            outcome.append(0 if claimed[image][best] else 1)
-            claimed[image][best] = True
-    positives = sum(not flag for flags in difficult.values() for flag in flags)
-    return positives, np.array(outcome, dtype=np.int64)
+    Args:
+        objects: those of a class.
+        image_ids, boxes: of its detections, by descending score.
+        iou_threshold: smallest IoU of a match.
+    """
+    object_image_ids = np.array([each["image_id"] for each in objects], np.int64)
+    object_boxes = np.array([each["bbox"] for each in objects], np.float64).reshape(-1, 4)
+    difficult = np.array([_is_difficult(each) for each in objects], np.bool_)
+    nearest, overlap = nearest_objects(image_ids, boxes, object_image_ids, object_boxes)
+    hits = (overlap >= iou_threshold).nonzero()[0]
+    on_difficult = difficult[nearest[hits]]
+    plain = hits[~on_difficult]
+    outcome = np.zeros(len(boxes), np.int64)
+    outcome[plain[np.unique(nearest[plain], return_index=True)[1]]] = 1  # the first on its object
+    return int((~difficult).sum()), np.delete(outcome, hits[on_difficult])
 
 
 def _is_difficult(annotation: Mapping[str, Any]) -> bool:
     return bool(annotation.get("ignore", 0) or annotation.get("iscrowd", 0))
-
-
-def _iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of xywh boxes (n, 4) with others (m, 4): (n, m); 0 where the union is empty."""
-    boxes = boxes[:, None]
-    low = np.maximum(boxes[..., :2], others[:, :2])
-    high = np.minimum(boxes[..., :2] + boxes[..., 2:], others[:, :2] + others[:, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=-1)
-    union = boxes[..., 2] * boxes[..., 3] + others[:, 2] * others[:, 3] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def _area_ap(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) -> float:

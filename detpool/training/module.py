@@ -17,6 +17,7 @@ from detpool.detection import TwoStageDetector
 from detpool.errors import ConfigError
 from detpool.evaluation import DetectionEvaluator
 from detpool.training.batch_norm import SINGLE_VALUE_CURE, normalize_single_values
+from detpool.training.divergence import LossCheck
 
 
 class DetectionModule(LightningModule):
@@ -48,6 +49,7 @@ class DetectionModule(LightningModule):
         self.schedule = schedule
         self.make_evaluator = evaluator
         self.seed = seed
+        self.loss_check = LossCheck()
         self.evaluator: DetectionEvaluator | None = None
         self.evaluated: DetectionDataset | None = None  # the data set that `evaluator` has the ground truth of
         self.metrics: dict[str, float] = {}  # of the last validation or test
@@ -81,6 +83,7 @@ class DetectionModule(LightningModule):
         torch.manual_seed(derive_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.loss_check.check()
         images, targets = batch
         try:
             losses = self.model(to_unit_range(images), targets)
@@ -92,18 +95,25 @@ class DetectionModule(LightningModule):
                 f"cannot be normalised in training ({error}): {SINGLE_VALUE_CURE}"
             ) from error
         loss = torch.stack(list(losses.values())).sum()
-        if not math.isfinite(loss.item()):
-            parts = ", ".join(f"{name} {value.item():.4g}" for name, value in losses.items())
-            image_ids = [int(target["image_id"]) for target in targets]
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at epoch {self.current_epoch}, step {self.global_step} ({parts}; images "
-                f"{image_ids}): lower optim.optimizer.lr, lengthen optim.schedule.warmup_steps, or clip gradients with "
-                f"trainer.gradient_clip_val"
-            )
+        image_ids = [int(target["image_id"]) for target in targets]
+        self.loss_check.note(loss, losses, self.current_epoch, self.global_step, image_ids)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(images))
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        # Lightning would copy a number to the device, and wait for that.
+        rate = torch.full((), self.trainer.optimizers[0].param_groups[0]["lr"], device=loss.device)
+        self.log("train/lr", rate)
         return loss
+
+    # Before anything is made of weights that a loss which is not finite has spoiled:
+
+    def on_validation_start(self) -> None:
+        self.loss_check.check()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.loss_check.check()
+
+    def on_train_epoch_end(self) -> None:
+        self.loss_check.check()
 
     def on_validation_epoch_start(self) -> None:
         self.prepare_evaluation(self._data.val_dataset)

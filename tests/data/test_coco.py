@@ -199,6 +199,10 @@ def test_malformed_annotations(coco, changes, message):
         ({"images": [{"id": 7, "height": 40, "width": 60}]}, r"images\[0\] is .* expected .* a 'file_name'"),
         ({"images": [{"id": 2**63, "file_name": "7.png"}]}, r"images\[0\] is .* expected an integer 'id'"),
         ({"images": [{"id": 7, "file_name": ""}]}, r"images\[0\] is .*'file_name'"),
+        (
+            {"images": [{"id": 7, "coco_url": "http://a/7.jpg", "neg_category_ids": []}]},
+            r"LVIS is not supported, of which images\[0\] is with its 'neg_category_ids'",
+        ),
         ({"images": [{"id": 7, "file_name": "\udfff.png"}]}, r"images\[0\] is"),
         ({"images": [{"id": 7, "file_name": "7.png"}]}, r"image 7 \(7.png\) has \[height, width\] \[None, None\]"),
         ({"images": [{"id": 7, "file_name": "7.png", "height": 40.5, "width": 60}]}, r"\[height, width\] \[40.5, 60\]"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocotools import mask as rle
 
-from detpool.evaluation import read_results, to_rows, write_results
+from detpool.evaluation import read_results, to_detections, write_results
 
 # pycocotools 2.0 under numpy 2
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -28,13 +28,14 @@ def prediction(boxes: list[list[float]], labels: list[int], **more: torch.Tensor
 
 
 def test_scales_to_the_file() -> None:
-    rows = to_rows(
+    found = to_detections(
         prediction([[10, 20, 30, 60], [0, 0, 300, 100]], [2, 1]),
         image_id=7,
         orig_size=(50, 600),  # the input is twice as high and half as wide
         input_size=(100, 300),
         category_ids=[18, 90],
     )
+    rows = list(found)
     assert rows == [
         {"image_id": 7, "category_id": 90, "bbox": [20, 10, 40, 20], "score": pytest.approx(0.9)},
         {"image_id": 7, "category_id": 18, "bbox": [0, 0, 600, 50], "score": pytest.approx(0.5)},
@@ -44,10 +45,8 @@ def test_scales_to_the_file() -> None:
 
 def test_no_detections() -> None:
     masks = torch.zeros(0, 1, 8, 9)
-    assert (
-        to_rows(prediction([], [], masks=masks), image_id=1, orig_size=(8, 9), input_size=(8, 9), category_ids=[1])
-        == []
-    )
+    sizes = {"orig_size": (8, 9), "input_size": (8, 9)}
+    assert len(to_detections(prediction([], [], masks=masks), image_id=1, category_ids=[1], **sizes)) == 0
 
 
 @pytest.mark.parametrize(
@@ -57,7 +56,7 @@ def test_masks_follow_the_boxes(dtype: torch.dtype, orig_size: tuple[int, int]) 
     mask = torch.zeros(1, 1, 12, 20)
     mask[0, 0, 2:8, 4:16] = 1
     values = mask * 0.8 + 0.1 if dtype == torch.float32 else mask.to(dtype)
-    (row,) = to_rows(
+    (row,) = to_detections(
         prediction([[4, 2, 16, 8]], [1], masks=values),
         image_id=1,
         orig_size=orig_size,
@@ -86,7 +85,7 @@ def test_masks_follow_the_boxes(dtype: torch.dtype, orig_size: tuple[int, int]) 
 def test_malformed_predictions(change: dict[str, torch.Tensor], message: str) -> None:
     bad = prediction([[0, 0, 1, 1], [0, 0, 1, 1]], [1, 2]) | change
     with pytest.raises(ValueError, match=message):
-        to_rows(bad, image_id=3, orig_size=(10, 10), input_size=(10, 10), category_ids=[1, 2])
+        to_detections(bad, image_id=3, orig_size=(10, 10), input_size=(10, 10), category_ids=[1, 2])
 
 
 def test_file_round_trip(tmp_path: Path) -> None:
