@@ -4,9 +4,12 @@ float32 and float64 only: the interpreter's float16 and bfloat16 atomics are not
 """
 
 import functools
+import math
+import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +19,9 @@ from detpool.ops import Sampling
 from detpool.ops.backends.triton import launch, primitives
 from detpool.ops.sampling import SAMPLING
 from detpool.ops.spec import Spec
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    from triton.runtime.interpreter import InterpreterBuilder
 
 BINS = (2, 1)  # few, since the interpreter takes its time; ACROSS tells the axes apart
 ACROSS = (1, 2)
@@ -101,6 +107,32 @@ def test_operators(name: str, layout: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_operators_deterministically(name: str, deterministic) -> None:
     check_operator(name, "channels_last", torch.float32, ACROSS)
+
+
+@pytest.mark.parametrize("name", ["roi_pool", "roi_align", "pr_roi_pool"])
+def test_the_order_of_programs_does_not_change_deterministic_gradients(name: str, deterministic, monkeypatch) -> None:
+    groups, operator = OPERATORS[name]
+    in_order, orders = InterpreterBuilder.set_grid_idx, []
+
+    def shuffle(builder, x: int, y: int, z: int) -> None:
+        sizes = builder.grid_dim
+        if (x, y, z) == (0, 0, 0):
+            orders.append(torch.randperm(math.prod(sizes), generator=torch.Generator().manual_seed(len(orders))))
+        number = int(orders[-1][(x * sizes[1] + y) * sizes[2] + z])
+        in_order(builder, *(int(n) for n in np.unravel_index(number, sizes)))
+
+    def grads() -> tuple[Tensor, ...]:
+        features, rois = make_features(groups * 4, "channels_last", torch.float32), ROIS.clone().requires_grad_()
+        output = operator(features, rois, ACROSS, SCALE, backend="triton")
+        found = torch.autograd.grad(output.sin().sum(), (features, rois), allow_unused=True)
+        return tuple(grad for grad in found if grad is not None)
+
+    expected = grads()
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", shuffle)
+    shuffled = grads()
+    assert len(orders) >= 3, "forward, extents, gradient"
+    assert any((order != torch.arange(len(order))).any() for order in orders)
+    assert all(torch.equal(a, b) for a, b in zip(shuffled, expected, strict=True))
 
 
 def check_operator(name: str, layout: str, dtype: torch.dtype, bins: tuple[int, int]) -> None:
