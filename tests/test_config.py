@@ -256,7 +256,10 @@ def checked(*overrides):
         ("evaluation.split=train", "evaluation.split must be val or test, got 'train'"),
         ("evaluation.iou_types=bbox", "evaluation.iou_types must be a list (bbox or segm each), got 'bbox'"),
         ("evaluation.voc_iou_threshold=50", "evaluation.voc_iou_threshold must be a number in 0 .. 1, got 50"),
-        ("evaluation.backend=coco", "evaluation.backend must be pycocotools or faster_coco_eval, got 'coco'"),
+        (
+            "evaluation.backend=coco",
+            "evaluation.backend must be pycocotools or faster_coco_eval or hotcoco, got 'coco'",
+        ),
         ("seed=-1", "seed must be a whole number in 0 .. 4294967295, got -1"),
         ("channels_last=no_", "channels_last must be true or false, got 'no_'"),
         ("imports=my_package", "imports must be a list (text each), got 'my_package'"),

@@ -60,7 +60,7 @@ class Evaluation:
     iou_types: list[Literal["bbox", "segm"]]
     voc: bool
     voc_iou_threshold: Annotated[float, Between(0, 1)]
-    backend: Literal["pycocotools", "faster_coco_eval"]
+    backend: Literal["pycocotools", "faster_coco_eval", "hotcoco"]
     max_dets: list[Annotated[int, Between(1)]]
     pictures: Annotated[int, Between(0)]
 

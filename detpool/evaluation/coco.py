@@ -21,7 +21,7 @@ from detpool.garbage import collection_paused
 from detpool.masks import SegmentationError, to_rles
 
 IouType = Literal["bbox", "segm"]
-Backend = Literal["pycocotools", "faster_coco_eval"]
+Backend = Literal["pycocotools", "faster_coco_eval", "hotcoco"]
 
 _AREAS = {"s": 1, "m": 2, "l": 3}  # the libraries' area ranges; 0 is "all"
 _THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]  # of IoU
@@ -36,7 +36,8 @@ class CocoEvaluator:
             files. Crowds (`iscrowd`) are ignore regions, as COCO defines. Objects flagged `ignore` need not
             be found, and a detection that matches one does not count. The dict is not changed.
         iou_type: `"bbox"`, or `"segm"` for masks.
-        backend: `"faster_coco_eval"`, or `"pycocotools"` (the same numbers, slower).
+        backend: `"faster_coco_eval"`; or, with the same numbers, `"pycocotools"`, which is slower, or `"hotcoco"`,
+            which is to be installed (`pip install 'detpool[hotcoco]'`).
         max_dets: ascending limits on detections per image and class. AR is reported at each; AP and the
             metrics by size at the last.
 
@@ -119,7 +120,8 @@ class CocoEvaluator:
         detections = self._detections(found, places)
         images = sorted({row["image_id"] for rows in (objects, detections) for row in rows})
         evaluation = self._eval_class(self._index(objects, images), self._index(detections, images), self.iou_type)
-        evaluation.rle_iou_max_workers = 1  # the default is eight threads of Python, one at a time
+        if hasattr(evaluation, "rle_iou_max_workers"):
+            evaluation.rle_iou_max_workers = 1  # faster-coco-eval's default is eight threads of Python, one at a time
         evaluation.params.imgIds = images
         evaluation.params.maxDets = self.max_dets
         evaluation.evaluate()
@@ -205,7 +207,7 @@ class CocoEvaluator:
         sizes = [(number, *self._sizes[number - 1]) for number in images]
         coco.dataset = {
             "images": [{"id": number, "height": height, "width": width} for number, height, width in sizes],
-            "categories": [{"id": 1}],
+            "categories": [{"id": 1, "name": "1"}],
             "annotations": rows,
         }
         coco.createIndex()
@@ -223,6 +225,15 @@ def _load_backend(backend: str) -> tuple[Any, Any]:
         import faster_coco_eval
 
         return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+    if backend == "hotcoco":
+        try:
+            import hotcoco
+        except ImportError as error:
+            raise ValueError(
+                "backend 'hotcoco' needs a package of that name: pip install 'detpool[hotcoco]'"
+            ) from error
+
+        return hotcoco.COCO, hotcoco.COCOeval
     raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
 
 

@@ -44,7 +44,7 @@ class DetectionEvaluator:
         dataset: ground truth in COCO's format; `category_ids` and `class_names` of labels 1, 2, ...
         metrics: which metrics: `"coco"`, `"voc"` (keys begin with `voc_`), or both.
         iou_types: what the COCO metrics compare: `"bbox"`, and `"segm"` for masks (keys begin with `mask_`).
-        backend: library of the COCO metrics, `"faster_coco_eval"` or `"pycocotools"`.
+        backend: library of the COCO metrics: `"faster_coco_eval"`, `"pycocotools"` or `"hotcoco"`.
         max_dets: ascending limits on detections per image and class of the COCO metrics; raise the last for
             dense images.
         voc_iou_threshold: smallest IoU of a match of the VOC metrics.

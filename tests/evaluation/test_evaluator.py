@@ -64,7 +64,7 @@ def expected() -> dict[str, float]:
     return coco | voc_metrics(SMALL["ground_truth"], SMALL["detections"])
 
 
-@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
+@pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval", "hotcoco"])
 def test_scaled_predictions_give_the_metrics_of_the_file(backend: str, expected: dict[str, float]) -> None:
     evaluator = DetectionEvaluator(SmallDataset(), metrics=("coco", "voc"), backend=backend)
     update(evaluator, samples())

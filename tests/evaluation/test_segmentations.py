@@ -13,7 +13,7 @@ from detpool.data.packed import PackedStrings
 from detpool.evaluation import CocoEvaluator
 from detpool.masks import SegmentationError, check_segmentations, check_texts, decode_segmentation, to_rles
 
-BACKENDS = ("pycocotools", "faster_coco_eval")
+BACKENDS = ("pycocotools", "faster_coco_eval", "hotcoco")
 
 
 def compressed(mask: Any) -> dict[str, Any]:
