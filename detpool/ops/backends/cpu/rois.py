@@ -118,7 +118,7 @@ def make_taps(rois: Rois, spec: Spec, slopes: bool, dtype: Any) -> tuple[Taps, T
         return _taps_of_rule(rois, spec, dtype)
     g, count = rois.g, len(rois.numbers)
     rows = (count * g.rows * g.columns,) * 2 if rois.joint else (count * g.rows, count * g.columns)
-    if g.ratio > 0 and g.sampling in (kernels.POINTS, kernels.COUNTED_POINTS):
+    if g.ratio > 0 and SAMPLING[spec.sampling].bilinear:
         most = min(2 * g.ratio, g.height), min(2 * g.ratio, g.width)
     else:
         most = kernels.most_taps(rois.values, rois.numbers, g)
