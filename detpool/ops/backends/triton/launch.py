@@ -84,14 +84,14 @@ class Call:
         return {"RULE": resolve(name), "RATIO": max(self.spec.ratio, 0)}
 
     @property
-    def points(self) -> dict[str, Any]:
+    def points(self) -> int:
         """Bilinear points per bin and axis if all bins have as many, else 0."""
-        return {"POINTS": max(self.spec.ratio, 0) if SAMPLING[self.spec.sampling].bilinear else 0}
+        return max(self.spec.ratio, 0) if SAMPLING[self.spec.sampling].bilinear else 0
 
     @property
     def is_tabulated(self) -> bool:
         """Whether a table of weights serves the gradients: all bins have as many taps, in rows and columns of bins."""
-        return self.points["POINTS"] > 0 and self.offsets is None and self.spec.groups == (1, 1)
+        return self.points > 0 and self.offsets is None and self.spec.groups == (1, 1)
 
 
 def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
@@ -110,7 +110,7 @@ def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
         sums.forward,
         (_bins(out) // columns, blocks),
         (features, *call.tensors, out, *sizes, *call.numbers, *features.stride(), *out.stride()),
-        {**call.grid, **call.bins, **call.rule, **options, **call.points, **_sum(features)},
+        {**call.grid, **call.bins, **call.rule, **options, **_sum(features), "POINTS": call.points},
     )
 
 
@@ -127,10 +127,13 @@ def weighted_sum_of_grad_atomic(out: Tensor, grad: Tensor, call: Call) -> None:
     )
 
 
-def span(call: Call) -> int:
-    """Cells along an axis of the largest RoI whose weights are tabulated: as many as it has taps."""
-    taps = 2 * call.points["POINTS"] * max(call.spec.output_size)
-    return min(64, triton.next_power_of_2(taps))
+def table_shape(call: Call) -> tuple[int, int, int]:
+    """That of a RoI's table of weights (see :func:`transposed_sum_kernels.tabulate`): 2, SPAN, COUNT.
+
+    Cells along an axis of the largest RoI that is tabulated are as many as it has taps.
+    """
+    bins = max(call.spec.output_size)
+    return 2, min(64, triton.next_power_of_2(2 * call.points * bins)), triton.next_power_of_2(bins)
 
 
 def tabulate(extent: Tensor, weights: Tensor, shape: Sequence[int], call: Call) -> None:
@@ -139,7 +142,14 @@ def tabulate(extent: Tensor, weights: Tensor, shape: Sequence[int], call: Call) 
         transposes.tabulate,
         (len(call.rois),),
         (call.rois, call.levels, extent, weights, shape[0], *shape[2:], *call.numbers),
-        {**_rows(call), **call.bins, "RULE": call.rule["RULE"], **call.points, **_table(weights), "num_warps": 1},
+        {
+            **_rows(call),
+            **call.bins,
+            "RULE": call.rule["RULE"],
+            "POINTS": call.points,
+            **_table(weights),
+            "num_warps": 1,
+        },
     )
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
@@ -99,8 +98,7 @@ def _find_cells(grad: Tensor, shape: Sequence[int], call: launch.Call) -> tuple[
     extent = torch.empty((len(grad), 4), dtype=torch.int32, device=grad.device)
     weights = None
     if call.is_tabulated:
-        bins = triton.next_power_of_2(max(call.spec.output_size))
-        size = (len(grad), 2, launch.span(call), bins)
+        size = (len(grad), *launch.table_shape(call))
         weights = torch.empty(size, dtype=sum_dtype(grad.dtype), device=grad.device)
     if len(grad) and weights is not None:
         launch.tabulate(extent, weights, shape, call)
