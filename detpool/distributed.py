@@ -42,20 +42,25 @@ def compute_on_main_process(function: Callable[[], T]) -> T:
 
     Raises:
         ValueError: the function raises one, which every process then does.
+        RuntimeError: on the other processes, if it raises anything else: none is left waiting.
     """
     rank, world_size = rank_and_world_size()
     if world_size == 1:
         return function()
-    outcome: list[Any] = [None, None]
+    value, error = None, None
     if rank == 0:
         try:
-            outcome[0] = function()
-        except ValueError as error:
-            outcome[1] = str(error)
+            value = function()
+        except Exception as caught:
+            error = caught
+    outcome: list[Any] = [value, error and (type(error).__name__, isinstance(error, ValueError), str(error))]
     dist.broadcast_object_list(outcome)
+    if error is not None:
+        raise error
     value, fault = outcome
     if fault is not None:
-        raise ValueError(fault)
+        name, is_value_error, text = fault
+        raise ValueError(text) if is_value_error else RuntimeError(f"the main process ended with {name}: {text}")
     return value
 
 
