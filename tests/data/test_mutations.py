@@ -141,7 +141,7 @@ def run(build: Any, step: Any, backend: Any) -> tuple[Any, int] | str:
         try:
             data = DetectionDataModule(build, build, batch_size=3, num_workers=0)
             data.setup("fit")
-            dataset = data.train_dataset
+            dataset: Any = data.train_dataset
             losses = [step(batch) for batch in data.train_dataloader()]
         except DataError as error:
             return str(error)

@@ -93,7 +93,7 @@ def test_transforms_do_to_them_what_they_do_to_pixels(transform):
 
 
 class OneSample(DetectionDataset):
-    image_ids = (1,)
+    image_ids = [1]  # noqa: RUF012
 
     def __len__(self):
         return 1

@@ -107,8 +107,8 @@ def test_masks_have_keys_of_their_own() -> None:
         evaluator.update([prediction | {"masks": masks}], [target], [(height, width)])
     metrics = evaluator.compute()
     boxes = CocoEvaluator(SMALL["ground_truth"]).evaluate(SMALL["detections"])
-    masks = CocoEvaluator(SMALL["ground_truth"], iou_type="segm").evaluate(evaluator.results())
-    assert_same(metrics, boxes | {f"mask_{name}": value for name, value in masks.items()})
+    segmentations = CocoEvaluator(SMALL["ground_truth"], iou_type="segm").evaluate(evaluator.results())
+    assert_same(metrics, boxes | {f"mask_{name}": value for name, value in segmentations.items()})
     assert metrics["mask_AP"] > 0
 
 

@@ -77,11 +77,11 @@ def test_values_and_gradients(name: str) -> None:
         got = layer(x, mask)
         for image in range(3):
             if name == "CLS":
-                expected = x[image, 0].numpy()  # first, whatever counts
+                value = x[image, 0].numpy()  # first, whatever counts
             else:
                 counted = x[image] if mask is None else x[image, mask[image]]
-                expected = LAYERS[name][1](layer, counted.numpy())
-            expected = torch.from_numpy(expected).view_as(got[image])
+                value = LAYERS[name][1](layer, counted.numpy())
+            expected = torch.from_numpy(value).view_as(got[image])
             torch.testing.assert_close(got[image], expected, atol=1e-12, rtol=1e-12)
         assert torch.autograd.gradcheck(lambda x, mask=mask: layer(x, mask), x.requires_grad_(), fast_mode=True)
 

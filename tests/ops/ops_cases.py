@@ -54,9 +54,9 @@ def check_gradients(function, features: Tensor, box: list[float], *, second_orde
     fixed_features, fixed_coords = features.detach(), coords.detach()
     if has_area:
         assert torch.autograd.gradcheck(lambda c: function(fixed_features, c), coords, eps=1e-7, atol=1e-6)
-        inputs, both = (features, coords), function
+        inputs, both = [features, coords], function
     else:
-        inputs, both = (features,), lambda f: function(f, fixed_coords)
+        inputs, both = [features], lambda f: function(f, fixed_coords)
     # fast mode: along random directions, since every feature on its own takes thousands of calls
     assert torch.autograd.gradcheck(both, inputs, eps=1e-7, atol=1e-5, fast_mode=True)
     if second_order:

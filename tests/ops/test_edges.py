@@ -176,7 +176,7 @@ def test_what_a_sampling_rule_returns_is_checked() -> None:
         with pytest.raises(TypeError, match="torch.float32 and torch.float32"):
             pool(rule(torch.zeros(1, 2, 1, 1)))
         with pytest.raises(TypeError, match="must be Taps of two tensors, got list"):
-            pool(ops.Sampling(taps=lambda bins, length, ratio: []))
+            pool(ops.Sampling(taps=lambda bins, length, ratio: []))  # type: ignore[return-value]
 
 
 def test_maps_and_levels_of_a_pyramid_belong_together() -> None:

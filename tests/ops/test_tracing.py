@@ -55,10 +55,10 @@ def test_opcheck_of_the_weighted_sum(name: str, channels_last: bool) -> None:
     torch.library.opcheck(torch.ops.detpool.weighted_sum, (maps, rois, LEVELS, offsets, spec.text, "cpu"))
     grad, bare = torch.randn(3, 2, 2, 2), [m.detach() for m in maps]
     shapes = [n for m in maps for n in m.shape]
-    rest = (LEVELS, offsets.detach(), shapes, [channels_last] * 2, spec.text, "cpu")
-    torch.library.opcheck(torch.ops.detpool.weighted_sum_of_grad, (grad, BOXES, *rest))
-    rest = (BOXES, LEVELS, offsets.detach(), spec.text, "cpu")
-    torch.library.opcheck(torch.ops.detpool.weighted_sum_roi_grads, (grad, bare, *rest))
+    fixed, how = offsets.detach(), (spec.text, "cpu")
+    of_maps = (grad, BOXES, LEVELS, fixed, shapes, [channels_last] * 2, *how)
+    torch.library.opcheck(torch.ops.detpool.weighted_sum_of_grad, of_maps)
+    torch.library.opcheck(torch.ops.detpool.weighted_sum_roi_grads, (grad, bare, BOXES, LEVELS, fixed, *how))
 
 
 @pytest.mark.parametrize("name", ["points", "cells"])
@@ -69,11 +69,11 @@ def test_opcheck_of_the_window_maximum(name: str) -> None:
     bare = [m.detach() for m in maps]
     argmax = torch.ops.detpool.window_max(bare, BOXES, LEVELS, spec.text, "cpu")[1]
     grad, shapes = torch.randn(argmax.shape), [n for m in maps for n in m.shape]
-    rest = (BOXES, LEVELS, shapes, [False, True], spec.text, "cpu")
-    torch.library.opcheck(torch.ops.detpool.window_max_of_grad, (grad, argmax, *rest))
+    how = (spec.text, "cpu")
+    of_maps = (grad, argmax, BOXES, LEVELS, shapes, [False, True], *how)
+    torch.library.opcheck(torch.ops.detpool.window_max_of_grad, of_maps)
     if name == "points":
-        rest = (bare, BOXES, LEVELS, spec.text, "cpu")
-        torch.library.opcheck(torch.ops.detpool.window_max_roi_grads, (grad, argmax, *rest))
+        torch.library.opcheck(torch.ops.detpool.window_max_roi_grads, (grad, argmax, bare, BOXES, LEVELS, *how))
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)

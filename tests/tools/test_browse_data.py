@@ -32,7 +32,7 @@ def test_boxes_labels_and_masks_are_drawn(tmp_path, capsys):
     for path, masks in zip(paths, ("false", "true"), strict=True):
         browse_data.main([*SMALL, f"data.masks={masks}", "count=1", f"output={path}"])
     assert "1 of 12 samples of the train split" in capsys.readouterr().out
-    boxes, masks = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in paths)
+    boxes, filled = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in paths)
     dataset, (key,) = browse_data._samples(SMALL, "train", 1)
     _, target = dataset[key]
     # 64 pixels fill 400, behind a margin of 10 and below a line of text.
@@ -42,7 +42,7 @@ def test_boxes_labels_and_masks_are_drawn(tmp_path, capsys):
         side = boxes[top + round(y1) + 2 : top + round(y2) - 2, left + max(0, round(x1))]
         # Labels and other objects may hide parts of it.
         assert (np.abs(side - np.array(class_color(label - 1))).sum(axis=1) == 0).mean() > 0.3
-    assert np.abs(boxes - masks).sum() > 0
+    assert np.abs(boxes - filled).sum() > 0
 
 
 def test_an_output_that_cannot_be_written(tmp_path, capsys):
