@@ -1,1 +1,19 @@
 """Two-stage object detectors in which RoI pooling, and every other pooling, is one config line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detpool.predictor import load
+
+__all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    # detpool.ops and detpool.poolers are usable without what a run needs, and load in a fraction of its time.
+    if name == "load":
+        from detpool.predictor import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

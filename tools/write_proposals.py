@@ -76,8 +76,7 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
     # Of the training images too the proposals are wanted as evaluation sees them.
     config.data.train_transform = config.data.get("eval_transform")
     data = runs.build_data(config)
-    module = runs.build_module(config, pretrained=False)
-    runs.load_checkpoint(module, checkpoint)
+    module = runs.restore(config, checkpoint)
     dataset = getattr(data, f"{split}_dataset")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = module.model.to(device).eval()

@@ -26,6 +26,17 @@ def image_size(path: Path) -> tuple[int, int]:
         return image.height, image.width
 
 
+def displayed_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image file as it is displayed, turned as its EXIF orientation says.
+
+    Raises:
+        DataError: the file is missing or is no image.
+    """
+    with _open(path) as image:
+        size = image.height, image.width
+        return size[::-1] if _is_turned(image) else size
+
+
 def read_image(path: Path, size: tuple[int, int]) -> tv_tensors.Image:
     """Read an image file whose annotations say how large it is.
 
@@ -46,13 +57,13 @@ def read_image(path: Path, size: tuple[int, int]) -> tv_tensors.Image:
     """
     with _open(path) as image, _decoding(path):
         stored = image.height, image.width
-        turned = stored != size and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        turned = stored != size and _is_turned(image)
         if size != (stored[::-1] if turned else stored):
             raise DataError(f"{path}: is {_text(stored)} (height x width), but its annotations say {_text(size)}")
         if decode_jpeg and not turned and (image.format, image.mode) == ("JPEG", "RGB"):
             with suppress(RuntimeError):  # Pillow says what is wrong
                 return tv_tensors.Image(decode_jpeg(torch.from_numpy(np.fromfile(path, np.uint8)), "RGB"))
-        pixels = np.array(_to_rgb(ImageOps.exif_transpose(image) if turned else image))
+        pixels = np.array(to_rgb(ImageOps.exif_transpose(image) if turned else image))
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
@@ -67,7 +78,7 @@ def is_nearly_black(path: Path) -> bool:
     """
     with _open(path) as image, _decoding(path):
         deep = image.mode.startswith("I")
-        ranges = np.reshape(np.array((image if deep else _to_rgb(image)).getextrema()), (-1, 2))
+        ranges = np.reshape(np.array((image if deep else to_rgb(image)).getextrema()), (-1, 2))
         return bool(0 < ranges.max() < (4096 if deep else 16))
 
 
@@ -89,7 +100,16 @@ def _open(path: Path) -> Image.Image:
         raise DataError(f"{path}: not a readable image: {error}") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _is_turned(image: Image.Image) -> bool:
+    return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any color model as RGB; see `read_image`.
+
+    Raises:
+        ValueError: its samples are floating-point numbers.
+    """
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip, not scale; "I" is its name in some formats
         image = Image.fromarray((np.clip(np.array(image), 0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":

@@ -173,9 +173,8 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
         raise ConfigError(
             f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
         )
-    module = build_module(config, pretrained=False)
+    module = restore(config, checkpoint)
     _check_proposals(module, data, [split])
-    load_checkpoint(module, checkpoint)
     trainer = build_trainer(config, [], [])
     save_config(config, Path(config.run_dir))
     notes = split_notes(data, split, chosen=is_kept_as_best(checkpoint), trained=False)
@@ -379,6 +378,21 @@ def find_checkpoint(path: Path, name: str = "best") -> Path:
     near = sorted(map(str, path.parent.glob("*.ckpt"))) if os.path.isdir(path.parent) else []
     hint = f"; there are {', '.join(near)}" if near else ""
     raise ConfigError(f"ckpt_path={path} does not exist (looked from {Path.cwd()}){hint}")
+
+
+def restore(config: DictConfig, checkpoint: Path) -> DetectionModule:
+    """The detector of a config with the weights of a checkpoint.
+
+    Args:
+        config: that of the run, with what is to differ.
+        checkpoint: a file (`find_checkpoint`).
+
+    Raises:
+        WeightsError: if the file is damaged or belongs to another model.
+    """
+    module = build_module(config, pretrained=False)
+    load_checkpoint(module, checkpoint)
+    return module
 
 
 def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:

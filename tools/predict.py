@@ -1,0 +1,143 @@
+#!/usr/bin/env python
+"""Detects objects in images with a trained run: rows in COCO's result format, and pictures.
+
+    python tools/predict.py ckpt_path=logs/train/runs/... images=folder/
+    python tools/predict.py ckpt_path=... images=folder/ features=pooled.npz model.roi_heads.score_thresh=0.5
+
+`images` is an image file or a folder, whose image files are taken with those of its folders. Into `output` (default:
+logs/predict/<time>) go `predictions.json.gz`; `images.json` with COCO's `images` and `categories`, which the rows refer
+to; and `pictures/` of the first `pictures` images (default: 12) with detections of `score` or more (default: 0.5).
+`features` is a file for what the detector pools of each detection: `features` (K, C, height, width), `boxes` (K, 4)
+XYXY in pixels of the files, `scores`, `labels` and `image_ids`. `batch_size` images (default: 1) are computed at once,
+read by `data.num_workers` processes. Further `key=value` change the config of the run, as for `eval.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from command_line import Parser, natural, positive_int
+from rich.progress import track
+from torchvision.ops import box_convert
+
+from detpool.data.unlabeled import UnlabeledImages
+from detpool.data.voc import IMAGE_SUFFIXES
+from detpool.errors import ConfigError, exit_with_message, writing
+from detpool.evaluation.detections import Detections
+from detpool.evaluation.pictures import draw_panels
+from detpool.evaluation.results import RESULTS, write_results
+from detpool.files import write_json_atomically
+from detpool.predictor import Predictor, load
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--features", type=_npz, help=argparse.SUPPRESS)
+    parser.add_argument("--batch_size", type=positive_int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--pictures", type=natural, default=12, help=argparse.SUPPRESS)
+    parser.add_argument("--score", type=float, default=0.5, help=argparse.SUPPRESS)
+    options, overrides = parser.parse_with_overrides(argv)
+    output = options.output or Path(f"logs/predict/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
+    with exit_with_message():
+        if missing := [name for name in ("ckpt_path", "images") if getattr(options, name) is None]:
+            raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(n + '=...' for n in missing)}")
+        files = find_images(options.images.expanduser())
+        predictor = load(options.ckpt_path, *overrides)
+        dataset = predictor.prepare(files)
+        start = time.perf_counter()
+        found = detect(predictor, dataset, options.batch_size)
+        seconds = time.perf_counter() - start
+        with writing(output):
+            output.mkdir(parents=True, exist_ok=True)
+            write_results(output / RESULTS, found)
+            truth = dataset.ground_truth()
+            write_json_atomically(output / "images.json", {key: truth[key] for key in ("images", "categories")})
+            draw(output / "pictures", dataset, found, options.pictures, options.score)
+        if options.features is not None:
+            write_features(options.features, predictor, dataset, found)
+    print(f"{len(found)} detections in {len(files)} images, {len(files) / seconds:.1f} images/s: {output}")
+
+
+def find_images(path: Path) -> list[Path]:
+    """An image file, or those of a folder and of the folders in it, by name.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise ConfigError(f"images={path} does not exist (looked from {Path.cwd()})")
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not files:
+        raise ConfigError(f"images={path} holds no image file ({', '.join(IMAGE_SUFFIXES)})")
+    return files
+
+
+def detect(predictor: Predictor, dataset: UnlabeledImages, batch_size: int) -> Detections:
+    """All detections, image after image."""
+    workers = int(predictor.config.data.get("num_workers", 0))
+    found = predictor.detect(dataset, batch_size=batch_size, num_workers=workers)
+    return Detections.concatenate(list(track(found, "detecting", len(dataset), disable=not sys.stdout.isatty())))
+
+
+def draw(folder: Path, dataset: UnlabeledImages, found: Detections, limit: int, score: float) -> None:
+    """Pictures of the first images, named after their files."""
+    classes = dict(enumerate(dataset.class_names, start=1))
+    names = _names([Path(str(file)) for file in dataset.images])
+    for index, image_id in enumerate(dataset.image_ids[:limit]):
+        image, target = dataset[index]
+        rows = list(found.take((found.image_ids == image_id) & (found.scores >= score)))
+        caption = f"{Path(str(dataset.images[index])).name} · score ≥ {score:g}"
+        picture = draw_panels(image, [(caption, rows)], orig_size=target["orig_size"], classes=classes, masks=True)
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / names[index])
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """A name each for the pictures of files: the file's own where no other has it, else with its number."""
+    stems = [file.stem for file in files]
+    return [f"{s}.png" if stems.count(s) == 1 else f"{s}_{n}.png" for n, s in enumerate(stems, start=1)]
+
+
+def write_features(path: Path, predictor: Predictor, dataset: UnlabeledImages, found: Detections) -> None:
+    """What the detector pools of each detection.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    corners = box_convert(torch.from_numpy(found.boxes), "xywh", "xyxy").float()
+    features = []
+    for index in track(range(len(dataset)), "pooling", disable=not sys.stdout.isatty()):
+        own = torch.from_numpy(found.image_ids == index + 1)
+        features.append(predictor.pool(dataset.images[index], corners[own]).cpu())
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(
+            path,
+            features=torch.cat(features).numpy(),
+            boxes=corners.numpy(),
+            scores=found.scores,
+            labels=found.category_ids,
+            image_ids=found.image_ids,
+        )
+
+
+def _npz(text: str) -> Path:
+    if not text.endswith(".npz"):
+        raise argparse.ArgumentTypeError(f"must be a file in .npz, got {text!r}")
+    return Path(text)
+
+
+if __name__ == "__main__":
+    main()
