@@ -59,6 +59,20 @@ def test_detectors_on_shapes(tmp_path, arguments, least):
     assert all(metrics[name] >= value for name, value in least.items()), {name: metrics[name] for name in least}
 
 
+def test_a_detector_of_other_classes_is_a_better_start(tmp_path):
+    """Six classes, then two of them: one epoch from the weights of the first is ahead of one from scratch."""
+    (tmp_path / "six").mkdir()
+    train(tmp_path / "six", "experiment=demo", "trainer.max_epochs=2", "keep_checkpoints=best")
+    two = ["experiment=demo", "data.classes=[ring,star]", "data.train_images=400", "trainer.max_epochs=1"]
+    for seed in range(3):
+        found = {}
+        for name, weights in {"scratch": "null", "started": tmp_path / "six" / "run"}.items():
+            folder = tmp_path / f"{name}{seed}"
+            folder.mkdir()
+            found[name] = train(folder, *two, f"seed={seed}", f"model.weights={weights}")["AP"]
+        assert found["started"] > found["scratch"], (seed, found)
+
+
 def test_nuclei(tmp_path, shared_dir):
     metrics = train(tmp_path, "experiment=nuclei", f"data.root={shared_dir / 'data' / 'nuclei'}")
     assert metrics["mask_AP"] >= 0.47

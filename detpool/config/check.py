@@ -66,6 +66,8 @@ class _Check:
     def check_target(self, path: str, node: Mapping[Any, Any]) -> dict[str, Parameter] | None:
         """Checks what a `_target_` is given, as far as its source tells what it takes, and returns that."""
         accepted = parameters_of_target(path, node, self.own)
+        if path == "model" and accepted is not None:
+            accepted = {**accepted, **fields("Model")}
         for key, parameter in fields("Node").items():
             if key in node:
                 self.check_value(f"{path}.{key}", node[key], parameter)

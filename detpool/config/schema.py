@@ -49,6 +49,8 @@ class Optim:
 
     optimizer: Factory
     schedule: Factory | None
+    backbone_rate: Annotated[float, Between(0)] = 1.0
+    frozen: list[str] = ()  # type: ignore[assignment]
 
 
 @dataclass
@@ -77,6 +79,13 @@ class Trainer:
     devices: Annotated[int, Between(-1, 4096)] | str | list[int]
     log_every_n_steps: Annotated[int, Between(0)] | None
     gradient_clip_val: Annotated[float, Between(0)] | None
+
+
+@dataclass
+class Model:
+    """What `model` has beside the arguments of its `_target_`."""
+
+    weights: str | None
 
 
 @dataclass

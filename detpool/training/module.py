@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from detpool.data.datamodule import Batch, DetectionDataModule
 from detpool.data.dataset import DetectionDataset
 from detpool.data.sampling import derive_seed
 from detpool.detection import TwoStageDetector
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, did_you_mean
 from detpool.evaluation import DetectionEvaluator
 from detpool.training.batch_norm import SINGLE_VALUE_CURE, normalize_single_values
 from detpool.training.divergence import LossCheck
@@ -31,6 +31,12 @@ class DetectionModule(LightningModule):
         seed: with epoch, step and process it seeds what a training step draws (which anchors and proposals are
             sampled), so that a resumed run draws what an uninterrupted one would have drawn.
         channels_last: keep weights, and so feature maps, in channels_last memory format.
+        backbone_rate: learning rate of the backbone's body, as a fraction of that of all else.
+        frozen: modules of the model that are not trained, by name (`backbone.body.stem`). They normalize as in
+            evaluation.
+
+    Raises:
+        ConfigError: the model has no module of a name in `frozen`.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class DetectionModule(LightningModule):
         evaluator: Callable[..., DetectionEvaluator],
         seed: int = 0,
         channels_last: bool = True,
+        backbone_rate: float = 1.0,
+        frozen: Sequence[str] = (),
     ) -> None:
         super().__init__()
         normalize_single_values(model)
@@ -49,10 +57,22 @@ class DetectionModule(LightningModule):
         self.schedule = schedule
         self.make_evaluator = evaluator
         self.seed = seed
+        self.backbone_rate, self.frozen = backbone_rate, tuple(frozen)
+        known = [name for name, _ in model.named_modules() if name]
+        for name in self.frozen:
+            if name not in known:
+                raise ConfigError(f"optim.frozen: the model has no module {name!r}{did_you_mean(name, known)}")
+            model.get_submodule(name).requires_grad_(False).eval()
         self.loss_check = LossCheck()
         self.evaluator: DetectionEvaluator | None = None
         self.evaluated: DetectionDataset | None = None  # the data set that `evaluator` has the ground truth of
         self.metrics: dict[str, float] = {}  # of the last validation or test
+
+    def train(self, mode: bool = True) -> DetectionModule:
+        super().train(mode)
+        for name in self.frozen:
+            self.model.get_submodule(name).eval()
+        return self
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the trainable parameters.
@@ -60,10 +80,17 @@ class DetectionModule(LightningModule):
         Raises:
             ConfigError: the optimizer refuses its settings.
         """
+        trained = [p for p in self.parameters() if p.requires_grad]
+        body = {id(p) for p in self.model.backbone.body.parameters()} if self.backbone_rate != 1 else set()
+        groups = [[p for p in trained if (id(p) in body) == of_body] for of_body in (False, True)]
         try:
-            return self.optimizer([p for p in self.parameters() if p.requires_grad])
+            optimizer = self.optimizer([{"params": group} for group in groups if group])
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(f"optim.optimizer: {error}") from error
+        for group in optimizer.param_groups:
+            if body and id(group["params"][0]) in body:
+                group["lr"] *= self.backbone_rate
+        return optimizer
 
     def configure_optimizers(self) -> Any:
         optimizer = self.build_optimizer()

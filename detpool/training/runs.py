@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import PARTS, naming_files
 from detpool.data.datamodule import DetectionDataModule
-from detpool.detection import GivenProposals
+from detpool.detection import GivenProposals, TwoStageDetector
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
@@ -49,6 +49,7 @@ from detpool.training.checkpoints import (
     read_checkpoint,
     use_whole_checkpoints,
 )
+from detpool.training.initial_weights import start_from
 from detpool.training.module import DetectionModule
 from detpool.training.splits import split_notes
 
@@ -158,10 +159,11 @@ def _tell_how_to_resume(callbacks: Sequence[Any], command: Sequence[str] | None)
             callback.command = f"python {shlex.join(command)}"
 
 
-def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> dict[str, float]:
+def restore_and_evaluate(config: DictConfig, checkpoint: Path | None, start: float) -> dict[str, float]:
     """Evaluates a checkpoint in the `run_dir` of `config`, the config of its run with what is to differ.
 
     Args:
+        checkpoint: None: `model.weights` are evaluated.
         start: `time.monotonic()` at the start of the program.
 
     Raises:
@@ -169,15 +171,17 @@ def restore_and_evaluate(config: DictConfig, checkpoint: Path, start: float) -> 
     """
     split = config.evaluation.split
     data = build_data(config, ["validate"] if split == "val" else ["validate", "test"])
-    if list(data.class_names) != list(config.class_names):
+    if checkpoint is None:
+        config.class_names = list(data.class_names)
+    elif list(data.class_names) != list(config.class_names):
         raise ConfigError(
             f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
         )
-    module = restore(config, checkpoint)
+    module = build_module(config) if checkpoint is None else restore(config, checkpoint)
     _check_proposals(module, data, [split])
     trainer = build_trainer(config, [], [])
     save_config(config, Path(config.run_dir))
-    notes = split_notes(data, split, chosen=is_kept_as_best(checkpoint), trained=False)
+    notes = split_notes(data, split, chosen=checkpoint is not None and is_kept_as_best(checkpoint), trained=False)
     return evaluate(config, trainer, module, data, start, checkpoint=checkpoint, notes=notes)
 
 
@@ -274,18 +278,17 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
 
     Args:
         config: a composed config whose `class_names` is filled in.
-        pretrained: whether to load the backbone's weights; a checkpoint to be restored replaces them anyway.
+        pretrained: whether to load weights, `model.weights` or the backbone's; a checkpoint to be restored replaces
+            them anyway.
+
+    Raises:
+        ConfigError, WeightsError: if parts do not fit each other, or weights cannot be had or do not fit.
     """
-    parts = {part: instantiate(config[part]) for part in PARTS if config.get(part)}
-    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
-    body = instantiate(config.backbone, **loading, **_taken(config.backbone, parts))
-    model = instantiate(
-        config.model,
-        num_classes=len(config.class_names),
-        body=body,
-        box_pooler=instantiate(config.pooler),
-        **_taken(config.model, parts),
-    )
+    weights = config.model.get("weights") if pretrained else None
+    build = functools.partial(build_detector, config, pretrained=pretrained and weights is None)
+    model = build(len(config.class_names))
+    if weights is not None:
+        start_from(model, weights, list(config.class_names), build)
     evaluator = functools.partial(
         DetectionEvaluator,
         metrics=("coco", "voc") if config.evaluation.voc else ("coco",),
@@ -301,6 +304,29 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         evaluator,
         seed=config.seed,
         channels_last=config.channels_last,
+        backbone_rate=config.optim.get("backbone_rate", 1.0),
+        frozen=config.optim.get("frozen", ()),
+    )
+
+
+def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True) -> TwoStageDetector:
+    """The detector of a config, of so many classes without background.
+
+    Args:
+        config, pretrained: see `build_module`.
+    """
+    parts = {part: instantiate(config[part]) for part in PARTS if config.get(part)}
+    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
+    body = instantiate(config.backbone, **loading, **_taken(config.backbone, parts))
+    node = config.model.copy()
+    OmegaConf.set_struct(node, False)
+    node.pop("weights", None)
+    return instantiate(
+        node,
+        num_classes=num_classes,
+        body=body,
+        box_pooler=instantiate(config.pooler),
+        **_taken(config.model, parts),
     )
 
 

@@ -206,7 +206,7 @@ def test_the_program_writes_rows_pictures_and_features(run, predictor, files, tm
         (["images=IMAGES"], "no value given for ckpt_path: pass ckpt_path=..."),
         (["ckpt_path=RUN", "images=nowhere"], "images=nowhere does not exist"),
         (["ckpt_path=RUN", "images=RUN"], "holds no image file"),
-        (["ckpt_path=RUN", "images=IMAGES", "featurs=x.npz"], "no key or group 'featurs'"),
+        (["ckpt_path=RUN", "images=IMAGES", "feature=x.npz"], "no key or group 'feature'"),
         (["ckpt_path=RUN", "images=IMAGES", "features=x.npy"], "must be a file in .npz, got 'x.npy'"),
     ],
 )

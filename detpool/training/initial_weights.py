@@ -1,0 +1,169 @@
+"""Starting from a detector that was trained elsewhere: its tensors by name, classes by theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from detpool.detection.backbones.weights import read_weights_file
+from detpool.detection.detectron2_weights import read_detectron2_file
+from detpool.distributed import say
+from detpool.errors import ConfigError, WeightsError
+from detpool.run_config import load_config
+from detpool.training.checkpoints import find_best
+
+COCO_LABELS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+"""Names of labels 0, 1, ... of torchvision's detectors, which are COCO's ids; "N/A" where there is no such id."""
+_ABSENT = ("__background__", "N/A")
+_RENAMED: tuple[tuple[str, Any], ...] = (
+    (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2"),
+    (r"^roi_heads\.mask_head\.mask_fcn(\d)\.", lambda m: f"roi_heads.mask_head.{int(m[1]) - 1}.0."),
+)
+
+
+@dataclass
+class Detector:
+    """What a file says of a detector."""
+
+    tensors: dict[str, Tensor]
+    """by the names of :class:`detpool.detection.TwoStageDetector`"""
+    class_names: list[str] | None
+    """of labels 1, 2, ...; None: the file does not say"""
+
+
+def start_from(model: nn.Module, path: str, class_names: Sequence[str], build: Callable[[int], nn.Module]) -> None:
+    """Fill a detector with the tensors of another, and say what stays as it was initialized.
+
+    A tensor is taken over where name and shape agree. Those with rows for each class take over the rows of the classes
+    that have the same name there.
+
+    Args:
+        model: the detector.
+        path: a run directory or checkpoint of one, torchvision's `.pth` of a detector, or detectron2's `.pkl`.
+        class_names: of the model's labels 1, 2, ...
+        build: called with a number of classes, returns the same detector for so many.
+
+    Raises:
+        WeightsError: if the file cannot be read, or nothing of it fits the backbone.
+    """
+    found = read_detector(path)
+    own = model.state_dict()
+    known = found.class_names or _guess_names(found.tensors, class_names)
+    rows = _class_rows(own, build, len(class_names)) if known != list(class_names) else {}
+    taken = {}
+    for name, value in own.items():
+        given = found.tensors.get(name)
+        if given is None:
+            continue
+        if name in rows:
+            if known is not None and (merged := _merge(value, given, rows[name], class_names, known)) is not None:
+                taken[name] = merged
+        elif given.shape == value.shape:
+            taken[name] = given
+    if not any(name.startswith("backbone.") for name in taken):
+        example = next(iter(found.tensors), "nothing")
+        raise WeightsError(
+            f"model.weights={path}: nothing of it fits the backbone, whose tensors are such as "
+            f"{next(iter(own))!r}; the file holds {example!r}"
+        )
+    model.load_state_dict(taken, strict=False)
+    _tell(path, own, taken, found, [n for n in class_names if known is not None and n in known] if rows else None)
+
+
+def read_detector(path: str) -> Detector:
+    """Read a detector's tensors.
+
+    Raises:
+        ConfigError: if a folder holds no checkpoint.
+        WeightsError: if there is no such file, or it holds something else.
+    """
+    file = find_best(Path(path)) if Path(path).is_dir() else Path(path)
+    if file.suffix == ".pkl":
+        names = [name for name in COCO_LABELS if name not in _ABSENT]
+        tensors, classes = read_detectron2_file(str(file))
+        return Detector(tensors, names if classes == len(names) else None)
+    tensors = read_weights_file(str(file))
+    of_run = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    if not of_run:
+        return Detector({_of_today(name): value for name, value in tensors.items()}, None)
+    try:
+        classes_of_run = load_config(file).get("class_names")
+    except ConfigError:  # a checkpoint on its own
+        classes_of_run = None
+    return Detector(of_run, classes_of_run and list(classes_of_run))
+
+
+def _of_today(name: str) -> str:
+    """A tensor's name in torchvision of today; its published files have those of 2019."""
+    for before, now in _RENAMED:
+        name = re.sub(before, now, name)
+    return name
+
+
+def _guess_names(tensors: dict[str, Tensor], class_names: Sequence[str]) -> list[str] | None:
+    """Names of labels 1, 2, ... of a file that does not say them: COCO's, or if they are as many, the model's."""
+    scores = tensors.get("roi_heads.box_predictor.cls_score.bias")
+    if scores is not None and len(scores) == len(COCO_LABELS):
+        return COCO_LABELS[1:]
+    if scores is None or len(scores) == len(class_names) + 1:
+        return list(class_names)
+    return None
+
+
+def _class_rows(own: dict[str, Tensor], build: Callable[[int], nn.Module], classes: int) -> dict[str, tuple[int, int]]:
+    """For each tensor that depends on the number of classes: its rows for each class, and those before the first."""
+    more = build(classes + 1).state_dict()
+    rows = {}
+    for name, value in own.items():
+        if value.shape != more[name].shape:
+            each = len(more[name]) - len(value)
+            rows[name] = each, len(value) - classes * each
+    return rows
+
+
+def _merge(
+    own: Tensor, given: Tensor, rows: tuple[int, int], names: Sequence[str], known: Sequence[str]
+) -> Tensor | None:
+    """``own`` with the rows of the classes that ``given`` has, too; None if that has another layout.
+
+    Such a layout is R-FCN's, whose rows for boxes follow those of the classes.
+    """
+    each, before = rows
+    if before not in (0, each) or given.shape[1:] != own.shape[1:] or len(given) != before + each * len(known):
+        return None
+    merged = own.clone()
+    merged[:before] = given[:before]
+    for label, name in enumerate(names):
+        if name in known:
+            start = before + each * list(known).index(name)
+            merged[before + each * label : before + each * (label + 1)] = given[start : start + each]
+    return merged
+
+
+def _tell(
+    path: str, own: dict[str, Tensor], taken: dict[str, Tensor], found: Detector, classes: list[str] | None
+) -> None:
+    counter = "num_batches_tracked"  # which frozen normalization has not
+    new = _modules(name for name in own if name not in taken and not name.endswith(counter))
+    unused = _modules(name for name in found.tensors if name not in own and not name.endswith(counter))
+    text = f"model.weights={path}: {len(taken)} of {len(own)} tensors"
+    if classes is not None:
+        text += f"; classes by name: {', '.join(classes) or 'none'}"
+    if new:
+        text += f"; initialized anew: {', '.join(new)}"
+    if unused:
+        text += f"; not used: {', '.join(unused)}"
+    say(text)
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The modules of tensors, the first of them."""
+    modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return [*modules[:8], *([f"{len(modules) - 8} more"] if len(modules) > 8 else [])]
