@@ -9,7 +9,7 @@ a perfect detector makes no error.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,6 +96,43 @@ def error_decomposition(
                 left -= 1
     counts["missed"] = sum(int((image.counted & ~image.taken & ~image.explained).sum()) for image in images.values())
     return counts
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the detections of one image are worth."""
+
+    kinds: list[str | None]
+    """of each detection: "correct", one of `ERRORS`, or None if it lies on a crowd or an ignored object"""
+    objects: list[int | None]
+    """of each correct detection its object; None for others"""
+    missed: list[bool]
+    """whether no detection accounts for an object; False for crowds and ignored ones"""
+
+
+def judge_image(
+    annotations: Sequence[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
+    iou_threshold: float = 0.5,
+    background_threshold: float = 0.1,
+) -> Verdicts:
+    """Judges all detections of one image, best scores first, by the rules of `error_decomposition`.
+
+    Args:
+        annotations: the image's objects, in COCO's annotation format.
+        rows: its detections, in COCO's result format.
+        iou_threshold, background_threshold: as for `error_decomposition`.
+    """
+    image = _Image.of(list(annotations))
+    kinds: list[str | None] = [None] * len(rows)
+    objects: list[int | None] = [None] * len(rows)
+    for place in np.argsort([-row["score"] for row in rows], kind="stable").tolist():
+        row, before = rows[place], image.taken.copy()
+        box = np.array(row["bbox"], np.float64)
+        kinds[place] = image.judge(row["category_id"], box, iou_threshold, background_threshold)
+        if kinds[place] == "correct":
+            objects[place] = int((image.taken & ~before).argmax())
+    return Verdicts(kinds, objects, (image.counted & ~image.taken & ~image.explained).tolist())
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks, make
 
 from detpool.data.dataset import DetectionDataset
 from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.errors import judge_image
 from detpool.files import write_bytes_atomically
 from detpool.masks import decode_segmentation
 
 # matplotlib has a font of more than Latin letters, the same on every system.
 _FONT = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 _MARGIN = 10
+_CORRECT, _WRONG = (0, 110, 45), (190, 0, 0)  # labels
 _CROWDED = 12  # more objects than this in a panel: labels name no class, the legend below does
 
 
@@ -72,6 +75,10 @@ def compare(
 ) -> Iterator[Image.Image]:
     """Draws ground truth on the left and predictions on the right, image after image.
 
+    Labels of correct predictions are green, those of others red and name the kind of error
+    (`detpool.evaluation.errors`); objects that no prediction accounts for are labeled as missed. Where there is one
+    class only, each object has a color of its own, and so has the prediction that finds it.
+
     Args:
         dataset: images and ground truth. Its samples may be resized, but neither flipped nor cropped.
         rows: detections, as `Detections` (`DetectionEvaluator.results`) or in COCO's result format, of these or more
@@ -81,15 +88,38 @@ def compare(
         masks, panel: as for `draw_panels`.
     """
     classes = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    truth, found = dataset.ground_truth()["annotations"], Detections.of(rows)
+    truth, found = dataset.ground_truth(), Detections.of(rows)
+    files = {each["id"]: f" · {Path(each['file_name']).name}" for each in truth["images"] if "file_name" in each}
     found = found.take(found.scores >= score_threshold)
     for image_id in image_ids:
         image, target = dataset[dataset.image_ids.index(image_id)]
-        panels: list[tuple[str, list[Any]]] = [
-            (f"ground truth · image {image_id}", [each for each in truth if each["image_id"] == image_id]),
-            (f"predictions, score ≥ {score_threshold:g}", list(found.take(found.image_ids == image_id))),
+        objects = [each for each in truth["annotations"] if each["image_id"] == image_id]
+        predicted = list(found.take(found.image_ids == image_id))
+        objects, predicted, counts = _with_verdicts(objects, predicted, instances=len(classes) == 1)
+        panels = [
+            (f"ground truth · image {image_id}{files.get(image_id, '')}", objects),
+            (f"predictions, score ≥ {score_threshold:g} · {counts}", predicted),
         ]
         yield draw_panels(image, panels, orig_size=target["orig_size"], classes=classes, panel=panel, masks=masks)
+
+
+def _with_verdicts(
+    objects: Sequence[Row], predicted: Sequence[Row], instances: bool
+) -> tuple[list[Row], list[Row], str]:
+    """Both with the keys that `draw_panels` takes beside COCO's, and how many of each verdict there are."""
+    judged = judge_image(objects, predicted)
+    marked = [
+        each | ({"verdict": "missed"} if missed else {}) for each, missed in zip(objects, judged.missed, strict=True)
+    ]
+    rows = [each | ({"verdict": kind} if kind else {}) for each, kind in zip(predicted, judged.kinds, strict=True)]
+    if instances:
+        marked = [each | {"color": class_color(i)} for i, each in enumerate(marked)]
+        colors = itertools.count(len(marked))
+        owners = [next(colors) if owner is None else owner for owner in judged.objects]
+        rows = [each | {"color": class_color(owner)} for each, owner in zip(rows, owners, strict=True)]
+    correct = judged.kinds.count("correct")
+    wrong = len(rows) - correct - judged.kinds.count(None)
+    return marked, rows, f"{correct} correct, {wrong} wrong, {sum(judged.missed)} missed"
 
 
 def draw_panels(
@@ -107,7 +137,9 @@ def draw_panels(
 
     Args:
         image: uint8 (3, H, W), RGB.
-        panels: captions, and objects as COCO annotations or results, boxes xywh in pixels of the image file.
+        panels: captions, and objects as COCO annotations or results, boxes xywh in pixels of the image file. An object
+            may have a `color` (red, green, blue) in place of its class's, which no legend explains, and a `verdict`,
+            "correct" or what is wrong with it.
         orig_size: (height, width) of the image file; `image` is the whole of it, at any size.
         classes: category id to name.
         panel: longer side of the image in the picture, pixels; small images are enlarged.
@@ -121,7 +153,8 @@ def draw_panels(
     drawn = [_draw_objects(photo, objects, styles, orig_size, font, masks) for _, objects in panels]
     sheet = torch.cat([pad(each, (_MARGIN, 0, line + _MARGIN, _MARGIN), value=255) for each in drawn], dim=2)
     legend, x, y = {}, _MARGIN, sheet.shape[1]
-    for name, color in (styles[i] for i in sorted({each["category_id"] for _, objects in panels for each in objects})):
+    of_class = {each["category_id"] for _, objects in panels for each in objects if "color" not in each}
+    for name, color in (styles[i] for i in sorted(of_class)):
         if x > _MARGIN and x + font.getlength(f"■ {name}") > sheet.shape[2]:
             x, y = _MARGIN, y + line
         legend[x, y] = (f"■ {name}", color)
@@ -150,6 +183,11 @@ def class_color(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def _fill(verdict: str | None, color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The color of a label."""
+    return color if verdict is None else _CORRECT if verdict == "correct" else _WRONG
+
+
 def _draw_objects(
     photo: Tensor,
     objects: Sequence[Mapping[str, Any]],
@@ -160,7 +198,7 @@ def _draw_objects(
 ) -> Tensor:
     # Large ones first: a small object on a large one stays visible.
     objects = sorted(objects, key=lambda each: -each["bbox"][2] * each["bbox"][3])
-    colors = [styles[each["category_id"]][1] for each in objects]
+    colors = [each.get("color", styles[each["category_id"]][1]) for each in objects]
     photo = photo.clone()
     for each, color in zip(objects, colors, strict=True):
         if masks and each.get("segmentation"):
@@ -189,6 +227,7 @@ def _draw_objects(
         words = [styles[each["category_id"]][0]] if len(objects) <= _CROWDED else []
         words += [f"{each['score']:.2f}"] if "score" in each else []
         words += ["(crowd)"] if each.get("iscrowd") else ["(ignored)"] if each.get("ignore") else []
+        words += [each["verdict"]] if each.get("verdict", "correct") != "correct" else []
         texts.append(" ".join(words))
         room = torch.tensor([font.getlength(texts[-1]) + 5, 1.4 * font.size])
         # Above, below or inside the box: least over other labels, then least over the object, which may be tiny.
@@ -199,7 +238,8 @@ def _draw_objects(
         hidden = 1000 * box_iou(places, spots).sum(dim=1) + box_iou(places, box[None])[:, 0]
         spots = torch.cat([spots, places[hidden.argmin()][None]])
     if any(texts):
-        inks = ["white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "black" for red, green, blue in colors]
-        labels: dict[str, Any] = {"colors": colors, "label_colors": inks, "font": _FONT, "font_size": font.size}
+        fills = [_fill(each.get("verdict"), color) for each, color in zip(objects, colors, strict=True)]
+        inks = ["white" if 0.299 * red + 0.587 * green + 0.114 * blue < 140 else "black" for red, green, blue in fills]
+        labels: dict[str, Any] = {"colors": fills, "label_colors": inks, "font": _FONT, "font_size": font.size}
         photo = draw_bounding_boxes(photo, spots[:, [0, 1, 0, 1]], labels=texts, fill_labels=True, **labels)
     return photo

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from detpool.evaluation.pictures import class_color, contact_sheet, draw_panels, write_pictures
+from detpool.evaluation.errors import error_decomposition, judge_image
+from detpool.evaluation.pictures import class_color, compare, contact_sheet, draw_panels, write_pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
@@ -119,7 +120,10 @@ class Pictures:
     image_ids = tuple(range(100, 130))
 
     def ground_truth(self) -> dict[str, Any]:
-        return {"annotations": [{"image_id": i, "category_id": 3, "bbox": [0, 0, 50, 50]} for i in self.image_ids]}
+        return {
+            "images": [{"id": i, "file_name": f"deep/{i}.jpg"} for i in self.image_ids],
+            "annotations": [{"image_id": i, "category_id": 3, "bbox": [0, 0, 50, 50]} for i in self.image_ids],
+        }
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
         return torch.full((3, 32, 48), index, dtype=torch.uint8), {"orig_size": (320, 480)}
@@ -144,3 +148,73 @@ def test_files(tmp_path: Path) -> None:
     assert find(np.asarray(Image.open(lower[1])).astype(int), class_color(1)).any()
     dataset.image_ids = ()
     assert write_pictures(tmp_path / "none", dataset, []) == []
+
+
+SHAPES: dict[str, Any] = {"images": [{"id": 1}], "categories": [{"id": 3}, {"id": 8}], "annotations": [
+    {"image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 50]},
+    {"image_id": 1, "category_id": 8, "bbox": [100, 0, 50, 50]},
+    {"image_id": 1, "category_id": 8, "bbox": [100, 100, 50, 50], "iscrowd": 1},
+    {"image_id": 1, "category_id": 3, "bbox": [0, 100, 50, 50]},
+]}  # fmt: skip
+FOUND = [
+    {"image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 40], "score": 0.6},  # another has it
+    {"image_id": 1, "category_id": 3, "bbox": [0, 0, 50, 48], "score": 0.9},
+    {"image_id": 1, "category_id": 3, "bbox": [100, 0, 50, 50], "score": 0.8},  # of the other class
+    {"image_id": 1, "category_id": 8, "bbox": [110, 110, 20, 20], "score": 0.7},  # in the crowd
+    {"image_id": 1, "category_id": 3, "bbox": [300, 0, 20, 20], "score": 0.5},
+]
+
+
+def test_each_detection_is_judged_as_in_the_counts() -> None:
+    verdicts = judge_image(SHAPES["annotations"], FOUND)
+    assert verdicts.kinds == ["duplicate", "correct", "classification", None, "background"]
+    assert verdicts.objects == [None, 0, None, None, None]
+    assert verdicts.missed == [False, False, False, True]
+    # Of a class with as many objects as detections all are counted.
+    objects = [{**SHAPES["annotations"][0], "bbox": [1000 + i, 0, 1, 1]} for i in range(9)]
+    many = SHAPES | {"annotations": [*SHAPES["annotations"], *objects]}
+    counts = error_decomposition(many, FOUND)
+    assert {kind: counts[kind] for kind in ("correct", "duplicate", "classification", "background")} == {
+        "correct": 1, "duplicate": 1, "classification": 1, "background": 1,
+    }  # fmt: skip
+    assert counts["missed"] == 9 + sum(verdicts.missed)
+
+
+class OneImage:
+    image_ids = (1,)
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self.class_names, self.category_ids = names, (3, 8)[: len(names)]
+
+    def ground_truth(self) -> dict[str, Any]:
+        annotations = [each for each in SHAPES["annotations"] if each["category_id"] in self.category_ids]
+        return {**SHAPES, "annotations": annotations}
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        return torch.full((3, 200, 400), 128, dtype=torch.uint8), {"orig_size": (200, 400)}
+
+
+def halves(dataset: Any, rows: list[dict[str, Any]]) -> list[np.ndarray]:
+    (picture,) = compare(dataset, rows, [1], score_threshold=0.0)
+    return np.split(np.asarray(picture).astype(int)[:, : picture.width // 2 * 2], 2, axis=1)
+
+
+def test_labels_tell_correct_wrong_and_missed_apart() -> None:
+    green, red = (0, 110, 45), (190, 0, 0)
+    truth, found = halves(OneImage(("disc", "box")), FOUND[1:2])
+    assert find(found, green).sum() > 200
+    assert not find(found, red).any()
+    assert find(truth, red).sum() > 200  # two are missed
+    assert not find(truth, green).any()
+    _, found = halves(OneImage(("disc", "box")), FOUND)
+    assert find(found, red).sum() > 3 * find(found, green).sum() > 0
+
+
+def test_objects_of_a_single_class_have_colors_of_their_own() -> None:
+    rows = [FOUND[1], {**FOUND[1], "bbox": [2, 102, 50, 50]}, FOUND[4]]
+    truth, found = halves(OneImage(("disc",)), rows)
+    for number in range(2):
+        assert find(truth, class_color(number)).sum() > 50
+        assert find(found, class_color(number)).sum() > 50
+    assert not find(truth, class_color(2)).any()
+    assert find(found, class_color(2)).sum() > 50  # what found nothing
