@@ -14,15 +14,18 @@ from detpool.masks import Size
 from detpool.ops.backends.cpu.compiling import exact_kernel
 
 
-def encode_in_boxes(probabilities: Tensor, boxes: Tensor, size: Size) -> list[dict[str, Any]]:
-    """Masks of an image where they belong in it: foreground where the probability, interpolated, is above 0.5.
+def encode_in_boxes(probabilities: Tensor, boxes: Tensor, input_size: Size, size: Size) -> list[dict[str, Any]]:
+    """Masks where they belong in an image file: foreground where the probability, interpolated, is above 0.5.
 
-    The same pixels as of torchvision's `paste_masks_in_image`, which makes an image of each mask.
+    Of a file that was not resized the same pixels as of torchvision's `paste_masks_in_image`, which makes an image of
+    each mask. Of others the same surface, at the centers of the file's pixels: boxes end at whole pixels of the model's
+    input, as torchvision's do, and not at those of a file that may be smaller.
 
     Args:
         probabilities: float32 (n, M, M) on the CPU, of each box, 0 .. 1.
-        boxes: float (n, 4) on the CPU, XYXY in pixels of the image.
-        size: (height, width) of the image in pixels.
+        boxes: float (n, 4) on the CPU, XYXY in pixels of the model's input.
+        input_size: (height, width) of the model's input in pixels.
+        size: (height, width) of the image file in pixels.
 
     Returns:
         n compressed run-length encodings, `{"size": [height, width], "counts": bytes}`.
@@ -30,36 +33,41 @@ def encode_in_boxes(probabilities: Tensor, boxes: Tensor, size: Size) -> list[di
     padded, scale = expand_masks(probabilities, padding=1)
     corners = expand_boxes(boxes, scale).long()
     height, width = size
-    runs = [
-        _runs(mask, *_taps(y1, y2, height, len(mask)), *_taps(x1, x2, width, len(mask)), max(x1, 0), max(y1, 0), *size)
-        for mask, (x1, y1, x2, y2) in zip(padded.numpy(), corners.tolist(), strict=True)
-    ]
-    return [rle.frPyObjects({"size": [height, width], "counts": counts}, height, width) for counts in runs]
+    encoded = []
+    for mask, (x1, y1, x2, y2) in zip(padded.numpy(), corners.tolist(), strict=True):
+        rows = _taps(y1, y2, input_size[0], height, len(mask))
+        columns = _taps(x1, x2, input_size[1], width, len(mask))
+        runs = _runs(mask, *rows, *columns, height, width)
+        encoded.append(rle.frPyObjects({"size": [height, width], "counts": runs}, height, width))
+    return encoded
 
 
-def _taps(first: int, last: int, side: int, cells: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Where the pixels `first` .. `last` that lie in an image of this side read a mask of so many cells.
+def _taps(
+    first: int, last: int, input_side: int, side: int, cells: int
+) -> tuple[int, NDArray[np.int64], NDArray[np.float32]]:
+    """Where the pixels of a file that lie within `first` .. `last` of the model's input read a mask of so many cells.
 
     Returns:
-        the first of two neighboring cells; and the weight of the second. In float32 as PyTorch's `interpolate` does it,
-        since a mask's edge lies where rounding puts it.
+        the first of these pixels; of each the first of two neighboring cells, and the weight of the second. In float32
+        as PyTorch's `interpolate` does it, since a mask's edge lies where rounding puts it.
     """
-    pixels = np.arange(max(first, 0), min(last + 1, side)) - first
-    places = (pixels.astype(np.float32) + np.float32(0.5)) * (np.float32(cells) / np.float32(last - first + 1))
+    inside = (np.arange(side) + 0.5) * (input_side / side) - first  # from the edge of the box, in pixels of the input
+    begin, end = np.searchsorted(inside, (0, last - first + 1))
+    places = inside[begin:end].astype(np.float32) * (np.float32(cells) / np.float32(last - first + 1))
     places = np.maximum(places - np.float32(0.5), np.float32(0))
     cell = np.minimum(places.astype(np.int64), cells - 1)
-    return cell, places - cell.astype(np.float32)
+    return int(begin), cell, places - cell.astype(np.float32)
 
 
 @exact_kernel
 def _runs(
     mask: NDArray[np.float32],
+    top: int,
     rows: NDArray[np.int64],
     row_weights: NDArray[np.float32],
+    left: int,
     columns: NDArray[np.int64],
     column_weights: NDArray[np.float32],
-    left: int,
-    top: int,
     height: int,
     width: int,
 ) -> NDArray[np.int64]:

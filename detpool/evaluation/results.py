@@ -89,8 +89,7 @@ def to_detections(
             raise ValueError(
                 f"predictions of image {image_id}: mask_probabilities must be ({count}, M, M), got {tuple(given.shape)}"
             )
-        in_file = boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-        encoded = encode_in_boxes(given.detach().cpu().float(), in_file, orig_size)
+        encoded = encode_in_boxes(given.detach().cpu().float(), boxes, input_size, orig_size)
         masks = [_as_text(mask, orig_size) for mask in encoded]
     elif "masks" in prediction:
         given = prediction["masks"]

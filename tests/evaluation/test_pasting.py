@@ -44,7 +44,7 @@ def test_pixels_are_torchvisions(side: int) -> None:
     drawn = torch.cat([corners, corners + torch.rand(40, 2, generator=generator) * 60], 1)
     boxes = torch.cat([torch.tensor(edges, dtype=torch.float32), drawn])
     probabilities = random_masks(len(boxes), side, generator)
-    segmentations = encode_in_boxes(probabilities, boxes, size)
+    segmentations = encode_in_boxes(probabilities, boxes, size, size)
     assert_pasted(segmentations, probabilities, boxes, size)
     for mask in segmentations:  # runs as the library makes them, none of them empty
         assert mask == rle.encode(np.asfortranarray(rle.decode(mask)))
@@ -55,15 +55,19 @@ def test_full_and_empty_masks() -> None:
     boxes = torch.tensor([[-20.0, -20, 40, 50], [2, 3, 15, 20], [-40, 10, -20, 30], [5, 50, 15, 60]])
     probabilities = torch.ones(4, 7, 7)
     probabilities[1] = 0.5  # not above it
-    full, *empty = encode_in_boxes(probabilities, boxes, size)
+    full, *empty = encode_in_boxes(probabilities, boxes, size, size)
     assert rle.decode(full).all()
     assert [rle.decode(mask).tolist() for mask in empty] == [np.zeros(size).tolist()] * 3
-    assert encode_in_boxes(probabilities[:0], boxes[:0], size) == []
+    assert encode_in_boxes(probabilities[:0], boxes[:0], size, size) == []
 
 
-def test_detections_are_pasted_at_the_size_of_the_file() -> None:
+@pytest.mark.parametrize("orig_size", [(270, 200), (45, 67)])
+def test_a_file_of_another_size_has_the_same_masks_at_its_own_pixels(orig_size: tuple[int, int]) -> None:
+    """Against PyTorch's sampling of the mask at the centers of the file's pixels."""
     generator = torch.Generator().manual_seed(1)
-    boxes = torch.tensor([[10.0, 20.0, 70.0, 80.0], [0.0, 0.0, 100.0, 90.0]])
+    # With a cell more on each side the boxes end at whole pixels of the input: x1, y1, x2, y2 with the last pixel.
+    boxes = torch.tensor([[12.0, 2.0, 68.0, 86.0], [30.0, 31.0, 58.0, 59.0]])
+    whole = torch.tensor([[10.0, -1.0, 71.0, 90.0], [29.0, 30.0, 60.0, 61.0]])
     probabilities = random_masks(2, 28, generator)
     found = to_detections(
         {
@@ -73,9 +77,20 @@ def test_detections_are_pasted_at_the_size_of_the_file() -> None:
             "mask_probabilities": probabilities,
         },
         image_id=1,
-        orig_size=(270, 200),  # three times as high, twice as wide as the input
+        orig_size=orig_size,
         input_size=(90, 100),
         category_ids=[1],
     )
-    assert_pasted(list(found.segmentations), probabilities, boxes * torch.tensor([2.0, 3.0, 2.0, 3.0]), (270, 200))
-    assert all(isinstance(mask["counts"], str) for mask in found.segmentations)
+    y, x = ((torch.arange(n) + 0.5) * side / n for n, side in zip(orig_size, (90, 100), strict=True))
+    for mask, box, segmentation in zip(probabilities, whole, found.segmentations, strict=True):
+        where = torch.stack(torch.meshgrid(x, y, indexing="xy"), 2)
+        sides = box[2:] - box[:2]
+        padded = torch.nn.functional.pad(mask, (1, 1, 1, 1))
+        places = 2 * (where - box[:2]) / sides - 1
+        values = torch.nn.functional.grid_sample(padded[None, None], places[None], align_corners=False)[0, 0]
+        decided = (values - 0.5).abs() > 1e-4  # float32's rounding of other operations
+        assert decided.float().mean() > 0.99
+        expected = (values > 0.5) & (places.abs() <= 1).all(2)
+        np.testing.assert_array_equal(rle.decode(segmentation)[decided], expected.numpy()[decided])
+        assert 0 < expected.sum() < expected.numel() / 2
+        assert isinstance(segmentation["counts"], str)
