@@ -49,17 +49,17 @@ def to_detections(
 
     Args:
         prediction: torchvision's dict: `boxes` (n, 4) XYXY in pixels of the model's input, `labels` (n,) in
-            1 .. len(category_ids), `scores` (n,), and optionally `mask_probabilities` (n, M, M) within the boxes, or
-            `masks` (n, 1, H, W) pasted into the model's input: bool, uint8 of 0 and 1, or probabilities (foreground
-            where > 0.5 of either); and `ious` (n,), the IoU with its object that the model predicts of each box.
+            1 .. len(category_ids), `scores` (n,), and optionally `masks` (n, 1, H, W) pasted into the model's input:
+            bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5); in their place, `mask_probabilities`
+            (n, M, M) within the boxes; and `ious` (n,), the IoU with its object that the model predicts of each box.
         image_id: key of the image in the ground truth.
         orig_size: (height, width) of the image file.
         input_size: (height, width) of the model's input, the image that `prediction` refers to.
         category_ids: the data set's own category ids; label 1 is the first.
 
     Returns:
-        The detections in the order of `prediction`, boxes and masks scaled to the image file, into which
-        probabilities are pasted. Coordinates are neither rounded nor clipped.
+        The detections in the order of `prediction`, boxes and masks scaled to the image file; probabilities are
+        pasted at its size. Coordinates are neither rounded nor clipped.
 
     Raises:
         ValueError: shapes do not agree, a label is not a class, or a box or score is not finite.
