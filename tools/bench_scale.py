@@ -1,15 +1,18 @@
 """Time and memory of annotations, samples, training targets and evaluation at COCO's size, on synthetic data.
 
-    python tools/bench_scale.py                      # 118,287 and 5,000 images; ten minutes and 1.5 GB of disk
-    python tools/bench_scale.py --fraction 0.01      # a hundredth of the images, samples and objects
+    python tools/bench_scale.py                      # 118,287 and 5,000 images; a quarter of an hour, 8 GB of disk
+    python tools/bench_scale.py --fraction 0.01      # a hundredth of the images, samples, objects and runs
+    python tools/bench_scale.py --objects365 0.1     # a tenth of Objects365's 1.7 million images, with boxes alone
     python tools/bench_scale.py --sizes-of FOLDER    # padding of the images of a data set in COCO's layout
 
 Each row is measured in a process of its own: CPU seconds of all its threads, and how far its memory rose at most above
 what it was before; of workers, the private memory that reading every sample's annotations adds. Samples are of shorter
 sides from 480 to 800 pixels, those of torchvision of the same files with the same transforms; masks are of the images
-with most objects too. Anchors are those of two images of 800 x 1066, masks those of one of 800 x 1333. Padding is the
-share of pixels of training batches that are of no image, at shorter sides of 800 and longer ones of 1333 at most. Needs
-Linux.
+with most objects too. Anchors are those of two images of 800 x 1066, mask targets those of one of 800 x 1333. Masks of
+predictions are 100 an image, of inputs of 800 x 1333 and files of 480 x 800; torchvision's are pasted into the input
+and then resized. A study is planned at its first start; the second finds all runs finished, and its time is that of the
+program. The disk of a run is what it leaves: of Mask R-CNN, ResNet-50 and 80 classes. Padding is the share of pixels of
+training batches that are of no image, at shorter sides of 800 and longer ones of 1333 at most. Needs Linux.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import multiprocessing
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,9 +33,10 @@ import msgspec
 import numpy as np
 import torch
 from command_line import Parser, positive
-from numpy.typing import NDArray
-from PIL import Image
-from pycocotools import mask as rle
+from scale.objects365 import IMAGES, SPLIT, write_boxes
+from scale.pasting import encode_masks, encode_pasted_masks
+from scale.studies import finish_runs, plan_study, start_again, train_briefly
+from scale.synthetic import DETECTIONS, TRAIN, VAL, make_boxes, make_detections, write_split
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.models.detection.image_list import ImageList
@@ -49,113 +53,6 @@ from detpool.evaluation.results import RESULTS
 from detpool.files import write_csv_atomically
 from detpool.object_masks import ObjectMasks
 
-TRAIN, VAL = (118_287, 860_001), (5_000, 36_781)  # images and objects of COCO's splits
-DETECTIONS = 100  # an image
-SIZES = {"landscape": (480, 640), "portrait": (640, 480)}  # (height, width) of the two image files
-CATEGORIES = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
-
-
-def write_images(folder: Path) -> None:
-    """Two JPEG files, which all images of a set are."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for name, (height, width) in SIZES.items():
-        coarse = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
-        coarse.resize((width, height), Image.Resampling.BICUBIC).save(folder / f"{name}.jpg", quality=90)
-
-
-def make_polygon(box: Sequence[float], points: int, rng: np.random.Generator) -> list[float]:
-    """A ragged ellipse within a box (x, y, width, height): x1, y1, x2, y2, ..., to 2 decimals."""
-    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    radius = rng.uniform(0.7, 1, points)
-    x = box[0] + box[2] / 2 * (1 + radius * np.cos(angles))
-    y = box[1] + box[3] / 2 * (1 + radius * np.sin(angles))
-    return np.stack([x, y], 1).ravel().round(2).tolist()
-
-
-def make_boxes(count: int, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Boxes (count, 4), x, y, width and height, of sides from 8 pixels to the image's, small ones more often."""
-    sides = np.array([size[1], size[0]])
-    extent = np.exp(rng.uniform(np.log(8), np.log(sides), (count, 2)))
-    return np.concatenate([rng.uniform(0, 1, (count, 2)) * (sides - extent), extent], 1).round(2)
-
-
-def make_annotations(images: int, objects: int, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Annotations in COCO's format: every hundredth object is a crowd in run lengths, the others polygons.
-
-    Args:
-        images: their number; half of them are landscape.
-        objects: their number in all; a few images have many, as in COCO.
-        seed: of the numbers.
-    """
-    rng = np.random.default_rng(seed)
-    names = list(SIZES)
-    rows = []
-    for i in range(images):
-        height, width = SIZES[names[i % 2]]
-        rows.append({"id": 5 * i + 9, "file_name": f"{names[i % 2]}.jpg", "height": height, "width": width})
-    weights = rng.lognormal(0, 1, images)
-    owners = rng.choice(images, objects, p=weights / weights.sum())
-    points = rng.lognormal(3, 0.7, objects).clip(4, 300).astype(int)
-    annotations = []
-    for number, (owner, count) in enumerate(zip(owners.tolist(), points.tolist(), strict=True), 1):
-        size = SIZES[names[owner % 2]]
-        box = make_boxes(1, size, rng)[0].tolist()
-        crowd = int(number % 100 == 0)
-        polygon = make_polygon(box, count, rng)
-        annotations.append(
-            {
-                "segmentation": _run_lengths(polygon, size) if crowd else [polygon],
-                "area": round(0.6 * box[2] * box[3], 4),
-                "iscrowd": crowd,
-                "image_id": rows[owner]["id"],
-                "bbox": box,
-                "category_id": number % len(CATEGORIES) + 1,
-                "id": number,
-            }
-        )
-    return {"images": rows, "annotations": annotations, "categories": CATEGORIES}
-
-
-def _run_lengths(polygon: list[float], size: tuple[int, int]) -> dict[str, Any]:
-    flat = rle.decode(rle.frPyObjects([polygon], *size))[..., 0].ravel(order="F")
-    return {"counts": np.diff([0, *np.flatnonzero(np.diff(flat)) + 1, flat.size]).tolist(), "size": list(size)}
-
-
-def write_split(root: Path, split: str, images: int, objects: int) -> Path:
-    """A split in COCO's layout below ``root``; gives its annotation file."""
-    write_images(root / split)
-    path = root / "annotations" / f"instances_{split}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(msgspec.json.encode(make_annotations(images, objects, seed=len(split))))
-    return path
-
-
-def make_detections(truth: dict[str, list[dict[str, Any]]], seed: int = 0) -> list[dict[str, Any]]:
-    """`DETECTIONS` rows an image in COCO's result format, with masks: objects moved a little, and boxes of nothing."""
-    rng = np.random.default_rng(seed)
-    objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
-    for annotation in truth["annotations"]:
-        objects[annotation["image_id"]].append(annotation)
-    rows = []
-    for image in truth["images"]:
-        size = (image["height"], image["width"])
-        own = objects[image["id"]][: DETECTIONS // 2]
-        boxes = [np.array(a["bbox"]) + rng.normal(0, 0.05, 4) * np.tile(a["bbox"][2:], 2) for a in own]
-        boxes += list(make_boxes(DETECTIONS - len(own), size, rng))
-        for place, box in enumerate(boxes):
-            mask = rle.merge(rle.frPyObjects([make_polygon(box.tolist(), 12, rng)], *size))
-            rows.append(
-                {
-                    "image_id": image["id"],
-                    "category_id": own[place]["category_id"] if place < len(own) else int(rng.integers(1, 81)),
-                    "bbox": box.tolist(),
-                    "score": float(rng.beta(4, 2) if place < len(own) else rng.beta(1, 6)),
-                    "segmentation": {"size": list(size), "counts": mask["counts"].decode()},
-                }
-            )
-    return rows
-
 
 def write_files(root: Path, fraction: float) -> None:
     for split, sizes in {"train2017": TRAIN, "val2017": VAL}.items():
@@ -165,8 +62,8 @@ def write_files(root: Path, fraction: float) -> None:
     (root / "detections.json").write_bytes(msgspec.json.encode(rows))
 
 
-def start(root: Path) -> None:
-    COCODataset(root, "train2017", masks=True)
+def start(root: Path, split: str, masks: bool) -> None:
+    COCODataset(root, split, masks=masks)
 
 
 def read_samples(root: Path, count: int, masks: bool, fullest: bool = False) -> Callable[[], None]:
@@ -295,43 +192,90 @@ def measure(name: str, function: Any, *arguments: Any) -> dict[str, Any]:
     sender.close()
     seconds, memory = receiver.recv()
     process.join()
-    row = {"what": name, "cpu_s": round(seconds, 2), "memory_mib": round(memory)}
-    print(f"{name:40} {seconds:8.2f} s {memory:8.0f} MiB", flush=True)
-    return row
+    print(f"{name:50} {seconds:8.2f} s {memory:8.0f} MiB", flush=True)
+    return {"what": name, "cpu_s": round(seconds, 2), "memory_mib": round(memory)}
+
+
+def coco_rows(root: Path, fraction: float, workers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    counts = (500, 20, 500, 300, 50)
+    samples, most, anchors, masks, images = (max(1, round(fraction * count)) for count in counts)
+    yield measure("making the files", write_files, root, fraction)
+    for nth in ("first", "second"):
+        yield measure(f"start with masks, {nth}", start, root, "train2017", True)
+    for method in workers:
+        yield measure(f"worker, {method}", worker_memory, root, method)
+    yield measure(f"samples, {samples} with boxes", read_samples, root, samples, False)
+    yield measure(f"samples, {samples} with boxes, torchvision", read_samples_of_torchvision, root, samples)
+    yield measure(f"samples, {samples} with masks", read_samples, root, samples, True)
+    yield measure(f"samples, the {most} fullest with masks", read_samples, root, most, True, True)
+    yield measure(f"matching anchors, {anchors} objects", match_anchors, anchors)
+    yield measure(f"mask targets, {masks} objects", resample_masks, masks)
+    yield measure(f"predicted masks, {images} images", encode_masks, images)
+    yield measure(f"predicted masks, {images} images, torchvision", encode_pasted_masks, images)
+    for name in ("faster_coco_eval", "pycocotools"):
+        yield measure(f"evaluation, {name}", evaluate, root, name)
+
+
+def objects365_rows(root: Path, fraction: float) -> Iterator[dict[str, Any]]:
+    images = max(1, round(fraction * IMAGES))
+    yield measure(f"making the file of Objects365, {images} images", write_boxes, root, fraction)
+    for nth in ("first", "second"):
+        yield measure(f"start with Objects365, {images} images, {nth}", start, root, SPLIT, False)
+
+
+def study_rows(folder: Path, fraction: float) -> Iterator[dict[str, Any]]:
+    seeds = max(1, round(fraction * 150))
+    yield measure(f"study of {2 * seeds} runs, planned", plan_study, folder, seeds)
+    finish_runs(folder)
+    yield row(f"study of {2 * seeds} runs, finished", "cpu_s", start_again(folder, seeds))
+
+
+def disk_rows(root: Path) -> Iterator[dict[str, Any]]:
+    """After `coco_rows`, whose evaluation has left predictions."""
+    run_dir = root / "run"
+    train_briefly(root / "small", run_dir)
+    files = {
+        "checkpoints": run_dir.glob("checkpoints/*"),
+        "predictions": [root / RESULTS],
+        "pictures": run_dir.glob("pictures/*"),
+    }
+    for name, some in files.items():
+        yield row(f"disk of a run, {name}", "disk_mib", sum(file.stat().st_size for file in some) / 2**20)
+
+
+def padding_rows(root: Path) -> Iterator[dict[str, Any]]:
+    sizes = COCODataset(root, "train2017").image_sizes
+    for batch_size, grouped in product((2, 16), (False, True)):
+        name = f"padding, batches of {batch_size}{', orientations grouped' * grouped}"
+        yield row(name, "padding_percent", padding(sizes, batch_size, grouped))
+
+
+def row(name: str, column: str, value: float) -> dict[str, Any]:
+    """A row of one number."""
+    print(f"{name:50} {value:8.2f} {column}", flush=True)
+    return {"what": name, column: round(value, 2 if column == "cpu_s" else 1)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--fraction", type=positive, default=1, help="of COCO's images and objects; default: 1")
+    add = parser.add_argument
+    add("--fraction", type=positive, default=1, help="of COCO's images and objects; default: 1")
+    text = "of Objects365's images and boxes; default: 1"
+    add("--objects365", type=positive, default=1, metavar="FRACTION", help=text)
     parser.add_names("--workers", ("fork", "spawn"), "how workers start: ALL; default: both", default=["fork", "spawn"])
-    parser.add_argument(
-        "--output", type=Path, default=Path("results/scale"), metavar="FOLDER", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--sizes-of", type=Path, metavar="FOLDER", help="of which train2017 padding is; default: the synthetic images"
-    )
+    add("--output", type=Path, default=Path("results/scale"), metavar="FOLDER", help="default: %(default)s")
+    text = "of which train2017 padding is; default: the synthetic images"
+    add("--sizes-of", type=Path, metavar="FOLDER", help=text)
     options = parser.parse_args(argv)
-    samples, most, anchors, masks = (max(1, round(options.fraction * count)) for count in (500, 20, 500, 300))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         table = [
-            measure("making the files", write_files, root, options.fraction),
-            measure("start with masks, first", start, root),
-            measure("start with masks, second", start, root),
-            *(measure(f"worker, {method}", worker_memory, root, method) for method in options.workers),
-            measure(f"samples, {samples} with boxes", read_samples, root, samples, False),
-            measure(f"samples, {samples} with boxes, torchvision", read_samples_of_torchvision, root, samples),
-            measure(f"samples, {samples} with masks", read_samples, root, samples, True),
-            measure(f"samples, the {most} fullest with masks", read_samples, root, most, True, True),
-            measure(f"matching anchors, {anchors} objects", match_anchors, anchors),
-            measure(f"mask targets, {masks} objects", resample_masks, masks),
-            *(measure(f"evaluation, {name}", evaluate, root, name) for name in ("faster_coco_eval", "pycocotools")),
+            *coco_rows(root, options.fraction, options.workers),
+            *objects365_rows(root, options.objects365),
+            *study_rows(root / "study", options.fraction),
+            *disk_rows(root),
+            *padding_rows(options.sizes_of or root),
         ]
-        sizes = COCODataset(options.sizes_of or root, "train2017").image_sizes
-        for batch_size, grouped in product((2, 16), (False, True)):
-            name = f"padding, batches of {batch_size}{', orientations grouped' * grouped}"
-            table.append({"what": name, "padding_percent": round(padding(sizes, batch_size, grouped), 1)})
-            print(f"{name:40} {table[-1]['padding_percent']:8.1f} %")
     write_csv_atomically(options.output / "scale.csv", table)
     return 0
 

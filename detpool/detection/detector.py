@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 Target = dict[str, Tensor]
 Prediction = dict[str, Tensor]
@@ -25,13 +26,15 @@ class TwoStageDetector(GeneralizedRCNN):
     ) -> dict[str, Tensor] | list[Prediction]:
         """In training mode a dict of losses, which needs targets; otherwise predictions, one dict an image.
 
+        Predictions are torchvision's, `masks` (n, 1, H, W) of probabilities pasted into the image among them.
+
         Raises:
             ValueError: without targets in training mode, or if a target holds a box without width or height.
         """
         if self.training and targets is None:
             raise ValueError("targets must be given in training mode, got None")
         predictions, losses = self.evaluate(images, targets)
-        return losses if self.training else predictions
+        return losses if self.training else [_paste(p, image) for p, image in zip(predictions, images, strict=True)]
 
     def evaluate(
         self, images: list[Tensor], targets: list[Target] | None = None
@@ -39,7 +42,9 @@ class TwoStageDetector(GeneralizedRCNN):
         """Predictions and losses, in the mode (of batch normalisation, ...) that the model is in.
 
         Returns:
-            the predictions, none in training mode; and the losses, none where `targets` hold no `boxes`.
+            the predictions, none in training mode; and the losses, none where `targets` hold no `boxes`. In place of
+            `masks` a prediction has `mask_probabilities` (n, M, M) within its boxes, of the mask head's M, which take
+            little memory and no wait for a GPU.
 
         Raises:
             ValueError: if a target holds a box without width or height.
@@ -51,6 +56,15 @@ class TwoStageDetector(GeneralizedRCNN):
         proposals, rpn_losses = self.rpn(batch, features, targets)
         predictions, head_losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
         return self.transform.postprocess(predictions, batch.image_sizes, sizes), {**head_losses, **rpn_losses}
+
+
+def _paste(prediction: Prediction, image: Tensor) -> Prediction:
+    """With masks of the whole image in place of those within boxes."""
+    if "mask_probabilities" not in prediction:
+        return prediction
+    rest = dict(prediction)
+    probabilities = rest.pop("mask_probabilities")[:, None]
+    return rest | {"masks": paste_masks_in_image(probabilities, rest["boxes"], (image.shape[-2], image.shape[-1]))}
 
 
 def has_objects(targets: list[Target] | None) -> TypeGuard[list[Target]]:

@@ -178,7 +178,7 @@ class TwoStageHeads(RoIHeads):
             logits = self._mask_logits(features, [d["boxes"] for d in detections], image_shapes)
             masks = maskrcnn_inference(logits, [d["labels"] for d in detections])
             for detection, mask in zip(detections, masks, strict=True):
-                detection["masks"] = mask
+                detection["mask_probabilities"] = mask[:, 0]
         return detections
 
     def postprocess_detections(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,12 @@ class NormalizeAndBatch(GeneralizedRCNNTransform):
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         return image, target
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], image_shapes: Sequence[Any], original_image_sizes: Sequence[Any]
+    ) -> list[dict[str, Tensor]]:
+        # torchvision would copy sizes, which are equal, to the device for each image, and wait for that.
+        return result
 
     def __repr__(self) -> str:
         return f"NormalizeAndBatch(mean={self.image_mean}, std={self.image_std}, size_divisible={self.size_divisible})"

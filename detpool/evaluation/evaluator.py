@@ -101,7 +101,7 @@ class DetectionEvaluator:
         """Add a batch.
 
         Args:
-            predictions: torchvision's dicts, in pixels of the model's inputs
+            predictions: a detector's dicts, in pixels of the model's inputs
                 (`detpool.evaluation.results.to_detections`).
             targets: the samples' targets; `image_id` and `orig_size` (height, width) are read.
             input_sizes: (height, width) of the model's inputs.

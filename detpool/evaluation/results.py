@@ -27,6 +27,7 @@ from pycocotools import mask as rle
 from torch import Tensor
 
 from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.pasting import encode_in_boxes
 from detpool.files import write_bytes_atomically
 from detpool.garbage import collection_paused
 
@@ -48,17 +49,17 @@ def to_detections(
 
     Args:
         prediction: torchvision's dict: `boxes` (n, 4) XYXY in pixels of the model's input, `labels` (n,) in
-            1 .. len(category_ids), `scores` (n,), and optionally `masks` (n, 1, H, W) pasted into the model's
-            input: bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5); and `ious` (n,), the IoU with
-            its object that the model predicts of each box.
+            1 .. len(category_ids), `scores` (n,), and optionally `masks` (n, 1, H, W) pasted into the model's input:
+            bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5); in their place, `mask_probabilities`
+            (n, M, M) within the boxes; and `ious` (n,), the IoU with its object that the model predicts of each box.
         image_id: key of the image in the ground truth.
         orig_size: (height, width) of the image file.
         input_size: (height, width) of the model's input, the image that `prediction` refers to.
         category_ids: the data set's own category ids; label 1 is the first.
 
     Returns:
-        The detections in the order of `prediction`, boxes and masks scaled to the image file. Coordinates are
-        neither rounded nor clipped.
+        The detections in the order of `prediction`, boxes and masks scaled to the image file; probabilities are
+        pasted at its size. Coordinates are neither rounded nor clipped.
 
     Raises:
         ValueError: shapes do not agree, a label is not a class, or a box or score is not finite.
@@ -82,7 +83,15 @@ def to_detections(
     xyxy = boxes.double() * torch.tensor([scale_x, scale_y, scale_x, scale_y], dtype=torch.float64)
     xywh = torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
     masks: Sequence[Any] = [None] * count
-    if "masks" in prediction:
+    if "mask_probabilities" in prediction:
+        given = prediction["mask_probabilities"]
+        if given.ndim != 3 or given.shape[0] != count or given.shape[1] != given.shape[2]:
+            raise ValueError(
+                f"predictions of image {image_id}: mask_probabilities must be ({count}, M, M), got {tuple(given.shape)}"
+            )
+        encoded = encode_in_boxes(given.detach().cpu().float(), boxes, input_size, orig_size)
+        masks = [_as_text(mask, orig_size) for mask in encoded]
+    elif "masks" in prediction:
         given = prediction["masks"]
         if tuple(given.shape) != (count, 1, *input_size):
             raise ValueError(
@@ -105,7 +114,10 @@ def _encode(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     mask = mask.float()
     if tuple(mask.shape[-2:]) != tuple(size):
         mask = F.interpolate(mask[None], size=tuple(size), mode="bilinear", antialias=True)[0]
-    encoded = rle.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy().astype(np.uint8)))
+    return _as_text(rle.encode(np.asfortranarray((mask[0] > 0.5).cpu().numpy().astype(np.uint8))), size)
+
+
+def _as_text(encoded: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     return {"size": [int(size[0]), int(size[1])], "counts": encoded["counts"].decode("ascii")}
 
 

@@ -112,7 +112,7 @@ def test_losses_in_evaluation_are_those_of_training_and_change_nothing():
         model.roi_heads.train()
         trained = model.evaluate(images, targets)[1]
     assert len(predictions) == 2
-    assert "masks" in predictions[0]
+    assert "mask_probabilities" in predictions[0]
     assert evaluated.keys() == trained.keys()
     for name, loss in evaluated.items():
         torch.testing.assert_close(loss, trained[name])

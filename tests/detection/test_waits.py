@@ -62,6 +62,31 @@ def test_a_training_step_waits_four_times_and_at_most_twice_for_each_image(model
     assert waits.total() <= 4 + per_image * len(images), waits
 
 
+def test_masks_of_predictions_wait_for_no_detection(monkeypatch):
+    found = []
+    for most in (2, 20):
+        config = composed("mask_rcnn", "roi_align", [f"model.roi_heads.detections_per_img={most}"])
+        config.model.roi_heads.score_thresh = 0.0
+        torch.manual_seed(0)
+        data = build_data(config)
+        config.class_names = list(data.class_names)
+        module = build_module(config).eval()
+        module.prepare_evaluation(data.val_dataset)
+        images, targets = next(batches(data.val_dataloader(), given=False))
+
+        def evaluate(module=module, images=images, targets=targets):
+            with torch.no_grad():
+                predictions, _ = module.model.evaluate(images, targets)
+            module.evaluator.update(predictions, targets, [image.shape[-2:] for image in images])
+
+        monkeypatch.setattr(proposals, "suppress", suppress_at_once)
+        waits = count_waits(evaluate, monkeypatch)
+        assert len(module.evaluator.results()) == most * len(images)
+        assert all(module.evaluator.results().segmentations)
+        found.append(waits)
+    assert found[0] == found[1]
+
+
 def random_boxes(count, generator, reach=60.0):
     corners = torch.rand(count, 2, generator=generator) * reach
     return torch.cat([corners, corners + 4 + 30 * torch.rand(count, 2, generator=generator)], 1)

@@ -80,6 +80,8 @@ def test_masks_follow_the_boxes(dtype: torch.dtype, orig_size: tuple[int, int]) 
         ({"labels": torch.tensor([1, 3])}, r"labels must lie in 1 .. 2, got 1 .. 3"),
         ({"scores": torch.tensor([0.5, torch.nan])}, "hold NaN or infinity"),
         ({"masks": torch.zeros(2, 1, 28, 28)}, r"masks must be \(2, 1, 10, 10\).*got \(2, 1, 28, 28\)"),
+        ({"mask_probabilities": torch.zeros(2, 28, 14)}, r"mask_probabilities must be \(2, M, M\), got \(2, 28, 14\)"),
+        ({"mask_probabilities": torch.zeros(1, 28, 28)}, r"\(2, M, M\), got \(1, 28, 28\)"),
     ],
 )
 def test_malformed_predictions(change: dict[str, torch.Tensor], message: str) -> None:

@@ -1,0 +1,1 @@
+"""What tools/bench_scale.py measures, and the synthetic data that it measures it on."""
