@@ -134,7 +134,7 @@ class Predictor:
         """
         for images, targets in self._batches(dataset, batch_size, num_workers):
             with torch.inference_mode():
-                predictions = self.model(images, self._to_device(targets))
+                predictions, _ = self.model.evaluate(images, self._to_device(targets))
             for prediction, image, target in zip(predictions, images, targets, strict=True):
                 yield to_detections(
                     prediction,
