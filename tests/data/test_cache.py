@@ -39,7 +39,7 @@ def test_a_second_start_reads_what_the_first_kept(root, monkeypatch, messages):
     built = {masks: COCODataset(root, "train", masks=masks).ground_truth() for masks in (False, True)}
     assert built[True] == COCODataset(root, "train", masks=True, cache=False).ground_truth()
     assert [a["segmentation"] for a in built[True]["annotations"]] == [ROWS[i]["segmentation"] for i in (0, 2, 1)]
-    monkeypatch.setattr("detpool.data.coco._read", refuse)
+    monkeypatch.setattr("detpool.data.coco.read_instances", refuse)
     for masks, expected in built.items():
         assert COCODataset(root, "train", masks=masks).ground_truth() == expected
     assert not messages
@@ -77,7 +77,7 @@ def test_of_a_folder_that_cannot_be_written_the_cache_lies_in_the_user_s(root, m
     assert len(list((tmp_path / "home/detpool").rglob(".instances_train.json.boxes.cache"))) == 1
     assert not messages
     with monkeypatch.context() as patch:
-        patch.setattr("detpool.data.coco._read", refuse)
+        patch.setattr("detpool.data.coco.read_instances", refuse)
         assert COCODataset(root, "train").ground_truth() == first
     monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
     assert COCODataset(root, "train").ground_truth() == first
