@@ -38,7 +38,7 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms import v2
 
-from detpool.data.coco import COCODataset
+from detpool.data.coco import COCODataset, published_files
 from detpool.data.sampling import TrainSampler
 from detpool.data.transforms import detection_transform
 from detpool.detection import ProposalNetwork
@@ -166,12 +166,12 @@ def write_files(root: Path, fraction: float) -> None:
 
 
 def start(root: Path) -> None:
-    COCODataset(root, "train2017", masks=True)
+    COCODataset(*published_files(root, "train2017"), masks=True)
 
 
 def read_samples(root: Path, count: int, masks: bool, fullest: bool = False) -> Callable[[], None]:
     transform = detection_transform(min_size=list(range(480, 801, 32)), max_size=1333, hflip=0.5)
-    dataset = COCODataset(root, "val2017", masks=masks, transform=transform)
+    dataset = COCODataset(*published_files(root, "val2017"), masks=masks, transform=transform)
     counts = Counter(annotation["image_id"] for annotation in dataset.ground_truth()["annotations"])
     order = sorted(dataset.image_ids, key=lambda identity: -counts[identity]) if fullest else dataset.image_ids
     index = {identity: i for i, identity in enumerate(dataset.image_ids)}
@@ -223,7 +223,7 @@ def _corners(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
 
 def evaluate(root: Path, backend: Any) -> None:
     """All that a run reports."""
-    dataset = COCODataset(root, "val2017", masks=True)
+    dataset = COCODataset(*published_files(root, "val2017"), masks=True)
     rows = msgspec.json.decode((root / "detections.json").read_bytes(), type=list[msgspec.Raw])
     kinds: Any = {"iou_types": ("bbox", "segm"), "metrics": ("coco", "voc")}
     evaluator = DetectionEvaluator(dataset, backend=backend, **kinds)
@@ -265,7 +265,7 @@ class _Worker(Dataset[int]):
 
 def worker_memory(root: Path, start_method: str) -> float:
     """MiB."""
-    dataset = _Worker(COCODataset(root, "train2017", masks=True))
+    dataset = _Worker(COCODataset(*published_files(root, "train2017"), masks=True))
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=start_method)
     sizes = [size for size in loader if size]
     return (sizes[-1] - sizes[0]) / 1024
@@ -327,7 +327,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure(f"mask targets, {masks} objects", resample_masks, masks),
             *(measure(f"evaluation, {name}", evaluate, root, name) for name in ("faster_coco_eval", "pycocotools")),
         ]
-        sizes = COCODataset(options.sizes_of or root, "train2017").image_sizes
+        sizes = COCODataset(*published_files(options.sizes_of or root, "train2017")).image_sizes
         for batch_size, grouped in product((2, 16), (False, True)):
             name = f"padding, batches of {batch_size}{', orientations grouped' * grouped}"
             table.append({"what": name, "padding_percent": round(padding(sizes, batch_size, grouped), 1)})

@@ -1,76 +1,145 @@
 """COCO's layouts: annotations in one JSON file, images in a folder."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from detpool.data.cache import cached
+from lightning.pytorch.utilities import rank_zero_warn
+
+from detpool.data.cache import Columns, cached
 from detpool.data.coco_json import read_instances
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset
+from detpool.data.selection import DropOthers, Part, check_classes, split_in_two
+from detpool.data.sources import check_sources, folder_of
 from detpool.errors import DataError, did_you_mean
 
 
 class COCODataset(FileDataset):
-    """Objects of ``annotations/instances_{split}.json``, and images in the folder ``{split}/``, both below ``root``.
+    """Objects of an annotation file in COCO's format, and images in a folder.
 
-    Ids are integers of 64 bits, those of images and categories each their own; annotations' ids are not read.
-    Label i is the category with the i-th smallest id. Boxes are clamped to their images in samples, and in the ground
-    truth as published.
+    Label i is the category with the i-th smallest id, unless ``classes`` says otherwise. Boxes are clamped to their
+    images in samples, and in the ground truth as published. A category without objects that is the supercategory of all
+    others, such as Roboflow writes, is none of the classes unless ``classes`` names it; a warning says so.
 
     Args:
-        root: see above.
-        split: ``train2017``, ``val2017``, ...
+        annotations: the JSON file (`detpool.data.coco_json`).
+        images: the folder that the images' ``file_name`` starts from; None: the file's own.
         masks: whether samples and ground truth hold masks: polygons, or run-length encoded.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
         cache: whether to keep what was read for the next start (`detpool.data.cache`).
+        classes, drop_others, part, images_key: see `FileDataset`.
 
     Raises:
-        DataError: the file is missing, malformed, LVIS's, or refers to images or categories that it does not list; all
-            boxes seem to be fractions; a mask's runs do not sum up to its pixels. The message names file and place.
+        ValueError: see `FileDataset`.
+        DataError: see `FileDataset`; or the file is missing, malformed, LVIS's, or refers to images or categories that
+            it does not list, or a mask's runs do not sum up to its pixels. The message names file and place.
     """
 
     def __init__(
         self,
-        root: str | Path,
-        split: str = "train2017",
+        annotations: str | Path,
+        images: str | Path | None = None,
         masks: bool = False,
         drop_empty: bool = False,
         transform: Transform | None = None,
         cache: bool = True,
+        classes: Sequence[str] | None = None,
+        drop_others: DropOthers = "objects",
+        part: Part | None = None,
+        images_key: str | None = None,
     ) -> None:
-        path = Path(root) / "annotations" / f"instances_{split}.json"
+        path = Path(annotations)
         build = partial(read_instances, path, masks)
         try:
             columns = cached(path, "masks" if masks else "boxes", build) if cache else build()
         except FileNotFoundError as error:
-            if not path.parent.is_dir():
-                hint = "; data.root is to name the folder that holds annotations/ and the folders of images"
-            else:
-                splits = [other.stem.removeprefix("instances_") for other in path.parent.glob("instances_*.json")]
-                hint = f": no split {split!r}{did_you_mean(split, splits)}"
-            raise DataError(f"{path} does not exist{hint}") from error
+            raise DataError(f"{path} does not exist") from error
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
+        if classes is None and columns["empty_parent"]:
+            columns = _without_class(str(path), columns, columns["empty_parent"])
         super().__init__(
             source=str(path),
-            folder=Path(root) / split,
+            folder=path.parent if images is None else Path(images),
             columns=columns,
             class_names=columns["class_names"],
             category_ids=columns["category_ids"],
             masks=masks,
             drop_empty=drop_empty,
             transform=transform,
+            classes=classes,
+            drop_others=drop_others,
+            part=part,
+            images_key=images_key,
         )
 
 
+def _without_class(source: str, columns: Columns, label: int) -> Columns:
+    """The same without a class that no object is of."""
+    names, ids = list(columns["class_names"]), list(columns["category_ids"])
+    count, name, identity = len(names), names.pop(label - 1), ids.pop(label - 1)
+    rank_zero_warn(
+        f"{source}: left out 1 of {count} categories, {name!r} (id {identity}): no object is of it, and it is the "
+        f"supercategory of all others; data.classes can name it"
+    )
+    labels = columns["labels"]
+    return columns | {"class_names": names, "category_ids": ids, "labels": labels - (labels > label).long()}
+
+
+def published_files(root: str | Path, split: str) -> tuple[Path, Path]:
+    """The annotation file and the folder of images of a split, as COCO's are published.
+
+    Args:
+        root: the folder that holds ``annotations/`` and the folders of images.
+        split: ``train2017``, ``val2017``, ...
+
+    Returns:
+        ``root/annotations/instances_{split}.json`` and ``root/{split}``.
+
+    Raises:
+        DataError: the former does not exist.
+    """
+    path = Path(root) / "annotations" / f"instances_{split}.json"
+    if not path.parent.is_dir():
+        raise DataError(
+            f"{path} does not exist; data.root is to name the folder that holds annotations/ and the folders of images "
+            f"(data.train_json=... names a file of any other place)"
+        )
+    if not path.exists():
+        splits = [other.stem.removeprefix("instances_") for other in path.parent.glob("instances_*.json")]
+        raise DataError(f"{path} does not exist: no split {split!r}{did_you_mean(split, splits)}")
+    return path, Path(root) / split
+
+
+def _named_files(name: str, annotations: str | Path, images: str | Path | None) -> tuple[Path, Path]:
+    """The same of a set (train, val, test) whose file and folder are settings."""
+    path = Path(annotations)
+    if not path.is_file():
+        what = "is a folder, expected a JSON file" if path.is_dir() else "no such file"
+        found = sorted(file.name for file in (path if path.is_dir() else path.parent).glob("*.json"))
+        raise DataError(f"data.{name}_json={path}: {what}{did_you_mean(path.name, found)}")
+    return path, path.parent if images is None else folder_of(f"{name}_images", images)
+
+
 def coco_datamodule(
-    root: str | Path,
+    root: str | Path | None = None,
     train_split: str = "train2017",
-    val_split: str = "val2017",
+    val_split: str | None = None,
     test_split: str | None = None,
+    train_json: str | Path | None = None,
+    train_images: str | Path | None = None,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+    test_json: str | Path | None = None,
+    test_images: str | Path | None = None,
+    split: float | None = None,
+    split_seed: int = 0,
+    classes: Sequence[str] | None = None,
+    drop_others: DropOthers = "objects",
     masks: bool = False,
     drop_empty: bool = True,
     cache: bool = True,
@@ -78,19 +147,56 @@ def coco_datamodule(
     eval_transform: Transform | None = None,
     **loader: Any,
 ) -> DetectionDataModule:
-    """A data set in COCO's layout as a datamodule.
+    """Data in COCO's format as a datamodule: below ``root`` as they are published, or in files that are named.
 
     Args:
-        root, masks, cache: see `COCODataset`.
-        train_split, val_split, test_split: splits; no ``test_split``: the validation set is the test set.
+        root: see `published_files`; None: ``train_json`` and the others name the files.
+        train_split, val_split, test_split: splits below ``root``. No ``val_split``: val2017, or with ``split`` the rest
+            of the training images. No ``test_split`` and no ``test_json``: the validation set is the test set.
+        train_json, val_json, test_json: annotation files.
+        train_images, val_images, test_images: the folders that the images' ``file_name`` starts from; None: that of the
+            annotation file.
+        split: the fraction of the training file's images to train on, the rest being the validation set; None: the
+            validation set has a file of its own.
+        split_seed: see `detpool.data.selection.Part`.
+        classes, drop_others: see `FileDataset`.
+        masks, cache: see `COCODataset`.
         drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
         train_transform, eval_transform: for training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
+
+    Raises:
+        ValueError: the settings name no files for a split, or two sources for one; ``split`` or ``classes`` mean
+            nothing.
     """
-    build = partial(COCODataset, root, masks=masks, cache=cache)
+    named = {
+        "train": (train_json, train_images),
+        "val": (val_json, val_images),
+        "test": (test_json, test_images),
+    }
+    check_sources("json", root, named, {"val_split": val_split, "test_split": test_split}, split)
+    check_classes(classes, drop_others)
+    training_part, validation_part = split_in_two(split, split_seed)
+
+    def build(name: str, published: str | None, **options: Any) -> Callable[[], COCODataset]:
+        options |= {"masks": masks, "cache": cache, "classes": classes, "drop_others": drop_others}
+        if root is not None:
+            return partial(_build, partial(published_files, root, published), **options)
+        return partial(_build, partial(_named_files, name, *named[name]), images_key=f"data.{name}_images", **options)
+
+    if split is None:
+        val = build("val", val_split or "val2017", transform=eval_transform)
+    else:
+        val = build("train", train_split, part=validation_part, transform=eval_transform)
+    has_test = test_split is not None or test_json is not None
     return DetectionDataModule(
-        train=partial(build, train_split, drop_empty=drop_empty, transform=train_transform),
-        val=partial(build, val_split, transform=eval_transform),
-        test=None if test_split is None else partial(build, test_split, transform=eval_transform),
+        train=build("train", train_split, part=training_part, drop_empty=drop_empty, transform=train_transform),
+        val=val,
+        test=build("test", test_split, transform=eval_transform) if has_test else None,
         **loader,
     )
+
+
+def _build(find_files: Callable[[], tuple[Path, Path]], **options: Any) -> COCODataset:
+    annotations, images = find_files()
+    return COCODataset(annotations, images, **options)

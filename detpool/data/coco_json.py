@@ -1,6 +1,7 @@
 """Annotation files in COCO's format (Lin et al., ECCV 2014), as columns."""
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
 from functools import partial
@@ -75,7 +76,8 @@ def read_instances(path: Path, masks: bool) -> Columns:
         masks: whether to read segmentations: polygons, or run-length encoded.
 
     Returns:
-        `Records.pack`, ``class_names`` and ``category_ids`` of labels 1, 2, ....
+        `Records.pack`; ``class_names`` and ``category_ids`` of labels 1, 2, ...; ``empty_parent``, the label of a
+        category that groups all others and has no object, 0 if there is none.
 
     Raises:
         DataError: the file is malformed, LVIS's, or refers to images or categories that it does not list; a mask's
@@ -84,7 +86,8 @@ def read_instances(path: Path, masks: bool) -> Columns:
     """
     data = path.read_bytes()
     file = _decode(path, data, _File, _OddFile)
-    categories = _read_categories(path, file.categories)
+    category_rows = file.categories
+    categories = _read_categories(path, category_rows)
     records = Records(segmentations=[] if masks else None)
     positions = _read_images(path, file.images, records)
     labels = {identity: label for label, identity in enumerate(categories, 1)}
@@ -101,7 +104,11 @@ def read_instances(path: Path, masks: bool) -> Columns:
         except SegmentationError as error:
             raws = _decode(path, data, _OddFile).annotations
             raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
-    return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
+    return columns | {
+        "class_names": list(categories.values()),
+        "category_ids": list(categories),
+        "empty_parent": _find_empty_parent(category_rows, labels, set(records.labels)),
+    }
 
 
 def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
@@ -176,6 +183,22 @@ def _read_categories(path: Path, rows: list[Raw]) -> dict[int, str]:
     if not names:
         raise DataError(f"{path}: 'categories' is empty")
     return dict(sorted(names.items()))
+
+
+def _find_empty_parent(rows: list[Raw], labels: dict[int, int], used: Collection[int]) -> int:
+    """The label of a category without objects that is the supercategory of all others, not of itself; or 0.
+
+    COCO's "person" is its own supercategory, and a class; Roboflow writes a category for the group that all classes are
+    in.
+    """
+    categories = [loads(row) for row in rows]
+    members = Counter(name for row in categories if isinstance(name := row.get("supercategory"), str))
+    for category in categories:
+        name, label = category["name"], labels[int(category["id"])]
+        groups_all_others = members[name] == len(categories) - 1 > 0 and category.get("supercategory") != name
+        if groups_all_others and label not in used:
+            return label
+    return 0
 
 
 def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int]:
