@@ -178,21 +178,26 @@ def coco_datamodule(
     check_classes(classes, drop_others)
     training_part, validation_part = split_in_two(split, split_seed)
 
-    def build(name: str, published: str | None, **options: Any) -> Callable[[], COCODataset]:
+    def build(name: str, below_root: str | None, **options: Any) -> Callable[[], COCODataset]:
         options |= {"masks": masks, "cache": cache, "classes": classes, "drop_others": drop_others}
-        if root is not None:
-            return partial(_build, partial(published_files, root, published), **options)
-        return partial(_build, partial(_named_files, name, *named[name]), images_key=f"data.{name}_images", **options)
+        annotations, images = named[name]
+        if annotations is not None:
+            find_files = partial(_named_files, name, annotations, images)
+            return partial(_build, find_files, images_key=f"data.{name}_images", **options)
+        assert root is not None
+        assert below_root is not None
+        return partial(_build, partial(published_files, root, below_root), **options)
 
+    val = build("train", train_split, part=validation_part, transform=eval_transform)
     if split is None:
         val = build("val", val_split or "val2017", transform=eval_transform)
-    else:
-        val = build("train", train_split, part=validation_part, transform=eval_transform)
-    has_test = test_split is not None or test_json is not None
+    test = None
+    if test_split is not None or test_json is not None:
+        test = build("test", test_split, transform=eval_transform)
     return DetectionDataModule(
         train=build("train", train_split, part=training_part, drop_empty=drop_empty, transform=train_transform),
         val=val,
-        test=build("test", test_split, transform=eval_transform) if has_test else None,
+        test=test,
         **loader,
     )
 

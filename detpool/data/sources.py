@@ -41,9 +41,9 @@ def check_sources(
             f"name their files; data.root=null takes it back"
         )
     if root is None and f"train_{kind}" not in annotations:
-        given = f", but {_show(annotations | images)}" if annotations | images else ""
+        others = f", but {_show(annotations | images)}" if annotations | images else ""
         raise ValueError(
-            f"no training data: data.root is null, and so is data.train_{kind}{given}; data.root is the folder of a "
+            f"no training data: data.root is null, and so is data.train_{kind}{others}; data.root is the folder of a "
             f"data set as it is published, data.train_{kind} the annotations of one in another layout"
         )
     for key, folder in images.items():
@@ -55,10 +55,10 @@ def check_sources(
             f"data.train_{kind} for it"
         )
     if split is not None:
-        others = {key: value for key, value in (annotations | chosen).items() if key.startswith("val_")}
-        if others and (root is not None or f"val_{kind}" in annotations):
+        own = {key: value for key, value in (annotations | chosen).items() if key.startswith("val_")}
+        if own and (root is not None or f"val_{kind}" in annotations):
             raise ValueError(
-                f"data.split={split} and {_show(others)}: the validation set is either the rest of the training set's "
+                f"data.split={split} and {_show(own)}: the validation set is either the rest of the training set's "
                 f"images or data of its own; set the one or the other to null"
             )
     if root is None and (useless := {key: value for key, value in chosen.items() if not key.startswith("val_")}):

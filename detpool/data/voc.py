@@ -127,7 +127,7 @@ def voc_datamodule(
     """Data in VOC's format as a datamodule: below ``root`` as they are published, or in folders that are named.
 
     Args:
-        root, year: see `detpool.data.voc_files.published_files`; no ``root``: ``train_xml`` and the others name folders.
+        root, year: see `detpool.data.voc_files.published_files`; no ``root``: ``train_xml``, ... name folders.
         train_set, val_set, test_set: image sets of ``root``. No ``train_set``: train, or with ``split`` and without
             ``ImageSets/`` all annotations. No ``val_set``: val, or with ``split`` the rest of the training images. No
             ``test_set`` and no ``test_xml``: the validation set is the test set.
@@ -158,9 +158,11 @@ def voc_datamodule(
     eval_year = year if eval_year is None else eval_year
 
     def find(name: str, years: Years, image_set: str | None) -> Callable[[], VOCFiles]:
-        if root is not None:
-            return partial(published_files, root, years, image_set)
-        return partial(_named_files, name, *named[name])
+        annotations, images = named[name]
+        if annotations is not None:
+            return partial(_named_files, name, annotations, images)
+        assert root is not None
+        return partial(published_files, root, years, image_set)
 
     find_training = find("train", year, train_set if train_set or split is not None else "train")
     names = _ClassNames(class_names or (VOC_CLASSES if root is not None else None), find_training)
@@ -169,16 +171,16 @@ def voc_datamodule(
         key = None if root is not None else f"data.{name}_images"
         return partial(_build, find_files, names, images_key=key, classes=classes, drop_others=drop_others, **options)
 
+    val = build("train", find_training, part=validation_part, transform=eval_transform)
     if split is None:
         val = build("val", find("val", eval_year, val_set or "val"), transform=eval_transform)
-    else:
-        val = build("train", find_training, part=validation_part, transform=eval_transform)
-    has_test = test_set is not None or test_xml is not None
-    test = build("test", find("test", eval_year, test_set), transform=eval_transform)
+    test = None
+    if test_set is not None or test_xml is not None:
+        test = build("test", find("test", eval_year, test_set), transform=eval_transform)
     return DetectionDataModule(
         train=build("train", find_training, part=training_part, drop_empty=drop_empty, transform=train_transform),
         val=val,
-        test=test if has_test else None,
+        test=test,
         **loader,
     )
 
@@ -200,8 +202,12 @@ def _build(find_files: Callable[[], VOCFiles], names: _ClassNames, **options: An
 
 def _named_files(name: str, annotations: str | Path, images: str | Path | None) -> VOCFiles:
     """The files of a set (train, val, test) whose folders are settings."""
-    folder = folder_of(f"{name}_xml", annotations)
-    return files_in(folder, None if images is None else folder_of(f"{name}_images", images))
+    key = f"{name}_xml"
+    folder = folder_of(key, annotations)
+    files = files_in(folder, None if images is None else folder_of(f"{name}_images", images))
+    if not files.annotations:
+        raise DataError(f"data.{key}={annotations}: no XML file is in this folder or below it")
+    return files
 
 
 def find_class_names(files: VOCFiles) -> list[str]:

@@ -64,17 +64,12 @@ def files_in(annotations: str | Path, images: str | Path | None = None) -> VOCFi
         annotations: the folder.
         images: a folder that holds the images, in folders of the same names below it; None: ``JPEGImages`` beside a
             folder ``Annotations``, or else that of the XML files.
-
-    Raises:
-        DataError: there is no XML file.
     """
     folder = Path(annotations)
     beside = folder.absolute().parent / "JPEGImages"
     if images is None:
         images = beside if folder.absolute().name == "Annotations" and beside.is_dir() else folder
     names = _names_of(folder)
-    if not names:
-        raise DataError(f"{folder}: no XML file is in it or in a folder below it")
     found = [folder / f"{name}.xml" for name in names]
     return VOCFiles(f"VOC annotations in {folder}", Path(images), found, [Path(images) / name for name in names])
 

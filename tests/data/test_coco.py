@@ -131,7 +131,9 @@ def test_boxes_in_fractions_alone_are_refused(coco):
 
 def test_images_without_objects(coco):
     root = coco([], count=3)
-    dataset = COCODataset(*published_files(root, "train"), masks=True, transform=detection_transform(min_size=20, hflip=1.0))
+    dataset = COCODataset(
+        *published_files(root, "train"), masks=True, transform=detection_transform(min_size=20, hflip=1.0)
+    )
     image, target = dataset[2]
     assert image.shape == (3, 20, 30)
     assert target["boxes"].shape == (0, 4)
@@ -239,7 +241,9 @@ def test_what_is_missing_or_broken_is_named(coco, tmp_path):
 
 def test_run_lengths_as_floats_and_with_empty_runs_are_masks(coco):
     counts = [0.0, 40.0, 0, 40, 2320]
-    dataset = COCODataset(*published_files(coco([row(1, segmentation={"size": [40, 60], "counts": counts})]), "train"), masks=True)
+    dataset = COCODataset(
+        *published_files(coco([row(1, segmentation={"size": [40, 60], "counts": counts})]), "train"), masks=True
+    )
     expected = np.zeros((40, 60), np.uint8)
     expected[:, :2] = 1
     assert np.array_equal(dataset[0][1]["masks"].dense()[0].numpy(), expected)

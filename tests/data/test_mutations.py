@@ -252,7 +252,9 @@ def test_mutations_of_a_coco_file(tmp_path: Path) -> None:
         start = time.process_time()
 
         def build() -> COCODataset:
-            return COCODataset(*published_files(tmp_path, "train"), masks=True, transform=detection_transform(hflip=0.5))
+            return COCODataset(
+                *published_files(tmp_path, "train"), masks=True, transform=detection_transform(hflip=0.5)
+            )
 
         try:
             found = run(build, step, ("pycocotools", "faster_coco_eval")[seed // 2 % 2])

@@ -222,7 +222,10 @@ def test_real_blood_cells(shared_dir):
     classes = ["RBC", "WBC", "Platelets"]
     root = shared_dir / "data" / "bccd"
     with pytest.warns(UserWarning, match="left out 1 of") as caught:
-        datasets = {name: VOCDataset(published_files(root, image_set=name), class_names=classes) for name in ("train", "val", "test")}
+        datasets = {
+            name: VOCDataset(published_files(root, image_set=name), class_names=classes)
+            for name in ("train", "val", "test")
+        }
     assert len(caught) == 2
     # The published counts, less the two boxes without area.
     assert {name: len(dataset) for name, dataset in datasets.items()} == {"train": 205, "val": 87, "test": 72}
