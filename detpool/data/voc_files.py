@@ -64,6 +64,9 @@ def files_in(annotations: str | Path, images: str | Path | None = None) -> VOCFi
         annotations: the folder.
         images: a folder that holds the images, in folders of the same names below it; None: ``JPEGImages`` beside a
             folder ``Annotations``, or else that of the XML files.
+
+    Raises:
+        DataError: the name of a file is not UTF-8.
     """
     folder = Path(annotations)
     beside = folder.absolute().parent / "JPEGImages"
@@ -110,8 +113,14 @@ def _of_years(year: Years) -> str:
 
 def _names_of(folder: Path) -> list[str]:
     """Names of the XML files in a folder and below it, without the suffix, as an image set lists them."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*.xml"))
-    return sorted(path.with_suffix("").as_posix() for path in paths if not any(p.startswith(".") for p in path.parts))
+    paths = [path.relative_to(folder) for path in folder.rglob("*.xml")]
+    names = [path.with_suffix("").as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{folder}: the name of a file in it is not UTF-8: {name!r}") from error
+    return sorted(names)
 
 
 def _folders(root: Path, year: Years) -> list[Path]:

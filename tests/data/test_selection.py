@@ -11,6 +11,7 @@ from detpool.data.packed import PackedStrings
 from detpool.data.selection import Part, split_in_two
 from detpool.data.voc import voc_datamodule
 from detpool.errors import DataError
+from detpool.evaluation.evaluator import DetectionEvaluator
 
 CAT, DOG, COW = 3, 90, 17
 NAMES = ((CAT, "cat"), (DOG, "dog"), (COW, "cow"))
@@ -80,6 +81,24 @@ def test_objects_of_other_classes_are_left_out(animals, classes, start):
             w * h for _, _, w, h in (box for image, _, box in found if image == target["image_id"])
         ]
     assert found == kept(classes, crowds=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*left out 1 of")
+def test_metrics_are_of_the_kept_classes(animals):
+    """All objects found but for the cows, by labels that stand in another order than the ids."""
+    dataset = COCODataset(*animals, classes=["dog", "cow", "cat"])
+    evaluator = DetectionEvaluator(dataset)
+    for i in range(len(dataset)):
+        _, target = dataset[i]
+        found = target["labels"] != 2
+        prediction = {
+            "boxes": target["boxes"][found],
+            "labels": target["labels"][found],
+            "scores": torch.ones(found.sum()),
+        }
+        evaluator.update([prediction], [target], [(40, 60)])
+    metrics = evaluator.compute()
+    assert {name: metrics[f"AP/{name}"] for name in dataset.class_names} == {"dog": 1, "cat": 1, "cow": 0}
 
 
 @pytest.mark.filterwarnings("ignore:.*left out 1 of")

@@ -1,6 +1,7 @@
 """Files named by settings: where they are looked for, and what settings that do not fit each other end in."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -62,10 +63,16 @@ def test_what_is_missing_is_named_by_its_setting(coco, tmp_path):
 
     val = {"val_json": path, "val_images": images}
     typo = path.with_name("instances_trian.json")
-    refused(r"data.train_json=.*trian.json: no such file; did you mean 'instances_train.json'\?", train_json=typo, **val)
-    refused(r"data.train_json=.*: is a folder, expected a JSON file; .*instances_train.json", train_json=path.parent, **val)
+    refused(
+        r"data.train_json=.*trian.json: no such file; did you mean 'instances_train.json'\?", train_json=typo, **val
+    )
+    refused(
+        r"data.train_json=.*: is a folder, expected a JSON file; .*instances_train.json", train_json=path.parent, **val
+    )
     refused(r"data.train_images=.*/no: no such folder", train_json=path, train_images=tmp_path / "no", **val)
-    missing = r"annotations/7.png: the image does not exist; .*train.json names it; data.train_images is to name the folder"
+    missing = (
+        r"annotations/7.png: the image does not exist; .*train.json names it; data.train_images is to name the folder"
+    )
     refused(missing, train_json=path, **val)
     with pytest.raises(DataError, match=r"7.png: .*\(validation part\) names it; data.train_images is to name"):
         coco_datamodule(train_json=path, split=0.5).check(["val"])
@@ -90,7 +97,10 @@ DATA = {"coco": (coco_datamodule, "json", "split"), "voc": (voc_datamodule, "xml
         ({}, ["no training data: data.root is null, and so is data.train_KIND;"]),
         ({"val_KIND": "v"}, ["no training data", "data.train_KIND, but data.val_KIND=v;"]),
         ({"train_images": "i", "split": 0.5}, ["no training data", "but data.train_images=i;"]),
-        ({"root": "r", "train_KIND": "t"}, ["data.root=r and data.train_KIND=t: either", "data.root=null takes it back"]),
+        (
+            {"root": "r", "train_KIND": "t"},
+            ["data.root=r and data.train_KIND=t: either", "data.root=null takes it back"],
+        ),
         ({"root": "r", "test_KIND": "t", "val_images": "i"}, ["data.root=r and data.test_KIND=t, data.val_images=i: "]),
         ({"train_KIND": "t"}, ["no validation data: data.val_KIND is null; data.split=0.8"]),
         ({"train_KIND": "t", "test_KIND": "t"}, ["no validation data"]),
@@ -136,7 +146,9 @@ def test_images_of_xml_files_lie_beside_them_or_where_it_is_said(write, tmp_path
     data = voc_datamodule(train_xml=tmp_path / "voc/Annotations", val_xml=tmp_path / "beside", split=None)
     data.check()
     assert data.class_names == ["cell", "cow"]
-    assert data.train_dataset.image_files == [str(tmp_path / "voc/JPEGImages" / name) for name in ("a.jpg", "deep/b.png")]
+    assert data.train_dataset.image_files == [
+        str(tmp_path / "voc/JPEGImages" / name) for name in ("a.jpg", "deep/b.png")
+    ]
     assert [data.train_dataset[i][1]["labels"].tolist() for i in range(2)] == [[2], [1]]
     assert [image["file_name"] for image in data.train_dataset.ground_truth()["images"]] == ["a.jpg", "deep/b.png"]
     assert data.val_dataset.image_files == [str(tmp_path / "beside" / name) for name in ("c.png", "d.jpg")]
@@ -148,11 +160,23 @@ def test_images_of_xml_files_lie_beside_them_or_where_it_is_said(write, tmp_path
     assert files_in(tmp_path / "Annotations").folder == tmp_path / "Annotations"
 
 
+def test_a_file_whose_name_is_no_text(write, tmp_path):
+    write("train/a.jpg", "train/a.xml", "dog")
+    try:
+        (tmp_path / "train/a.xml").rename(tmp_path / "train" / os.fsdecode(b"na\xefve.xml"))
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with pytest.raises(DataError, match="train: the name of a file in it is not UTF-8: 'na.*ve'"):
+        voc_datamodule(train_xml=tmp_path / "train", split=0.5).check()
+
+
 def test_classes_are_those_of_the_training_files(write, tmp_path):
     write("train/a.jpg", "train/a.xml", "dog", "Cat")
     write("val/b.jpg", "val/b.xml", "dog", "zebra")
     files = {"train_xml": tmp_path / "train", "val_xml": tmp_path / "val"}
-    message = r"val/b.xml: object 2 is of class 'zebra', not in class_names; .*with data.train_xml those of the training"
+    message = (
+        r"val/b.xml: object 2 is of class 'zebra', not in class_names; .*with data.train_xml those of the training"
+    )
     with pytest.raises(DataError, match=message):
         voc_datamodule(**files).check()
     data = voc_datamodule(**files, class_names=["dog", "zebra", "Cat"])

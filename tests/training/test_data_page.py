@@ -25,12 +25,12 @@ SMALL = [
     *("trainer.max_steps=2", "evaluation.pictures=0"),
 ]
 
-# Of each export: the classes, and the images to train on, to validate on and to test on; where the command splits them, all
-# together and how many of them are to train on.
+# Of each export that has splits: the classes, and the images to train on, to validate on and to test on.
 SPLITS = {
     "roboflow": (["RBC", "WBC"], ["train/0.jpg", "train/1.jpg", "train/2.jpg"], ["valid/0.jpg"], ["test/0.jpg"]),
     "beside": (["cell", "nucleus"], ["train/0.jpg", "train/1.jpg", "train/2.jpg"], ["valid/0.jpg", "valid/1.jpg"]),
 }
+# Of each export that the command splits: the classes, all images, and how many of them are to train on.
 TOGETHER = {
     "cvat": (["car", "person"], [f"images/{i}.jpg" for i in range(5)], 4),
     "label_studio": (["car", "person"], [f"images/upload/{i}.jpg" for i in range(4)], 3),
@@ -46,7 +46,9 @@ def write_images(folder: Path, count: int) -> None:
         Image.fromarray(pixels).save(folder / f"{i}.jpg")
 
 
-def write_json(path: Path, count: int, categories: Iterable[dict[str, object]], first: int = 1, prefix: str = "") -> None:
+def write_json(
+    path: Path, count: int, categories: Iterable[dict[str, object]], first: int = 1, prefix: str = ""
+) -> None:
     """An annotation file; an object of each category in each image, but for those whose id is less than `first`."""
     rows = [{"id": i, "file_name": f"{prefix}{i}.jpg", "height": 48, "width": 64} for i in range(count)]
     used = [category["id"] for category in categories if isinstance(category["id"], int) and category["id"] >= first]
@@ -64,8 +66,8 @@ def write_xml(folder: Path, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         objects = "".join(
-            f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>5</ymin><xmax>{x + 20}</xmax><ymax>30</ymax></bndbox>"
-            "</object>"
+            f"<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>5</ymin><xmax>{x + 20}</xmax><ymax>30</ymax>"
+            "</bndbox></object>"
             for name, x in (("nucleus", 3), ("cell", 30))
         )
         size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
@@ -132,11 +134,11 @@ def test_an_export_is_trained_on_by_its_command(
         for dataset in (data.train_dataset, data.val_dataset, data.test_dataset)
     ]
     if export in SPLITS:
-        classes, *expected = SPLITS[export]
-        assert files == (expected if len(expected) == 3 else [*expected, expected[-1]])
+        classes, *parts = SPLITS[export]
+        assert files == (parts if len(parts) == 3 else [*parts, parts[-1]])
     else:
-        classes, expected, training = TOGETHER[export]
-        assert sorted(files[0] + files[1]) == expected
+        classes, images, training = TOGETHER[export]
+        assert sorted(files[0] + files[1]) == images
         assert len(files[0]) == training
         assert files[2] == files[1]
     assert config.class_names == classes
