@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,8 +46,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
     if near and _is_near(name.lower(), near[0]):
         return f"; did you mean {folded[near[0]]!r}?"
+    return f"; choose from {listed(choices)}" if choices else ""
+
+
+def listed(choices: Sequence[str]) -> str:
+    """`a, b, c`; of very many only the first, and how many more there are."""
     more = f" and {len(choices) - _MAX_LISTED} more" if len(choices) > _MAX_LISTED else ""
-    return f"; choose from {', '.join(choices[:_MAX_LISTED])}{more}" if choices else ""
+    return f"{', '.join(choices[:_MAX_LISTED])}{more}"
 
 
 def _is_near(name: str, choice: str) -> bool:

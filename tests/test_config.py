@@ -18,8 +18,6 @@ CONFIGS = ROOT / "configs"
 ALL = Configs(CONFIGS, "train")
 # What a user must give for a choice that has no default for it.
 NEEDED = {
-    "data=coco": ["data.root=somewhere"],
-    "data=voc": ["data.root=somewhere"],
     "backbone=timm": ["backbone.name=resnet18"],
 }
 RECIPES_ON_COCO = [
@@ -310,9 +308,12 @@ def test_keys_that_a_file_sets_are_not_blamed_on_the_user():
     )
     # As it says; the pyramid has one more level then.
     assert checked("experiment=demo", "backbone=resnet50", "~backbone.min_stride") == ""
-    # All at once, of several files
     message = checked("experiment=shapes_faster_rcnn_c4", "data=coco", "data.root=x", "backbone=resnet18")
-    assert "coco_datamodule has no argument 'train_images', set in configs/experiment/common/shapes.yaml" in message
+    assert message == (
+        "data.train_images must be text or null, got 1000 (configs/experiment/common/shapes.yaml); these take it: "
+        "data=shapes"
+    )
+    # All at once, of several files
     message = checked("experiment=shapes_light_head_rcnn", "model=faster_rcnn_c4")
     assert (
         "no argument 'head_channels', 'mid_channels', 'kernel_size', set in configs/experiment/shapes_light" in message

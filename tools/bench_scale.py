@@ -42,7 +42,7 @@ from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 from torchvision.models.detection.image_list import ImageList
 from torchvision.transforms import v2
 
-from detpool.data.coco import COCODataset
+from detpool.data.coco import COCODataset, published_files
 from detpool.data.sampling import TrainSampler
 from detpool.data.transforms import detection_transform
 from detpool.detection import ProposalNetwork
@@ -63,12 +63,12 @@ def write_files(root: Path, fraction: float) -> None:
 
 
 def start(root: Path, split: str, masks: bool) -> None:
-    COCODataset(root, split, masks=masks)
+    COCODataset(*published_files(root, split), masks=masks)
 
 
 def read_samples(root: Path, count: int, masks: bool, fullest: bool = False) -> Callable[[], None]:
     transform = detection_transform(min_size=list(range(480, 801, 32)), max_size=1333, hflip=0.5)
-    dataset = COCODataset(root, "val2017", masks=masks, transform=transform)
+    dataset = COCODataset(*published_files(root, "val2017"), masks=masks, transform=transform)
     counts = Counter(annotation["image_id"] for annotation in dataset.ground_truth()["annotations"])
     order = sorted(dataset.image_ids, key=lambda identity: -counts[identity]) if fullest else dataset.image_ids
     index = {identity: i for i, identity in enumerate(dataset.image_ids)}
@@ -120,7 +120,7 @@ def _corners(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
 
 def evaluate(root: Path, backend: Any) -> None:
     """All that a run reports."""
-    dataset = COCODataset(root, "val2017", masks=True)
+    dataset = COCODataset(*published_files(root, "val2017"), masks=True)
     rows = msgspec.json.decode((root / "detections.json").read_bytes(), type=list[msgspec.Raw])
     kinds: Any = {"iou_types": ("bbox", "segm"), "metrics": ("coco", "voc")}
     evaluator = DetectionEvaluator(dataset, backend=backend, **kinds)
@@ -162,7 +162,7 @@ class _Worker(Dataset[int]):
 
 def worker_memory(root: Path, start_method: str) -> float:
     """MiB."""
-    dataset = _Worker(COCODataset(root, "train2017", masks=True))
+    dataset = _Worker(COCODataset(*published_files(root, "train2017"), masks=True))
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=start_method)
     sizes = [size for size in loader if size]
     return (sizes[-1] - sizes[0]) / 1024
@@ -244,7 +244,7 @@ def disk_rows(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def padding_rows(root: Path) -> Iterator[dict[str, Any]]:
-    sizes = COCODataset(root, "train2017").image_sizes
+    sizes = COCODataset(*published_files(root, "train2017")).image_sizes
     for batch_size, grouped in product((2, 16), (False, True)):
         name = f"padding, batches of {batch_size}{', orientations grouped' * grouped}"
         yield row(name, "padding_percent", padding(sizes, batch_size, grouped))

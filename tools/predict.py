@@ -28,7 +28,7 @@ from rich.progress import track
 from torchvision.ops import box_convert
 
 from detpool.data.unlabeled import UnlabeledImages
-from detpool.data.voc import IMAGE_SUFFIXES
+from detpool.data.voc_files import IMAGE_SUFFIXES
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.detections import Detections
 from detpool.evaluation.pictures import draw_panels

@@ -17,7 +17,11 @@ from detpool.config.overrides import join, leaves, nodes
 from detpool.config.schema import PARTS, fields
 from detpool.config.signatures import Parameter, argument_of_target, packages_of_user, parameters_of_target
 from detpool.config.values import LATER, fits, words
+from detpool.data_sources import check_sources
 from detpool.errors import ConfigError, did_you_mean, message_of
+
+_SOURCES = {"detpool.data.coco.coco_datamodule": "json", "detpool.data.voc.voc_datamodule": "xml"}
+"""Data whose files may be named in several ways, by their annotations."""
 
 
 def check(config: DictConfig, configs: Configs | None = None, overrides: Sequence[str] = ()) -> None:
@@ -58,6 +62,11 @@ class _Check:
             for name, member in (self.plain.get(section) or {}).items():
                 self.check_value(f"{section}.{name}", member, fields("Members")["each"])
         takes = {path: self.check_target(path, node) for path, node in self.objects.items()}
+        if kind := _SOURCES.get(self.plain["data"]["_target_"]):
+            try:
+                check_sources(kind, self.plain["data"])
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
         for part in PARTS:
             takers = (takes[owner] for owner in ("backbone", "model"))
             if self.plain.get(part) and not any(taken is None or part in taken for taken in takers):

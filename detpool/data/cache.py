@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-_VERSION = 2  # of what is kept: a change of it, or of how it is made, makes those of before stale
+_VERSION = 3  # of what is kept: a change of it, or of how it is made, makes those of before stale
 _WORTHWHILE = 2**24  # bytes of a file; smaller ones are read as fast as their hash could be trusted
 
 Columns = dict[str, Any]

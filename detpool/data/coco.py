@@ -1,130 +1,145 @@
-"""COCO's published layout (Lin et al., ECCV 2014)."""
+"""COCO's layouts: annotations in one JSON file, images in a folder."""
 
-import json
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard
+from typing import Any
 
-import msgspec
-import numpy as np
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from lightning.pytorch.utilities import rank_zero_warn
 
 from detpool.data.cache import Columns, cached
+from detpool.data.coco_json import read_instances
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
-from detpool.data.files import FileDataset, Records
-from detpool.errors import DataError, did_you_mean, show
-from detpool.garbage import collection_paused
-from detpool.masks import MAX_PIXELS, SegmentationError, check_texts, loads
-
-_KEYS = ("images", "annotations", "categories")
-_FEDERATED = ("neg_category_ids", "not_exhaustive_category_ids")
-_MAX_COORDINATE = 1e9  # pixels
-
-
-_Coordinate = Annotated[float, Meta(ge=-_MAX_COORDINATE, le=_MAX_COORDINATE)]
-
-
-class _Image(Struct, gc=False):
-    """An image as nearly all are; `_read_odd_image` reads the others."""
-
-    id: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-    file_name: Annotated[str, Meta(min_length=1)]
-    height: Annotated[int, Meta(ge=1)]
-    width: Annotated[int, Meta(ge=1)]
-    # an image of LVIS has these, which its metrics need
-    neg_category_ids: Raw | UnsetType = UNSET
-    not_exhaustive_category_ids: Raw | UnsetType = UNSET
-
-    def is_federated(self) -> bool:
-        return self.neg_category_ids is not UNSET or self.not_exhaustive_category_ids is not UNSET
-
-
-class _Annotation(Struct, gc=False):
-    """An annotation as nearly all are; `_read_odd` reads the others."""
-
-    image_id: int
-    category_id: int
-    bbox: tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
-    area: Annotated[float, Meta(ge=0, le=_MAX_COORDINATE**2)] | UnsetType = UNSET
-    iscrowd: Annotated[int, Meta(ge=0, le=1)] = 0
-    segmentation: Raw = Raw(b"null")
-
-
-class _File(Struct):
-    images: list[Raw]
-    annotations: list[_Annotation]
-    categories: list[Raw]
-
-
-class _OddFile(Struct):
-    images: list[Raw]
-    annotations: list[Raw]
-    categories: list[Raw]
+from detpool.data.files import FileDataset
+from detpool.data.selection import DropOthers, Part, check_classes, split_in_two
+from detpool.data_sources import check_sources, folder_of
+from detpool.errors import DataError, did_you_mean
 
 
 class COCODataset(FileDataset):
-    """Objects of ``annotations/instances_{split}.json``, and images in the folder ``{split}/``, both below ``root``.
+    """Objects of an annotation file in COCO's format, and images in a folder.
 
-    Ids are integers of 64 bits, those of images and categories each their own; annotations' ids are not read.
-    Label i is the category with the i-th smallest id. Boxes are clamped to their images in samples, and in the ground
-    truth as published.
+    Label i is the category with the i-th smallest id, unless ``classes`` says otherwise. Boxes are clamped to their
+    images in samples, and in the ground truth as published. A category without objects that is the supercategory of all
+    others, such as Roboflow writes, is none of the classes unless ``classes`` names it; a warning says so.
 
     Args:
-        root: see above.
-        split: ``train2017``, ``val2017``, ...
+        annotations: the JSON file (`detpool.data.coco_json`).
+        images: the folder that the images' ``file_name`` starts from; None: the file's own.
         masks: whether samples and ground truth hold masks: polygons, or run-length encoded.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
         cache: whether to keep what was read for the next start (`detpool.data.cache`).
+        classes, drop_others, part, images_key: see `FileDataset`.
 
     Raises:
-        DataError: the file is missing, malformed, LVIS's, or refers to images or categories that it does not list; all
-            boxes seem to be fractions; a mask's runs do not sum up to its pixels. The message names file and place.
+        ValueError: see `FileDataset`.
+        DataError: see `FileDataset`; or the file is missing, malformed, LVIS's, or refers to images or categories that
+            it does not list, or a mask's runs do not sum up to its pixels. The message names file and place.
     """
 
     def __init__(
         self,
-        root: str | Path,
-        split: str = "train2017",
+        annotations: str | Path,
+        images: str | Path | None = None,
         masks: bool = False,
         drop_empty: bool = False,
         transform: Transform | None = None,
         cache: bool = True,
+        classes: Sequence[str] | None = None,
+        drop_others: DropOthers = "objects",
+        part: Part | None = None,
+        images_key: str | None = None,
     ) -> None:
-        path = Path(root) / "annotations" / f"instances_{split}.json"
-        build = partial(_read, path, masks)
+        path = Path(annotations)
+        build = partial(read_instances, path, masks)
         try:
             columns = cached(path, "masks" if masks else "boxes", build) if cache else build()
         except FileNotFoundError as error:
-            if not path.parent.is_dir():
-                hint = "; data.root is to name the folder that holds annotations/ and the folders of images"
-            else:
-                splits = [other.stem.removeprefix("instances_") for other in path.parent.glob("instances_*.json")]
-                hint = f": no split {split!r}{did_you_mean(split, splits)}"
-            raise DataError(f"{path} does not exist{hint}") from error
+            raise DataError(f"{path} does not exist") from error
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
+        if classes is None and columns["empty_parent"]:
+            columns = _without_class(str(path), columns, columns["empty_parent"])
         super().__init__(
             source=str(path),
-            folder=Path(root) / split,
+            folder=path.parent if images is None else Path(images),
             columns=columns,
             class_names=columns["class_names"],
             category_ids=columns["category_ids"],
             masks=masks,
             drop_empty=drop_empty,
             transform=transform,
+            classes=classes,
+            drop_others=drop_others,
+            part=part,
+            images_key=images_key,
         )
 
 
+def _without_class(source: str, columns: Columns, label: int) -> Columns:
+    """The same without a class that no object is of."""
+    names, ids = list(columns["class_names"]), list(columns["category_ids"])
+    count, name, identity = len(names), names.pop(label - 1), ids.pop(label - 1)
+    rank_zero_warn(
+        f"{source}: left out 1 of {count} categories, {name!r} (id {identity}): no object is of it, and it is the "
+        f"supercategory of all others; data.classes can name it"
+    )
+    labels = columns["labels"]
+    return columns | {"class_names": names, "category_ids": ids, "labels": labels - (labels > label).long()}
+
+
+def published_files(root: str | Path, split: str) -> tuple[Path, Path]:
+    """The annotation file and the folder of images of a split, as COCO's are published.
+
+    Args:
+        root: the folder that holds ``annotations/`` and the folders of images.
+        split: ``train2017``, ``val2017``, ...
+
+    Returns:
+        ``root/annotations/instances_{split}.json`` and ``root/{split}``.
+
+    Raises:
+        DataError: the former does not exist.
+    """
+    path = Path(root) / "annotations" / f"instances_{split}.json"
+    if not path.parent.is_dir():
+        raise DataError(
+            f"{path} does not exist; data.root is to name the folder that holds annotations/ and the folders of images "
+            f"(data.train_json=... names a file of any other place)"
+        )
+    if not path.exists():
+        splits = [other.stem.removeprefix("instances_") for other in path.parent.glob("instances_*.json")]
+        raise DataError(f"{path} does not exist: no split {split!r}{did_you_mean(split, splits)}")
+    return path, Path(root) / split
+
+
+def _named_files(name: str, annotations: str | Path, images: str | Path | None) -> tuple[Path, Path]:
+    """The same of a set (train, val, test) whose file and folder are settings."""
+    path = Path(annotations)
+    if not path.is_file():
+        what = "is a folder, expected a JSON file" if path.is_dir() else "no such file"
+        found = sorted(file.name for file in (path if path.is_dir() else path.parent).glob("*.json"))
+        raise DataError(f"data.{name}_json={path}: {what}{did_you_mean(path.name, found)}")
+    return path, path.parent if images is None else folder_of(f"{name}_images", images)
+
+
 def coco_datamodule(
-    root: str | Path,
+    root: str | Path | None = None,
     train_split: str = "train2017",
-    val_split: str = "val2017",
+    val_split: str | None = None,
     test_split: str | None = None,
+    train_json: str | Path | None = None,
+    train_images: str | Path | None = None,
+    val_json: str | Path | None = None,
+    val_images: str | Path | None = None,
+    test_json: str | Path | None = None,
+    test_images: str | Path | None = None,
+    split: float | None = None,
+    split_seed: int = 0,
+    classes: Sequence[str] | None = None,
+    drop_others: DropOthers = "objects",
     masks: bool = False,
     drop_empty: bool = True,
     cache: bool = True,
@@ -132,223 +147,61 @@ def coco_datamodule(
     eval_transform: Transform | None = None,
     **loader: Any,
 ) -> DetectionDataModule:
-    """A data set in COCO's layout as a datamodule.
+    """Data in COCO's format as a datamodule: below ``root`` as they are published, or in files that are named.
 
     Args:
-        root, masks, cache: see `COCODataset`.
-        train_split, val_split, test_split: splits; no ``test_split``: the validation set is the test set.
+        root: see `published_files`; None: ``train_json`` and the others name the files.
+        train_split, val_split, test_split: splits below ``root``. No ``val_split``: val2017, or with ``split`` the rest
+            of the training images. No ``test_split`` and no ``test_json``: the validation set is the test set.
+        train_json, val_json, test_json: annotation files.
+        train_images, val_images, test_images: the folders that the images' ``file_name`` starts from; None: that of the
+            annotation file.
+        split: the fraction of the training file's images to train on, the rest being the validation set; None: the
+            validation set has a file of its own.
+        split_seed: see `detpool.data.selection.Part`.
+        classes, drop_others: see `FileDataset`.
+        masks, cache: see `COCODataset`.
         drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
         train_transform, eval_transform: for training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
+
+    Raises:
+        ValueError: the settings name no files for a split, or two sources for one; ``split`` or ``classes`` mean
+            nothing.
     """
-    build = partial(COCODataset, root, masks=masks, cache=cache)
+    check_sources("json", locals())
+    named = {
+        "train": (train_json, train_images),
+        "val": (val_json, val_images),
+        "test": (test_json, test_images),
+    }
+    check_classes(classes, drop_others)
+    training_part, validation_part = split_in_two(split, split_seed)
+
+    def build(name: str, below_root: str | None, **options: Any) -> Callable[[], COCODataset]:
+        options |= {"masks": masks, "cache": cache, "classes": classes, "drop_others": drop_others}
+        annotations, images = named[name]
+        if annotations is not None:
+            find_files = partial(_named_files, name, annotations, images)
+            return partial(_build, find_files, images_key=f"data.{name}_images", **options)
+        assert root is not None
+        assert below_root is not None
+        return partial(_build, partial(published_files, root, below_root), **options)
+
+    val = build("train", train_split, part=validation_part, transform=eval_transform)
+    if split is None:
+        val = build("val", val_split or "val2017", transform=eval_transform)
+    test = None
+    if test_split is not None or test_json is not None:
+        test = build("test", test_split, transform=eval_transform)
     return DetectionDataModule(
-        train=partial(build, train_split, drop_empty=drop_empty, transform=train_transform),
-        val=partial(build, val_split, transform=eval_transform),
-        test=None if test_split is None else partial(build, test_split, transform=eval_transform),
+        train=build("train", train_split, part=training_part, drop_empty=drop_empty, transform=train_transform),
+        val=val,
+        test=test,
         **loader,
     )
 
 
-@collection_paused()  # no row refers to another
-def _read(path: Path, masks: bool) -> Columns:
-    data = path.read_bytes()
-    file = _decode(path, data, _File, _OddFile)
-    categories = _read_categories(path, file.categories)
-    records = Records(segmentations=[] if masks else None)
-    positions = _read_images(path, file.images, records)
-    labels = {identity: label for label, identity in enumerate(categories, 1)}
-    if isinstance(file, _OddFile) or not _append(file.annotations, positions, labels, records):
-        raws = _decode(path, data, _OddFile).annotations
-        rows = [_read_odd(path, place, raw, positions, labels) for place, raw in enumerate(raws)]
-        _append(rows, positions, labels, records)
-    del file
-    columns = records.pack()
-    if masks:
-        try:
-            texts, starts, ends = (part.numpy() for part in columns["segmentations"])
-            check_texts(texts, starts, ends, columns["sizes"][columns["positions"]].numpy())
-        except SegmentationError as error:
-            raws = _decode(path, data, _OddFile).annotations
-            raise _fault(path, error.index, loads(raws[error.index]), str(error)) from error
-    return columns | {"class_names": list(categories.values()), "category_ids": list(categories)}
-
-
-def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
-    """The three lists, whose items are not looked into as far as possible."""
-    try:
-        if not data.isascii():
-            data.decode()  # msgspec does not look into what it skips
-        file: _File | _OddFile | None = None
-        for kind in kinds:
-            with suppress(msgspec.MsgspecError):
-                file = msgspec.json.decode(data, type=kind)
-                break
-        # A key that is there twice would lose what the first holds. Looking for that takes a call for each object.
-        begin, end = _inner(data, file.annotations) if isinstance(file, _File) else (0, 0)
-        quoted = [f'"{key}"'.encode() for key in _KEYS]
-        if any(data.count(key, 0, begin) + data.count(key, end) > 1 for key in quoted):
-            json.loads(data, object_pairs_hook=partial(_check_once, path))
-        if file is not None:
-            return file
-        content = json.loads(data)  # reads more, such as NaN and UTF-16, and says where it cannot
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON, it may be truncated: {error}") from error
-    for key in _KEYS:
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise _not_coco(path, key)
-    return _OddFile(*([Raw(json.dumps(row).encode()) for row in content[key]] for key in _KEYS))
-
-
-def _inner(data: bytes, rows: list[_Annotation]) -> tuple[int, int]:
-    """Begin and end of a part of a file, nearly all of it, in which there is nothing but annotations."""
-    if rows:
-        parts = data, rows[0].segmentation, rows[-1].segmentation  # those in the file are views of it
-        start, begin, end = (np.frombuffer(part, np.uint8).ctypes.data for part in parts)
-        if start <= begin <= end <= start + len(data):
-            return begin - start, end - start
-    return 0, 0
-
-
-def _not_coco(path: Path, key: str) -> DataError:
-    return DataError(f"{path}: not COCO's annotation format: {key!r} is missing or not a list of objects")
-
-
-def _as_dict(path: Path, key: str, raw: Raw) -> dict[str, Any]:
-    value = loads(raw)
-    if not isinstance(value, dict):
-        raise _not_coco(path, key)
-    return value
-
-
-def _check_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in _KEYS:
-        if keys.count(key) > 1:
-            raise DataError(f"{path}: holds {key!r} {keys.count(key)} times")
-    return dict(pairs)
-
-
-def _read_categories(path: Path, rows: list[Raw]) -> dict[int, str]:
-    """Names by id, in the order of the ids."""
-    names: dict[int, str] = {}
-    for place, raw in enumerate(rows):
-        row = _as_dict(path, "categories", raw)
-        identity, name = _integer(row.get("id")), row.get("name")
-        if identity is None or identity in names or not _is_text(name):
-            raise DataError(
-                f"{path}: categories[{place}] is {show(row)}, expected an integer 'id' of its own and a 'name'"
-            )
-        if name in names.values():
-            raise DataError(f"{path}: categories[{place}] is {show(row)}, but another category has that name")
-        names[identity] = name
-    if not names:
-        raise DataError(f"{path}: 'categories' is empty")
-    return dict(sorted(names.items()))
-
-
-def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int]:
-    """Fills in the images; gives their positions by id."""
-    positions: dict[int, int] = {}
-    decode = msgspec.json.Decoder(_Image).decode
-    for place, raw in enumerate(rows):
-        image = None
-        with suppress(msgspec.MsgspecError):
-            image = decode(raw)
-        if image is None or image.id in positions or image.height * image.width > MAX_PIXELS or image.is_federated():
-            image = _read_odd_image(path, place, raw, positions)
-        positions[image.id] = place
-        records.image_ids.append(image.id)
-        records.names.append(image.file_name)
-        records.sizes.append((image.height, image.width))
-    return positions
-
-
-def _read_odd_image(path: Path, place: int, raw: Raw, known: Collection[int]) -> _Image:
-    """An image, its numbers as any program writes them; or an error that says what is wrong with it."""
-    row = _as_dict(path, "images", raw)
-    if lists := [key for key in _FEDERATED if key in row]:
-        raise DataError(
-            f"{path}: LVIS is not supported, of which images[{place}] is with its {lists[0]!r}: not all objects "
-            f"are annotated there, and COCO's metrics would count right detections of the others as wrong"
-        )
-    identity, name, size = _integer(row.get("id")), row.get("file_name"), [row.get("height"), row.get("width")]
-    if identity is None or identity in known or not _is_text(name):
-        raise DataError(
-            f"{path}: images[{place}] is {show(row)}, expected an integer 'id' of its own and a 'file_name'"
-        )
-    height, width = (_integer(side) or 0 for side in size)
-    if min(height, width) < 1 or height * width > MAX_PIXELS:
-        raise DataError(
-            f"{path}: image {identity} ({name}) has [height, width] {show(size)}, expected positive integers"
-        )
-    return _Image(identity, name, height, width)
-
-
-def _append(rows: list[_Annotation], positions: dict[int, int], labels: dict[int, int], records: Records) -> bool:
-    """Fills in the objects, unless one is of an image or a category that is not there: False."""
-    of_images = [positions.get(row.image_id, -1) for row in rows]
-    of_classes = [labels.get(row.category_id, 0) for row in rows]
-    if -1 in of_images or 0 in of_classes:
-        return False
-    records.positions.extend(of_images)
-    records.labels.extend(of_classes)
-    records.boxes.extend(chain.from_iterable([row.bbox for row in rows]))
-    records.areas.extend([max(r.bbox[2] * r.bbox[3], 0) if r.area is UNSET else r.area for r in rows])
-    records.crowd.extend([row.iscrowd for row in rows])
-    records.difficult.extend(bytes(len(rows)))
-    if records.segmentations is not None:
-        records.segmentations += [row.segmentation for row in rows]
-    return True
-
-
-def _read_odd(path: Path, place: int, raw: Raw, positions: dict[int, int], labels: dict[int, int]) -> _Annotation:
-    """An annotation, its numbers as any program writes them; or an error that says what is wrong with it."""
-    row = _as_dict(path, "annotations", raw)
-    image_id, category_id = (_integer(row.get(key)) for key in ("image_id", "category_id"))
-    for known, identity, name in ((positions, image_id, "image"), (labels, category_id, "category")):
-        if identity not in known:
-            given = row.get(f"{name}_id")
-            plural = {"image": "images", "category": "categories"}[name]
-            text = f"is of {name} {show(given)}, which is not among {plural!r}{_if_text(given)}"
-            raise _fault(path, place, row, text)
-    box: Any = row.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
-        raise _fault(path, place, row, f"has bbox {show(box)}, expected [x, y, width, height], numbers in pixels")
-    area: Any = row.get("area", UNSET)
-    if area is not UNSET and (not _is_coordinate(area, limit=_MAX_COORDINATE**2) or area < 0):
-        raise _fault(path, place, row, f"has area {show(area)}, expected a number of pixels, at least 0")
-    crowd = row.get("iscrowd", 0)
-    if crowd not in (0, 1):
-        raise _fault(path, place, row, f"has iscrowd {show(crowd)}, expected the number 0 or 1")
-    segmentation = Raw(json.dumps(row.get("segmentation")).encode())
-    assert image_id is not None
-    assert category_id is not None
-    return _Annotation(image_id, category_id, tuple(box), area, int(crowd), segmentation)
-
-
-def _fault(path: Path, place: int, row: dict[str, Any], text: str) -> DataError:
-    return DataError(f"{path}: annotations[{place}] (id {show(row.get('id'))}) {text}")
-
-
-def _integer(value: Any) -> int | None:
-    """A number of JSON as an integer of 64 bits, if it is one. Data frames write 3 as 3.0."""
-    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
-        value = int(value)
-    return value if type(value) is int and -(2**63) <= value < 2**63 else None
-
-
-def _is_coordinate(value: Any, limit: float = _MAX_COORDINATE) -> bool:
-    return type(value) in (int, float) and -limit <= value <= limit
-
-
-def _is_text(value: Any) -> TypeGuard[str]:
-    try:
-        return isinstance(value, str) and bool(value.encode())
-    except UnicodeEncodeError:  # half of a pair of UTF-16
-        return False
-
-
-def _if_text(value: Any) -> str:
-    return ": it is a text, ids are integers" if isinstance(value, str) else ""
+def _build(find_files: Callable[[], tuple[Path, Path]], **options: Any) -> COCODataset:
+    annotations, images = find_files()
+    return COCODataset(annotations, images, **options)

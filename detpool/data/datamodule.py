@@ -188,10 +188,16 @@ class DetectionDataModule(LightningDataModule):
         return dataset
 
     def _same_classes(self, dataset: DetectionDataset, name: str) -> DetectionDataset:
-        ours, theirs = (dict(zip(d.category_ids, d.class_names, strict=True)) for d in (dataset, self.val_dataset))
-        if list(ours.items()) != list(theirs.items()):
+        ours, theirs = (list(zip(d.category_ids, d.class_names, strict=True)) for d in (dataset, self.val_dataset))
+        if ours != theirs:
+            alone = {
+                f"the {name} set": [pair for pair in ours if pair not in theirs],
+                "the validation set": [pair for pair in theirs if pair not in ours],
+            }
+            what = " and ".join(f"{dict(pairs)} are in {where} alone" for where, pairs in alone.items() if pairs)
             raise DataError(
-                f"the {name} set and the validation set name different classes (category id: name): {ours} and {theirs}"
+                f"the {name} set and the validation set name different classes (category id: name): "
+                f"{what or f'{dict(ours)} and {dict(theirs)}'}"
             )
         return dataset
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from detpool.data.cache import Columns
 from detpool.data.dataset import DetectionDataset, Sample, Transform
 from detpool.data.images import is_nearly_black, read_image
 from detpool.data.packed import PackedStrings
-from detpool.errors import DataError
+from detpool.data.selection import DropOthers, Part, check_classes, choose_classes
+from detpool.errors import DataError, listed
 from detpool.masks import loads
 from detpool.object_masks import ObjectMasks
 
@@ -68,17 +70,25 @@ class FileDataset(DetectionDataset):
     difficult objects are in the ground truth only.
 
     Args:
-        source: what warnings call the data set, such as its annotation file.
+        source: what messages call the data set, such as its annotation file.
         folder: the folder that the images' names start from.
         columns: what the annotation files say (`Records.pack`).
-        class_names, category_ids: see `DetectionDataset`.
+        class_names, category_ids: names and ids of the labels in ``columns``.
         masks: whether samples and ground truth hold masks.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
         corners: whether the files hold a second corner in place of width and height.
+        classes: names of the classes to keep, which become labels 1, 2, ... in this order, with the ids that they
+            have; None: all of ``class_names``. Objects of others are in neither samples nor ground truth.
+        drop_others: what to leave out for ``classes``: ``objects`` of other classes, or with them ``images`` that
+            have no object of ``classes``, whether they had others or none.
+        part: the part of the images to keep; None: all. It does not depend on ``classes``.
+        images_key: the setting that names ``folder``, for the message that an image is missing; None: there is none.
 
     Raises:
-        DataError: no image is left, or all boxes seem to be fractions of the image's sides.
+        ValueError: see `detpool.data.selection.check_classes`.
+        DataError: no image is left, one of ``classes`` is not in ``class_names``, ``part`` is of fewer than two images,
+            or all boxes seem to be fractions of the image's sides.
     """
 
     def __init__(
@@ -92,38 +102,51 @@ class FileDataset(DetectionDataset):
         drop_empty: bool,
         transform: Transform | None,
         corners: bool = False,
+        classes: Sequence[str] | None = None,
+        drop_others: DropOthers = "objects",
+        part: Part | None = None,
+        images_key: str | None = None,
     ) -> None:
+        check_classes(classes, drop_others)
         super().__init__(transform)
-        self.source, self.folder, self.masks = source, folder, masks
-        self.class_names, self.category_ids = class_names, category_ids
+        source = source if part is None else f"{source} ({part})"
+        self.source, self.folder, self.masks, self._images_key = source, folder, masks, images_key
+        self.class_names, self.category_ids, label_of = choose_classes(source, class_names, category_ids, classes)
 
         # Tensors, as every object of Python would be copied into each worker (see `PackedStrings`).
-        sizes, boxes, positions = columns["sizes"], columns["boxes"], columns["positions"]
-        names = PackedStrings(*columns["names"])
-        targets = ~(columns["crowd"] | columns["difficult"])
+        sizes, names = columns["sizes"], PackedStrings(*columns["names"])
+        kept_images = torch.ones(len(sizes), dtype=torch.bool) if part is None else part.find(source, names)
+        labels = label_of[columns["labels"]]
+        objects = ((labels > 0) & kept_images[columns["positions"]]).nonzero()[:, 0]
+        positions, boxes = columns["positions"][objects], columns["boxes"][objects]
+        targets = ~(columns["crowd"] | columns["difficult"])[objects]
 
         degenerate = find_unusable(source, boxes, sizes[positions], lambda i: names[int(positions[i])], corners)
-        kept_images = torch.ones(len(sizes), dtype=torch.bool)
-        if drop_empty:
-            kept_images = torch.bincount(positions[targets & ~degenerate], minlength=len(sizes)) > 0
+        found = int(kept_images.sum())
+        for required, usable in ((drop_empty, targets & ~degenerate), (drop_others == "images", ~degenerate)):
+            if required:
+                kept_images &= torch.bincount(positions[usable], minlength=len(sizes)) > 0
         if not kept_images.any():
-            what = "an object to train on" if len(sizes) else "an entry"
-            raise DataError(f"{source}: none of its {len(sizes)} images has {what}")
-        kept_objects = (~degenerate & kept_images[positions]).nonzero()[:, 0]
-        kept_objects = kept_objects[positions[kept_objects].argsort(stable=True)]
+            what = "an object" if found else "an entry"
+            of_classes = f" of {listed(self.class_names)}" if found and classes is not None else ""
+            purpose = " to train on" if found and drop_empty else ""
+            raise DataError(f"{source}: none of its {found} images has {what}{of_classes}{purpose}")
+        kept = (~degenerate & kept_images[positions]).nonzero()[:, 0]
+        kept = kept[positions[kept].argsort(stable=True)]
 
         self._image_ids = columns["image_ids"][kept_images]
         self._sizes = sizes[kept_images]
         self._names = names.take(kept_images.nonzero()[:, 0])
-        counts = torch.bincount(positions[kept_objects], minlength=len(sizes))[kept_images]
+        counts = torch.bincount(positions[kept], minlength=len(sizes))[kept_images]
         self._ends = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        self._boxes = boxes[kept_objects]
-        self._targets = targets[kept_objects]
-        self._labels = columns["labels"][kept_objects]
-        self._areas = columns["areas"][kept_objects]
-        self._crowd = columns["crowd"][kept_objects]
-        self._difficult = columns["difficult"][kept_objects]
-        self._segmentations = PackedStrings(*columns["segmentations"]).take(kept_objects) if masks else None
+        self._boxes = boxes[kept]
+        self._targets = targets[kept]
+        kept = objects[kept]
+        self._labels = labels[kept]
+        self._areas = columns["areas"][kept]
+        self._crowd = columns["crowd"][kept]
+        self._difficult = columns["difficult"][kept]
+        self._segmentations = PackedStrings(*columns["segmentations"]).take(kept) if masks else None
 
     @property
     def image_ids(self) -> list[int]:
@@ -168,7 +191,8 @@ class FileDataset(DetectionDataset):
                 found[folder] = names_in(self.folder / folder)
             # Some file systems take another name for the same, such as one in other case.
             if file not in found[folder] and not os.path.exists(self.folder / name):
-                raise DataError(f"{self.folder / name}: the image does not exist; {self.source} names it")
+                hint = f"; {self._images_key} is to name the folder that its images lie in" if self._images_key else ""
+                raise DataError(f"{self.folder / name}: the image does not exist; {self.source} names it{hint}")
         looked = sorted({i * len(self) // _LOOKED_AT for i in range(_LOOKED_AT)})
         dark = [self._names[i] for i in looked if is_nearly_black(self.folder / self._names[i])]
         if dark:

@@ -1,17 +1,19 @@
-"""Pascal VOC's published layout (Everingham et al., IJCV 2010)."""
+"""Pascal VOC's format (Everingham et al., IJCV 2010): an XML file for each image."""
 
 import math
-import re
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
-from detpool.data.files import FileDataset, Records, names_in
+from detpool.data.files import FileDataset, Records
 from detpool.data.images import image_size
+from detpool.data.selection import DropOthers, Part, check_classes, split_in_two
+from detpool.data.voc_files import VOCFiles, Years, files_in, image_file, published_files
+from detpool.data_sources import check_sources, folder_of
 from detpool.errors import DataError, did_you_mean, show
 from detpool.masks import MAX_PIXELS
 
@@ -38,61 +40,53 @@ VOC_CLASSES = (
     "tvmonitor",
 )
 _MAX_NUMBER = 1e9  # pixels
-_OWN_CLASSES = " (data.class_names are those of the data, VOC's 20 where it is null)"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-
-Years = int | str | Sequence[int | str] | None
+_OWN_CLASSES = (
+    " (data.class_names are those of the data; where it is null they are VOC's 20, or with data.train_xml those of the "
+    "training files)"
+)
 
 
 class VOCDataset(FileDataset):
-    """Objects of a VOC image set: ``ImageSets/Main/{image_set}.txt``, ``Annotations/*.xml`` and ``JPEGImages/``.
-
-    These folders are looked for in ``root``, or with a year in ``root/VOC{year}`` and ``root/VOCdevkit/VOC{year}``.
+    """Objects of XML files in VOC's format, and the image of each.
 
     VOC counts pixels from 1 and includes the last, so (xmin, ymin, xmax, ymax) become the continuous XYXY box
     (xmin - 1, ymin - 1, xmax, ymax), in samples and ground truth. A box with xmax <= xmin or ymax <= ymin as written is
     degenerate: no VOC object is a pixel wide, but tools write such a box for a click. The images' ids are their
-    positions in the image sets, from 1, before any is left out.
-
-    An image is the file in ``JPEGImages/`` that has the annotation's name and the suffix of its ``<filename>``; where
-    there is no such file, the one that has the name and another suffix. A line of an image set is a name; of the
-    lists of a single class it ends in ``-1``, ``0`` or ``1``.
+    positions in ``files``, from 1, before any is left out. How an image is found: `detpool.data.voc_files.image_file`.
 
     Args:
-        root: see above.
-        year: one year or several, whose images are joined; None: the folders lie in ``root``.
-        image_set: ``train``, ``val``, ``trainval`` or ``test``, or another file of ``ImageSets/Main``.
+        files: annotations and images (`detpool.data.voc_files`).
         class_names: of labels and category ids 1, 2, ...; default: VOC's 20 classes.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
+        classes, drop_others, part, images_key: see `FileDataset`.
 
     Raises:
-        ValueError: ``class_names`` holds a name twice.
-        DataError: a file is missing or malformed, or names a class that ``class_names`` lacks; all boxes seem to be
-            fractions of the images' sides.
+        ValueError: ``class_names`` holds a name twice; see `FileDataset`.
+        DataError: a file is missing or malformed, or names a class that ``class_names`` lacks; see `FileDataset`.
     """
 
     def __init__(
         self,
-        root: str | Path,
-        year: Years = None,
-        image_set: str = "train",
+        files: VOCFiles,
         class_names: Sequence[str] = VOC_CLASSES,
         drop_empty: bool = False,
         transform: Transform | None = None,
+        classes: Sequence[str] | None = None,
+        drop_others: DropOthers = "objects",
+        part: Part | None = None,
+        images_key: str | None = None,
     ) -> None:
-        root, names = Path(root), list(class_names)
+        names = list(class_names)
         if len(set(names)) < len(names):
             raise ValueError(f"class_names: got {names}, need each name once")
         records = Records()
-        for folder in _folders(root, year):
-            listed: dict[str, dict[str, list[str]]] = {}
-            for name in _read_image_set(folder, image_set):
-                _read_annotation(root, folder, name, listed, names, records)
-        years = "" if year is None else f" of {year if isinstance(year, int | str) else ', '.join(map(str, year))}"
+        listed: dict[Path, dict[str, list[str]]] = {}
+        for annotation, stem in zip(files.annotations, files.images, strict=True):
+            _read_annotation(files, annotation, stem, listed, names, records)
         super().__init__(
-            source=f"VOC image set {image_set}{years} in {root}",
-            folder=root,
+            source=files.source,
+            folder=files.folder,
             columns=records.pack(),
             corners=True,
             class_names=names,
@@ -100,128 +94,144 @@ class VOCDataset(FileDataset):
             masks=False,
             drop_empty=drop_empty,
             transform=transform,
+            classes=classes,
+            drop_others=drop_others,
+            part=part,
+            images_key=images_key,
         )
 
 
 def voc_datamodule(
-    root: str | Path,
+    root: str | Path | None = None,
     year: Years = None,
-    train_set: str = "train",
-    val_set: str = "val",
+    train_set: str | None = None,
+    val_set: str | None = None,
     test_set: str | None = None,
     eval_year: Years = None,
+    train_xml: str | Path | None = None,
+    train_images: str | Path | None = None,
+    val_xml: str | Path | None = None,
+    val_images: str | Path | None = None,
+    test_xml: str | Path | None = None,
+    test_images: str | Path | None = None,
+    split: float | None = None,
+    split_seed: int = 0,
     class_names: Sequence[str] | None = None,
+    classes: Sequence[str] | None = None,
+    drop_others: DropOthers = "objects",
     drop_empty: bool = True,
     train_transform: Transform | None = None,
     eval_transform: Transform | None = None,
     **loader: Any,
 ) -> DetectionDataModule:
-    """A data set in VOC's layout as a datamodule.
+    """Data in VOC's format as a datamodule: below ``root`` as they are published, or in folders that are named.
 
     Args:
-        root, year: see `VOCDataset`.
-        train_set, val_set, test_set: image sets; no ``test_set``: the validation set is the test set.
-        eval_year: year or years of the validation and test sets, if not ``year``.
-        class_names: default: VOC's 20 classes.
+        root, year: see `detpool.data.voc_files.published_files`; no ``root``: ``train_xml``, ... name folders.
+        train_set, val_set, test_set: image sets of ``root``. No ``train_set``: train, or with ``split`` and without
+            ``ImageSets/`` all annotations. No ``val_set``: val, or with ``split`` the rest of the training images. No
+            ``test_set`` and no ``test_xml``: the validation set is the test set.
+        eval_year: year or years of the validation and test sets of ``root``, if not ``year``.
+        train_xml, val_xml, test_xml: folders of XML files (`detpool.data.voc_files.files_in`).
+        train_images, val_images, test_images: their images' folders; None: ``JPEGImages`` beside a folder
+            ``Annotations``, or else that of the XML files.
+        split: the fraction of the training images to train on, the rest being the validation set; None: the validation
+            set has files of its own.
+        split_seed: see `detpool.data.selection.Part`.
+        class_names: all classes that objects may be of; None: VOC's 20, or with ``train_xml`` those of its objects, in
+            alphabetical order.
+        classes, drop_others: see `FileDataset`.
         drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
         train_transform, eval_transform: for training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
+
+    Raises:
+        ValueError: the settings name no files for a set, or two sources for one; ``split`` or ``classes`` mean nothing.
     """
-    build = partial(VOCDataset, root, class_names=class_names or VOC_CLASSES)
-    evaluate = partial(build, year if eval_year is None else eval_year, transform=eval_transform)
+    check_sources("xml", locals())
+    named = {"train": (train_xml, train_images), "val": (val_xml, val_images), "test": (test_xml, test_images)}
+    if split is not None and eval_year is not None and test_set is None:
+        raise ValueError(f"data.eval_year={eval_year}: with data.split the validation set is of data.year")
+    check_classes(classes, drop_others)
+    training_part, validation_part = split_in_two(split, split_seed)
+    eval_year = year if eval_year is None else eval_year
+
+    def find(name: str, years: Years, image_set: str | None) -> Callable[[], VOCFiles]:
+        annotations, images = named[name]
+        if annotations is not None:
+            return partial(_named_files, name, annotations, images)
+        assert root is not None
+        return partial(published_files, root, years, image_set)
+
+    find_training = find("train", year, train_set if train_set or split is not None else "train")
+    names = _ClassNames(class_names or (VOC_CLASSES if root is not None else None), find_training)
+
+    def build(name: str, find_files: Callable[[], VOCFiles], **options: Any) -> Callable[[], VOCDataset]:
+        key = None if root is not None else f"data.{name}_images"
+        return partial(_build, find_files, names, images_key=key, classes=classes, drop_others=drop_others, **options)
+
+    val = build("train", find_training, part=validation_part, transform=eval_transform)
+    if split is None:
+        val = build("val", find("val", eval_year, val_set or "val"), transform=eval_transform)
+    test = None
+    if test_set is not None or test_xml is not None:
+        test = build("test", find("test", eval_year, test_set), transform=eval_transform)
     return DetectionDataModule(
-        train=partial(build, year, train_set, drop_empty=drop_empty, transform=train_transform),
-        val=partial(evaluate, image_set=val_set),
-        test=None if test_set is None else partial(evaluate, image_set=test_set),
+        train=build("train", find_training, part=training_part, drop_empty=drop_empty, transform=train_transform),
+        val=val,
+        test=test,
         **loader,
     )
 
 
-def _folders(root: Path, year: Years) -> list[Path]:
-    """The folders that hold Annotations/, one a year."""
-    if not root.is_dir():
-        raise DataError(
-            f"{root}: no such folder; data.root is to name the one that holds VOC<year>/, VOCdevkit/ or Annotations/"
-        )
-    if year is None:
-        if not (root / "Annotations").is_dir():
-            found = sorted(path.name[3:] for path in [*root.glob("VOC[0-9]*"), *root.glob("VOCdevkit/VOC[0-9]*")])
-            hint = f"pass a year, found are {', '.join(found)}" if found else "not Pascal VOC's layout"
-            raise DataError(f"{root}: no folder Annotations/ in it; {hint}")
-        return [root]
-    folders = []
-    for one in [year] if isinstance(year, int | str) else year:
-        places = [root / f"VOC{one}", root / "VOCdevkit" / f"VOC{one}"]
-        place = next((place for place in places if (place / "Annotations").is_dir()), None)
-        if place is None:
-            flat = " (it lies in the root itself: pass no year)" if (root / "Annotations").is_dir() else ""
-            raise DataError(f"year {one}: neither {places[0]} nor {places[1]} holds a folder Annotations/{flat}")
-        folders.append(place)
-    return folders
+class _ClassNames:
+    """Given names of classes, or those that the training files hold, which are read for them once and when needed."""
+
+    def __init__(self, given: Sequence[str] | None, find_training: Callable[[], VOCFiles]) -> None:
+        self._given, self._find_training = given, find_training
+
+    @cached_property
+    def value(self) -> Sequence[str]:
+        return self._given or find_class_names(self._find_training())
 
 
-def _read_image_set(folder: Path, image_set: str) -> list[str]:
-    path = folder / "ImageSets" / "Main" / f"{image_set}.txt"
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError as error:
-        sets = [other.stem for other in path.parent.glob("*.txt")]
-        raise DataError(f"{path}: no image set {image_set!r}{did_you_mean(image_set, sets)}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    names = [line.strip() for line in lines if line.strip()]
-    return [_without_flag(folder, name) for name in names]
+def _build(find_files: Callable[[], VOCFiles], names: _ClassNames, **options: Any) -> VOCDataset:
+    return VOCDataset(find_files(), names.value, **options)
 
 
-def _without_flag(folder: Path, line: str) -> str:
-    """The name in a line of an image set: lists of a single class say -1, 0 or 1 after it."""
-    flagged = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
-    # "image 1" may be a name too.
-    return flagged[1] if flagged and not (folder / "Annotations" / f"{line}.xml").is_file() else line
+def _named_files(name: str, annotations: str | Path, images: str | Path | None) -> VOCFiles:
+    """The files of a set (train, val, test) whose folders are settings."""
+    key = f"{name}_xml"
+    folder = folder_of(key, annotations)
+    files = files_in(folder, None if images is None else folder_of(f"{name}_images", images))
+    if not files.annotations:
+        raise DataError(f"data.{key}={annotations}: no XML file is in this folder or below it")
+    return files
 
 
-def _images_by_name(folder: Path) -> dict[str, list[str]]:
-    """Names of the image files of a folder, by what precedes the suffix."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(names_in(folder)):
-        stem, dot, suffix = file.rpartition(".")
-        if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES:
-            found.setdefault(stem, []).append(file)
-    return found
+def find_class_names(files: VOCFiles) -> list[str]:
+    """Names of the classes that objects are of, in alphabetical order.
+
+    Raises:
+        DataError: a file is malformed, an object has no class, or there is no object.
+    """
+    found = set()
+    for path in files.annotations:
+        for number, item in enumerate(_parse(path, files.source).findall("object"), 1):
+            name = _text(path, item, "name", f" (object {number})")
+            if not name:
+                raise DataError(f"{path}: object {number} is of class ''")
+            found.add(name)
+    if not found:
+        raise DataError(f"{files.source}: none of its {len(files.annotations)} files holds an object")
+    return sorted(found)
 
 
-def _image_file(folder: Path, name: str, filename: str, listed: dict[str, dict[str, list[str]]]) -> Path:
-    """The image of an annotation that says it is `filename`; `listed` keeps the folders that were looked into."""
-    below, _, stem = name.rpartition("/")
-    place = folder / "JPEGImages" / below
-    if below not in listed:
-        listed[below] = _images_by_name(place)
-    candidates = listed[below].get(stem, [])
-    suffix = Path(filename).suffix
-    expected = f"{stem}{suffix if suffix.lower() in IMAGE_SUFFIXES else '.jpg'}"
-    if not candidates or expected in candidates:
-        return place / expected
-    if len(candidates) > 1:
-        raise DataError(
-            f"{folder / 'Annotations' / name}.xml: its image is {' or '.join(candidates)}, "
-            f"<filename> says {show(filename)}"
-        )
-    return place / candidates[0]
-
-
-def _read_annotation(
-    root: Path,
-    folder: Path,
-    name: str,
-    listed: dict[str, dict[str, list[str]]],
-    class_names: list[str],
-    records: Records,
-) -> None:
-    path = folder / "Annotations" / f"{name}.xml"
+def _parse(path: Path, source: str) -> ET.Element:
     try:
         tree = ET.parse(path).getroot()
     except FileNotFoundError as error:
-        raise DataError(f"{path}: the annotation of an image in {folder / 'ImageSets' / 'Main'} is missing") from error
+        raise DataError(f"{path}: the annotation of an image in {source} is missing") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ET.ParseError, ValueError, LookupError) as error:  # the last: of an unknown encoding
@@ -231,8 +241,19 @@ def _read_annotation(
     lost = len(list(tree.iter("object"))) != len(items) or len(list(tree.iter("bndbox"))) != boxes
     if lost or (tree.tag != "annotation" and not items):
         raise DataError(f"{path}: not Pascal VOC's layout: expected <annotation> with <object> in it, <bndbox> in that")
+    return tree
 
-    image = _image_file(folder, name, _text(path, tree, "filename"), listed)
+
+def _read_annotation(
+    files: VOCFiles,
+    path: Path,
+    stem: Path,
+    listed: dict[Path, dict[str, list[str]]],
+    class_names: list[str],
+    records: Records,
+) -> None:
+    tree = _parse(path, files.source)
+    image = image_file(path, stem, _text(path, tree, "filename"), listed)
     height, width = (_number(path, tree, f"size/{side}", default=0) for side in ("height", "width"))
     if height != int(height) or width != int(width) or height * width > MAX_PIXELS:
         raise DataError(f"{path}: <size> is {height:g} x {width:g} (height x width), expected whole numbers of pixels")
@@ -242,16 +263,15 @@ def _read_annotation(
 
     position = len(records.names)
     records.image_ids.append(position + 1)
-    records.names.append(image.relative_to(root).as_posix())
+    records.names.append(image.relative_to(files.folder).as_posix())
     records.sizes.append(size)
-    for number, item in enumerate(items, 1):
+    for number, item in enumerate(tree.findall("object"), 1):
         where = f" (object {number})"
         label = _text(path, item, "name", where)
         if label not in class_names:
             near = did_you_mean(label, class_names)
             raise DataError(
-                f"{path}: object {number} is of class {show(label)}, not in class_names{near}"
-                f"{_OWN_CLASSES if tuple(class_names) == VOC_CLASSES else ''}"
+                f"{path}: object {number} is of class {show(label)}, not in class_names{near}{_OWN_CLASSES}"
             )
         x1, y1, x2, y2 = (
             _number(path, item, f"bndbox/{side}", where=where) for side in ("xmin", "ymin", "xmax", "ymax")

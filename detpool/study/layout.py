@@ -30,6 +30,16 @@ PATHS = ("dirpath", "path")
 _WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}
 """More keys that change no metric: samples do not depend on the number of workers."""
 
+_FILES = ("train_json", "val_json", "test_json", "train_xml", "val_xml", "test_xml")
+_IMAGES = ("train_images", "val_images", "test_images")
+_NEUTRAL: dict[str, dict[str, Any]] = {
+    "data": {"split": None, "split_seed": 0, "classes": None, "drop_others": "objects"}
+    | dict.fromkeys((*_FILES, *_IMAGES)),
+    "model": {"weights": None},
+    "optim": {"backbone_rate": 1.0, "frozen": []},
+}
+"""Settings that came later, at the values that change nothing: runs of before are still known by their names."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -61,6 +71,8 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
     kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
     for section, keys in _WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
+    for section, values in _NEUTRAL.items():
+        kept[section] = {k: v for k, v in (kept.get(section) or {}).items() if k not in values or v != values[k]}
     kept["callbacks"] = {
         name: {key: value for key, value in callback.items() if key not in PATHS}
         for name, callback in (kept.get("callbacks") or {}).items()

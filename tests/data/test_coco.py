@@ -5,7 +5,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torchvision import tv_tensors
 
-from detpool.data.coco import COCODataset
+from detpool.data.coco import COCODataset, published_files
 from detpool.data.transforms import detection_transform
 from detpool.errors import DataError
 
@@ -22,7 +22,7 @@ SQUARE = [[10, 5, 30, 5, 30, 35, 10, 35]]
 
 def test_samples_and_ground_truth(coco):
     annotations = [row(0, 8, 90, area=12.5), row(5, 7, 3), row(9, 8, 3, (0.25, 0, 59.75, 40))]
-    dataset = COCODataset(coco(annotations, names=((90, "dog"), (3, "cat"))), "train")
+    dataset = COCODataset(*published_files(coco(annotations, names=((90, "dog"), (3, "cat"))), "train"))
     assert (dataset.class_names, dataset.category_ids) == (["cat", "dog"], [3, 90])
     assert dataset.image_ids == [7, 8]
     image, target = dataset[1]
@@ -60,14 +60,14 @@ def test_masks_of_every_encoding(coco):
         [[10, 5, 20, 5, 20, 35, 10, 35], [20, 5, 30, 5, 30, 35, 20, 35]],
     ]
     root = coco([row(i + 1, segmentation=s) for i, s in enumerate(segmentations)])
-    dataset = COCODataset(root, "train", masks=True)
+    dataset = COCODataset(*published_files(root, "train"), masks=True)
     _, target = dataset[0]
     assert np.array_equal(target["masks"].dense().numpy(), np.stack([inside] * 4))
     assert dataset[1][1]["masks"].dense().shape == (0, 40, 60)
     assert [a["segmentation"] for a in dataset.ground_truth()["annotations"]] == segmentations
     # Without masks=True a segmentation is not even looked at.
     root = coco([row(1, segmentation="?")])
-    assert "segmentation" not in COCODataset(root, "train").ground_truth()["annotations"][0]
+    assert "segmentation" not in COCODataset(*published_files(root, "train")).ground_truth()["annotations"][0]
 
 
 def test_crowds_are_evaluated_only(coco):
@@ -76,11 +76,11 @@ def test_crowds_are_evaluated_only(coco):
         [row(1, 7, iscrowd=1, segmentation=crowd), row(2, 8, segmentation=SQUARE), row(3, 9, bbox=(1, 1, 0, 0))], 3
     )
     with pytest.warns(UserWarning, match="left out 1 of 3"):
-        dataset = COCODataset(root, "train")
+        dataset = COCODataset(*published_files(root, "train"))
     assert [len(dataset[i][1]["labels"]) for i in range(3)] == [0, 1, 0]
     assert [a["iscrowd"] for a in dataset.ground_truth()["annotations"]] == [1, 0]
     with pytest.warns(UserWarning, match="left out 1 of 3"):
-        assert COCODataset(root, "train", drop_empty=True).image_ids == [8]
+        assert COCODataset(*published_files(root, "train"), drop_empty=True).image_ids == [8]
 
 
 WHOLE, FRACTIONS = (10, 5, 20, 30), [(0.52, 0.31, 0.21, 0.26), (0.1, 0.2, 0.3, 0.4), (0, 0, 1, 1)]
@@ -115,7 +115,7 @@ WHOLE, FRACTIONS = (10, 5, 20, 30), [(0.52, 0.31, 0.21, 0.26), (0.1, 0.2, 0.3, 0
 )
 def test_boxes_that_are_dropped_or_odd_are_counted_in_one_warning(coco, boxes, kept, messages):
     with pytest.warns(UserWarning, match="^.*instances_train.json: ") as caught:
-        dataset = COCODataset(coco([row(i, bbox=box) for i, box in enumerate(boxes)]), "train")
+        dataset = COCODataset(*published_files(coco([row(i, bbox=box) for i, box in enumerate(boxes)]), "train"))
     (warning,) = [str(item.message) for item in caught]
     assert [message for message in messages if message not in warning] == []
     assert len(dataset.ground_truth()["annotations"]) == len(dataset[0][1]["boxes"]) == kept
@@ -126,19 +126,21 @@ def test_boxes_in_fractions_alone_are_refused(coco):
         r"instances_train.json: all boxes lie within the first pixel .*0\.52.* in 7.png: they seem to be fractions"
     )
     with pytest.raises(DataError, match=message):
-        COCODataset(coco([row(i, bbox=box) for i, box in enumerate(FRACTIONS)]), "train")
+        COCODataset(*published_files(coco([row(i, bbox=box) for i, box in enumerate(FRACTIONS)]), "train"))
 
 
 def test_images_without_objects(coco):
     root = coco([], count=3)
-    dataset = COCODataset(root, "train", masks=True, transform=detection_transform(min_size=20, hflip=1.0))
+    dataset = COCODataset(
+        *published_files(root, "train"), masks=True, transform=detection_transform(min_size=20, hflip=1.0)
+    )
     image, target = dataset[2]
     assert image.shape == (3, 20, 30)
     assert target["boxes"].shape == (0, 4)
     assert target["masks"].dense().shape == (0, 20, 30)
     assert dataset.ground_truth()["annotations"] == []
     with pytest.raises(DataError, match="none of its 3 images has an object to train on"):
-        COCODataset(root, "train", drop_empty=True)
+        COCODataset(*published_files(root, "train"), drop_empty=True)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +185,7 @@ def test_images_without_objects(coco):
 def test_malformed_annotations(coco, changes, message):
     root = coco([row(1, segmentation=SQUARE), row(2, segmentation=SQUARE) | changes])
     with pytest.raises(DataError, match=rf"instances_train.json: annotations\[1\] \(id 2\) .*{message}"):
-        COCODataset(root, "train", masks=True)
+        COCODataset(*published_files(root, "train"), masks=True)
 
 
 @pytest.mark.parametrize(
@@ -211,15 +213,15 @@ def test_malformed_annotations(coco, changes, message):
 )
 def test_malformed_files(coco, changes, message):
     with pytest.raises(DataError, match=f"instances_train.json: .*{message}"):
-        COCODataset(coco([row(1)], **changes), "train")
+        COCODataset(*published_files(coco([row(1)], **changes), "train"))
 
 
 def test_what_is_missing_or_broken_is_named(coco, tmp_path):
     with pytest.raises(DataError, match=r"instances_train.json does not exist; data.root is to name the folder"):
-        COCODataset(tmp_path, "train")
+        COCODataset(*published_files(tmp_path, "train"))
     root = coco([row(1)])
     with pytest.raises(DataError, match=r"no split 'trian'; did you mean 'train'\?"):
-        COCODataset(root, "trian")
+        COCODataset(*published_files(root, "trian"))
     path = root / "annotations/instances_train.json"
     whole = path.read_text()
     for content, message in (
@@ -232,14 +234,16 @@ def test_what_is_missing_or_broken_is_named(coco, tmp_path):
     ):
         path.write_text(content, "utf-16" if "\0" in content else "utf-8")
         with pytest.raises(DataError, match=f"instances_train.json: {message}"):
-            COCODataset(root, "train")
+            COCODataset(*published_files(root, "train"))
     path.write_text(whole.replace('"cat"', '"annotations"'))  # a name
-    assert COCODataset(root, "train").class_names == ["annotations", "dog"]
+    assert COCODataset(*published_files(root, "train")).class_names == ["annotations", "dog"]
 
 
 def test_run_lengths_as_floats_and_with_empty_runs_are_masks(coco):
     counts = [0.0, 40.0, 0, 40, 2320]
-    dataset = COCODataset(coco([row(1, segmentation={"size": [40, 60], "counts": counts})]), "train", masks=True)
+    dataset = COCODataset(
+        *published_files(coco([row(1, segmentation={"size": [40, 60], "counts": counts})]), "train"), masks=True
+    )
     expected = np.zeros((40, 60), np.uint8)
     expected[:, :2] = 1
     assert np.array_equal(dataset[0][1]["masks"].dense()[0].numpy(), expected)
@@ -248,7 +252,7 @@ def test_run_lengths_as_floats_and_with_empty_runs_are_masks(coco):
 def test_numbers_that_other_programs_write_differently(coco):
     rows = [row(1, 7.0, 3.0, iscrowd=False), row(2, 8, 90.0, iscrowd=1.0), row(3, 8, 3, iscrowd=True)]
     images = [{"id": float(i), "file_name": f"{i}.png", "height": 40.0, "width": 60.0} for i in (7, 8)]
-    dataset = COCODataset(coco(rows, images=images), "train")
+    dataset = COCODataset(*published_files(coco(rows, images=images), "train"))
     assert dataset.image_ids == [7, 8]
     kept = [(a["image_id"], a["category_id"], a["iscrowd"]) for a in dataset.ground_truth()["annotations"]]
     assert kept == [(7, 3, 0), (8, 90, 1), (8, 3, 1)]
@@ -261,7 +265,7 @@ def test_ids_of_64_bits(coco):
     places = [(first, category), (first, category), (first + 1, category), (first + 1, category + 1)]
     rows = [row(number, *place) for number, place in zip((1, -1, "x", 1), places, strict=True)]
     root = coco(rows, images=images, names=((category, "cat"), (category + 1, "dog")))
-    dataset = COCODataset(root, "train")
+    dataset = COCODataset(*published_files(root, "train"))
     assert (dataset.image_ids, dataset.category_ids) == ([first, first + 1], [category, category + 1])
     assert [(a["image_id"], a["category_id"]) for a in dataset.ground_truth()["annotations"]] == places
     assert dataset[1][1]["image_id"] == first + 1
@@ -271,7 +275,7 @@ def test_height_and_width_of_images_swapped(coco):
     images = [{"id": 7, "file_name": "7.png", "height": 60, "width": 40}]
     root = coco([row(1, bbox=(25, 5, 30, 30)), row(2, bbox=(20, 10, 15, 5))], images=images)
     with pytest.warns(UserWarning, match="1 of 2 objects .*if the height and width of the images were swapped"):
-        dataset = COCODataset(root, "train", masks=False)
+        dataset = COCODataset(*published_files(root, "train"), masks=False)
     with pytest.raises(DataError, match=r"7.png: is 40 x 60 \(height x width\), but its annotations say 60 x 40"):
         dataset[0]
 
@@ -279,7 +283,7 @@ def test_height_and_width_of_images_swapped(coco):
 def test_real_coco_agrees_with_pycocotools(shared_dir):
     root = shared_dir / "data" / "coco_cc"
     for split, images, objects in (("train2017", 56, 565), ("val2017", 49, 495)):
-        dataset = COCODataset(root, split, masks=True)
+        dataset = COCODataset(*published_files(root, split), masks=True)
         truth = dataset.ground_truth()
         assert (len(dataset), len(truth["annotations"])) == (images, objects)
         oracle = COCO(str(root / "annotations" / f"instances_{split}.json"))
@@ -301,9 +305,8 @@ def test_real_coco_agrees_with_pycocotools(shared_dir):
 
 
 def test_real_nuclei(shared_dir):
-    dataset = COCODataset(
-        shared_dir / "data" / "nuclei", "val", masks=True, transform=detection_transform(min_size=128)
-    )
+    files = published_files(shared_dir / "data" / "nuclei", "val")
+    dataset = COCODataset(*files, masks=True, transform=detection_transform(min_size=128))
     assert len(dataset) == 60
     assert len(dataset.ground_truth()["annotations"]) == 1992
     for i in range(0, 60, 6):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 
-from detpool.data.coco import COCODataset, coco_datamodule
+from detpool.data.coco import COCODataset, coco_datamodule, published_files
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.shapes import ShapesDataset, shapes_datamodule
 from detpool.data.transforms import detection_transform
@@ -281,9 +281,9 @@ def test_coco_config(coco):
     assert data.train_dataset[0][0].shape == (3, 50, 50)
 
 
-def test_root_must_be_given():
-    for name in ("voc", "coco"):
-        with pytest.raises(MissingMandatoryValue, match=r"data\.root"):
+def test_files_must_be_named():
+    for name, kind in (("voc", "xml"), ("coco", "json")):
+        with pytest.raises(InstantiationException, match=rf"data\.root is null, and so is data\.train_{kind}"):
             from_config(name)
 
 
@@ -344,14 +344,14 @@ def test_images_in_folders_below_and_elsewhere(coco, tmp_path):
     (root / "train/8.png").rename(root / "train/deep/er/8.png")
     images = [{"id": 7, "file_name": str(root / "train/7.png")}, {"id": 8, "file_name": "deep/er/8.png"}]
     coco([], images=[image | {"height": 40, "width": 60} for image in images])
-    COCODataset(root, "train").check_images()
+    COCODataset(*published_files(root, "train")).check_images()
     (root / "train/deep/er/8.png").unlink()
     with pytest.raises(DataError, match=r"train/deep/er/8.png: the image does not exist"):
-        COCODataset(root, "train").check_images()
+        COCODataset(*published_files(root, "train")).check_images()
     for name in ("a\0b.png", "x" * 5000 + ".png", "no/such/folder/7.png", "7.png/7.png", "7.PNG"):
         coco([], images=[{"id": 7, "file_name": name, "height": 40, "width": 60}])
         with pytest.raises(DataError, match="the image does not exist"):
-            COCODataset(root, "train").check_images()
+            COCODataset(*published_files(root, "train")).check_images()
 
 
 def test_nearly_black_images_are_counted_once(coco):
@@ -368,4 +368,4 @@ def test_nearly_black_images_are_counted_once(coco):
         data.setup("validate")  # said
     (root / "train/7.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"train/7.png: not a readable image"):
-        COCODataset(root, "train").check_images()
+        COCODataset(*published_files(root, "train")).check_images()

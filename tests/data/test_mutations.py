@@ -25,10 +25,11 @@ from mutations import mutate_bytes, mutate_json, mutate_text, mutate_xml
 from PIL import Image
 from pycocotools import mask as rle
 
-from detpool.data.coco import COCODataset
+from detpool.data.coco import COCODataset, published_files
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.transforms import detection_transform
 from detpool.data.voc import VOCDataset
+from detpool.data.voc_files import published_files as published_voc_files
 from detpool.errors import DataError
 from detpool.evaluation import CocoEvaluator
 from detpool.training.module import to_unit_range
@@ -251,7 +252,9 @@ def test_mutations_of_a_coco_file(tmp_path: Path) -> None:
         start = time.process_time()
 
         def build() -> COCODataset:
-            return COCODataset(tmp_path, "train", masks=True, transform=detection_transform(hflip=0.5))
+            return COCODataset(
+                *published_files(tmp_path, "train"), masks=True, transform=detection_transform(hflip=0.5)
+            )
 
         try:
             found = run(build, step, ("pycocotools", "faster_coco_eval")[seed // 2 % 2])
@@ -319,7 +322,7 @@ def test_mutations_of_a_voc_folder(tmp_path: Path) -> None:
         start = time.process_time()
 
         def build(root: Path = root) -> VOCDataset:
-            return VOCDataset(root, class_names=CLASSES, transform=detection_transform(hflip=0.5))
+            return VOCDataset(published_voc_files(root), class_names=CLASSES, transform=detection_transform(hflip=0.5))
 
         try:
             found = run(build, step, ("pycocotools", "faster_coco_eval")[seed // 2 % 2])

@@ -6,6 +6,7 @@ from PIL import Image
 from torchvision import tv_tensors
 
 from detpool.data.voc import VOC_CLASSES, VOCDataset, voc_datamodule
+from detpool.data.voc_files import published_files
 from detpool.errors import DataError
 
 CAT, DOG = VOC_CLASSES.index("cat") + 1, VOC_CLASSES.index("dog") + 1
@@ -14,7 +15,7 @@ DIFFICULT = "<difficult>1</difficult>"
 
 def test_coordinates_become_continuous(voc):
     root = voc("a", [("cat", (1, 1, 60, 40), ""), ("dog", (11, 21, 30, 32), "<difficult>0</difficult>")])
-    dataset = VOCDataset(root)
+    dataset = VOCDataset(published_files(root))
     image, target = dataset[0]
     assert image.shape == (3, 40, 60)
     # The first box covers the whole picture, the second 20 x 12 pixels.
@@ -35,7 +36,7 @@ def test_difficult_objects_are_evaluated_only(voc):
     root = voc("a", [("cat", (1, 1, 20, 20), DIFFICULT), ("dog", (11, 21, 30, 32), "")])
     voc("b", [("cat", (1, 1, 20, 20), DIFFICULT)])
     voc("c", [])
-    dataset = VOCDataset(root)
+    dataset = VOCDataset(published_files(root))
     assert [dataset[i][1]["labels"].tolist() for i in range(3)] == [[DOG], [], []]
     assert dataset[2][1]["boxes"].shape == (0, 4)
     rows = dataset.ground_truth()["annotations"]
@@ -45,7 +46,7 @@ def test_difficult_objects_are_evaluated_only(voc):
         (2, 1, 1, 0),
     ]
     # Neither image without an object to train on is of use in training.
-    training = VOCDataset(root, drop_empty=True)
+    training = VOCDataset(published_files(root), drop_empty=True)
     assert training.image_ids == [1]
     assert [image["id"] for image in training.ground_truth()["images"]] == [1]
 
@@ -55,8 +56,8 @@ def test_years_are_joined(voc, parent):
     root = voc("000001", [("cat", (1, 1, 20, 20), "")], f"{parent}/VOC2007", "trainval")
     voc("2008_1", [("dog", (1, 1, 20, 20), "")], f"{parent}/VOC2012", "trainval")
     voc("000002", [("dog", (1, 1, 20, 20), "")], f"{parent}/VOC2007", "test")
-    assert len(VOCDataset(root, 2007, "trainval")) == 1
-    both = VOCDataset(root, [2007, "2012"], "trainval")
+    assert len(VOCDataset(published_files(root, 2007, "trainval"))) == 1
+    both = VOCDataset(published_files(root, [2007, "2012"], "trainval"))
     assert [both[i][1]["labels"].item() for i in range(2)] == [CAT, DOG]
     assert both.image_ids == [1, 2]
     folder = "" if parent == "." else "VOCdevkit/"
@@ -79,14 +80,14 @@ def test_datamodule_drops_empty_images_from_training_only(voc):
 
 @pytest.mark.parametrize("size", ["", "<width>0</width><height>0</height>"])
 def test_size_is_read_from_the_file_where_the_annotation_has_none(voc, size):
-    dataset = VOCDataset(voc("a", [("cat", (1, 1, 20, 20), "")], size=size))
+    dataset = VOCDataset(published_files(voc("a", [("cat", (1, 1, 20, 20), "")], size=size)))
     assert dataset[0][1]["orig_size"] == (40, 60)
 
 
 def test_own_classes_floats_and_columns(voc):
     root = voc("a", [("cell", (1.5, 1, 20.25, 20), "<difficult>0</difficult>")])
     (root / "ImageSets/Main/cell_train.txt").write_text("a  1\n\n")
-    dataset = VOCDataset(root, image_set="cell_train", class_names=["cell"])
+    dataset = VOCDataset(published_files(root, image_set="cell_train"), class_names=["cell"])
     assert dataset[0][1]["boxes"].tolist() == [[0.5, 0, 20.25, 20]]
     assert (dataset.class_names, dataset.category_ids) == (["cell"], [1])
 
@@ -98,7 +99,7 @@ def test_the_one_image_of_that_name_is_meant(voc, filename):
     (root / "JPEGImages/im.jpg").unlink()
     annotation = root / "Annotations/im.xml"
     annotation.write_text(annotation.read_text().replace("im.jpg", filename))
-    dataset = VOCDataset(root)
+    dataset = VOCDataset(published_files(root))
     assert dataset.ground_truth()["images"][0]["file_name"] == "JPEGImages/im.png"
     assert dataset[0][0].shape == (3, 40, 60)
 
@@ -111,10 +112,10 @@ def test_of_several_images_of_a_name_the_annotation_chooses(voc):
     text = annotation.read_text()
     for filename, file in (("im.jpg", "im.jpg"), ("im.png", "im.png"), ("im", "im.jpg")):
         annotation.write_text(text.replace("im.jpg", filename))
-        assert VOCDataset(root).ground_truth()["images"][0]["file_name"] == f"JPEGImages/{file}"
+        assert VOCDataset(published_files(root)).ground_truth()["images"][0]["file_name"] == f"JPEGImages/{file}"
     (root / "JPEGImages/im.jpg").unlink()
     with pytest.raises(DataError, match=r"Annotations/im.xml: its image is im.bmp or im.png, <filename> says 'im'"):
-        VOCDataset(root)
+        VOCDataset(published_files(root))
 
 
 def test_names_in_lists(voc):
@@ -125,14 +126,14 @@ def test_names_in_lists(voc):
         root = voc(name, [("cat", (1, 1, 20, 20), "")])
     path = root / "ImageSets/Main/train.txt"
     path.write_text("\ufeffimg (2)\r\nimg (3)  1\r\nimg -1\r\n\r\n  img 1\r\na.b  0\r\ndeep/er\t1\r\n-1 -1", "utf-8")
-    files = [image["file_name"] for image in VOCDataset(root).ground_truth()["images"]]
+    files = [image["file_name"] for image in VOCDataset(published_files(root)).ground_truth()["images"]]
     assert files == [f"JPEGImages/{name}.jpg" for name in names]
     path.write_text("img (2) 2\n")  # no flag
     with pytest.raises(DataError, match=r"Annotations/img \(2\) 2.xml: the annotation of an image .* is missing"):
-        VOCDataset(root)
+        VOCDataset(published_files(root))
     path.write_bytes("img".encode("utf-16"))
     with pytest.raises(DataError, match=r"train.txt: cannot be read"):
-        VOCDataset(root)
+        VOCDataset(published_files(root))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_malformed_annotations(voc, old, new, message):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(DataError, match=message):
-        VOCDataset(root)
+        VOCDataset(published_files(root))
 
 
 @pytest.mark.parametrize(
@@ -177,22 +178,22 @@ def test_objects_in_another_layout_are_not_lost(voc, old, new):
     text = path.read_text().replace(old, new)
     path.write_text(text.replace("</object>", {"<item>": "</item>"}.get(new, "</object></objects>")))
     with pytest.raises(DataError, match=r"a.xml: not Pascal VOC's layout: expected <annotation> with <object>"):
-        VOCDataset(root)
+        VOCDataset(published_files(root))
 
 
 def test_parts_of_an_object_are_no_objects(voc):
     part = "<part><name>head</name><bndbox><xmin>3</xmin><ymin>3</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
-    dataset = VOCDataset(voc("a", [("person", (1, 1, 20, 20), part)]))
+    dataset = VOCDataset(published_files(voc("a", [("person", (1, 1, 20, 20), part)])))
     assert dataset[0][1]["boxes"].tolist() == [[0, 0, 20, 20]]
 
 
 def test_unknown_classes_and_what_may_be_meant(voc):
     with pytest.raises(DataError, match=r"Annotations/a.xml: object 2 is of class 'dogg'.*did you mean 'dog'"):
-        VOCDataset(voc("a", [("cat", (1, 1, 20, 20), ""), ("dogg", (1, 1, 20, 20), "")]))
+        VOCDataset(published_files(voc("a", [("cat", (1, 1, 20, 20), ""), ("dogg", (1, 1, 20, 20), "")])))
     with pytest.raises(DataError, match="'pedestrian', not in class_names; choose from aero.*data.class_names are"):
-        VOCDataset(voc("a", [("pedestrian", (1, 1, 20, 20), "")]))
+        VOCDataset(published_files(voc("a", [("pedestrian", (1, 1, 20, 20), "")])))
     with pytest.raises(ValueError, match="class_names: got .*, need each name once"):
-        VOCDataset(voc("a", []), class_names=["cat", "cat"])
+        VOCDataset(published_files(voc("a", [])), class_names=["cat", "cat"])
 
 
 def test_what_is_missing_is_named(voc, tmp_path):
@@ -201,9 +202,9 @@ def test_what_is_missing_is_named(voc, tmp_path):
         voc("b", [], f"devkit/VOCdevkit/VOC{year}")
     voc("c", [], "empty")
 
-    def refused(message, folder=root, *arguments, **options):
+    def refused(message, folder=root, year=None, image_set="train", **options):
         with pytest.raises(DataError, match=message):
-            VOCDataset(folder, *arguments, **options)
+            VOCDataset(published_files(folder, year, image_set), **options)
 
     refused(r"trian.txt: no image set 'trian'; did you mean 'train'\?", image_set="trian")
     refused(r"year 2007: neither .*VOC2007 .* pass no year", root, 2007)
@@ -221,7 +222,10 @@ def test_real_blood_cells(shared_dir):
     classes = ["RBC", "WBC", "Platelets"]
     root = shared_dir / "data" / "bccd"
     with pytest.warns(UserWarning, match="left out 1 of") as caught:
-        datasets = {name: VOCDataset(root, image_set=name, class_names=classes) for name in ("train", "val", "test")}
+        datasets = {
+            name: VOCDataset(published_files(root, image_set=name), class_names=classes)
+            for name in ("train", "val", "test")
+        }
     assert len(caught) == 2
     # The published counts, less the two boxes without area.
     assert {name: len(dataset) for name, dataset in datasets.items()} == {"train": 205, "val": 87, "test": 72}

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detpool.data.coco import COCODataset
+from detpool.data.coco import COCODataset, published_files
 from detpool.data.packed import PackedStrings
 from detpool.data.transforms import detection_transform
 from detpool.data.voc import VOCDataset
+from detpool.data.voc_files import published_files as published_voc_files
 from detpool.errors import DataError
 
 # pycocotools, of numpy 2; shown in tests only.
@@ -35,7 +36,7 @@ def crowded(coco, images):
         for i in range(images * OBJECTS)
     ]
     rows = [{"id": 7 + i, "file_name": "7.png", "height": 40, "width": 60} for i in range(images)]
-    return COCODataset(coco(annotations, count=1, images=rows), "train", masks=True)
+    return COCODataset(*published_files(coco(annotations, count=1, images=rows), "train"), masks=True)
 
 
 def private_bytes():
@@ -116,7 +117,7 @@ def test_errors_cross_from_workers_as_themselves(voc):
     path = root / "JPEGImages/a.jpg"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 4])
-    loader = DataLoader(VOCDataset(root), batch_size=None, num_workers=1)
+    loader = DataLoader(VOCDataset(published_voc_files(root)), batch_size=None, num_workers=1)
     with pytest.raises(DataError, match=f"{path}: the image cannot be decoded, it may be truncated"):
         next(iter(loader))
 

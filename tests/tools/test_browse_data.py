@@ -61,7 +61,7 @@ def test_an_output_that_cannot_be_written(tmp_path, capsys):
         (["output=sheet.pdf"], "output: must be a .png or .jpg file, got 'sheet.pdf'"),
         (["data=shape"], "data=shape does not exist; did you mean 'shapes'"),
         (["data.sise=3"], "data: shapes_datamodule has no argument 'sise'; did you mean 'size'?"),
-        (["data=voc"], "no value given for data.root"),
+        (["data=voc"], "data.root is null, and so is data.train_xml"),
         (["data=coco", "data.root=/nowhere"], "/nowhere"),
         (["data.train_images=0"], "data: num_images: got 0, need at least 1"),
     ],

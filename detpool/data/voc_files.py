@@ -1,0 +1,178 @@
+"""Where the XML files of Pascal VOC's format and their images lie, in its published layout and in folders."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from detpool.data.files import names_in
+from detpool.errors import DataError, did_you_mean, show
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+
+Years = int | str | Sequence[int | str] | None
+
+
+class VOCFiles(NamedTuple):
+    """The files of a data set: image i has the annotation i."""
+
+    source: str
+    """What messages call the data set."""
+    folder: Path
+    """The folder that the images' names start from."""
+    annotations: list[Path]
+    """XML files."""
+    images: list[Path]
+    """Without their suffixes."""
+
+
+def published_files(root: str | Path, year: Years = None, image_set: str | None = "train") -> VOCFiles:
+    """An image set as VOC's are published: ``ImageSets/Main/{image_set}.txt``, ``Annotations/`` and ``JPEGImages/``.
+
+    These folders are looked for in ``root``, or with a year in ``root/VOC{year}`` and ``root/VOCdevkit/VOC{year}``.
+    A line of an image set is a name; of the lists of a single class it ends in ``-1``, ``0`` or ``1``.
+
+    Args:
+        root: see above.
+        year: one year or several, whose images are joined; None: the folders lie in ``root``.
+        image_set: ``train``, ``val``, ``trainval`` or ``test``, or another file of ``ImageSets/Main``; None: train, or
+            where there is no folder ``ImageSets/`` all XML files in ``Annotations/``.
+
+    Raises:
+        DataError: a folder or the image set is missing.
+    """
+    root = Path(root)
+    files = VOCFiles(f"VOC image set {image_set or 'train'}{_of_years(year)} in {root}", root, [], [])
+    for folder in _folders(root, year):
+        annotations, images = folder / "Annotations", folder / "JPEGImages"
+        if image_set is None and not (folder / "ImageSets").is_dir():
+            names = _names_of(annotations)
+            files = files._replace(source=f"VOC annotations{_of_years(year)} in {root}")
+        else:
+            names = _read_image_set(folder, image_set or "train")
+        files.annotations.extend(annotations / f"{name}.xml" for name in names)
+        files.images.extend(images / name for name in names)
+    return files
+
+
+def files_in(annotations: str | Path, images: str | Path | None = None) -> VOCFiles:
+    """All XML files in a folder and in those below it, in the order of their names, but for hidden ones.
+
+    Args:
+        annotations: the folder.
+        images: a folder that holds the images, in folders of the same names below it; None: ``JPEGImages`` beside a
+            folder ``Annotations``, or else that of the XML files.
+
+    Raises:
+        DataError: the name of a file is not UTF-8.
+    """
+    folder = Path(annotations)
+    beside = folder.absolute().parent / "JPEGImages"
+    if images is None:
+        images = beside if folder.absolute().name == "Annotations" and beside.is_dir() else folder
+    names = _names_of(folder)
+    found = [folder / f"{name}.xml" for name in names]
+    return VOCFiles(f"VOC annotations in {folder}", Path(images), found, [Path(images) / name for name in names])
+
+
+def image_file(annotation: Path, stem: Path, filename: str, listed: dict[Path, dict[str, list[str]]]) -> Path:
+    """The image of an annotation that says it is ``filename``.
+
+    It is the file that has the annotation's name and the suffix of ``filename``; where there is no such file, the one
+    that has the name and another suffix.
+
+    Args:
+        annotation: the XML file, to name in messages.
+        stem: where the image is expected, without its suffix.
+        filename: what the annotation says.
+        listed: keeps the folders that were looked into.
+
+    Raises:
+        DataError: there are several images of that name, and ``filename`` is none of them.
+    """
+    folder, name = stem.parent, stem.name
+    if folder not in listed:
+        listed[folder] = _images_by_name(folder)
+    candidates = listed[folder].get(name, [])
+    suffix = Path(filename).suffix
+    expected = f"{name}{suffix if suffix.lower() in IMAGE_SUFFIXES else '.jpg'}"
+    if not candidates or expected in candidates:
+        return folder / expected
+    if len(candidates) > 1:
+        raise DataError(f"{annotation}: its image is {' or '.join(candidates)}, <filename> says {show(filename)}")
+    return folder / candidates[0]
+
+
+def _of_years(year: Years) -> str:
+    if year is None:
+        return ""
+    return f" of {year if isinstance(year, int | str) else ', '.join(map(str, year))}"
+
+
+def _names_of(folder: Path) -> list[str]:
+    """Names of the XML files in a folder and below it, without the suffix, as an image set lists them."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*.xml")]
+    names = [path.with_suffix("").as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{folder}: the name of a file in it is not UTF-8: {name!r}") from error
+    return sorted(names)
+
+
+def _folders(root: Path, year: Years) -> list[Path]:
+    """The folders that hold Annotations/, one a year."""
+    if not root.is_dir():
+        raise DataError(
+            f"{root}: no such folder; data.root is to name the one that holds VOC<year>/, VOCdevkit/ or Annotations/ "
+            f"(data.train_xml=... names a folder of XML files in any other place)"
+        )
+    if year is None:
+        if not (root / "Annotations").is_dir():
+            found = sorted(path.name[3:] for path in [*root.glob("VOC[0-9]*"), *root.glob("VOCdevkit/VOC[0-9]*")])
+            hint = f"pass a year, found are {', '.join(found)}" if found else "not Pascal VOC's layout"
+            raise DataError(f"{root}: no folder Annotations/ in it; {hint}")
+        return [root]
+    folders = []
+    for one in [year] if isinstance(year, int | str) else year:
+        places = [root / f"VOC{one}", root / "VOCdevkit" / f"VOC{one}"]
+        place = next((place for place in places if (place / "Annotations").is_dir()), None)
+        if place is None:
+            flat = " (it lies in the root itself: pass no year)" if (root / "Annotations").is_dir() else ""
+            raise DataError(f"year {one}: neither {places[0]} nor {places[1]} holds a folder Annotations/{flat}")
+        folders.append(place)
+    return folders
+
+
+def _read_image_set(folder: Path, image_set: str) -> list[str]:
+    path = folder / "ImageSets" / "Main" / f"{image_set}.txt"
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        sets = [other.stem for other in path.parent.glob("*.txt")]
+        whole = "" if path.parent.is_dir() else "; data.split=0.8 splits all of Annotations/, and needs no image sets"
+        raise DataError(f"{path}: no image set {image_set!r}{did_you_mean(image_set, sets)}{whole}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    names = [line.strip() for line in lines if line.strip()]
+    return [_without_flag(folder, name) for name in names]
+
+
+def _without_flag(folder: Path, line: str) -> str:
+    """The name in a line of an image set: lists of a single class say -1, 0 or 1 after it."""
+    flagged = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
+    # "image 1" may be a name too.
+    return flagged[1] if flagged and not (folder / "Annotations" / f"{line}.xml").is_file() else line
+
+
+def _images_by_name(folder: Path) -> dict[str, list[str]]:
+    """Names of the image files of a folder, by what precedes the suffix."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(names_in(folder)):
+        stem, dot, suffix = file.rpartition(".")
+        if f"{dot}{suffix}".lower() in IMAGE_SUFFIXES:
+            found.setdefault(stem, []).append(file)
+    return found
