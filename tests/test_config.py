@@ -18,6 +18,8 @@ CONFIGS = ROOT / "configs"
 ALL = Configs(CONFIGS, "train")
 # What a user must give for a choice that has no default for it.
 NEEDED = {
+    "data=coco": ["data.root=somewhere"],
+    "data=voc": ["data.train_xml=somewhere", "data.split=0.8"],
     "backbone=timm": ["backbone.name=resnet18"],
 }
 RECIPES_ON_COCO = [
@@ -313,6 +315,9 @@ def test_keys_that_a_file_sets_are_not_blamed_on_the_user():
         "data.train_images must be text or null, got 1000 (configs/experiment/common/shapes.yaml); these take it: "
         "data=shapes"
     )
+    # What the choices of where files lie do not say together is known before any is looked for.
+    assert checked("data=coco").startswith("no training data: data.root is null, and so is data.train_json")
+    assert "and so is data.train_xml, but data.train_images=x" in checked("data=voc", "data.train_images=x")
     # All at once, of several files
     message = checked("experiment=shapes_light_head_rcnn", "model=faster_rcnn_c4")
     assert (
