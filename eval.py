@@ -6,7 +6,7 @@ Without a run, `model.weights=` names a detector (a `.pth` of torchvision's, ...
 `ckpt_path` is a checkpoint, or a run directory, of which the best one is taken. The model is restored from the config
 of the run that wrote the checkpoint; any value of that config can be changed with `key=value` (`data.root=...`,
 `evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`). If it names code of your own, add
-`imports=[my_package]`.
+`imports=[my_package]`. With `data=coco data.root=...` it is evaluated on other data, on the classes that both have.
 """
 
 import sys
@@ -14,7 +14,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from detpool.config import apply_overrides, check, parse_command_line
+from detpool.config import apply_overrides, check, parse_command_line, replace_data
 from detpool.errors import ConfigError, exit_with_message
 from detpool.files import naming_full_disks
 from detpool.run_config import load_config
@@ -29,6 +29,8 @@ def main() -> None:
         print(__doc__)
         return
     with exit_with_message():
+        others: list[str] = []
+        left: list[str] = []
         given = [argument.removeprefix("ckpt_path=") for argument in arguments if argument.startswith("ckpt_path=")]
         folder = f"run_dir=logs/eval/runs/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
         if not given and any(argument.lstrip("+").startswith("model.weights=") for argument in arguments):
@@ -39,7 +41,8 @@ def main() -> None:
             path = Path(given[0]).expanduser()
             config = load_config(path)
             others = [argument for argument in arguments if not argument.startswith("ckpt_path=")]
-            apply_overrides(config, [folder, *others])
+            left = replace_data(config, others, CONFIGS)
+            apply_overrides(config, [folder, *left])
             check(config)
         else:
             raise ConfigError(f"give one checkpoint with ckpt_path=..., or model.weights=..., got {given}")
@@ -50,7 +53,7 @@ def main() -> None:
         if checkpoint is not None:
             say(f"checkpoint: {checkpoint}")
         with naming_full_disks(config.run_dir):
-            runs.restore_and_evaluate(config, checkpoint, start)
+            runs.restore_and_evaluate(config, checkpoint, start, other_data=len(left) < len(others))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 | `command_line.py` | which arguments are `key=value`, and what Hydra's own options ask for |
 | `overrides.py` | `key=value` arguments, and setting them in a config |
 | `configs.py` | the config files that a command line sees, and what is composed of them |
+| `other_data.py` | the data of a finished run, replaced by other data |
 | `check.py` | a composed config against `schema.py` and the signatures of what its `_target_`s name |
 | `values.py` | whether a value is of an annotated type |
 | `signatures.py` | which classes and functions a config may name, and what they take, read from source files |
@@ -15,6 +16,7 @@ Nothing here imports torch, which alone takes seconds, or what a config names.
 from detpool.config.check import check, naming_files
 from detpool.config.command_line import CommandLine, parse_command_line
 from detpool.config.configs import Configs
+from detpool.config.other_data import replace_data
 from detpool.config.overrides import apply_overrides, parse_override
 from detpool.config.schema import PARTS
 
@@ -27,4 +29,5 @@ __all__ = [
     "naming_files",
     "parse_command_line",
     "parse_override",
+    "replace_data",
 ]

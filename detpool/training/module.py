@@ -18,6 +18,7 @@ from detpool.errors import ConfigError, did_you_mean
 from detpool.evaluation import DetectionEvaluator
 from detpool.training.batch_norm import SINGLE_VALUE_CURE, normalize_single_values
 from detpool.training.divergence import LossCheck
+from detpool.training.shared_classes import SharedClasses
 
 
 class DetectionModule(LightningModule):
@@ -67,6 +68,7 @@ class DetectionModule(LightningModule):
         self.evaluator: DetectionEvaluator | None = None
         self.evaluated: DetectionDataset | None = None  # the data set that `evaluator` has the ground truth of
         self.metrics: dict[str, float] = {}  # of the last validation or test
+        self.shared_classes: SharedClasses | None = None  # where the data has not just the classes of the model
 
     def train(self, mode: bool = True) -> DetectionModule:
         super().train(mode)
@@ -176,7 +178,10 @@ class DetectionModule(LightningModule):
         images, targets = batch
         # Which proposals the losses are taken of is drawn: the same ones at each validation.
         torch.manual_seed(derive_seed(self.seed, 0, batch_idx, self.global_rank))
-        predictions, losses = self.model.evaluate(to_unit_range(images), targets)
+        known = targets if self.shared_classes is None else self.shared_classes.label_targets(targets)
+        predictions, losses = self.model.evaluate(to_unit_range(images), known)
+        if self.shared_classes is not None:
+            predictions = self.shared_classes.label_predictions(predictions)
         assert self.evaluator is not None
         self.evaluator.update(predictions, targets, [(image.shape[-2], image.shape[-1]) for image in images])
         parts = {f"{stage}/{name}": value for name, value in losses.items()}

@@ -24,11 +24,12 @@ from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import PARTS, naming_files
+from detpool.config.signatures import argument_of_target
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection import GivenProposals, TwoStageDetector
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
-from detpool.errors import ConfigError, WeightsError, did_you_mean
+from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
@@ -51,6 +52,7 @@ from detpool.training.checkpoints import (
 )
 from detpool.training.initial_weights import start_from
 from detpool.training.module import DetectionModule
+from detpool.training.shared_classes import SharedClasses
 from detpool.training.splits import split_notes
 
 _KEPT = ": a finished run can be trained on if it was made with keep_checkpoints=all"
@@ -159,30 +161,55 @@ def _tell_how_to_resume(callbacks: Sequence[Any], command: Sequence[str] | None)
             callback.command = f"python {shlex.join(command)}"
 
 
-def restore_and_evaluate(config: DictConfig, checkpoint: Path | None, start: float) -> dict[str, float]:
+def restore_and_evaluate(
+    config: DictConfig, checkpoint: Path | None, start: float, other_data: bool = False
+) -> dict[str, float]:
     """Evaluates a checkpoint in the `run_dir` of `config`, the config of its run with what is to differ.
 
     Args:
         checkpoint: None: `model.weights` are evaluated.
         start: `time.monotonic()` at the start of the program.
+        other_data: whether the data is not the run's, so that its validation set has not chosen the epoch.
 
     Raises:
-        ConfigError: if the data has other classes than the model was trained for, or a file cannot be written.
+        ConfigError: if the data has no class that the model was trained for, or a file cannot be written.
     """
     split = config.evaluation.split
-    data = build_data(config, ["validate"] if split == "val" else ["validate", "test"])
+    stages = ["validate"] if split == "val" else ["validate", "test"]
+    data = build_data(config, stages)
+    notes: list[str] = []
     if checkpoint is None:
         config.class_names = list(data.class_names)
-    elif list(data.class_names) != list(config.class_names):
-        raise ConfigError(
-            f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
-        )
-    module = build_module(config) if checkpoint is None else restore(config, checkpoint)
+        module = build_module(config)
+    else:
+        module = restore(config, checkpoint)
+        if list(data.class_names) != list(config.class_names):
+            data, notes = _with_shared_classes(config, data, stages)
+            module.shared_classes = SharedClasses(config.class_names, data.class_names)
     _check_proposals(module, data, [split])
     trainer = build_trainer(config, [], [])
     save_config(config, Path(config.run_dir))
-    notes = split_notes(data, split, chosen=checkpoint is not None and is_kept_as_best(checkpoint), trained=False)
+    chosen = checkpoint is not None and not other_data and is_kept_as_best(checkpoint)
+    notes += split_notes(data, split, chosen=chosen, trained=False)
     return evaluate(config, trainer, module, data, start, checkpoint=checkpoint, notes=notes)
+
+
+def _with_shared_classes(
+    config: DictConfig, data: DetectionDataModule, stages: Sequence[str]
+) -> tuple[DetectionDataModule, list[str]]:
+    """The data with those of its classes that the checkpoint was trained for, and what to say of others."""
+    shared = [name for name in data.class_names if name in config.class_names]
+    absent = [name for name in data.class_names if name not in config.class_names]
+    if not shared or (absent and argument_of_target(config.data._target_, "drop_others") is None):
+        raise ConfigError(
+            f"the data has the classes {list(data.class_names)}, the checkpoint was trained for {config.class_names}"
+        )
+    if not absent:
+        return data, []
+    OmegaConf.update(config, "data.classes", shared, force_add=True)
+    return build_data(config, stages), [
+        f"Evaluated on the classes that the checkpoint was trained for, {listed(shared)}; not on {listed(absent)}."
+    ]
 
 
 def evaluate(
