@@ -8,6 +8,8 @@ from torch import Tensor
 
 from detpool.errors import DataError
 
+_CHUNK = 1 << 20  # boxes looked at at once: what is made of each takes ten times its memory
+
 
 def clamp_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
     """XYXY of boxes (x, y, width, height), clamped to images of (height, width): (n, 4)."""
@@ -42,13 +44,9 @@ def find_unusable(
             where = f"the first is {boxes[first].tolist()} (x, y, width, height) in {name_of(first)}"
             rank_zero_warn(f"{source}: {text.format(counts)}; {where}")
 
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    sides = sizes.flip(1)  # (width, height)
-    flat = (boxes[:, 2:] <= 0).any(1)
-    inside = clamp_corners(boxes, sizes)
-    extent = inside[:, 2:] - inside[:, :2]
-    unusable = flat | (extent <= 0).any(1)
-    fractions = ~flat & ((low >= -1) & (high <= 1) & (sides > 2)).all(1)
+    chunks = zip(boxes.split(_CHUNK), sizes.split(_CHUNK), strict=True)
+    signs = torch.cat([_find_signs(*chunk) for chunk in chunks])
+    flat, unusable, fractions, beyond, thin, within_as_corners, within_if_swapped = signs.unbind(1)
     if fractions.any() and bool((fractions | flat).all()):
         first = int(fractions.nonzero()[0])
         raise DataError(
@@ -61,16 +59,34 @@ def find_unusable(
     causes += [f"{outside} lie outside, as of another image or another size of it"] * (outside > 0)
     warn(unusable, f"left out {{}}, whose boxes have no width or height within the image ({', '.join(causes)})")
 
-    beyond = ~unusable & ((low < -1) | (high > sides + 1)).any(1)
-    if not corners and ((low >= -1) & (boxes[:, 2:] > low) & (boxes[:, 2:] <= sides + 1)).all():
+    if not corners and within_as_corners.all():
         mistake = "as corners (x1, y1, x2, y2) all would lie within"
-    elif (high <= sides.flip(1) + 1).all():
+    elif within_if_swapped.all():
         mistake = "all would lie within if the height and width of the images were swapped"
     else:
         mistake = "as if images had been cropped or resized"
     warn(beyond, f"{{}} reach more than a pixel beyond their image, and are cut at its edge in training; {mistake}")
 
     hint = f", {int(fractions.sum())} of them as if fractions of its sides were meant" if fractions.any() else ""
-    thin = ~unusable & (extent < 1).any(1)
     warn(thin, f"{{}} are less than a pixel wide or high{hint}: training leaves them out unless it enlarges the image")
-    return unusable
+    return unusable.clone()  # without the memory of the others
+
+
+def _find_signs(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """What boxes are, a column each: bool (n, 7).
+
+    Without width or height; without them within their image; as if fractions of its sides; reaching more than a pixel
+    beyond it; less than a pixel wide or high; within it if they were corners; within it if its sides were swapped.
+    """
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    sides = sizes.flip(1)  # (width, height)
+    flat = (boxes[:, 2:] <= 0).any(1)
+    inside = clamp_corners(boxes, sizes)
+    extent = inside[:, 2:] - inside[:, :2]
+    unusable = flat | (extent <= 0).any(1)
+    fractions = ~flat & ((low >= -1) & (high <= 1) & (sides > 2)).all(1)
+    beyond = ~unusable & ((low < -1) | (high > sides + 1)).any(1)
+    thin = ~unusable & (extent < 1).any(1)
+    as_corners = ((low >= -1) & (boxes[:, 2:] > low) & (boxes[:, 2:] <= sides + 1)).all(1)
+    swapped = (high <= sizes + 1).all(1)
+    return torch.stack([flat, unusable, fractions, beyond, thin, as_corners, swapped], 1)
