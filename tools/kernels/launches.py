@@ -180,5 +180,10 @@ def _specialised(
 def kernel_of(launched: Launch) -> Any:
     """The Triton function of a launch."""
     module, _, name = launched.kernel.partition(".")
-    modules = {"weighted_sum": launch.sums, "transposed_sum": launch.transposes, "window_max": launch.maxima}
+    modules = {
+        "layout": launch.layouts,
+        "weighted_sum": launch.sums,
+        "transposed_sum": launch.transposes,
+        "window_max": launch.maxima,
+    }
     return getattr(modules[module], name)

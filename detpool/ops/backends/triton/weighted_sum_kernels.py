@@ -34,6 +34,7 @@ def forward(
     # strides
     features_n,
     features_c,
+    features_g,
     features_h,
     features_w,
     out_k,
@@ -77,7 +78,7 @@ def forward(
         plane = (
             features
             + image_offset(image, features_n, ALIGNED)
-            + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+            + plane_offset(c, i, j, features_c, features_g, PH, PW, GH, GW, ALIGNED, WIDE)
         )
         total = tl.zeros((BLOCK_C,), SUM)
         short = POINTS < 0
@@ -168,6 +169,7 @@ def roi_grads(
     grad_w,
     features_n,
     features_c,
+    features_g,
     features_h,
     features_w,
     # compile time
@@ -207,7 +209,7 @@ def roi_grads(
         plane = (
             features
             + image_offset(image, features_n, ALIGNED)
-            + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+            + plane_offset(c, i, j, features_c, features_g, PH, PW, GH, GW, ALIGNED, WIDE)
         )
         for a in range(y_taps):
             _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, *y, RATIO)
