@@ -42,6 +42,7 @@ def rows(tmp_path_factory) -> list[dict[str, str]]:
 def test_every_kernel_is_compiled_for_every_target(rows) -> None:
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
+        "layout.transpose",
         *(f"weighted_sum.{name}" for name in ("forward", "roi_grads")),
         *(f"transposed_sum.transpose_{name}" for name in ("atomic", "atomic_tabulated", "gather")),
         *(f"transposed_sum.{name}" for name in ("extents", "tabulate")),
@@ -59,6 +60,12 @@ def test_each_tap_is_read_once_and_each_result_written_once(rows) -> None:
             assert not adaptive or row["loads"] == "1 at depth 3", row
         if row["kernel"] in ("transposed_sum.transpose_gather", "window_max.scatter_gather"):
             assert row["stores"] == "1 at depth 0", row
+
+
+def test_numbers_change_threads_where_maps_are_copied(rows) -> None:
+    """Through shared memory, or each would be read or written where its neighbors are not."""
+    shared = [int(row["shared"]) for row in rows if (row["kernel"], row["target"]) == ("layout.transpose", "sm_90")]
+    assert shared == [32 * 32 * 4] * 2  # of features and of gradients
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 600), ("float16", 400)])
@@ -96,6 +103,18 @@ def test_sizes_are_not_compiled_for(monkeypatch) -> None:
                 if launched.operator == "roi_align":
                     compiled.setdefault(launched.kernel, set()).add(launched.key)
     assert {kernel: len(keys) for kernel, keys in compiled.items() if len(keys) > 1} == {"weighted_sum.forward": 2}
+
+
+def test_sizes_are_hardly_compiled_for_where_maps_are_copied(monkeypatch) -> None:
+    """A copy for each direction, and another where the cells of a contiguous map are a multiple of sixteen."""
+    compiled = set()
+    for images, height, width in ((1, 50, 76), (2, 50, 76), (3, 64, 64), (2, 100, 152), (2, 48, 81), (2, 200, 304)):
+        for name, value in {"IMAGES": images, "HEIGHT": height, "WIDTH": width, "ROIS": 8000 * images}.items():
+            monkeypatch.setattr(launches, name, value)
+        for launched in every_launch(32, ["float32"], ["contiguous"]):
+            if launched.kernel == "layout.transpose" and launched.operator == "roi_align":
+                compiled.add(launched.key)
+    assert len(compiled) == 2 * 2
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ import triton.language as tl
 from .addresses import offsets_of
 from .bins import SIZES
 
+_OUTER = [f"{name}_{axis}" for name in ("source", "target") for axis in "nho"]
 
-@triton.jit(do_not_specialize=[*SIZES, *(f"{name}_{axis}" for name in ("source", "target") for axis in "nho")])
+
+@triton.jit(do_not_specialize=[*SIZES, "others", "length", *_OUTER])
 def transpose(
     # pointers
     source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,6 +18,10 @@ from ..reference import POINT_BITS
 from . import launch
 
 Shapes = Sequence[tuple[int, int, int, int]]
+
+READS = 3
+"""Times that position-sensitive bins read a map until copying it pays. A copy goes through memory, while neighboring
+bins share cells and sectors, which stay in the L1 cache. Nothing is shared by atomic additions: they pay at once."""
 
 SMALL = 2**20
 """Numbers of a feature map that is always read as it lies: copying it would take longer than it saves."""
@@ -51,7 +56,7 @@ def weighted_sum_of_grad(
     dtype = grad.dtype if deterministic else sum_dtype(grad.dtype)
     for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
         call = launch.Call(rois, levels, offsets, spec, level)
-        copied = _pays_to_copy(shape, last, rois, spec)
+        copied = pays_to_copy(shape, last, rois, spec)
         if copied:
             grad = grad.contiguous(memory_format=torch.channels_last)
             out = _empty_side_by_side(grad, shape, dtype, spec)
@@ -76,7 +81,7 @@ def _by_groups(features: Tensor, spec: Spec) -> Tensor:
 def _to_read(features: Tensor, rois: Tensor, spec: Spec) -> Tensor:
     """The features by groups, copied where that pays."""
     by_groups = _by_groups(features, spec)
-    if not _pays_to_copy(features.shape, is_channels_last(features), rois, spec):
+    if not pays_to_copy(features.shape, is_channels_last(features), rois, spec, READS):
         return by_groups
     copy = _empty_side_by_side(features, features.shape, features.dtype, spec)
     launch.copy_map(copy, by_groups)
@@ -98,18 +103,19 @@ def _empty_side_by_side(like: Tensor, shape: Sequence[int], dtype: torch.dtype, 
     return torch.empty(size, dtype=dtype, device=like.device).permute(0, 4, 3, 1, 2)
 
 
-def _pays_to_copy(shape: Sequence[int], channels_last: bool, rois: Tensor, spec: Spec) -> bool:
-    """Whether features are copied once so that what a bin reads of a cell lies side by side, and gradients back.
+def pays_to_copy(shape: Sequence[int], channels_last: bool, rois: Tensor, spec: Spec, times: int = 1) -> bool:
+    """Whether what bins read or add of a cell is to lie side by side, in a copy of the features or of the gradient.
 
-    A warp reads neighboring channels of a group. Where these lie apart, as in contiguous features and, if there are
-    several groups, in channels_last ones too, each costs a memory transaction of its own; a copy costs two transactions
-    for eight numbers. It pays if bins of sixteen taps read the map about once.
+    A warp takes neighboring channels of a group. Where these lie apart, as in contiguous maps and, of several groups,
+    in channels_last ones too, each costs a memory transaction of its own; a copy costs two for eight numbers. It pays
+    if bins of sixteen taps meet each number about once, or of several groups so many times.
     """
     if channels_last and spec.group_count == 1:
         return False
     cells = shape[0] * shape[2] * shape[3]
-    taps = 16 * len(rois) * spec.output_size[0] * spec.output_size[1]
-    return shape[1] * cells >= SMALL and taps >= spec.group_count * cells
+    if spec.group_count > 1:
+        cells *= times * spec.group_count
+    return math.prod(shape) >= SMALL and 16 * len(rois) * math.prod(spec.output_size) >= cells
 
 
 def _add_atomically(out: Tensor, grad: Tensor, shape: Sequence[int], call: launch.Call) -> None:

@@ -1,6 +1,6 @@
 """Primitive 2 on a GPU: the maximum over each bin's cells, and its transpose.
 
-Shapes: ``features`` (N, C GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``out``, ``argmax`` and
+Shapes: ``features`` (N, C, GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``out``, ``argmax`` and
 ``grad`` (K, C, PH, PW), any strides (``argmax`` those of ``out``). ``argmax`` holds ``y W + x`` of the first maximum in
 row-major order, -1 for a bin without cells. Channels of groups, and levels, as in ``weighted_sum_kernels``.
 
