@@ -46,7 +46,7 @@ def count_forward(cubin: bytes) -> Forward:
         at, count, loads = ways.pop()
         while True:
             count += 1
-            loads += bool(re.search(r"\bLDG\b", code[at]))
+            loads += bool(re.search(r"\bLDG\.E\.128\b", code[at]))
             target = targets[at]
             if at == last:
                 by_loads[loads] = max(by_loads.get(loads, 0), count)
