@@ -8,9 +8,10 @@ from pathlib import Path
 
 import kernel_report
 import pytest
+import torch
 from bench.workloads import WORKLOADS
 from kernel_report import is_fast_forward
-from kernels import launches
+from kernels import cost, launches
 from kernels.compiled import Facts, compile_launch
 from kernels.cost import Cost, close_share, read_rates
 from kernels.launches import LINEAR, every_launch
@@ -84,11 +85,30 @@ def test_instructions_of_a_bin(dtype: str, most: int) -> None:
 def test_costs_follow_measured_rates(tmp_path) -> None:
     path = tmp_path / "bandwidth.csv"
     path.write_text("choice,main_ms,note\ncopy beyond L2,1,3000 GB/s\ncopy within L2,1,6000 GB/s\nvectors,1,9 GB/s\n")
-    cost = Cost("c4", "roi_align", "forward", operations=10**12, bytes=3 * 10**9, l2=12 * 10**9, instructions=1e9)
-    assert cost.limits(read_rates(path)) == pytest.approx({"memory": 1e-3, "L2": 2e-3})
+    row = Cost("c4", "roi_align", "forward", operations=10**12, bytes=3 * 10**9, l2=12 * 10**9, instructions=1e9)
+    assert row.limits(read_rates(path)) == pytest.approx({"memory": 1e-3, "L2": 2e-3})
     path.write_text("choice,main_ms,note\ncopy beyond L2,,no kernel\n")
     with pytest.raises(ValueError, match="no rates of copies"):
         read_rates(path)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_costs_of_position_sensitive_maps_count_sectors(copied: bool, monkeypatch) -> None:
+    monkeypatch.setattr(cost, "pays_to_copy", lambda *args: copied)
+    workload = WORKLOADS["rfcn"](True)
+    _, channels, height, width = workload.features[0].shape
+    forward, backward = (found for found in cost.costs(workload) if found.operator == "ps_roi_align")
+    taps = backward.operations / (2 * workload.output_channels)
+    pooled = 4 * workload.output_channels * 49 * len(workload.rois)
+    copy = 2 * 4 * workload.features[0].numel() if copied else 0
+    # where the three channels of each group of each cell lie, in numbers: neighbors, or 49 apart
+    if copied:
+        places = torch.arange(channels * height * width).view(-1, 3)
+    else:
+        places = torch.arange(channels * height * width).view(-1, 3, 49).transpose(1, 2).reshape(-1, 3)
+    sectors = float(torch.tensor([len(row.unique()) for row in places // 8]).float().mean())
+    assert backward.l2 - pooled - copy == pytest.approx(taps * sectors * 2 * 32, rel=0.01)
+    assert forward.l2 < backward.l2  # cells, which several taps of a bin share, and no additions
 
 
 def test_sizes_are_not_compiled_for(monkeypatch) -> None:
