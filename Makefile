@@ -17,17 +17,19 @@ test-slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout=3600 -n 2
 
 # On a machine with a GPU: what is most worth knowing, the tests, then the whole benchmark, whose results are named after
-# the GPU. The first two install nothing where $(PYTHON) has PyTorch, torchvision, Triton, numba and pytest.
-NEEDED := import torch, torchvision, triton, numba, pytest
+# the GPU. Nothing is installed where $(PYTHON) has PyTorch, torchvision, Triton, numba, pytest and matplotlib.
+NEEDED := import torch, torchvision, triton, numba, pytest, matplotlib
 GPU_PYTHON = $(shell $(PYTHON) -c "$(NEEDED)" 2>/dev/null && echo $(PYTHON) || echo $(BIN)/python)
+# Most of the tests' time is compiling, on CPU cores; what one process has compiled, the others find on disk.
+PROCESSES = $(shell $(GPU_PYTHON) -c "import xdist; print('-n 8')" 2>/dev/null)
 
 gpu:
 	$(PYTHON) -c "$(NEEDED)" 2>/dev/null || $(MAKE) $(VENV)/installed-dev
 	PYTHONPATH=. $(GPU_PYTHON) tools/gpu_first.py
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu tests/ops/triton
-	$(MAKE) $(VENV)/installed-dev
-	$(BIN)/python tools/bench_ops.py --device cuda --box-gradients --dtypes float32 float16 --output \
-		"results/ops_$$($(BIN)/python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')"
+	$(if $(PROCESSES),,@echo "pytest-xdist is not installed: one process runs the tests")
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m gpu tests/ops/triton $(PROCESSES)
+	PYTHONPATH=. $(GPU_PYTHON) tools/bench_ops.py --device cuda --box-gradients --dtypes float32 float16 --output \
+		"results/ops_$$($(GPU_PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.output import console, recorded, table_of, write_csv
+from bench.output import Table, recorded, write_csv
 from bench.plots import COLOURS, MARKERS
 from bench.timing import measure
 from command_line import Parser, positive_int
@@ -82,7 +82,7 @@ def _claims(options: argparse.Namespace) -> None:
         ),
     ]
     title = f"Seconds per image, {len(boxes)} proposals, {options.size[0]} x {options.size[1]} pixels"
-    table, records = table_of(title, ["claim"], ("first", "second", "ratio")), []
+    table, records = Table(title, ["claim"], ("first", "second", "ratio")), []
     for claim, calls in pairs:
         found = measure(calls, options.rounds, options.budget)
         records += [
@@ -91,14 +91,14 @@ def _claims(options: argparse.Namespace) -> None:
         ]
         fast, slow = (summary.median for summary in found.values())
         table.add_row(claim, f"{fast:.2f}", f"{slow:.2f}", f"{slow / fast:.1f}x")
-    console().print(table)
+    print(table)
     write_csv(options.output / "claims.csv", records)
 
 
 def _proposals(options: argparse.Namespace) -> None:
     image = torch.rand(3, *options.size)
     title = f"Seconds per image, ResNet-50, {options.size[0]} x {options.size[1]} pixels"
-    table, records = table_of(title, ["detector"], [f"{count} proposals" for count in options.counts]), []
+    table, records = Table(title, ["detector"], [f"{count} proposals" for count in options.counts]), []
     found: dict[str, list[float]] = {}
     for name in options.detectors:
         model = build(name)
@@ -111,7 +111,7 @@ def _proposals(options: argparse.Namespace) -> None:
         ]
         found[name] = [summary.median for summary in times.values()]
         table.add_row(name, *(f"{seconds:.2f}" for seconds in found[name]))
-    console().print(table)
+    print(table)
     write_csv(options.output / "proposals.csv", records)
     _plot(options.output / "proposals.png", options.counts, found, options.size)
 

@@ -32,8 +32,6 @@ from bench.peers import DEFAULTS, PEERS
 from bench.run import Row, Settings, run_case
 from bench.workloads import WORKLOADS, Workload, points
 from command_line import Parser, natural, positive_int
-from rich.console import Console
-from rich.progress import track
 
 from detpool.ops.backends import ORDER as BACKENDS
 
@@ -48,22 +46,21 @@ Operators = Mapping[str, Operator]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns 1 if a result of ours is wrong."""
     options, operators, refused = _parse(argv)
-    out = output.console()
     load = os.getloadavg()[0]
     if load > QUIET_LOAD and not options.quick:
-        out.print(f"load average {load:.1f}: other work on this machine will show in the times", style="red")
+        print(f"load average {load:.1f}: other work on this machine will show in the times")
     for name, reason in (refused | _unfit(options, operators.values())).items():
-        out.print(f"not measured: {name}: {reason}", style="yellow")
+        print(f"not measured: {name}: {reason}")
 
     record = options.output / ("scaling.json" if options.scaling else "bench.json")
     with output.recorded(record, "tools/bench_ops.py", argv, options):
-        rows = (_scaling if options.scaling else _workloads)(options, operators.values(), out)
-    out.print(f"results in {options.output}")
+        rows = (_scaling if options.scaling else _workloads)(options, operators.values())
+    print(f"results in {options.output}")
 
     wrong = [row for row in rows if row.status in ("disagrees", "failed") and row.implementation.startswith("detpool")]
     for row in wrong:
         what = f"{row.implementation} {row.layout} {row.operator} {row.direction} on {row.workload}"
-        out.print(f"error: {what} {row.status}: {row.note}", style="red")
+        print(f"error: {what} {row.status}: {row.note}")
     return 1 if wrong else 0
 
 
@@ -165,13 +162,13 @@ def _settings(options: argparse.Namespace) -> Settings:
     return Settings(options.backend, options.layouts, peers, yardsticks, options.rounds, options.budget)
 
 
-def _workloads(options: argparse.Namespace, operators: Collection[Operator], out: Console) -> list[Row]:
+def _workloads(options: argparse.Namespace, operators: Collection[Operator]) -> list[Row]:
     settings = _settings(options)
     rows: list[Row] = []
     for name in options.workloads:
         cases = _cases(options, operators, WORKLOADS[name](options.quick))
-        found = [row for case in track(cases, name, console=out, transient=True) for row in run_case(case, settings)]
-        output.print_rows(found, out)
+        found = [row for case in output.progress(cases, name) for row in run_case(case, settings)]
+        output.print_rows(found)
         rows += found
     output.write_csv(options.output / "bench.csv", list(map(dataclasses.asdict, rows)))
     if any(row.status == "timed" for row in rows):
@@ -179,13 +176,13 @@ def _workloads(options: argparse.Namespace, operators: Collection[Operator], out
     return rows
 
 
-def _scaling(options: argparse.Namespace, operators: Collection[Operator], out: Console) -> list[Row]:
+def _scaling(options: argparse.Namespace, operators: Collection[Operator]) -> list[Row]:
     settings = _settings(options)
     found: list[tuple[float, Row]] = []
-    for value, workload in track(list(points(options.quick)), "scaling", console=out, transient=True):
+    for value, workload in output.progress(list(points(options.quick)), "scaling"):
         found += [(value, row) for case in _cases(options, operators, workload) for row in run_case(case, settings)]
     rows = [row for _, row in found]
-    output.print_scaling(found, out)
+    output.print_scaling(found)
     output.write_csv(options.output / "scaling.csv", [{"value": v, **dataclasses.asdict(row)} for v, row in found])
     for direction in dict.fromkeys(row.direction for row in rows if row.status == "timed"):
         name = direction.replace("+", "_")

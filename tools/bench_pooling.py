@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from bench.contenders import BACKWARD, FORWARD, LAYOUTS
-from bench.output import console, recorded, table_of, write_csv
+from bench.output import Table, recorded, write_csv
 from bench.timing import measure
 from command_line import Parser, positive_int
 from torch import Tensor, nn
@@ -229,9 +229,8 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def _print(records: Sequence[dict[str, Any]]) -> None:
-    out = console()
     title = "Milliseconds, and megabytes at most, in brackets max pooling's"
-    table = table_of(title, ("layer", "layout", "direction"), ("ms", "ratio", "MB"), ["against"])
+    table = Table(title, ("layer", "layout", "direction"), ("ms", "ratio", "MB"), ["against"])
     misses = []
     for record in records:
         layer, layout, direction, ratio = (record[key] for key in ("layer", "layout", "direction", "ratio"))
@@ -245,11 +244,10 @@ def _print(records: Sequence[dict[str, Any]]) -> None:
             f"{ratio:.2f}x",
             f"{record['memory_mb']:.1f} ({record['max_pool_memory_mb']:.1f})",
             record["against"],
-            style="bold" if slow else "",
         )
-    out.print(table)
-    out.print("* has parameters")
-    out.print(f"Without parameters and slower than {LINE:g}x: {'; '.join(misses) or 'none'}")
+    print(table)
+    print("* has parameters")
+    print(f"Without parameters and slower than {LINE:g}x: {'; '.join(misses) or 'none'}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from bench.output import console, table_of
+from bench.output import Table
 from command_line import Parser, positive_int
 
 from detpool.errors import ConfigError, exit_with_message
@@ -91,17 +91,16 @@ def ratios(turns: Sequence[tuple[pd.Series, pd.Series]]) -> pd.DataFrame:
 
 
 def _print(turns: Sequence[tuple[pd.Series, pd.Series]], revision: str) -> None:
-    out = console()
-    table = table_of("", KEY, (f"ms at {revision}", "ms now", "now / before", "range"))
+    table = Table("", KEY, (f"ms at {revision}", "ms now", "now / before", "range"), ["in all turns"])
     before, now = (pd.concat(times, axis=1).median(axis=1) for times in zip(*turns, strict=True))
     compared = ratios(turns)
     for case, ratio, low, high in compared.itertuples(name=None):
-        style = "" if low <= 1 <= high else "green" if high < 1 else "red"
+        verdict = "" if low <= 1 <= high else "faster" if high < 1 else "slower"
         numbers = f"{before[case]:.2f}", f"{now[case]:.2f}", f"{ratio:.2f}", f"{low:.2f} - {high:.2f}"
-        table.add_row(*case, *numbers, style=style)
-    out.print(table)
+        table.add_row(*case, *numbers, verdict)
+    print(table)
     if lacking := {case[1] for case in before.index.union(now.index).difference(compared.index)}:
-        out.print(f"not in both revisions: {', '.join(sorted(lacking))}")
+        print(f"not in both revisions: {', '.join(sorted(lacking))}")
 
 
 if __name__ == "__main__":

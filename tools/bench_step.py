@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from bench.output import console, recorded, table_of, write_csv
+from bench.output import Table, recorded, write_csv
 from bench.timing import measure
 from command_line import Parser
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_timing(rounds=9, budget=90, output="logs/bench_step")
     options = parser.parse_args(argv)
     records = []
-    table = table_of(
+    table = Table(
         "Training step of Faster R-CNN, milliseconds", ("backbone", "what"), ("detpool", "torchvision", "ratio")
     )
     with recorded(options.output / "step.json", "tools/bench_step.py", argv, options):
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ]
                 ours, theirs = found["detpool"].median, found["torchvision"].median
                 table.add_row(name, what, f"{1e3 * ours:.0f}", f"{1e3 * theirs:.0f}", f"{theirs / ours:.2f}x")
-        console().print(table)
+        print(table)
         write_csv(options.output / "step.csv", records)
     return 0
 

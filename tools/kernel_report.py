@@ -193,8 +193,10 @@ def _cost_table(per_bin: tuple[float, float], gpus: Mapping[str, Gpu]) -> list[s
         "## What the workloads cost at least",
         "",
         "float32; operations are products and sums of taps; memory counts each number once, L2 the cells that each RoI",
-        "reads and its output. The times are the longest that published rates of memory, L2, arithmetic and, where",
-        "instructions are counted, issue allow, and which of them it is; no kernel has been timed on a GPU.",
+        "reads and its output; of position-sensitive maps the sectors of these cells, with an addition as a read and a",
+        "write, and in both the copy of a map where there is one. The times are the longest that published rates of",
+        "memory, L2, arithmetic and, where instructions are counted, issue allow, and which of them it is; no kernel",
+        "has been timed on a GPU.",
         "",
         *head([*columns, "measured"]),
     ]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bench.operators import examine, functions_of
-from bench.output import console, table_of, write_csv
+from bench.output import Table, write_csv
 from command_line import Parser, natural, one_of, positive, positive_int
 from matplotlib.figure import Figure
 
@@ -158,14 +158,14 @@ def _box(options: argparse.Namespace) -> tuple[float, float, float, float]:
 
 def _report(options: argparse.Namespace, figure: Figure, numbers: Numbers) -> None:
     """Write the picture to `<command>.png` and the numbers to a CSV file beside it, and print them."""
-    table = table_of(options.command, ["operator"], list(next(iter(numbers.values()))))
+    table = Table(options.command, ["operator"], list(next(iter(numbers.values()))))
     for name, row in numbers.items():
         # + 0.0: no "-0.0000"
         table.add_row(name, *(f"{round(value, 4) + 0.0:.4f}" for value in row.values()))
     with writing(options.output):
         save(figure, options.output / f"{options.command}.png")
         write_csv(options.output / f"{options.command}.csv", [{"operator": n, **row} for n, row in numbers.items()])
-    console().print(table)
+    print(table)
     print(f"{options.output / options.command}.png and .csv")
 
 

@@ -19,6 +19,7 @@ import torch
 from bench import run
 from bench.contenders import BACKWARD, BOX_BACKWARD, FORWARD, Absent, Case, Contender, expected_results
 from bench.operators import discover, examine, functions_of
+from bench.output import Table
 from bench.peers import PEERS, Peer, openvino_peer, torchvision_peer
 from bench.run import TOLERANCES, Row, Settings, compare, run_case
 from bench.timing import LEAST_ROUNDS, interleave, summarize
@@ -49,6 +50,17 @@ def quick_settings(peers: Mapping[str, Peer], yardsticks: dict[bool, Any] | None
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_tables_stand_in_columns() -> None:
+    table = Table("title", ["operator"], ["ms", "x"], ["remarks"])
+    table.add_row("a", "10.00", "1", "in words")
+    table.add_gap()
+    table.add_row("much longer", "2.50", "12", "")
+    lines = str(table).splitlines()
+    assert lines[1:4] == ["title", "", "operator        ms   x  remarks"]
+    assert lines[4] == "-" * 32
+    assert lines[5:] == ["a            10.00   1  in words", "", "much longer   2.50  12"]
 
 
 def test_quick_run_writes_valid_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import kernel_report
 import pytest
+import torch
 from bench.workloads import WORKLOADS
 from kernel_report import is_fast_forward
-from kernels import launches
+from kernels import cost, launches
 from kernels.compiled import Facts, compile_launch
 from kernels.cost import Cost, close_share, read_rates
 from kernels.launches import LINEAR, every_launch
@@ -42,6 +43,7 @@ def rows(tmp_path_factory) -> list[dict[str, str]]:
 def test_every_kernel_is_compiled_for_every_target(rows) -> None:
     kernels = {row["kernel"] for row in rows}
     assert kernels == {
+        "layout.transpose",
         *(f"weighted_sum.{name}" for name in ("forward", "roi_grads")),
         *(f"transposed_sum.transpose_{name}" for name in ("atomic", "atomic_tabulated", "gather")),
         *(f"transposed_sum.{name}" for name in ("extents", "tabulate")),
@@ -61,6 +63,12 @@ def test_each_tap_is_read_once_and_each_result_written_once(rows) -> None:
             assert row["stores"] == "1 at depth 0", row
 
 
+def test_numbers_change_threads_where_maps_are_copied(rows) -> None:
+    """Through shared memory, or each would be read or written where its neighbors are not."""
+    shared = [int(row["shared"]) for row in rows if (row["kernel"], row["target"]) == ("layout.transpose", "sm_90")]
+    assert shared == [32 * 32 * 4] * 2  # of features and of gradients
+
+
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 600), ("float16", 400)])
 def test_instructions_of_a_bin(dtype: str, most: int) -> None:
     """On c4; with fewer, memory and not the instructions limits the forward."""
@@ -77,11 +85,30 @@ def test_instructions_of_a_bin(dtype: str, most: int) -> None:
 def test_costs_follow_measured_rates(tmp_path) -> None:
     path = tmp_path / "bandwidth.csv"
     path.write_text("choice,main_ms,note\ncopy beyond L2,1,3000 GB/s\ncopy within L2,1,6000 GB/s\nvectors,1,9 GB/s\n")
-    cost = Cost("c4", "roi_align", "forward", operations=10**12, bytes=3 * 10**9, l2=12 * 10**9, instructions=1e9)
-    assert cost.limits(read_rates(path)) == pytest.approx({"memory": 1e-3, "L2": 2e-3})
+    row = Cost("c4", "roi_align", "forward", operations=10**12, bytes=3 * 10**9, l2=12 * 10**9, instructions=1e9)
+    assert row.limits(read_rates(path)) == pytest.approx({"memory": 1e-3, "L2": 2e-3})
     path.write_text("choice,main_ms,note\ncopy beyond L2,,no kernel\n")
     with pytest.raises(ValueError, match="no rates of copies"):
         read_rates(path)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_costs_of_position_sensitive_maps_count_sectors(copied: bool, monkeypatch) -> None:
+    monkeypatch.setattr(cost, "pays_to_copy", lambda *args: copied)
+    workload = WORKLOADS["rfcn"](True)
+    _, channels, height, width = workload.features[0].shape
+    forward, backward = (found for found in cost.costs(workload) if found.operator == "ps_roi_align")
+    taps = backward.operations / (2 * workload.output_channels)
+    pooled = 4 * workload.output_channels * 49 * len(workload.rois)
+    copy = 2 * 4 * workload.features[0].numel() if copied else 0
+    # where the three channels of each group of each cell lie, in numbers: neighbors, or 49 apart
+    if copied:
+        places = torch.arange(channels * height * width).view(-1, 3)
+    else:
+        places = torch.arange(channels * height * width).view(-1, 3, 49).transpose(1, 2).reshape(-1, 3)
+    sectors = float(torch.tensor([len(row.unique()) for row in places // 8]).float().mean())
+    assert backward.l2 - pooled - copy == pytest.approx(taps * sectors * 2 * 32, rel=0.01)
+    assert forward.l2 < backward.l2  # cells, which several taps of a bin share, and no additions
 
 
 def test_sizes_are_not_compiled_for(monkeypatch) -> None:
@@ -96,6 +123,18 @@ def test_sizes_are_not_compiled_for(monkeypatch) -> None:
                 if launched.operator == "roi_align":
                     compiled.setdefault(launched.kernel, set()).add(launched.key)
     assert {kernel: len(keys) for kernel, keys in compiled.items() if len(keys) > 1} == {"weighted_sum.forward": 2}
+
+
+def test_sizes_are_hardly_compiled_for_where_maps_are_copied(monkeypatch) -> None:
+    """A copy for each direction, and another where the cells of a contiguous map are a multiple of sixteen."""
+    compiled = set()
+    for images, height, width in ((1, 50, 76), (2, 50, 76), (3, 64, 64), (2, 100, 152), (2, 48, 81), (2, 200, 304)):
+        for name, value in {"IMAGES": images, "HEIGHT": height, "WIDTH": width, "ROIS": 8000 * images}.items():
+            monkeypatch.setattr(launches, name, value)
+        for launched in every_launch(32, ["float32"], ["contiguous"]):
+            if launched.kernel == "layout.transpose" and launched.operator == "roi_align":
+                compiled.add(launched.key)
+    assert len(compiled) == 2 * 2
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Results as a table on the terminal, CSV and JSON."""
+"""Results as a table of plain text, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -12,12 +12,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
-
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import Any, TypeVar
 
 from detpool.files import write_csv_atomically, write_json_atomically
 from detpool.run_record import provenance
@@ -26,43 +21,55 @@ from .run import Row
 
 PACKAGES = ("numpy", "numba", "openvino", "onnx", "onnxruntime")
 """Further ones whose versions matter to a benchmark."""
-PIPED_WIDTH = 170
+Item = TypeVar("Item")
 
 
-def console() -> Console:
-    """As wide as the terminal; wide enough for the table where there is none."""
-    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(width=None if terminal else PIPED_WIDTH, highlight=False)
+class Table:
+    """Lines of cells below a title: numbers on the right of their columns, names and remarks on the left."""
+
+    def __init__(self, title: str, names: Sequence[str], numbers: Sequence[str], remarks: Sequence[str] = ()) -> None:
+        self._title, self._numbers = title, range(len(names), len(names) + len(numbers))
+        self._lines: list[Sequence[str]] = [(*names, *numbers, *remarks)]
+
+    def add_row(self, *cells: str) -> None:
+        self._lines.append(cells)
+
+    def add_gap(self) -> None:
+        """An empty line."""
+        self._lines.append(())
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*filter(None, self._lines), strict=True)]
+        head, *rows = (
+            "  ".join(f"{cell:{'>' if n in self._numbers else '<'}{widths[n]}}" for n, cell in enumerate(line)).rstrip()
+            for line in self._lines
+        )
+        return "\n".join(["", self._title, "", head, "-" * (sum(widths) + 2 * len(widths) - 2), *rows]).rstrip() + "\n"
 
 
-def table_of(title: str, names: Sequence[str], numbers: Sequence[str], remarks: Sequence[str] = ()) -> Table:
-    """An empty table with columns of names and numbers, and of remarks, which alone are wrapped between words."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-    for column in names:
-        table.add_column(column, overflow="fold")
-    for column in numbers:
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in remarks:
-        table.add_column(column)
-    return table
+def progress(items: Sequence[Item], title: str) -> Iterator[Item]:
+    """The items one by one, their number on the terminal where there is one."""
+    for number, item in enumerate(items, 1):
+        if sys.stderr.isatty():
+            print(f"\r{title}: {number} of {len(items)}", end="", file=sys.stderr, flush=True)
+        yield item
 
 
-def print_rows(rows: Sequence[Row], out: Console) -> None:
+def print_rows(rows: Sequence[Row]) -> None:
     """One table for each workload, number of threads and dtype; who was not timed, and why, below."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{row.workload}, {row.dtype}, {in_words(row.threads, 'thread')}", []).append(row)
     for title, group in groups.items():
         numbers = ("ms", "p20 - p80", "speed-up", "GB/s", "of copy", "error")
-        table = table_of(title, ("operator", "direction", "implementation", "layout"), numbers, ["against; remarks"])
+        table = Table(title, ("operator", "direction", "implementation", "layout"), numbers, ["against; remarks"])
         timed = (row for row in group if row.status == "timed")
         for case, alike in groupby(timed, attrgetter("operator", "direction")):
             for number, row in enumerate(alike):
-                style = "bold" if row.implementation.startswith("detpool") else ""
-                table.add_row(*(("", "") if number else case), *_cells(row), style=style)
-            table.add_section()
-        out.print(table)
-        _print_left_out(group, out)
+                table.add_row(*(("", "") if number else case), *_cells(row))
+            table.add_gap()
+        print(table)
+        _print_left_out(group)
 
 
 def in_words(number: int, noun: str) -> str:
@@ -86,7 +93,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _print_left_out(rows: Iterable[Row], out: Console) -> None:
+def _print_left_out(rows: Iterable[Row]) -> None:
     """A line for each implementation and reason: wrong results, failures, and what it does not compute at all."""
     cases: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
@@ -96,10 +103,10 @@ def _print_left_out(rows: Iterable[Row], out: Console) -> None:
                 reason += f" the tolerance of {row.tolerance:g}, by {row.error:.2g} at most"
             cases.setdefault((row.implementation, reason), {})[row.operator] = None
     for (name, reason), operators in cases.items():
-        out.print(Text(f"  not timed: {name}: {reason} ({', '.join(operators)})", style="dim"))
+        print(f"  not timed: {name}: {reason} ({', '.join(operators)})")
 
 
-def print_scaling(found: Sequence[tuple[float, Row]], out: Console) -> None:
+def print_scaling(found: Sequence[tuple[float, Row]]) -> None:
     """A table for each quantity that was varied, with its values as columns; who was not timed, and why, below."""
     names = ("operator", "direction", "implementation", "layout")
     for quantity in dict.fromkeys(row.workload for _, row in found):
@@ -109,11 +116,11 @@ def print_scaling(found: Sequence[tuple[float, Row]], out: Console) -> None:
                 line = lines.setdefault(tuple(getattr(row, name) for name in names), {})
                 line[value] = "wrong" if row.median_ms is None else f"{row.median_ms:.2f}"
         columns = sorted({value for line in lines.values() for value in line})
-        table = table_of(f"ms by {quantity}", names, [f"{value:g}" for value in columns])
+        table = Table(f"ms by {quantity}", names, [f"{value:g}" for value in columns])
         for case, line in lines.items():
             table.add_row(*case, *(line.get(value, "-") for value in columns))
-        out.print(table)
-    _print_left_out([row for _, row in found], out)
+        print(table)
+    _print_left_out([row for _, row in found])
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -12,8 +12,10 @@ from bench.workloads import Workload
 from torch import Tensor
 
 from detpool.ops import assign_levels
+from detpool.ops.backends.triton.primitives import READS, pays_to_copy
 from detpool.ops.bins import BINS, make_bins
 from detpool.ops.sampling import SAMPLING
+from detpool.ops.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,24 @@ def costs(workload: Workload, per_bin: tuple[float, float] | None = None) -> lis
             instructions = bins * channels / 256 * (close * per_bin[0] + (1 - close) * per_bin[1])
         for direction, bytes, count in (("forward", forward, instructions), ("backward", both - forward, None)):
             l2 = 4 * channels * (cells + bins)
+            if workload.position_sensitive:
+                copy, of_map = _sectors(workload, taps, cells, direction == "backward")
+                bytes, l2 = bytes + copy, 4 * channels * bins + copy + of_map
             found.append(Cost(workload.name, operator, direction, 2 * taps * channels, bytes, l2, count))
     return found
+
+
+def _sectors(workload: Workload, taps: int, cells: int, backward: bool) -> tuple[int, int]:
+    """Bytes of copying a position-sensitive map once, 0 where it is not, and of the sectors that bins read or add to.
+
+    The forward reads each cell of a bin once, the backward adds at each tap, and an addition is a read and a write.
+    """
+    (features,), size = workload.features, workload.output_size
+    spec = Spec("aligned", "points", size, (1 / workload.strides[0],), 2, size)
+    copied = pays_to_copy(features.shape, True, workload.rois, spec, 1 if backward else READS)
+    # side by side and beginning anywhere, or each in a sector of its own
+    sectors = 1 + (workload.output_channels - 1) / 8 if copied else workload.output_channels
+    return copied * 2 * features.nbytes, int(32 * sectors * (2 * taps if backward else cells))
 
 
 def close_share(workload: Workload) -> float:

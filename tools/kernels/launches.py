@@ -102,11 +102,17 @@ def every_launch(
 
 def _launches_of(operator: str, dtype: str, layout: str, lanes: int) -> Iterator[Launch]:
     recorded: list[tuple[Any, ...]] = []
+    call = _call_linear if operator in LINEAR else _call_maximum
     with (
         mock.patch.object(launch, "run_kernel", lambda *call: recorded.append(call)),
         mock.patch.object(launch, "lanes", return_value=lanes),
     ):
-        (_call_linear if operator in LINEAR else _call_maximum)(operator, DTYPES[dtype], LAYOUTS[layout])
+        call(operator, DTYPES[dtype], LAYOUTS[layout])
+        if (LINEAR | MAXIMUM)[operator].groups == OWN:
+            # with fewer RoIs, or more, channels lie otherwise
+            for copies in (False, True):
+                with mock.patch.object(primitives, "pays_to_copy", return_value=copies):
+                    call(operator, DTYPES[dtype], LAYOUTS[layout])
     for kernel, _, arguments, options in recorded:
         yield _specialised(kernel, arguments, dict(options), operator, dtype, layout)
 
@@ -180,5 +186,10 @@ def _specialised(
 def kernel_of(launched: Launch) -> Any:
     """The Triton function of a launch."""
     module, _, name = launched.kernel.partition(".")
-    modules = {"weighted_sum": launch.sums, "transposed_sum": launch.transposes, "window_max": launch.maxima}
+    modules = {
+        "layout": launch.layouts,
+        "weighted_sum": launch.sums,
+        "transposed_sum": launch.transposes,
+        "window_max": launch.maxima,
+    }
     return getattr(modules[module], name)

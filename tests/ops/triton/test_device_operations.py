@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from detpool import ops
-from detpool.ops.backends.triton import primitives
+from detpool.ops.backends.triton import launch, primitives
+from detpool.ops.layout import memory_format
+from detpool.ops.spec import Spec
 from detpool.poolers import RoIPooler
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -97,6 +99,56 @@ def test_operators(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert count.kernels >= 1
         assert count.total <= most, count.operations
         assert not WAITS & set(count.operations)
+
+
+@pytest.mark.parametrize(
+    ("name", "last"), [("roi_align", False), ("ps_roi_align", False), ("ps_roi_align", True), ("ps_roi_pool", True)]
+)
+def test_a_copied_map_takes_one_operation_more(name: str, last: bool, monkeypatch) -> None:
+    """Contiguous ones another for what is pooled, which the kernels hold as they hold maps."""
+    groups, operator = OPERATORS[name]
+    features = make_inputs(3 * groups)[0].contiguous(memory_format=memory_format(last)).requires_grad_()
+    boxes = make_inputs(1)[1]
+    count, found = Counter(monkeypatch), {}
+    for copied in (False, True):
+        monkeypatch.setattr(primitives, "pays_to_copy", lambda *args, copied=copied: copied)
+        output = count(lambda: operator(features, boxes, 2, 0.25, backend="triton"))
+        forward = count.total
+        grad = torch.ones_like(output)
+        count(functools.partial(torch.autograd.grad, output, features, grad))
+        found[copied] = forward, count.total
+    more = 1 if last else 2
+    assert found[True] == tuple(number + more for number in found[False])
+
+
+@pytest.mark.parametrize(
+    ("layout", "rois", "groups", "of_features", "of_gradient"),
+    [
+        ("contiguous", 512, (1, 1), True, True),
+        ("channels_last", 512, (1, 1), False, False),
+        ("contiguous", 4, (1, 1), False, False),
+        ("contiguous", 512, (7, 7), False, True),
+        ("channels_last", 512, (7, 7), False, True),
+        ("channels_last", 2000, (7, 7), True, True),
+        ("channels_last", 128, (7, 7), False, False),
+    ],
+)
+def test_which_maps_are_copied(layout, rois, groups, of_features, of_gradient, monkeypatch) -> None:
+    """The maps of a C4 detector and of R-FCN, without memory."""
+    launched: list[str] = []
+    monkeypatch.setattr(launch, "run_kernel", lambda kernel, *rest: launched.append(kernel.fn.__name__))
+    spec = Spec("aligned", "points", (7, 7), (1 / 16,), 2, groups)
+    channels, last = 21 if groups == (7, 7) else 256, layout == "channels_last"
+    shape = (2, channels * spec.group_count, 50, 76)
+    features = torch.empty(shape, device="meta").contiguous(memory_format=memory_format(last))
+    boxes = torch.empty(rois, 5, device="meta")
+    monkeypatch.setattr(primitives, "checks_values", lambda device: False)
+    output = primitives.weighted_sum([features], boxes, None, None, spec)
+    assert launched == ["transpose"] * of_features + ["forward"]
+    launched.clear()
+    grad = primitives.weighted_sum_of_grad(output, boxes, None, None, [shape], [last], spec)[0]
+    assert launched.count("transpose") == of_gradient
+    assert (grad.shape, grad.stride()) == (features.shape, features.stride())
 
 
 def test_pooler_of_four_levels(monkeypatch: pytest.MonkeyPatch) -> None:

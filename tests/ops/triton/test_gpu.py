@@ -131,6 +131,17 @@ def test_equals_the_reference(name: str, dtype: torch.dtype, layout: torch.memor
         assert error(got[2], expected[2]) <= 10 * TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["ps_roi_align"] if INTERPRETED else ["roi_align", "ps_roi_pool", "ps_roi_align"])
+def test_copied_maps_equal_the_reference(
+    name: str, dtype: torch.dtype, layout: torch.memory_format, either_form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As large ones are, which would take long."""
+    monkeypatch.setattr(primitives, "pays_to_copy", lambda *args: True)
+    test_equals_the_reference(name, dtype, layout, either_form)
+
+
 @pytest.mark.parametrize("name", ["roi_align"] if INTERPRETED else TORCHVISIONS)
 def test_equals_torchvision(name: str) -> None:
     features, boxes = make_inputs(BINS**2 if name.startswith("ps") else 1, torch.float32, torch.contiguous_format)

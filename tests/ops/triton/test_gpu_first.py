@@ -7,16 +7,15 @@ import sys
 from pathlib import Path
 
 import gpu_first
+import pytest
+
+ABSENT = ("hydra", "omegaconf", "lightning", "pycocotools", "pandas", "rich", "scipy", "jinja2")
 
 
-def test_it_needs_nothing_that_a_bare_machine_lacks() -> None:
-    """Such a machine has PyTorch, torchvision, Triton, numba and NumPy."""
-    code = """
-import sys
-for name in ("hydra", "omegaconf", "lightning", "pycocotools", "pandas", "rich", "scipy", "jinja2", "matplotlib"):
-    sys.modules[name] = None
-import gpu_first
-"""
+@pytest.mark.parametrize(("program", "absent"), [("gpu_first", (*ABSENT, "matplotlib")), ("bench_ops", ABSENT)])
+def test_they_need_nothing_that_a_bare_machine_lacks(program: str, absent: tuple[str, ...]) -> None:
+    """Such a machine has PyTorch, torchvision, Triton, numba and NumPy, and for the benchmark's plots matplotlib."""
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {program}"
     subprocess.run([sys.executable, "-c", code], cwd=Path(gpu_first.__file__).parent, check=True, timeout=600)
 
 

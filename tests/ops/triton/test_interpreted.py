@@ -146,12 +146,16 @@ def check_operator(name: str, layout: str, dtype: torch.dtype, bins: tuple[int, 
     check_equal(pool, [make_features(channels, layout, dtype), ROIS[:, 1:].to(dtype)])
 
 
-@pytest.mark.parametrize("name", ["roi_pool", "roi_align", "pr_roi_pool"])
-def test_what_is_done_for_large_calls_only(name: str, either_form, monkeypatch) -> None:
-    """A program takes a row of bins, and contiguous features are copied to channels_last."""
+LARGE = [(name, "contiguous") for name in ("roi_pool", "roi_align", "pr_roi_pool", "ps_roi_pool")]
+LARGE += [("ps_roi_align", "channels_last"), ("ps_roi_align", "strided")]
+
+
+@pytest.mark.parametrize(("name", "layout"), LARGE)
+def test_what_is_done_for_large_calls_only(name: str, layout: str, either_form, monkeypatch) -> None:
+    """A program takes a row of bins, and what a bin reads of a cell lies side by side in a copy."""
     monkeypatch.setattr(launch, "ENOUGH", 0)
-    monkeypatch.setattr(primitives, "SMALL", 0)
-    check_operator(name, "contiguous", torch.float32, ACROSS)
+    monkeypatch.setattr(primitives, "pays_to_copy", lambda *args: True)
+    check_operator(name, layout, torch.float32, ACROSS)
 
 
 @pytest.mark.parametrize("operator", [ops.deform_roi_pool, ops.deform_ps_roi_pool])

@@ -5,20 +5,6 @@ import triton.language as tl
 
 
 @triton.jit
-def input_channels(c, u, v, GH: tl.constexpr, GW: tl.constexpr):
-    """The channels that group (u, v) reads for the output channels ``c``."""
-    return (c * GH + u) * GW + v if GH * GW > 1 else c
-
-
-@triton.jit
-def plane_offset(
-    c, i, j, stride, PH: tl.constexpr, PW: tl.constexpr, GH: tl.constexpr, GW: tl.constexpr, WIDE: tl.constexpr
-):
-    """Offsets of the input channels that bin (i, j) reads for the output channels ``c``."""
-    return offsets_of(input_channels(c, i * GH // PH, j * GW // PW, GH, GW), stride, WIDE)
-
-
-@triton.jit
 def offsets_of(c, stride, WIDE: tl.constexpr):
     """``c * stride``, in 64 bits if an image or a pooled RoI needs them."""
     return tl.cast(c, tl.int64) * stride if WIDE else tl.cast(c, tl.int32) * stride
@@ -60,3 +46,32 @@ def channel_mask(c, channels, ALIGNED: tl.constexpr):
     """``c < channels``, the same for ALIGNED neighbours, or they could not be loaded together."""
     mask = c < channels
     return tl.max_constancy(mask, ALIGNED) if ALIGNED > 1 else mask
+
+
+@triton.jit
+def group_offset(
+    c, u, v, stride_c, stride_g, GH: tl.constexpr, GW: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr
+):
+    """Offsets of the channels ``c`` of group (u, v)."""
+    offset = offsets_of(c, stride_c, WIDE)
+    if GH * GW > 1:
+        offset += along(u * GW + v, stride_g, ALIGNED, WIDE)
+    return offset
+
+
+@triton.jit
+def plane_offset(
+    c,
+    i,
+    j,
+    stride_c,
+    stride_g,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    GH: tl.constexpr,
+    GW: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+):
+    """Offsets of the channels ``c`` of the group that bin (i, j) reads."""
+    return group_offset(c, i * GH // PH, j * GW // PW, stride_c, stride_g, GH, GW, ALIGNED, WIDE)

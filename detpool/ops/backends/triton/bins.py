@@ -9,7 +9,7 @@ import triton.language as tl
 
 SIZES = [
     *("images", "count", "channels", "height", "width", "scale_bits", "level", "stride"),
-    *(f"{name}_{axis}" for name in ("features", "grad", "out", "argmax") for axis in "nkhw"),
+    *(f"{name}_{axis}" for name in ("features", "grad", "out", "argmax") for axis in "nkghw"),
 ]
 """Arguments of kernels whose values do not change the machine code: other sizes run what is compiled already."""
 

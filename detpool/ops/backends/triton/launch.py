@@ -1,7 +1,8 @@
 """Launching the kernels: grids, block sizes and compile-time arguments. Nothing here allocates or waits for a GPU.
 
 Every function returns after its kernels are queued; what it writes to is allocated by the caller. Block sizes follow
-from shapes alone, so the same call always runs the same program.
+from shapes alone, so the same call always runs the same program. Maps, and gradients of maps, are (N, C, G, H, W): C
+channels for each of G groups, any strides.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from torch import Tensor
 from ...sampling import SAMPLING
 from ...spec import Spec
 from . import bins
+from . import layout_kernels as layouts
 from . import transposed_sum_kernels as transposes
 from . import weighted_sum_kernels as sums
 from . import window_max_kernels as maxima
 
 TILE = 4
 """Cells that one program of a gradient owns along an axis: about as many as a bin has."""
+
+SQUARE = 32
+"""Channels, and positions, that one program copies: whole sectors of memory either way."""
 
 ENOUGH = 1024
 """Programs that keep a large GPU busy; where there are more, they take several bins each."""
@@ -101,7 +106,7 @@ def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
     blocks = triton.cdiv(channels, block)
     if _bins(out) // columns * blocks < ENOUGH:
         columns = 1
-    sizes = (features.shape[0], channels, *features.shape[2:])
+    sizes = (features.shape[0], channels, *features.shape[3:])
     options = _options((features, out), channels, block) | {"WHOLE": channels % block == 0, "COLUMNS": columns}
     if options["ALIGNED"] > 1:
         # two loads per tap share its address and its weight
@@ -117,7 +122,7 @@ def weighted_sum(out: Tensor, features: Tensor, call: Call) -> None:
 def weighted_sum_of_grad_atomic(out: Tensor, grad: Tensor, call: Call) -> None:
     """See :func:`transposed_sum_kernels.transpose_atomic`."""
     block = channel_block((grad, out), grad.shape[1])
-    sizes = (out.shape[0], grad.shape[1], *out.shape[2:])
+    sizes = (out.shape[0], grad.shape[1], *out.shape[3:])
     options = _options((grad, out), grad.shape[1], block)
     run_kernel(
         transposes.transpose_atomic,
@@ -156,8 +161,9 @@ def tabulate(extent: Tensor, weights: Tensor, shape: Sequence[int], call: Call) 
 def weighted_sum_of_grad_tabulated(out: Tensor, extent: Tensor, weights: Tensor, grad: Tensor, call: Call) -> None:
     """See :func:`transposed_sum_kernels.transpose_atomic_tabulated`."""
     block = channel_block((grad, out), grad.shape[1])
-    sizes = (out.shape[0], grad.shape[1], *out.shape[2:], call.numbers[0])
+    sizes = (out.shape[0], grad.shape[1], *out.shape[3:], call.numbers[0])
     options = _options((grad, out), grad.shape[1], block) | _tile(weights, block)
+    out = out[:, :, 0]  # all bins read the same channels
     run_kernel(
         transposes.transpose_atomic_tabulated,
         (len(call.rois), triton.cdiv(grad.shape[1], block), grad.shape[3]),
@@ -169,7 +175,7 @@ def weighted_sum_of_grad_tabulated(out: Tensor, extent: Tensor, weights: Tensor,
 def weighted_sum_of_grad_gather(out: Tensor, extent: Tensor, weights: Tensor | None, grad: Tensor, call: Call) -> None:
     """See :func:`transposed_sum_kernels.transpose_gather`; ``weights`` of :func:`tabulate`, if the rule has them."""
     rois, channels = grad.shape[:2]
-    images, _, height, width = out.shape
+    images, _, _, height, width = out.shape
     block = channel_block((grad, out), channels)
     options = _options((grad, out), channels, block) | _tile(grad, block)
     sizes = (rois, images, channels, height, width)
@@ -196,7 +202,7 @@ def weighted_sum_roi_grads(out: Tensor, grad: Tensor, features: Tensor, call: Ca
     """See :func:`weighted_sum_kernels.roi_grads`."""
     # with fewer channels ptxas allots fewer registers than the float64 sums need, and spills
     block = max(64, channel_block((grad, features), grad.shape[1]))
-    sizes = (features.shape[0], grad.shape[1], *features.shape[2:])
+    sizes = (features.shape[0], grad.shape[1], *features.shape[3:])
     options = _options((grad, features), grad.shape[1], block)
     run_kernel(
         sums.roi_grads,
@@ -209,7 +215,7 @@ def weighted_sum_roi_grads(out: Tensor, grad: Tensor, features: Tensor, call: Ca
 def window_max(out: Tensor, argmax: Tensor, features: Tensor, call: Call) -> None:
     """See :func:`window_max_kernels.forward`; ``argmax`` has the strides of ``out``."""
     block = channel_block((features, out), out.shape[1])
-    sizes = (features.shape[0], out.shape[1], *features.shape[2:])
+    sizes = (features.shape[0], out.shape[1], *features.shape[3:])
     options = _options((features, out), out.shape[1], block)
     run_kernel(
         maxima.forward,
@@ -222,7 +228,7 @@ def window_max(out: Tensor, argmax: Tensor, features: Tensor, call: Call) -> Non
 def window_max_of_grad_atomic(out: Tensor, grad: Tensor, argmax: Tensor, call: Call) -> None:
     """See :func:`window_max_kernels.scatter_atomic`."""
     block = channel_block((grad, argmax, out), grad.shape[1])
-    sizes = (out.shape[0], grad.shape[1], *out.shape[2:], call.level)
+    sizes = (out.shape[0], grad.shape[1], *out.shape[3:], call.level)
     options = _options((grad, argmax, out), grad.shape[1], block)
     run_kernel(
         maxima.scatter_atomic,
@@ -235,7 +241,7 @@ def window_max_of_grad_atomic(out: Tensor, grad: Tensor, argmax: Tensor, call: C
 def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax: Tensor, call: Call) -> None:
     """See :func:`window_max_kernels.scatter_gather`; ``extent`` (K, PH, PW, 4) int32 is scratch."""
     rois, channels = grad.shape[:2]
-    images, _, height, width = out.shape
+    images, _, _, height, width = out.shape
     if grad.numel():
         run_kernel(
             maxima.extents,
@@ -253,6 +259,20 @@ def window_max_of_grad_gather(out: Tensor, extent: Tensor, grad: Tensor, argmax:
         (images * squares, triton.cdiv(channels, block), call.spec.group_count),
         (grad, argmax, *call.tensors[:2], extent, out, *sizes, *grad.stride(), *argmax.stride(), *out.stride()),
         {**call.grid, **call.bins, **options, **_sum(grad), "COUNT": triton.next_power_of_2(bins)},
+    )
+
+
+def copy_map(target: Tensor, source: Tensor) -> None:
+    """See :func:`layout_kernels.transpose`; one map has its channels side by side, the other its columns or groups."""
+    other = target if source.stride(1) == 1 else source
+    order = (0, 3, 2, 1, 4) if other.stride(4) <= other.stride(2) else (0, 3, 4, 1, 2)
+    target, source = target.permute(order), source.permute(order)
+    images, *sizes = source.shape
+    run_kernel(
+        layouts.transpose,
+        (images * sizes[0] * sizes[1], triton.cdiv(sizes[2], SQUARE), triton.cdiv(sizes[3], SQUARE)),
+        (source, target, *sizes, *source.stride(), *target.stride()),
+        {"WIDE": max(_reach(source), _reach(target)) >= 2**31, "BLOCK": SQUARE, "num_warps": 4},
     )
 
 
@@ -301,13 +321,9 @@ def alignment(tensors: tuple[Tensor, ...], channels: int) -> int:
 
 
 def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str, Any]:
-    reach = max(
-        sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
-        for tensor in tensors
-    )
     options = {
         "ALIGNED": alignment(tensors, channels),
-        "WIDE": reach >= 2**31,
+        "WIDE": max(map(_reach, tensors)) >= 2**31,
         "BLOCK_C": block,
         "num_warps": _warps(tensors[0], block, bytes=16),
     }
@@ -315,6 +331,11 @@ def _options(tensors: tuple[Tensor, ...], channels: int, block: int) -> dict[str
         # or ptxas spills a few registers where it hopes for more programs at a time; AMD's compiler has no such option
         options["maxnreg"] = 255
     return options
+
+
+def _reach(tensor: Tensor) -> int:
+    """The largest offset in an image or a RoI."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
 
 
 def _warps(values: Tensor, block: int, bytes: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,6 +19,10 @@ from . import launch
 
 Shapes = Sequence[tuple[int, int, int, int]]
 
+READS = 3
+"""Times that position-sensitive bins read a map until copying it pays. A copy goes through memory, while neighboring
+bins share cells and sectors, which stay in the L1 cache. Nothing is shared by atomic additions: they pay at once."""
+
 SMALL = 2**20
 """Numbers of a feature map that is always read as it lies: copying it would take longer than it saves."""
 
@@ -27,13 +32,13 @@ def weighted_sum(
 ) -> Tensor:
     """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
     _check(rois, offsets, maps[0].shape[0])
-    layout = memory_format(is_channels_last(maps[0]))
+    last = is_channels_last(maps[0])
     maps = [_to_read(features, rois, spec) for features in maps]
-    out = _empty_pooled(maps[0], len(rois), spec, maps[0].dtype)
+    out = _empty_pooled(maps[0], len(rois), spec, last)
     if out.numel():
         for level, features in enumerate(maps):
             launch.weighted_sum(out, features, launch.Call(rois, levels, offsets, spec, level))
-    return out.contiguous(memory_format=layout)
+    return out.contiguous(memory_format=memory_format(last))
 
 
 def weighted_sum_of_grad(
@@ -47,46 +52,76 @@ def weighted_sum_of_grad(
 ) -> list[Tensor]:
     """Gradients of the maps."""
     grads = []
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    dtype = grad.dtype if deterministic else sum_dtype(grad.dtype)
     for level, (shape, last) in enumerate(zip(shapes, channels_last, strict=True)):
         call = launch.Call(rois, levels, offsets, spec, level)
-        copied = not last and _pays_to_copy(shape, rois, spec)
+        copied = pays_to_copy(shape, last, rois, spec)
         if copied:
             grad = grad.contiguous(memory_format=torch.channels_last)
-        if torch.are_deterministic_algorithms_enabled():
-            out = _empty(grad, shape, grad.dtype, last or copied)
-            if out.numel():
-                launch.weighted_sum_of_grad_gather(out, *_find_cells(grad, shape, call), grad, call)
+            out = _empty_side_by_side(grad, shape, dtype, spec)
         else:
-            out = _empty(grad, shape, sum_dtype(grad.dtype), last or copied).zero_()
+            out = _by_groups(_empty(grad, shape, dtype, last), spec)
+        if deterministic and out.numel():
+            launch.weighted_sum_of_grad_gather(out, *_find_cells(grad, shape, call), grad, call)
+        elif not deterministic:
+            out.zero_()
             if grad.numel() and out.numel():
-                _add_atomically(out, grad, call)
-        grads.append(out.to(grad.dtype, memory_format=memory_format(last)))
+                _add_atomically(out, grad, shape, call)
+        grads.append(_copy_back(out, shape, grad.dtype, last, spec) if copied else out.flatten(1, 2).to(grad.dtype))
     return grads
 
 
+def _by_groups(features: Tensor, spec: Spec) -> Tensor:
+    """Features (N, C G, H, W) as the kernels read and write them: (N, C, G, H, W)."""
+    groups = spec.group_count
+    return features.unflatten(1, (features.shape[1] // groups, groups))
+
+
 def _to_read(features: Tensor, rois: Tensor, spec: Spec) -> Tensor:
-    """The features as the kernels read them."""
-    if is_channels_last(features) or not _pays_to_copy(features.shape, rois, spec):
-        return features
-    return features.contiguous(memory_format=torch.channels_last)
+    """The features by groups, copied where that pays."""
+    by_groups = _by_groups(features, spec)
+    if not pays_to_copy(features.shape, is_channels_last(features), rois, spec, READS):
+        return by_groups
+    copy = _empty_side_by_side(features, features.shape, features.dtype, spec)
+    launch.copy_map(copy, by_groups)
+    return copy
 
 
-def _pays_to_copy(shape: Sequence[int], rois: Tensor, spec: Spec) -> bool:
-    """Whether contiguous features are copied to channels_last once, and gradients back.
+def _copy_back(out: Tensor, shape: Sequence[int], dtype: torch.dtype, last: bool, spec: Spec) -> Tensor:
+    """What lies side by side as a gradient of features."""
+    grad = _empty(out, shape, dtype, last)
+    launch.copy_map(_by_groups(grad, spec), out)
+    return grad
 
-    A warp reads neighbouring channels. Where these lie apart, each costs a memory transaction of its own; a copy costs
-    two transactions for eight numbers. It pays if bins of sixteen taps read the map about once. Channels of
-    position-sensitive bins lie apart in either layout.
+
+def _empty_side_by_side(like: Tensor, shape: Sequence[int], dtype: torch.dtype, spec: Spec) -> Tensor:
+    """(N, C, G, H, W) of features of a shape (N, C G, H, W), whose channels of a group are neighbors in memory."""
+    images, channels, height, width = shape
+    groups = spec.group_count
+    size = (images, height, width, groups, channels // groups)
+    return torch.empty(size, dtype=dtype, device=like.device).permute(0, 4, 3, 1, 2)
+
+
+def pays_to_copy(shape: Sequence[int], channels_last: bool, rois: Tensor, spec: Spec, times: int = 1) -> bool:
+    """Whether what bins read or add of a cell is to lie side by side, in a copy of the features or of the gradient.
+
+    A warp takes neighboring channels of a group. Where these lie apart, as in contiguous maps and, of several groups,
+    in channels_last ones too, each costs a memory transaction of its own; a copy costs two for eight numbers. It pays
+    if bins of sixteen taps meet each number about once, or of several groups so many times.
     """
+    if channels_last and spec.group_count == 1:
+        return False
     cells = shape[0] * shape[2] * shape[3]
-    taps = 16 * len(rois) * spec.output_size[0] * spec.output_size[1]
-    return spec.groups == (1, 1) and shape[1] * cells >= SMALL and taps >= cells
+    if spec.group_count > 1:
+        cells *= times * spec.group_count
+    return math.prod(shape) >= SMALL and 16 * len(rois) * math.prod(spec.output_size) >= cells
 
 
-def _add_atomically(out: Tensor, grad: Tensor, call: launch.Call) -> None:
+def _add_atomically(out: Tensor, grad: Tensor, shape: Sequence[int], call: launch.Call) -> None:
     # one map only: of a pyramid's, where boxes are large on their level, bins share few cells
     if call.levels is None and call.is_tabulated:
-        extent, weights = _find_cells(grad, out.shape, call)
+        extent, weights = _find_cells(grad, shape, call)
         assert weights is not None
         launch.weighted_sum_of_grad_tabulated(out, extent, weights, grad, call)
     else:
@@ -127,13 +162,14 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
     if spec.sampling == "points":
         return _max_of_points(maps, rois, levels, spec)
     _check(rois, None, maps[0].shape[0])
-    layout = memory_format(is_channels_last(maps[0]))
+    last, dtype = is_channels_last(maps[0]), argmax_dtype(maps, spec)
     maps = [_to_read(features, rois, spec) for features in maps]
-    out = _empty_pooled(maps[0], len(rois), spec, maps[0].dtype)
-    argmax = torch.empty_like(out, dtype=argmax_dtype(maps, spec))
+    out = _empty_pooled(maps[0], len(rois), spec, last)
+    argmax = torch.empty_like(out, dtype=dtype)
     if out.numel():
         for level, features in enumerate(maps):
             launch.window_max(out, argmax, features, launch.Call(rois, levels, None, spec, level))
+    layout = memory_format(last)
     return out.contiguous(memory_format=layout), argmax.contiguous(memory_format=layout)
 
 
@@ -157,11 +193,11 @@ def window_max_of_grad(
             out = _empty(grad, shape, grad.dtype, last)
             if out.numel():
                 extent = torch.empty((*grad.shape[:1], *grad.shape[2:], 4), dtype=torch.int32, device=grad.device)
-                launch.window_max_of_grad_gather(out, extent, grad, argmax, call)
+                launch.window_max_of_grad_gather(_by_groups(out, spec), extent, grad, argmax, call)
         else:
             out = _empty(grad, shape, sum_dtype(grad.dtype), last).zero_()
             if grad.numel() and out.numel():
-                launch.window_max_of_grad_atomic(out, grad, argmax, call)
+                launch.window_max_of_grad_atomic(_by_groups(out, spec), grad, argmax, call)
         grads.append(out.to(grad.dtype))
     return grads
 
@@ -209,9 +245,10 @@ def _empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last
     return torch.empty(shape, dtype=dtype, device=like.device, memory_format=memory_format(channels_last))
 
 
-def _empty_pooled(features: Tensor, rois: int, spec: Spec, dtype: torch.dtype) -> Tensor:
-    channels = features.shape[1] // (spec.groups[0] * spec.groups[1])
-    return _empty(features, (rois, channels, *spec.output_size), dtype, is_channels_last(features))
+def _empty_pooled(features: Tensor, rois: int, spec: Spec, channels_last: bool) -> Tensor:
+    """For the pooled features of a map by groups; channels_last too if its channels lie side by side."""
+    shape = (rois, features.shape[1], *spec.output_size)
+    return _empty(features, shape, features.dtype, channels_last or features.stride(1) == 1)
 
 
 def assign_levels(boxes: Tensor, levels: int, shift: float, canonical_scale: float) -> Tensor:

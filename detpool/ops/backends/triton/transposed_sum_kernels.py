@@ -12,8 +12,8 @@ from .addresses import (
     along,
     cell_offset,
     channel_mask,
+    group_offset,
     image_offset,
-    input_channels,
     offsets_of,
     plane_offset,
     pooled_offset,
@@ -43,6 +43,7 @@ def transpose_atomic(
     grad_w,
     out_n,
     out_c,
+    out_g,
     out_h,
     out_w,
     # compile time
@@ -71,7 +72,9 @@ def transpose_atomic(
     )
     at = grad + pooled_offset(k, i, j, grad_k, grad_h, grad_w, ALIGNED) + offsets_of(c, grad_c, WIDE)
     value = tl.load(at, mask=channel_mask(c, channels, ALIGNED), other=0).to(out.dtype.element_ty)
-    plane = out + image_offset(image, out_n, ALIGNED) + plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    plane = (
+        out + image_offset(image, out_n, ALIGNED) + plane_offset(c, i, j, out_c, out_g, PH, PW, GH, GW, ALIGNED, WIDE)
+    )
     if valid & here:
         _scatter(value, plane, y, x, out_h, out_w, c, channels, RULE, RATIO, ALIGNED, WIDE)
 
@@ -175,6 +178,7 @@ def transpose_gather(
     grad_w,
     out_n,
     out_c,
+    out_g,
     out_h,
     out_w,
     # compile time
@@ -239,8 +243,8 @@ def transpose_gather(
                         total += tl.where(weight != 0, weight * value, 0)
             next = tl.min(tl.where(meets & (n > next), n, count))
     offset = cell_offset(y, x, out_h, out_w, ALIGNED, WIDE)
-    channels_of_group = offsets_of(input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + image_offset(image, out_n, ALIGNED) + offset[:, None] + channels_of_group[None, :]
+    group = group_offset(c, u, v, out_c, out_g, GH, GW, ALIGNED, WIDE)
+    at = out + image_offset(image, out_n, ALIGNED) + offset[:, None] + group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=(y < height)[:, None] & inside[None, :])
 
 

@@ -1,10 +1,10 @@
 """Primitive 1 on a GPU: the separable weighted sum, with taps that a sampling rule computes inside the kernel.
 
-    out[k,c,i,j] = sum_a sum_b wy[k,i,j,a] wx[k,i,j,b] F[batch[k], channel(c,i,j), iy[k,i,j,a], ix[k,i,j,b]]
+    out[k,c,i,j] = sum_a sum_b wy[k,i,j,a] wx[k,i,j,b] F[batch[k], c, group(i,j), iy[k,i,j,a], ix[k,i,j,b]]
 
-Shapes: ``features`` (N, C GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``offsets`` (K, 2, PH, PW) or
-None, ``out`` and ``grad`` (K, C, PH, PW), any strides. ``channel(c,i,j) = (c GH + i GH / PH) GW + j GW / PW``, integer
-divisions. A launch serves the RoIs of one level of a pyramid, that of ``features``.
+Shapes: ``features`` (N, C, GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``offsets`` (K, 2, PH, PW) or
+None, ``out`` and ``grad`` (K, C, PH, PW), any strides. ``group(i,j) = (i GH / PH) GW + j GW / PW``, integer divisions.
+A launch serves the RoIs of one level of a pyramid, that of ``features``.
 
 A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN, and it has no part in any gradient.
 """
@@ -34,6 +34,7 @@ def forward(
     # strides
     features_n,
     features_c,
+    features_g,
     features_h,
     features_w,
     out_k,
@@ -77,7 +78,7 @@ def forward(
         plane = (
             features
             + image_offset(image, features_n, ALIGNED)
-            + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+            + plane_offset(c, i, j, features_c, features_g, PH, PW, GH, GW, ALIGNED, WIDE)
         )
         total = tl.zeros((BLOCK_C,), SUM)
         short = POINTS < 0
@@ -168,6 +169,7 @@ def roi_grads(
     grad_w,
     features_n,
     features_c,
+    features_g,
     features_h,
     features_w,
     # compile time
@@ -207,7 +209,7 @@ def roi_grads(
         plane = (
             features
             + image_offset(image, features_n, ALIGNED)
-            + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+            + plane_offset(c, i, j, features_c, features_g, PH, PW, GH, GW, ALIGNED, WIDE)
         )
         for a in range(y_taps):
             _, iy, wy, dy_lower, dy_upper, dy_size = RULE(a, *y, RATIO)

@@ -1,6 +1,6 @@
 """Primitive 2 on a GPU: the maximum over each bin's cells, and its transpose.
 
-Shapes: ``features`` (N, C GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``out``, ``argmax`` and
+Shapes: ``features`` (N, C, GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``out``, ``argmax`` and
 ``grad`` (K, C, PH, PW), any strides (``argmax`` those of ``out``). ``argmax`` holds ``y W + x`` of the first maximum in
 row-major order, -1 for a bin without cells. Channels of groups, and levels, as in ``weighted_sum_kernels``.
 
@@ -10,7 +10,7 @@ A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN
 import triton
 import triton.language as tl
 
-from .addresses import cell_offset, channel_mask, image_offset, input_channels, offsets_of, plane_offset, pooled_offset
+from .addresses import cell_offset, channel_mask, group_offset, image_offset, offsets_of, plane_offset, pooled_offset
 from .bins import SIZES, bin_of_program, load_roi, make_bin, window
 
 
@@ -32,6 +32,7 @@ def forward(
     # strides
     features_n,
     features_c,
+    features_g,
     features_h,
     features_w,
     out_k,
@@ -65,7 +66,9 @@ def forward(
     left, right = window(xo, xl, xu, width)
     bottom = tl.where(valid & here, bottom, top)
     plane = (
-        features + image_offset(image, features_n, ALIGNED) + plane_offset(c, i, j, features_c, PH, PW, GH, GW, WIDE)
+        features
+        + image_offset(image, features_n, ALIGNED)
+        + plane_offset(c, i, j, features_c, features_g, PH, PW, GH, GW, ALIGNED, WIDE)
     )
     best = tl.full((BLOCK_C,), float("-inf"), features.dtype.element_ty)
     where = tl.full((BLOCK_C,), -1, tl.int32)
@@ -109,6 +112,7 @@ def scatter_atomic(
     argmax_w,
     out_n,
     out_c,
+    out_g,
     out_h,
     out_w,
     # compile time
@@ -135,7 +139,9 @@ def scatter_atomic(
     at = pooled_offset(k, i, j, argmax_k, argmax_h, argmax_w, ALIGNED) + offsets_of(c, argmax_c, WIDE)
     cell = tl.load(argmax + at, mask=mask, other=-1).to(tl.int32)
     offset = (cell // width).to(tl.int64) * out_h + (cell % width).to(tl.int64) * out_w
-    plane = out + image_offset(image, out_n, ALIGNED) + plane_offset(c, i, j, out_c, PH, PW, GH, GW, WIDE)
+    plane = (
+        out + image_offset(image, out_n, ALIGNED) + plane_offset(c, i, j, out_c, out_g, PH, PW, GH, GW, ALIGNED, WIDE)
+    )
     tl.atomic_add(plane + offset, value, mask=mask & (cell >= 0) & (cell < height * width), sem="relaxed")
 
 
@@ -209,6 +215,7 @@ def scatter_gather(
     argmax_w,
     out_n,
     out_c,
+    out_g,
     out_h,
     out_w,
     # compile time
@@ -274,8 +281,8 @@ def scatter_gather(
             next_roi = tl.min(tl.where(meets & (n > next_roi), n, count))
     inside = ((y < height) & (x < width))[:, None] & mask[None, :]
     cell = cell_offset(y, x, out_h, out_w, ALIGNED, WIDE)
-    channels_of_group = offsets_of(input_channels(c, u, v, GH, GW), out_c, WIDE)
-    at = out + image_offset(image, out_n, ALIGNED) + cell[:, None] + channels_of_group[None, :]
+    group = group_offset(c, u, v, out_c, out_g, GH, GW, ALIGNED, WIDE)
+    at = out + image_offset(image, out_n, ALIGNED) + cell[:, None] + group[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=inside)
 
 
