@@ -21,13 +21,14 @@ without_plots = pytest.mark.usefixtures("_without_plots")
 
 
 class Tags(HTMLParser):
-    """Names of tags, sources of pictures, and whatever could make a browser fetch something."""
+    """Names of tags, sources of pictures, ids of sections, and whatever could make a browser fetch something."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.names: set[str] = set()
         self.pictures: list[str] = []
         self.addresses: list[str] = []
+        self.sections: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -35,6 +36,8 @@ class Tags(HTMLParser):
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         if tag == "img":
             self.pictures.append(dict(attrs)["src"])
+        if tag == "section":
+            self.sections.append(dict(attrs)["id"])
 
 
 def tables_of(text):
@@ -127,6 +130,7 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
     page = Tags((folder / "report.html").read_text())
     assert not page.names & {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"}
     assert page.addresses == ["#1", "#benchmark1", *page.pictures]
+    assert page.sections == ["1", "benchmark1"]
     kinds = [source.partition(";base64,") for source in page.pictures]
     assert [kind for kind, _, _ in kinds] == ["data:image/svg+xml"] * 6 + ["data:image/png"]
     for _, _, content in kinds[:6]:
@@ -332,6 +336,11 @@ def test_classes_that_differ_most_have_a_table(make_run, run_report, tmp_path):
     assert tables[1][1][1:3] == ["42.1 ± 0.0", "57.8 ± 0.0"]
     assert "The 20 of 80 classes whose means differ most between configurations, by that; summary.csv has all" in text
     assert len([row for row in table_of(tmp_path / "report" / "summary.csv") if row["metric"] == "AP/05"]) == 2
+    # Of one configuration those of the lowest AP.
+    metrics = {"AP": 0.5} | {f"AP/{i:02}": 0.9 - i / 100 for i in range(80)}
+    make_run("one/0", record={"metrics": metrics})
+    tables, _ = run_report(tmp_path / "one")
+    assert tables[1][0][1:] == [f"{i:02}" for i in range(79, 59, -1)]
 
 
 @without_plots
