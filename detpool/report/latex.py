@@ -45,7 +45,7 @@ class LatexTable:
 
 def latex(text: str) -> str:
     """Text whose characters mean nothing to LaTeX; minus signs of numbers are such, deviations close to means."""
-    escaped = "".join(_ESCAPED.get(character, character) for character in text)
+    escaped = "".join(_ESCAPED.get(character, character) for character in " ".join(text.split()))
     close = re.sub(r"(?<=\d) (\$\\pm\$) (?=\d)", r"\1", escaped)
     return "--" if text == "-" else re.sub(r"(?<![\w.])-(?=\d)", "$-$", close)
 

@@ -136,8 +136,8 @@ def test_variants_are_called_by_their_names(make_run, tmp_path):
     for wanted in ("variant=maximum", "pooler.reduction=max"):
         sections = sections_of(tmp_path / "x", by="backbone.output_stride", baseline=wanted)
         assert [section.baseline for section in sections] == ["maximum"] * 2
-    with pytest.raises(ConfigError, match="'maximun' is no configuration .* did you mean 'maximum'"):
-        sections_of(tmp_path / "x", by="backbone.output_stride", baseline="maximun")
+    with pytest.raises(ConfigError, match="'point' is no configuration .* did you mean 'points'"):
+        sections_of(tmp_path / "x", by="backbone.output_stride", baseline="point")
     # Of two studies, a name that each has for something else says nothing.
     other = {"command": "train.py -m study=y variant=default"}
     make_run("x/other", record=other, backbone={"_target_": "a.backbone", "output_stride": 8}, **{"pooler": "other"})
