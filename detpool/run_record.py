@@ -31,6 +31,7 @@ def write_metrics(
     command: Sequence[str] | None = None,
     validation: Mapping[str, float] | None = None,
     checkpoint: str | None = None,
+    images: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
     """Writes `metrics.json` atomically.
@@ -48,6 +49,7 @@ def write_metrics(
         command: the command line. Default: that of this process.
         validation: the metric that chooses epochs, of the evaluated weights on the validation set.
         checkpoint: the file of the evaluated weights, relative to the run directory if it is inside it.
+        images: how many each split has that was read: `train`, `val`, `test`.
         notes: sentences on what to be aware of when reading the metrics.
 
     Raises:
@@ -57,6 +59,7 @@ def write_metrics(
         "metrics": _finite(metrics),
         "validation": None if validation is None else _finite(validation),
         "checkpoint": checkpoint,
+        "images": None if images is None else dict(images),
         "notes": list(notes),
         "errors": None if errors is None else dict(errors),
         "seconds": round(float(seconds), 3),

@@ -7,8 +7,9 @@
     python tools/report.py logs results/ops_cpu --output report           # with the operators' benchmark
 
 Runs lie anywhere below the folders. Those that differ in nothing but their seed are averaged; configurations are
-compared with the baseline seed by seed. Runs on other data or another split get tables of their own. Whatever is
-incomplete or unreadable is named. Exit status 2 if nothing can be reported.
+compared with the baseline seed by seed. Runs get tables of their own if their metrics mean something else:
+other data or another split, another image size at evaluation (unless a sweep varies it). Whatever is incomplete or
+unreadable is named. Exit status 2 if nothing can be reported.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from detpool.report.build import Report, build_report
 from detpool.report.collect import collect
 from detpool.report.page import render
 from detpool.report.plots import Picture
+from detpool.report.tables import revision
 from detpool.run_record import git_state
 
 PICTURES = "plots"
@@ -37,10 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_with_message():
         report = build_report(collect(options.logs), options.metric, options.baseline, options.by, options.show)
         command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
-        revision = git_state(Path(detpool.__file__).parents[1])["revision"] or "unknown"
+        made_at = revision({"git": git_state(Path(detpool.__file__).parents[1])})
         with writing(options.output):
-            write(report, options.output, f"Made by `{command}` at revision {revision}.")
-    for note in [*report.problems, *(f"{part.title}: {note}" for part in report.parts for note in part.notes)]:
+            write(report, options.output, f"Made by `{command}` at revision {made_at}.")
+    for note in [
+        *report.problems,
+        *report.notes,
+        *(f"{part.title}: {note}" for part in report.parts for note in part.notes),
+    ]:
         print(f"note: {note}", file=sys.stderr)
     print(f"{options.output / 'report.html'}: {report.title}; beside it Markdown, CSV and LaTeX")
 
@@ -65,7 +71,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("logs", nargs="+", type=Path, help="folders of runs and benchmarks, or a benchmark's JSON file")
     parser.add_argument("--output", type=Path, default=Path("logs/report"), help="folder; default: logs/report")
     parser.add_argument("--metric", default="AP", help="that configurations are compared by; default: AP")
-    parser.add_argument("--baseline", help="configuration to compare with, such as pooler=roi_pool; default: the first")
+    parser.add_argument(
+        "--baseline",
+        help="configuration to compare with: its label, a variant's name, or pooler=roi_pool; default: the first",
+    )
     parser.add_argument(
         "--show", action="append", default=[], help="configuration that plots show, besides the baseline and the best"
     )

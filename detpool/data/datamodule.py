@@ -101,6 +101,11 @@ class DetectionDataModule(LightningDataModule):
             return self.val_dataset
         return self._with_proposals(self._same_classes(self._build_test(), "test"), "test")
 
+    def numbers_of_images(self) -> dict[str, int]:
+        """How many images the data sets have that were built so far, by split; a test set of its own counts alone."""
+        splits = SPLITS if self._build_test else SPLITS[:2]
+        return {split: len(vars(self)[name]) for split in splits if (name := f"{split}_dataset") in vars(self)}
+
     def missing_proposals(self, splits: Iterable[str]) -> list[str]:
         """The arguments that name no file of proposals, of those that splits (train, val, test) would need."""
         own = {"val" if split == "test" and self._build_test is None else split: None for split in splits}

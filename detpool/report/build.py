@@ -12,6 +12,7 @@ import pandas as pd
 from detpool.errors import ConfigError, did_you_mean
 from detpool.report import plots, tables
 from detpool.report.collect import Benchmark, Collected, Problem
+from detpool.report.facts import facts
 from detpool.report.groups import Section, make_sections
 from detpool.report.plots import Picture
 from detpool.report.statistics import COVERAGE
@@ -25,6 +26,7 @@ class Part:
     Attributes:
         name: what the names of its pictures' files begin with.
         title: the heading.
+        facts: what was trained, by its kind.
         notes: what to beware of.
         blocks: its content.
     """
@@ -33,6 +35,7 @@ class Part:
     title: str
     notes: list[str]
     blocks: list[Table | Picture]
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,17 +44,19 @@ class Report:
 
     Attributes:
         title: its heading, what it is about.
-        problems: what was found and is not in the numbers, and what else concerns all parts.
+        problems: what was found and is not in the numbers: failed, incomplete and left out runs, unreadable files.
         parts: one for each section, one for what changes between sections of the same data, one for each benchmark.
         numbers: what is behind the parts, by name: `runs`, a row per run with all of its numbers; `summary`, a row per
             configuration and metric; `across`, a row per configuration, metric and pair of sections. Without runs, or
             sections to compare, there is none.
+        notes: what to beware of in all parts.
     """
 
     title: str
     problems: list[str]
     parts: list[Part] = field(default_factory=list)
     numbers: dict[str, pd.DataFrame] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def build_report(
@@ -96,12 +101,13 @@ def build_report(
 def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
     by_data: dict[tuple[str, ...], list[Section]] = {}
     for number, section in enumerate(sections, 1):
-        report.parts.append(Part(str(number), section.title, _notes(section, metric), _blocks(section, metric)))
+        notes, blocks = _notes(section, metric), _blocks(section, metric)
+        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section)))
         by_data.setdefault(section.data, []).append(section)
     if len(by_data) > 1:
-        report.problems.append(
-            f"The runs were evaluated on {len(by_data)} different data sets or splits. Each has tables of its own; "
-            "nothing is averaged or compared across them."
+        report.notes.append(
+            f"The runs were evaluated in {len(by_data)} different ways: on other data sets, splits or image sizes, or "
+            "with other limits of detections. Each has tables of its own; nothing is averaged or compared across them."
         )
     report.numbers["runs"] = pd.concat(s.table.reset_index().assign(data=s.title) for s in sections).set_index("data")
     report.numbers["summary"] = pd.concat(map(tables.summary, sections)).set_index("data")
@@ -112,10 +118,12 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
 
 
 def _blocks(section: Section, metric: str) -> list[Table | Picture]:
-    """All about the runs on one data set and split."""
+    """All about the runs of a section."""
     iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
         tables.metrics_table(section, metric),
+        tables.configurations_table(section),
+        tables.classes_table(section, metric),
         tables.pivot_table(section, metric),
         tables.ranking_table(section, metric) if len(section.runs) > 2 else None,
         tables.differences_table(section, metric) if section.others else None,
@@ -175,7 +183,7 @@ def _notes(section: Section, metric: str) -> list[str]:
         held = ", ".join(f"{COVERAGE[n]} % of the time with {n} seeds" for n in few)
         notes.append(f"Bootstrap intervals of so few seeds, nominally 95 %, are too narrow: they hold {held}.")
     about: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "git revisions": lambda record: tables.revision(record, digits=10),
+        "git revisions": tables.revision,
         "versions of packages": tables.versions,
         "machines, so that times do not compare": tables.machine,
     }

@@ -26,7 +26,7 @@ _TYPES = {"a number": (int, float), "a whole number": (int,), "text": (str,), "a
 _PROVENANCE = {"command": "text", "git": "an object", "git.revision": "text", "versions": "an object"}
 _PROVENANCE |= {"hardware": "an object", "hardware.gpus": "a list"}
 _METRICS = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a number") | _PROVENANCE
-_METRICS |= {"errors": "an object", "notes": "a list"}
+_METRICS |= {"errors": "an object", "images": "an object", "notes": "a list"}
 """Of what kind an entry of a file is, by its dotted key; it may be null, or absent in older files."""
 
 
@@ -56,6 +56,11 @@ class Run:
     @property
     def split(self) -> str:
         return str(self.config["evaluation"]["split"])
+
+    @property
+    def is_of_sweep(self) -> bool:
+        """Whether its folder lies in that of a sweep."""
+        return (self.folder.parent / PLAN).is_file()
 
     @property
     def metrics(self) -> dict[str, float]:

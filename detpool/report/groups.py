@@ -1,32 +1,35 @@
-"""Which runs belong together, and what to call them.
+"""Which runs belong together.
 
-A *section* holds the runs that were evaluated on the same data and split and, if wished, have the same value of a
-setting: only they are compared directly. A *configuration* is what the runs of a section have in common that differ
-in nothing but their seed: only they are averaged.
+A *section* holds the runs whose metrics mean the same: they were evaluated on the same images of the same data and
+split, at the same size, and as many detections of an image count. Only they are compared directly. What was trained,
+on how much data and for how long does not split runs, it sets configurations apart; nor does the image size, or another
+setting of the evaluation, that one sweep varies, since it is what is studied. If wished, a section has one value of a
+further setting.
+
+A *configuration* is what the runs of a section have in common that differ in nothing but their seed: only they are
+averaged.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import pandas as pd
 
 from detpool.errors import ConfigError, did_you_mean
 from detpool.report.collect import Run
+from detpool.report.names import by_choice, choices_of, differences, flatten, in_order, label_of, ranks, show
 from detpool.study.layout import PATHS, RUN_LOCAL
 
 MOST_DRAWN = 8
 """Configurations that a plot shows: as many as there are colors and markers."""
-_LOADING = {"batch_size", "eval_batch_size", "num_workers", "pin_memory", "drop_empty"}
-_LOADING |= {"train_transform", "eval_transform"}
-"""Keys of `data` that say how it is fed to the network, not which data it is: settings like others."""
+_NOT_EVALUATED = {"batch_size", "eval_batch_size", "num_workers", "pin_memory", "drop_empty", "group_orientations"}
+_NOT_EVALUATED |= {"masks", "cache", "seed", "val_proposals", "test_proposals"}
+"""Keys of `data` that do not say which images are evaluated; nor do those that begin with `train_`."""
+_PROTOCOL = ("data.eval_transform", "evaluation.max_dets", "evaluation.voc_iou_threshold")
+"""What else a metric depends on but the detector: it splits runs unless one sweep varies it."""
 
 
 @dataclass(eq=False)
@@ -35,10 +38,11 @@ class Section:
 
     Attributes:
         title: their data and split, and the value of the setting that sections are made by.
-        data: what identifies data and split.
+        data: what their metrics depend on but the detector: images, split and how they are evaluated.
         value: of the setting that sections are made by, `key=value`; empty without one.
         settings: for each configuration, by its label, those in which it differs from others of its section; its
             pooler, if it is the only one. In the order of their values: numbers by size, words as they come first.
+        spelled: the same, without the names of variants and choices: what these stand for.
         runs: for each configuration, by seed.
         notes: runs that were left out, and why.
         baseline: the configuration that others are compared with.
@@ -49,6 +53,7 @@ class Section:
     data: tuple[str, ...]
     value: str
     settings: dict[str, dict[str, str]]
+    spelled: dict[str, dict[str, str]]
     runs: dict[str, dict[int, Run]]
     notes: list[str] = field(default_factory=list)
     baseline: str = ""
@@ -104,8 +109,8 @@ def make_sections(
     Args:
         runs: all runs.
         by: dotted key of a setting, `backbone.output_stride`, each of whose values gets a section.
-        baseline: a configuration's label, or some of its `key=value` parts, separated by commas. Default, and where a
-            section has none such: the first.
+        baseline: a configuration's label, or some of its parts, `key=value` or the name of a variant, separated by
+            commas. Default, and where a section has none such: the first.
         asked: configurations that plots show in any case; each as the baseline is given, and may fit several.
 
     Raises:
@@ -115,25 +120,25 @@ def make_sections(
     settings = pd.DataFrame([flatten(run.config) for run in runs]).fillna("unset")
     if by is not None and by not in settings:
         raise ConfigError(f"--by {by!r} is set in the config of no run{did_you_mean(by, settings.columns)}")
-    shared = [key for key in settings if _identifies_data(key)]
+    shared = [key for key in settings if _splits(key, settings, runs)]
     computed = [key for key in settings if key != by and key not in shared and not _is_local(key)]
-    choices = pd.DataFrame([_choices(run) for run in runs])
+    choices = pd.DataFrame([choices_of(run) for run in runs])
     members = _alike(settings[[*shared, *([by] if by and by not in shared else [])]])
     if by:  # data in the order of their first run, and for each the values in theirs
         order, data = (
-            _ranks(_show(value) for value in settings[by]),
+            ranks(show(value) for value in settings[by]),
             [tuple(row) for row in settings[shared].to_numpy()],
         )
-        members.sort(key=lambda places: (data.index(data[places[0]]), order[_show(settings[by][places[0]])]))
+        members.sort(key=lambda places: (data.index(data[places[0]]), order[show(settings[by][places[0]])]))
     titles = differences(settings.iloc[[places[0] for places in members]][shared])
     sections = []
     for places, title in zip(members, titles, strict=True):
         part, first = settings.iloc[places][computed], settings.iloc[places[0]]
         section = _section([runs[i] for i in places], part, choices.iloc[places])
-        section.data, section.value = tuple(first[shared]), f"{by}={_show(first[by])}" if by else ""
+        section.data, section.value = tuple(first[shared]), f"{by}={show(first[by])}" if by else ""
         shown = [f"{k.removeprefix('data.')}={v}" for k, v in title.items() if k not in ("data", "evaluation.split")]
         shown += [section.value] if by and by not in shared else []
-        name = _show(first.get("data", "data")).removesuffix("_datamodule")
+        name = show(first.get("data", "data")).removesuffix("_datamodule")
         section.title = f"{name}, {section.all_runs[0].split} split" + (f" ({', '.join(shown)})" if shown else "")
         sections.append(section)
     if baseline is not None:
@@ -150,15 +155,19 @@ def make_sections(
 
 def _section(runs: Sequence[Run], settings: pd.DataFrame, choices: pd.DataFrame) -> Section:
     alike = _alike(settings)
-    parts = differences(_by_choice(settings, choices, alike))
+    spelled, parts = (
+        differences(settings.iloc[[places[0] for places in alike]]),
+        differences(by_choice(settings, choices, alike)),
+    )
     if len(parts) == 1:
         first = settings.iloc[0]
-        parts = [{"pooler": _show(first.get("pooler.operator", first.get("pooler", "unset")))}]
-    section = Section("", (), "", {}, {})
-    for number in _in_order(parts):
+        parts = [{"pooler": show(first.get("pooler.operator", first.get("pooler", "unset")))}]
+        spelled = parts
+    section = Section("", (), "", {}, {}, {})
+    for number in in_order(parts):
         part, places = parts[number], alike[number]
-        label = ", ".join(f"{key}={value}" for key, value in part.items())
-        section.settings[label] = part
+        label = label_of(part)
+        section.settings[label], section.spelled[label] = part, spelled[number]
         # The last of each seed stays.
         sorted_runs = sorted((runs[i] for i in places), key=lambda run: (run.seed, not run.curves.empty, run.finished))
         chosen = section.runs[label] = {run.seed: run for run in sorted_runs}
@@ -176,64 +185,15 @@ def _alike(rows: pd.DataFrame) -> list[list[int]]:
     return list(found.values())
 
 
-def _choices(run: Run) -> dict[str, str]:
-    """What the run's command line chose of groups of the config: `{"head_pool": "token_cls"}`."""
-    try:
-        words = shlex.split(run.record.get("command") or "")
-    except ValueError:
-        return {}
-    found = (re.fullmatch(r"(?:\w+@)?(\w+)=(\w[\w/-]*)", word) for word in words)
-    return {match[1]: match[2] for match in found if match and isinstance(run.config.get(match[1]), Mapping)}
-
-
-def _by_choice(settings: pd.DataFrame, choices: pd.DataFrame, alike: Sequence[Sequence[int]]) -> pd.DataFrame:
-    """The settings of each configuration, a row each; what a choice stands for goes by the name of the choice.
-
-    That is where each configuration is known by a choice, and a choice and its settings are one and the same.
-    """
-    first = settings.iloc[[places[0] for places in alike]]
-    for group in choices:
-        names = [choices[group].iloc[places].dropna().unique() for places in map(list, alike)]
-        below = [key for key in first if key == group or key.startswith(f"{group}.")]
-        what = list(first[below].itertuples(index=False, name=None)) if below else []
-        chosen = [found[0] for found in names if len(found) == 1]
-        if len(chosen) == len(alike) and len({*chosen}) == len({*what}) == len({*zip(chosen, what, strict=True)}):
-            following = [key for key in first if _follows(first, key)] if group == "pooler" else []
-            first = first.drop(columns=[*below[1:], *following]).rename(columns={below[0]: group})
-            first[group] = chosen
-    return first
-
-
-def _follows(configs: pd.DataFrame, key: str) -> bool:
-    """Whether this setting of a `mask_pooler` or `iou_pooler` is always that of the `pooler`."""
-    first, _, rest = key.partition(".")
-    own = f"pooler.{rest}" if rest else "pooler"
-    return first.endswith("_pooler") and own in configs and configs[key].equals(configs[own])
-
-
-def _in_order(parts: Sequence[Mapping[str, str]]) -> list[int]:
-    """Places of configurations, in the order of their settings."""
-    keys = dict.fromkeys(key for part in parts for key in part)
-    ranks = {key: _ranks(part.get(key, "") for part in parts) for key in keys}
-    return sorted(range(len(parts)), key=lambda i: [ranks[key][parts[i].get(key, "")] for key in keys])
-
-
-def _ranks(values: Iterable[str]) -> dict[str, tuple[float, int]]:
-    """Sort keys of values: numbers by their size, then words as they come first."""
-    found: dict[str, tuple[float, int]] = {}
-    for place, value in enumerate(values):
-        try:
-            found.setdefault(value, (float(value), 0))
-        except ValueError:
-            found.setdefault(value, (math.inf, place))
-    return found
-
-
 def _fitting(section: Section, wanted: str) -> list[str]:
-    """The configurations with this label or these `key=value` parts, separated by commas."""
+    """The configurations with this label or these parts, separated by commas; in names, or in what they stand for."""
     parts = {part.strip() for part in wanted.split(",")}
-    shown = {label: {f"{key}={value}" for key, value in part.items()} for label, part in section.settings.items()}
-    return [label for label in shown if label == wanted or parts <= shown[label]]
+    known = {
+        label: {label_of({key: value}) for key, value in [*part.items(), *section.spelled[label].items()]}
+        | {f"{key}={value}" for key, value in part.items()}
+        for label, part in section.settings.items()
+    }
+    return [label for label in known if label == wanted or parts <= known[label]]
 
 
 def _choose_baseline(sections: Sequence[Section], wanted: str) -> None:
@@ -253,9 +213,17 @@ def _choose_baseline(sections: Sequence[Section], wanted: str) -> None:
         raise ConfigError(f"--baseline {wanted!r} is no configuration of these runs{did_you_mean(wanted, labels)}")
 
 
-def _identifies_data(key: str) -> bool:
+def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
+    """Whether runs that differ in a setting are of different sections."""
     first, *rest = key.split(".")
-    return key == "evaluation.split" or (first == "data" and key != "data.seed" and not _LOADING & {*rest[:1]})
+    if key in _PROTOCOL or key.startswith(tuple(f"{part}." for part in _PROTOCOL)):
+        swept = [place for place, run in enumerate(runs) if run.is_of_sweep]
+        folders = [runs[place].folder.parent for place in swept]
+        return not (settings[key].iloc[swept].groupby(folders).nunique() > 1).any()
+    if key == "data.year" and "data.eval_year" in settings:  # VOC's: the years of the training, if others are evaluated
+        return bool((settings["data.eval_year"] == "unset").any())
+    evaluated = first == "data" and not (rest and (rest[0] in _NOT_EVALUATED or rest[0].startswith("train_")))
+    return evaluated or key == "evaluation.split"
 
 
 def _is_local(key: str) -> bool:
@@ -263,50 +231,3 @@ def _is_local(key: str) -> bool:
     words = key.split(".")
     local = words[0] in RUN_LOCAL or key in ("seed", "data.seed", "evaluation.pictures")
     return local or (words[0] == "callbacks" and words[-1] in PATHS)
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by dotted keys, as JSON; that of an object has its function, `@` before it.
-
-    Without nulls: a setting that a later revision added, and that is off, leaves a run what it was before.
-    """
-    found: dict[str, str] = {}
-    for key, value in config.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
-        if isinstance(value, Mapping):
-            found |= flatten(value, path)
-        elif value is not None:
-            found |= {prefix: f"@{value}"} if key == "_target_" else {path: json.dumps(value, default=str)}
-    return found
-
-
-def differences(configs: pd.DataFrame) -> list[dict[str, str]]:
-    """For each of several configs (`flatten`, a row each) the settings in which they are not all the same.
-
-    Objects of different functions differ as wholes: they are named by their function, and their arguments are compared
-    only among objects of the same function. Keys are as short as they can be: `pooler=roi_pool`, `optimizer.lr=0.01`. A
-    `mask_pooler` or `iou_pooler` that differs wherever, and as, the `pooler` does is not named.
-    """
-    varying = [key for key in configs if configs[key].nunique() > 1]
-    found: dict[str, pd.Series] = {}
-    for key in varying:
-        values = configs[key]
-        if parents := [parent for parent in varying if key.startswith(f"{parent}.")]:
-            values = values[configs.groupby(parents)[key].transform("nunique") > 1]
-        shown = values.map(_show)
-        found[key] = shown if shown.nunique() == values.nunique() else values.str.removeprefix("@")
-    for key in varying:
-        first, *rest = key.split(".")
-        if first.endswith("_pooler") and found[key].equals(found.get(".".join(["pooler", *rest]))):
-            del found[key]
-    names = {}
-    for key in found:  # the last two words, or the last of an object's; a pooler's operator is the pooler
-        words = [word for word in key.split(".") if word != "operator"]
-        is_object = (configs[key].str.startswith("@") | (configs[key] == "unset")).all()
-        names[key] = ".".join(words[-1:] if is_object else words[-2:])
-    names = {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
-    return [{name: found[key][i] for key, name in names.items() if i in found[key]} for i in configs.index]
-
-
-def _show(text: str) -> str:
-    return text.rpartition(".")[2] if text.startswith("@") else text.strip('"')

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 
 from jinja2 import Environment, PackageLoader
 
 from detpool.report.build import Report
-
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"±": r"$\pm$", "×": r"$\times$", "Δ": r"$\Delta$"}
+from detpool.report.latex import fit
 
 
 def render(report: Report, template: str, footer: str = "", pictures: str = "") -> str:
@@ -18,8 +17,7 @@ def render(report: Report, template: str, footer: str = "", pictures: str = "") 
     Args:
         report: the report.
         template: `report.html` holds its pictures and no script, font or address outside the file; `report.md` names
-            those in a folder beside it; `report.tex` has the tables that fit into a paper, for a document that loads
-            booktabs.
+            those in a folder beside it; `report.tex` has the tables that fit into a paper (`detpool.report.latex`).
         footer: a last line of the page.
         pictures: the folder of the pictures, relative to the page.
     """
@@ -31,7 +29,12 @@ def render(report: Report, template: str, footer: str = "", pictures: str = "") 
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        markdown=markdown, latex=latex, base64=lambda content: base64.b64encode(content).decode()
+        markdown=markdown,
+        line=lambda text: " ".join(text.split()),
+        slug=lambda text: re.sub(r"\W+|_", "-", text.lower()).strip("-"),
+        fit=fit,
+        base64=lambda content: base64.b64encode(content).decode(),
+        pixels=pixels,
     )
     return environment.get_template(f"{template}.j2").render(report=report, footer=footer, pictures=pictures)
 
@@ -41,6 +44,7 @@ def markdown(text: str) -> str:
     return " ".join("".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text).split())
 
 
-def latex(text: str) -> str:
-    """Text whose characters mean nothing to LaTeX."""
-    return "".join(_LATEX.get(character, character) for character in text)
+def pixels(content: bytes) -> float | None:
+    """The width of a page's pixels that a plot has, of which letters are then as large as those of the text."""
+    match = re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)
+    return float(match[1]) * 4 / 3 if match else None

@@ -17,6 +17,8 @@ from detpool.report.collect import Benchmark
 from detpool.report.groups import Section
 from detpool.report.statistics import Difference, mean_difference, rank
 
+MOST_CLASSES = 20
+"""Classes that a table has a column for."""
 IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
 _UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
 """Columns that only the benchmark's own CSV file tells."""
@@ -32,6 +34,7 @@ class Table:
         note: how to read it; may be empty.
         words: how many leading columns hold words; the others hold numbers, and align at the right.
         listing: whether it is there to look things up in, and of no use in a paper.
+        folded: whether the page shows its title alone until it is asked for.
     """
 
     title: str
@@ -39,6 +42,7 @@ class Table:
     note: str = ""
     words: int = 1
     listing: bool = False
+    folded: bool = False
 
 
 def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str:
@@ -57,10 +61,10 @@ def percentage_points(found: Difference) -> str:
     return "-" if not found.pairs else mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"
 
 
-def revision(record: Mapping[str, Any], digits: int = 40) -> str:
-    """The git revision of `detpool.run_record.provenance` as text."""
+def revision(record: Mapping[str, Any]) -> str:
+    """The git revision of `detpool.run_record.provenance` as text, as short as git has them."""
     git = record.get("git") or {}
-    return (git.get("revision") or "unknown")[:digits] + (" with changes" if git.get("dirty") else "")
+    return (git.get("revision") or "unknown")[:10] + (" with changes" if git.get("dirty") else "")
 
 
 def machine(record: Mapping[str, Any]) -> str:
@@ -86,11 +90,43 @@ def error_shares(section: Section) -> pd.DataFrame:
 
 
 def metrics_table(section: Section, metric: str) -> Table:
-    """The metric, COCO's usual ones, and AP of masks beside that of boxes: means and standard deviations over seeds."""
-    shown = _shown(section, metric, ("AP", "AP50", "AP75", "APs", "APm", "APl"))
+    """The metric and COCO's usual ones, those of masks beside those of boxes: means and standard deviations."""
+    kinds = (prefix_of(metric), "" if prefix_of(metric) else "mask_")
+    usual = [f"{kind}AP{of}" for group in (("", "50", "75"), ("s", "m", "l")) for kind in kinds for of in group]
+    shown = [metric, *(name for name in usual if name != metric and section.has(name))]
     cells = _means(section.table[shown])
     cells.insert(1, "seeds", [str(len(runs)) for runs in section.runs.values()])
-    return Table("Metrics", cells, "Percent, mean ± standard deviation over seeds (n - 1).")
+    return Table("Metrics", cells, "Percent, mean ± standard deviation over seeds (n − 1).")
+
+
+def configurations_table(section: Section) -> Table | None:
+    """What the names of variants and choices stand for; None where there are none."""
+    if section.spelled == section.settings:
+        return None
+    texts = [", ".join(f"{key}={value}" for key, value in part.items()) for part in section.spelled.values()]
+    cells = pd.DataFrame({"configuration": [*section.spelled], "settings": texts})
+    return Table("Settings of the configurations", cells, words=2, listing=True, folded=True)
+
+
+def classes_table(section: Section, metric: str) -> Table | None:
+    """AP of each class, or of those that differ most; None if there is one class, or none is known."""
+    whole = [
+        name for name in (metric, f"{prefix_of(metric)}AP") if any(n.startswith(f"{name}/") for n in section.metrics)
+    ]
+    names = [name for name in section.metrics if whole and name.startswith(f"{whole[0]}/") and section.has(name)]
+    if len(names) < 2:
+        return None
+    note = "Percent, mean ± standard deviation over seeds."
+    if len(names) > MOST_CLASSES:
+        means = section.table[names].groupby("configuration", sort=False).mean()
+        spread, which = means.max() - means.min(), "whose means differ most between configurations, by that"
+        if len(means) < 2:
+            spread, which = -means.iloc[0], "of the lowest AP, by that"
+        shown = list(spread.nlargest(MOST_CLASSES).index)
+        note += f" The {len(shown)} of {len(names)} classes {which}; summary.csv has all."
+        names = shown
+    cells = _means(section.table[names].rename(columns=lambda name: name.partition("/")[2]))
+    return Table(f"{whole[0]} by class", cells, note, folded=True)
 
 
 def ranking_table(section: Section, metric: str) -> Table:
@@ -176,7 +212,7 @@ def runs_table(section: Section) -> Table:
     """Where each run is, and how to repeat it."""
     cells = section.table[["folder", "revision", "command"]].reset_index().astype({"seed": str})
     cells["revision"] = [revision(run.record) for run in section.all_runs]
-    return Table("Runs", cells, words=len(cells.columns), listing=True)
+    return Table("Runs", cells, words=len(cells.columns), listing=True, folded=True)
 
 
 def differences_table(section: Section, metric: str) -> Table:

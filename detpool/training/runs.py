@@ -265,6 +265,7 @@ def evaluate(
             command=command,
             validation=validation,
             checkpoint=None if checkpoint is None else _path_in(run_dir, checkpoint),
+            images=data.numbers_of_images(),
             notes=notes,
         )
         print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")

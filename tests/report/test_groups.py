@@ -9,7 +9,9 @@ import pytest
 
 from detpool.errors import ConfigError
 from detpool.report.collect import collect
-from detpool.report.groups import differences, flatten, make_sections
+from detpool.report.groups import make_sections
+from detpool.report.names import differences, flatten
+from detpool.study.layout import write_plan
 
 
 def sections_of(folder, **options):
@@ -61,6 +63,86 @@ def test_how_data_is_loaded_is_a_setting_and_which_data_it_is_a_section(make_run
         "coco, test split",
     ]
     assert list(sections[0].runs) == ["data.batch_size=4", "data.batch_size=8"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "splits"),
+    [
+        ("data.train_images", (100, 1000), False),
+        ("data.train_transform", ({"hflip": 0.5}, {"hflip": 0.0}), False),
+        ("data.masks", (False, True), False),
+        ("trainer.max_epochs", (3, 12), False),
+        ("model", ({"_target_": "a.faster_rcnn"}, {"_target_": "a.mask_rcnn"}), False),
+        ("data.val_images", (100, 200), True),
+        ("data.eval_transform.min_size", (400, 800), True),
+        ("evaluation.max_dets", ([1, 10, 100], [1, 10, 300]), True),
+        ("evaluation.voc_iou_threshold", (0.5, 0.7), True),
+    ],
+)
+def test_runs_are_split_by_what_changes_the_meaning_of_a_metric(make_run, tmp_path, setting, values, splits):
+    for number, value in enumerate(values):
+        make_run(str(number), **{setting: value})
+    assert len(sections_of(tmp_path)) == (2 if splits else 1)
+
+
+def test_what_a_sweep_varies_of_the_evaluation_does_not_split_it(make_run, tmp_path):
+    for size in (400, 800):
+        make_run(f"sweep/{size}", **{"data.eval_transform.min_size": size, "data.size": size // 4})
+    write_plan(tmp_path / "sweep", ["400", "800"])
+    # The data are others all the same.
+    assert [section.title for section in sections_of(tmp_path)] == [
+        "shapes, test split (size=100)",
+        "shapes, test split (size=200)",
+    ]
+    for size in (400, 800):
+        make_run(f"more/{size}", **{"data.eval_transform.min_size": size})
+    write_plan(tmp_path / "more", ["400", "800"])
+    (section,) = sections_of(tmp_path / "more")
+    assert list(section.runs) == ["eval_transform.min_size=400", "eval_transform.min_size=800"]
+
+
+def test_years_of_the_training_do_not_split_runs_that_are_evaluated_on_the_same_year(make_run, tmp_path):
+    voc = {"_target_": "detpool.data.voc.voc_datamodule", "root": "/voc", "seed": 0}
+    for number, year in enumerate([2007, [2007, 2012]]):
+        make_run(f"same/{number}", data=voc | {"year": year, "eval_year": 2007})
+        make_run(f"own/{number}", data=voc | {"year": year})
+    assert [list(section.runs) for section in sections_of(tmp_path / "same")] == [
+        ["data.year=2007", "data.year=[2007, 2012]"]
+    ]
+    assert len(sections_of(tmp_path / "own")) == 2
+
+
+def test_variants_are_called_by_their_names(make_run, tmp_path):
+    variants = {
+        "maximum": {"pooler.operator.reduction": "max"},
+        "points": {"pooler.operator.sampling_ratio": 4, "optim.optimizer.lr": 1},
+        "default": {},
+    }
+    for name, settings in variants.items():
+        for stride in (16, 32):
+            backbone = {"_target_": "a.backbone", "output_stride": stride}
+            command = f"train.py -m study=x backbone.output_stride={stride} variant={name}"
+            make_run(f"x/{name}{stride}", record={"command": command}, backbone=backbone, **settings)
+    (section,) = sections_of(tmp_path / "x", baseline="points, backbone.output_stride=32")
+    assert {*section.runs} == {f"{name}, backbone.output_stride={stride}" for name in variants for stride in (16, 32)}
+    assert section.baseline == "points, backbone.output_stride=32"
+    assert section.spelled["maximum, backbone.output_stride=16"] == {
+        "pooler.reduction": "max",
+        "pooler.sampling_ratio": "2",
+        "optimizer.lr": "0.02",
+        "backbone.output_stride": "16",
+    }
+    # As a command line has it, and by what it stands for.
+    for wanted in ("variant=maximum", "pooler.reduction=max"):
+        sections = sections_of(tmp_path / "x", by="backbone.output_stride", baseline=wanted)
+        assert [section.baseline for section in sections] == ["maximum"] * 2
+    with pytest.raises(ConfigError, match="'point' is no configuration .* did you mean 'points'"):
+        sections_of(tmp_path / "x", by="backbone.output_stride", baseline="point")
+    # Of two studies, a name that each has for something else says nothing.
+    other = {"command": "train.py -m study=y variant=default"}
+    make_run("x/other", record=other, backbone={"_target_": "a.backbone", "output_stride": 8}, **{"pooler": "other"})
+    (section,) = sections_of(tmp_path / "x")
+    assert not {key for part in section.settings.values() for key in part} & {"variant"}
 
 
 def test_an_evaluation_of_a_run_does_not_count_beside_it(make_run, tmp_path):

@@ -10,28 +10,25 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pandas as pd
 import pytest
 import report
 
 from detpool.report import plots
-from detpool.report.build import Part, Report
-from detpool.report.page import render
 from detpool.report.plots import Picture
-from detpool.report.tables import Table
 
 ROOT = Path(__file__).parents[2]
 without_plots = pytest.mark.usefixtures("_without_plots")
 
 
 class Tags(HTMLParser):
-    """Names of tags, sources of pictures, and whatever could make a browser fetch something."""
+    """Names of tags, sources of pictures, ids of sections, and whatever could make a browser fetch something."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.names: set[str] = set()
         self.pictures: list[str] = []
         self.addresses: list[str] = []
+        self.sections: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -39,6 +36,8 @@ class Tags(HTMLParser):
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         if tag == "img":
             self.pictures.append(dict(attrs)["src"])
+        if tag == "section":
+            self.sections.append(dict(attrs)["id"])
 
 
 def tables_of(text):
@@ -100,7 +99,7 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
     assert tables[3][1][:4] == ["pooler=roi_pool", "60.0 ± 0.0", "5.0 ± 0.0", "10.0 ± 0.0"]
     assert tables[4][1] == ["pooler=roi_pool", "250.0 ± 0.0", "1.00", "3 ± 0", "2.0 ± 0.0"]
     assert len(tables[5]) == 7
-    assert tables[5][1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 40, "train.py pooler=roi_pool seed=0"]
+    assert tables[5][1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 10, "train.py pooler=roi_pool seed=0"]
 
     timed = [row for row in table_of(ROOT / "results" / "ops_cpu" / "bench.csv") if row["status"] == "timed"]
     facts, times = tables[6:]
@@ -130,7 +129,8 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
     # The page needs no other file.
     page = Tags((folder / "report.html").read_text())
     assert not page.names & {"script", "link", "iframe", "object", "embed", "base", "form", "audio", "video"}
-    assert page.addresses == page.pictures
+    assert page.addresses == ["#1", "#benchmark1", *page.pictures]
+    assert page.sections == ["1", "benchmark1"]
     kinds = [source.partition(";base64,") for source in page.pictures]
     assert [kind for kind, _, _ in kinds] == ["data:image/svg+xml"] * 6 + ["data:image/png"]
     for _, _, content in kinds[:6]:
@@ -151,12 +151,14 @@ def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, tmp_path)
             make_run(f"logs/{name}{seed}", ap, seed=seed, pooler=name, masks=True)
     tables, _ = run_report(tmp_path / "logs", "--metric", "mask_AP75", "--baseline", "pooler=roi_pool")
     header, align, _ = tables[0]
-    assert header[2:] == ["mask_AP75", "mask_AP", "mask_AP50", "mask_APs", "mask_APm", "AP"]
-    assert (align[3], align[-1]) == ("40.0 ± 0.0", "50.0 ± 0.0")
+    assert header[2:5] == ["mask_AP75", "mask_AP", "mask_AP50"]
+    assert header[5:] == ["AP", "AP50", "AP75", "mask_APs", "mask_APm", "APs", "APm"]
+    assert (align[3], align[5]) == ("40.0 ± 0.0", "50.0 ± 0.0")
     assert tables[1][0][-1] == "Δ AP"
     assert tables[1][1][-1].startswith("+10.00 [")
     tables, _ = run_report(tmp_path / "logs")
-    assert tables[0][0][-1] == tables[1][0][-1].removeprefix("Δ ") == "mask_AP"
+    assert tables[0][0][2:8] == ["AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75"]
+    assert tables[1][0][-1] == "Δ mask_AP"
 
 
 @without_plots
@@ -197,7 +199,7 @@ def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, 
     assert [row["from"], row["to"]] == titles[:2]
     assert [float(row[name]) for name in ("difference", "low", "high")] == pytest.approx([0.025, 0.01, 0.04])
     assert f"{titles[2]} is not compared with {titles[0]}" in said
-    assert "different data sets" not in said
+    assert "different ways" not in said
     # No tables of an earlier report stay.
     _, said = run_report(ROOT / "results" / "pooling_cpu")
     assert said == ""
@@ -276,12 +278,69 @@ def test_notes_on_what_differs_and_what_runs_say(make_run, run_report, tmp_path)
         f"{tmp_path / 'logs' / '2'}: left out: it has no metric AP",
         f"shapes, test split (size=128): {same}\n",
         f"{other} (1 of 2 runs)",
-        "evaluated on 2 different data sets or splits",
+        "evaluated in 2 different ways: on other data sets, splits or image sizes",
     ):
         assert note in said
     assert "too narrow" not in said
     summaries = [table[1] for table in tables if table[0][:2] == ["configuration", "seeds"]]
     assert [row[1:3] for row in summaries] == [["1", "50.0"], ["1", "60.0"]]
+
+
+@without_plots
+def test_what_was_trained_stands_on_top_and_what_failed_is_folded(make_run, run_report, tmp_path):
+    classes, images = [f"c{i}" for i in range(3)], {"images": {"train": 1000, "val": 200}}
+    backbone = {"_target_": "detpool.detection.backbones.resnet", "weights": None, "output_stride": 16}
+    for seed, pooler in enumerate(["roi_pool", "pr_roi_pool"]):
+        model = {"_target_": "detpool.detection.mask_rcnn", "rpn": {"_target_": "x.RPN"}, "weights": None}
+        mask_pooler = {"_target_": "detpool.poolers.RoIPooler", "operator": {"_target_": "detpool.ops.roi_align"}}
+        settings = {"class_names": classes, "model": model, "mask_pooler": mask_pooler}
+        settings["backbone"] = backbone | {"depth": seed}
+        settings["data.eval_transform"] = {"min_size": 800, "max_size": 1333, "size": None}
+        settings["data.size"] = None
+        make_run(f"logs/{seed}", seed=seed, pooler=pooler, record=images, **settings)
+    make_run("logs/2", finished=False)
+    run_report(tmp_path / "logs")
+    page, text, latex = ((tmp_path / "report" / f"report.{kind}").read_text() for kind in ("html", "md", "tex"))
+    facts = {
+        "model": "mask_rcnn",
+        "backbone": "resnet(output_stride=16, depth=varies)",
+        "pooler": "RoIPooler(output_size=7, operator=varies)",
+        "mask pooler": "RoIPooler(operator=roi_align)",
+        "optimizer": "SGD(lr=0.02)",
+        "classes": "3",
+        "images": "1000 training, 200 validation",
+        "image size": "evaluation: shorter side 800, longer at most 1333",
+        "epochs": "3",
+        "batch size": "8",
+        "seeds": "0, 1",
+    }
+    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page) == list(facts.items())
+    assert re.findall("^- (.*?): (.*)", text.replace("\\", ""), re.MULTILINE)[1 : len(facts) + 1] == list(facts.items())
+    assert re.findall("^%   (.*?): (.*)", latex, re.MULTILINE) == list(facts.items())
+    summary = "<details><summary>Not in the numbers: 1 (failed, incomplete, unreadable or left out)</summary>"
+    folded = page.partition(summary)[2].partition("</details>")[0]
+    assert f"<li>{tmp_path / 'logs' / '2'}: incomplete" in folded
+    assert "<nav>" not in page  # of a single section
+
+
+@without_plots
+def test_classes_that_differ_most_have_a_table(make_run, run_report, tmp_path):
+    for seed in range(2):
+        for place, pooler in enumerate(["roi_pool", "pr_roi_pool"]):
+            # Class i is i/1000 better with the second pooler, in odd classes worse.
+            metrics = {f"AP/{i:02}": 0.5 + place * (-1) ** i * i / 1000 for i in range(80)} | {"AP/none": None}
+            make_run(f"logs/{pooler}{seed}", seed=seed, pooler=pooler, record={"metrics": {"AP": 0.5} | metrics})
+    tables, _ = run_report(tmp_path / "logs")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert tables[1][0] == ["configuration", *(f"{i:02}" for i in range(79, 59, -1))]
+    assert tables[1][1][1:3] == ["42.1 ± 0.0", "57.8 ± 0.0"]
+    assert "The 20 of 80 classes whose means differ most between configurations, by that; summary.csv has all" in text
+    assert len([row for row in table_of(tmp_path / "report" / "summary.csv") if row["metric"] == "AP/05"]) == 2
+    # Of one configuration those of the lowest AP.
+    metrics = {"AP": 0.5} | {f"AP/{i:02}": 0.9 - i / 100 for i in range(80)}
+    make_run("one/0", record={"metrics": metrics})
+    tables, _ = run_report(tmp_path / "one")
+    assert tables[1][0][1:] == [f"{i:02}" for i in range(79, 59, -1)]
 
 
 @without_plots
@@ -321,19 +380,4 @@ def test_text_of_runs_is_not_markup(make_run, run_report, tmp_path):
     assert not Tags(page).names & {"script", "b"}
     assert '<td class="word">pooler=&lt;b&gt;&amp;_|</td>' in page
     assert "- **Note:** a \\*note\\* (1 of 2 runs)\n" in text
-    assert "pooler=<b>\\&\\_| & " in latex
-
-
-def test_latex_of_a_row_that_begins_with_a_bracket():
-    cells = pd.DataFrame([["[x]_y", "50.0 ± 1.0"]], columns=["configuration", "Δ AP"])
-    lookup = Table("Runs", cells, listing=True)
-    part = Part("1", "a part", [], [Table("R&D_1", cells), lookup, Picture("plot", "a plot", {"svg": b""})])
-    lines = [line.strip() for line in render(Report("a report", [], [part]), "report.tex").splitlines() if line]
-    assert lines == [
-        "% a part",
-        *(r"\begin{table}", r"\centering", r"\caption{R\&D\_1}", r"\begin{tabular}{lr}", r"\toprule"),
-        *(r"configuration & $\Delta$ AP \\", r"\midrule"),
-        # Else it would be the optional argument of the line break before it.
-        r"{}[x]\_y & 50.0 $\pm$ 1.0 \\",
-        *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
-    ]
+    assert r"pooler=\textless{}b\textgreater{}\&\_\textbar{} & " in latex

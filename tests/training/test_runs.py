@@ -60,6 +60,8 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     assert {"git", "versions", "hardware", "seconds", "command"} <= record.keys()
     assert 0 < record["step_seconds"] < record["seconds"]
     assert record["errors"]["objects"] == len(runs.build_data(tiny_config()).val_dataset.ground_truth()["annotations"])
+    data = runs.build_data(tiny_config(), ["fit"])
+    assert record["images"] == {"train": len(data.train_dataset), "val": len(data.val_dataset)}
     assert isinstance(read_results(folder / RESULTS), list)
     assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
 

@@ -1,0 +1,92 @@
+"""What was trained, in a few words: what the configs and records of runs have in common."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detpool.report.collect import Run
+from detpool.report.groups import Section
+
+VARIES = "varies"
+_KEYS = {"model": "model", "backbone": "backbone", "proposals": "model.proposals", "pooler": "pooler"}
+_KEYS |= {"mask pooler": "mask_pooler", "IoU pooler": "iou_pooler", "stem pool": "stem_pool"}
+_KEYS |= {"downsample": "downsample", "context": "context", "head pool": "head_pool", "optimizer": "optim.optimizer"}
+"""Parts of a config by what they are called here."""
+
+
+def facts(section: Section) -> dict[str, str]:
+    """What the runs of a section trained, by its kind, and `varies` in the place of what is not the same in all.
+
+    What neither configs nor records know is left out.
+    """
+    common = _common([run.config for run in section.all_runs])
+    found = {name: _describe(_get(common, key)) for name, key in _KEYS.items()}
+    if isinstance(model := common.get("model"), Mapping):  # its parts are told apart
+        weights = {key: model[key] for key in ("_target_", "weights") if key in model}
+        found["model"] = _describe(weights)
+    data = _get(common, "data") or {}
+    sizes = {"training": data.get("train_transform"), "evaluation": data.get("eval_transform")}
+    classes, devices = common.get("class_names"), _get(common, "trainer.devices")
+    several = f" on each of {devices} devices" if isinstance(devices, int) and devices > 1 else ""
+    found |= {
+        "classes": str(len(classes)) if isinstance(classes, list) else "",
+        "images": _common([_images(run) for run in section.all_runs]),
+        "image size": _describe(data.get("size")) or _listed({name: _size(value) for name, value in sizes.items()}),
+        "epochs": _describe(_get(common, "trainer.max_epochs")),
+        "batch size": _describe(data.get("batch_size")) + several,
+        "seeds": ", ".join(map(str, sorted({run.seed for run in section.all_runs}))),
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What is the same in all of several values; of objects of the same function, and of mappings, key by key."""
+    first, *others = values
+    if all(value == first for value in others):
+        return first
+    if not all(isinstance(value, Mapping) for value in values):
+        return VARIES
+    if len({value.get("_target_") for value in values}) > 1:
+        return VARIES
+    return {key: _common([value.get(key) for value in values]) for key in dict.fromkeys(k for v in values for k in v)}
+
+
+def _get(config: Any, key: str) -> Any:
+    """The value of a dotted key; None if there is none."""
+    for word in key.split("."):
+        if config == VARIES:
+            return VARIES
+        config = config.get(word) if isinstance(config, Mapping) else None
+    return config
+
+
+def _describe(value: Any) -> str:
+    """A value in words: an object by its function and its arguments, as it would be called."""
+    if isinstance(value, Mapping):
+        name = str(value.get("_target_", "")).rpartition(".")[2]
+        shown = {key: _describe(part) for key, part in value.items() if not str(key).startswith("_")}
+        arguments = ", ".join(f"{key}={text}" for key, text in shown.items() if text)
+        return f"{name}({arguments})" if name and arguments else name or arguments
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _size(transform: Any) -> str:
+    """The size of images that a transform of `detection_transform`'s arguments makes."""
+    if not isinstance(transform, Mapping):
+        return _describe(transform)
+    words = {"size": "", "min_size": "shorter side ", "max_size": "longer at most "}
+    return ", ".join(word + _describe(transform[key]) for key, word in words.items() if transform.get(key) is not None)
+
+
+def _images(run: Run) -> str:
+    """Numbers of images, as the record has them, else the config."""
+    counts = {split: run.config["data"].get(f"{split}_images") for split in ("train", "val", "test")}
+    counts |= run.record.get("images") or {}
+    names = {"train": "training", "val": "validation", "test": "test"}
+    return ", ".join(f"{count} {names[split]}" for split, count in counts.items() if count is not None)
+
+
+def _listed(texts: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {text}" for name, text in texts.items() if text)

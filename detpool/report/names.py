@@ -1,0 +1,134 @@
+"""What sets configurations apart, in words: settings by short keys, and names that a command line gave them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from detpool.report.collect import Run
+
+VARIANT = "variant"
+"""What a study calls its whole configurations; a row is called by the name alone."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings by dotted keys, as JSON; that of an object has its function, `@` before it.
+
+    Without nulls: a setting that a later revision added, and that is off, leaves a run what it was before.
+    """
+    found: dict[str, str] = {}
+    for key, value in config.items():
+        path = f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping):
+            found |= flatten(value, path)
+        elif value is not None:
+            found |= {prefix: f"@{value}"} if key == "_target_" else {path: json.dumps(value, default=str)}
+    return found
+
+
+def differences(configs: pd.DataFrame) -> list[dict[str, str]]:
+    """For each of several configs (`flatten`, a row each) the settings in which they are not all the same.
+
+    Objects of different functions differ as wholes: they are named by their function, and their arguments are compared
+    only among objects of the same function. Keys are as short as they can be: `pooler=roi_pool`, `optimizer.lr=0.01`. A
+    `mask_pooler` or `iou_pooler` that differs wherever, and as, the `pooler` does is not named.
+    """
+    varying = [key for key in configs if configs[key].nunique() > 1]
+    found: dict[str, pd.Series] = {}
+    for key in varying:
+        values = configs[key]
+        if parents := [parent for parent in varying if key.startswith(f"{parent}.")]:
+            values = values[configs.groupby(parents)[key].transform("nunique") > 1]
+        shown = values.map(show)
+        found[key] = shown if shown.nunique() == values.nunique() else values.str.removeprefix("@")
+    for key in varying:
+        first, *rest = key.split(".")
+        if first.endswith("_pooler") and found[key].equals(found.get(".".join(["pooler", *rest]))):
+            del found[key]
+    names = {}
+    for key in found:  # the last two words, or the last of an object's; a pooler's operator is the pooler
+        words = [word for word in key.split(".") if word != "operator"]
+        is_object = (configs[key].str.startswith("@") | (configs[key] == "unset")).all()
+        names[key] = ".".join(words[-1:] if is_object else words[-2:])
+    names = {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
+    return [{name: found[key][i] for key, name in names.items() if i in found[key]} for i in configs.index]
+
+
+def label_of(part: Mapping[str, str]) -> str:
+    """What a configuration with these settings is called."""
+    return ", ".join(value if key == VARIANT else f"{key}={value}" for key, value in part.items())
+
+
+def show(text: str) -> str:
+    """A value of `flatten` for people."""
+    return text.rpartition(".")[2] if text.startswith("@") else text.strip('"')
+
+
+def choices_of(run: Run) -> dict[str, str]:
+    """What the run's command line chose of groups of the config, and the variant: `{"head_pool": "token_cls"}`."""
+    try:
+        words = shlex.split(run.record.get("command") or "")
+    except ValueError:
+        return {}
+    found = (re.fullmatch(r"(?:\w+@)?(\w+)=(\w[\w/-]*)", word) for word in words)
+    chosen = {match[1]: match[2] for match in found if match}
+    return {key: name for key, name in chosen.items() if key == VARIANT or isinstance(run.config.get(key), Mapping)}
+
+
+def by_choice(settings: pd.DataFrame, choices: pd.DataFrame, alike: Sequence[Sequence[int]]) -> pd.DataFrame:
+    """The settings of each configuration, a row each; what a choice stands for goes by the name of the choice.
+
+    That is where each configuration is known by a choice, and a choice and its settings are one and the same. A variant
+    stands for all settings that are the same wherever it was chosen.
+    """
+    first = settings.iloc[[places[0] for places in alike]]
+    for group in sorted(choices, key=lambda group: group != VARIANT):
+        names = [choices[group].iloc[places].dropna().unique() for places in map(list, alike)]
+        if any(len(found) != 1 for found in names):
+            continue
+        chosen = [found[0] for found in names]
+        below = [key for key in first if _belongs(first, key, group, chosen)]
+        what = list(first[below].itertuples(index=False, name=None)) if below else []
+        if len({*chosen}) == len({*what}) == len({*zip(chosen, what, strict=True)}):
+            following = [key for key in first if _follows(first, key)] if group == "pooler" else []
+            first = first.drop(columns=[*below[1:], *following]).rename(columns={below[0]: group})
+            first[group] = chosen
+    return first
+
+
+def _belongs(configs: pd.DataFrame, key: str, group: str, chosen: Sequence[str]) -> bool:
+    """Whether a setting is one of those that a choice stands for."""
+    if group != VARIANT:
+        return key == group or key.startswith(f"{group}.")
+    return configs[key].nunique() > 1 and bool((configs[key].groupby(list(chosen)).nunique() == 1).all())
+
+
+def _follows(configs: pd.DataFrame, key: str) -> bool:
+    """Whether this setting of a `mask_pooler` or `iou_pooler` is always that of the `pooler`."""
+    first, _, rest = key.partition(".")
+    own = f"pooler.{rest}" if rest else "pooler"
+    return first.endswith("_pooler") and own in configs and configs[key].equals(configs[own])
+
+
+def in_order(parts: Sequence[Mapping[str, str]]) -> list[int]:
+    """Places of configurations, in the order of their settings."""
+    keys = dict.fromkeys(key for part in parts for key in part)
+    places = {key: ranks(part.get(key, "") for part in parts) for key in keys}
+    return sorted(range(len(parts)), key=lambda i: [places[key][parts[i].get(key, "")] for key in keys])
+
+
+def ranks(values: Iterable[str]) -> dict[str, tuple[float, int]]:
+    """Sort keys of values: numbers by their size, then words as they come first."""
+    found: dict[str, tuple[float, int]] = {}
+    for place, value in enumerate(values):
+        try:
+            found.setdefault(value, (float(value), 0))
+        except ValueError:
+            found.setdefault(value, (math.inf, place))
+    return found
