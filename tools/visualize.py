@@ -3,6 +3,7 @@
     python tools/visualize.py bins --image photo.jpg --box 13.2 9.7 61.4 50.1 --stride 8   # bins, cells, sample points
     python tools/visualize.py continuity --operators roi_pool roi_align:aligned=True       # output as the box slides
     python tools/visualize.py gradients                                                    # where gradients push a box
+    python tools/visualize.py gradients --features logs/demo/runs/<timestamp> --image a.jpg --stride 16   # a run's maps
     python tools/visualize.py predictions logs/demo/runs/<timestamp> --count 20            # of a finished run
 
 Operators are functions of `detpool.ops` with arguments, such as `pool:sampling=integral,bins=rounded`. The first three
@@ -16,6 +17,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.operators import examine, functions_of
 from bench.output import Table, write_csv
@@ -85,8 +87,8 @@ def bins(options: argparse.Namespace) -> None:
 
 def continuity(options: argparse.Namespace) -> None:
     """How each operator's output moves with the box."""
-    motion = MOTIONS[options.motion]
-    found = _of_each(options, lambda op, where: measure_continuity(op, **where, motion=motion))
+    motion, features = MOTIONS[options.motion], _features(options)
+    found = _of_each(options, lambda op, where: measure_continuity(op, **where, motion=motion, features=features))
     numbers = {
         name: {
             "J, coarse": c.jumps[0],
@@ -102,9 +104,28 @@ def continuity(options: argparse.Namespace) -> None:
 
 def gradients(options: argparse.Namespace) -> None:
     """Where the gradients of each operator push a box."""
-    found = _of_each(options, lambda op, where: gradient_field(op, **where, reach=options.reach))
+    features = _features(options)
+    found = _of_each(options, lambda op, where: gradient_field(op, **where, reach=options.reach, features=features))
     numbers = {name: {"alignment": f.alignment, "astray": f.astray} for name, f in found.items()}
     _report(options, plot_gradient_fields(found), numbers)
+
+
+def _features(options: argparse.Namespace) -> Any:
+    """Those of a run for an image, if they are asked for; None: waves."""
+    if (options.features is None) != (options.image is None):
+        raise ConfigError(
+            "--features RUN and --image FILE go together: the run's feature map of the image is looked at"
+        )
+    if options.features is None:
+        return None
+    from detpool.predictor import load  # takes seconds
+    from detpool.visualization.features import CHANNELS, ImageFeatures
+
+    image = read_image(options.image, image_size(options.image))
+    try:
+        return ImageFeatures(load(options.features), image, options.stride, CHANNELS)
+    except ValueError as error:
+        raise ConfigError(f"--stride: {error}") from error
 
 
 def predictions(options: argparse.Namespace) -> None:
@@ -185,12 +206,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         text = "points per bin along each axis, where points are sampled; 0: as many as it has cells; default: 2"
         add("--sampling-ratio", type=natural, default=2, metavar="N", help=text)
         add("--output", type=Path, default=Path("logs/visualize"), metavar="FOLDER", help="default: logs/visualize")
-        if run is bins:
-            add("--image", type=Path, metavar="FILE", help="to draw under the cells")
-        elif run is continuity:
+        text = "to draw under the cells" if run is bins else "whose features are looked at, with --features"
+        add("--image", type=Path, metavar="FILE", help=text)
+        if run is not bins:
+            add(
+                "--features", type=Path, metavar="RUN", help="a run directory, in place of waves; --stride: of its maps"
+            )
+        if run is continuity:
             text = "slide or grow: of the box, to the right; default: slide"
             add("--motion", type=one_of(MOTIONS), default="slide", metavar="NAME", help=text)
-        else:
+        elif run is gradients:
             add("--reach", type=positive, default=3.0, metavar="CELLS", help="on each side; default: 3")
     add = _command(commands, predictions).add_argument
     add("run_dir", type=Path, help="a run directory, logs/<task>/runs/<timestamp>")

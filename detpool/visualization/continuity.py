@@ -1,7 +1,8 @@
 """How the pooled output moves with the box: steps, kinks, and what is left when the content moves along.
 
-Features are waves of at least four cells (:class:`detpool.visualization.features.Waves`) of variance 1, so all numbers
-are in standard deviations of the features. In float64; the box is moved in steps that are powers of two of a cell.
+Features are waves of at least four cells (:class:`detpool.visualization.features.Waves`), or those of a trained run for
+an image, of variance 1, so all numbers are in standard deviations of the features. In float64; the box moves in steps
+that are powers of two of a cell.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detpool.visualization.features import Waves
+from detpool.visualization.features import CHANNELS, ImageFeatures, Waves
 from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
 
 SLIDE = (1.0, 0.0, 1.0, 0.0)
@@ -30,7 +31,6 @@ _FINE = 2**-13  # of a cell
 _RATIO = 16
 _CELLS = 3  # that the box moves: roundings repeat after one
 _MARGIN = 4  # cells of the map on each side of the box, which no operator leaves
-_CHANNELS = 8
 _BATCH = 2048
 _RANDOM_SHIFTS = 64
 _DASHES = (0, (2, 2))
@@ -72,32 +72,33 @@ def measure_continuity(
     motion: tuple[float, float, float, float] = SLIDE,
     position_sensitive: bool = False,
     seed: int = 0,
+    features: Waves | ImageFeatures | None = None,
 ) -> Continuity:
     """Move a box in small steps and look at the output.
 
     Args:
         operator: ``op(features, rois, output_size, spatial_scale)``.
-        box: x1, y1, x2, y2 in pixels. Its distance from the border is of no account: the map extends beyond it.
+        box: x1, y1, x2, y2 in pixels. On waves its distance from the border is of no account: they extend beyond it.
         output_size: bins, (height, width).
         stride: pixels a cell.
         motion: the change of the box a pixel, `SLIDE` or `GROW`.
         position_sensitive: whether each bin has channels of its own.
-        seed: of the features.
+        seed: of the waves, and of the moves of the content.
+        features: what is pooled; None: waves.
+
+    Raises:
+        ValueError: If the box is too near to the border of an image.
     """
-    cells = [edge / stride for edge in box]
-    whole = math.floor(cells[0]) - _MARGIN, math.floor(cells[1]) - _MARGIN
-    # Whole cells change no rounding: the box as if it began in cell _MARGIN.
-    x1, y1, x2, y2 = (edge - whole[i % 2] * stride for i, edge in enumerate(box))
-    size = (math.ceil(y2 / stride) + _MARGIN + _CELLS, math.ceil(x2 / stride) + _MARGIN + _CELLS)
-    start = torch.tensor([0.0, x1, y1, x2, y2], dtype=torch.float64)
-    waves = Waves(_CHANNELS, seed=seed)
+    content = Waves(CHANNELS, seed=seed) if features is None else features
+    place, size = content.frame(box, stride, _MARGIN, _MARGIN + _CELLS)
+    start = torch.tensor([0.0, *place], dtype=torch.float64)
     # Each bin's own channels are the same, so that all operators see the same content.
     copies = output_size[0] * output_size[1] if position_sensitive else 1
-    features = waves.map(size).repeat_interleave(copies, dim=1)
+    still = content.map(size).repeat_interleave(copies, dim=1)
 
     shifts = torch.arange(int(_CELLS / _FINE) + 1, dtype=torch.float64) * (_FINE * stride)
     rois = start + shifts[:, None] * torch.tensor([0.0, *motion], dtype=torch.float64)
-    values = torch.cat([operator(features, some, output_size, 1 / stride) for some in rois.split(_BATCH)])
+    values = torch.cat([operator(still, some, output_size, 1 / stride) for some in rois.split(_BATCH)])
     coarse, fine = values[::_RATIO].diff(dim=0), values.diff(dim=0)
     jumps = float(coarse.abs().max()), float(fine.abs().max())
     discontinuity = _at_zero(*jumps)
@@ -106,13 +107,13 @@ def measure_continuity(
     if jumps[1] > jumps[0] / math.sqrt(_RATIO):
         kink = math.inf
 
-    steps = (torch.quasirandom.SobolEngine(2, scramble=True, seed=seed).draw(_RANDOM_SHIFTS)).to(torch.float64)
-    here = operator(features, start[None], output_size, 1 / stride)
+    here = operator(still, start[None], output_size, 1 / stride)
     errors = []
-    for right, down in steps.tolist():
+    for right, down in content.shifts(_RANDOM_SHIFTS, seed):
         moved = start + torch.tensor([0, right, down, right, down], dtype=torch.float64) * stride
-        content = waves.map(size, (right, down)).repeat_interleave(copies, dim=1)
-        there = operator(content, moved[None], output_size, 1 / stride)
+        there = operator(
+            content.map(size, (right, down)).repeat_interleave(copies, dim=1), moved[None], output_size, 1 / stride
+        )
         errors.append((there - here).abs().mean())
     return Continuity(shifts, values, jumps, discontinuity, kink, float(torch.stack(errors).mean()))
 

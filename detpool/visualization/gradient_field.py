@@ -21,11 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from detpool.visualization.features import Waves
+from detpool.visualization.features import CHANNELS, ImageFeatures, Waves
 from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
 
 _MARGIN = 4  # cells of the map around all positions
-_CHANNELS = 8
 _ARROWS = 13  # along each axis of a picture
 
 
@@ -69,42 +68,44 @@ def gradient_field(
     positions: int = 49,
     position_sensitive: bool = False,
     seed: int = 0,
+    features: Waves | ImageFeatures | None = None,
 ) -> GradientField:
     """Put a box at positions around a target.
 
     Args:
         operator: ``op(features, rois, output_size, spatial_scale)``.
-        box: the target, x1, y1, x2, y2 in pixels. Its distance from the border is of no account: the map extends beyond
-            it.
+        box: the target, x1, y1, x2, y2 in pixels. On waves its distance from the border is of no account: they extend
+            beyond it.
         output_size: bins, (height, width).
         stride: pixels a cell.
         reach: of the positions on each side of the target, in cells.
         positions: n, along each axis; an odd number has the target among them.
         position_sensitive: whether each bin has channels of its own.
-        seed: of the features.
+        seed: of the waves.
+        features: what is pooled; None: waves.
 
     Raises:
-        ValueError: the operator gives boxes no gradient, or ``positions`` is less than 2.
+        ValueError: the operator gives boxes no gradient, ``positions`` is less than 2, or the box is too near to the
+            border of an image.
     """
     if positions < 2:
         raise ValueError(f"positions must be at least 2, got {positions}")
     margin = _MARGIN + math.ceil(reach)
-    whole = math.floor(box[0] / stride) - margin, math.floor(box[1] / stride) - margin
-    x1, y1, x2, y2 = (edge - whole[i % 2] * stride for i, edge in enumerate(box))
-    size = (math.ceil(y2 / stride) + margin, math.ceil(x2 / stride) + margin)
+    content = Waves(CHANNELS, seed=seed) if features is None else features
+    place, size = content.frame(box, stride, margin, margin)
     copies = output_size[0] * output_size[1] if position_sensitive else 1
-    features = Waves(_CHANNELS, seed=seed).map(size).repeat_interleave(copies, dim=1)
+    still = content.map(size).repeat_interleave(copies, dim=1)
 
-    target = torch.tensor([0.0, x1, y1, x2, y2], dtype=torch.float64)
+    target = torch.tensor([0.0, *place], dtype=torch.float64)
     # Not linspace, whose middle is not quite 0.
     offsets = (2 * torch.arange(positions, dtype=torch.float64) - (positions - 1)) / (positions - 1) * reach * stride
     down, right = torch.meshgrid(offsets, offsets, indexing="ij")
     moves = torch.stack([right, down], dim=2).flatten(0, 1).requires_grad_()
     rois = target + torch.cat([torch.zeros(len(moves), 1, dtype=torch.float64), moves, moves], dim=1)
-    pooled = operator(features, rois, output_size, 1 / stride)
+    pooled = operator(still, rois, output_size, 1 / stride)
     if not pooled.requires_grad:
         raise ValueError("the operator gives boxes no gradient: it rounds them")
-    difference = pooled - operator(features, target[None], output_size, 1 / stride)
+    difference = pooled - operator(still, target[None], output_size, 1 / stride)
     loss = 0.5 * difference.square().mean((1, 2, 3))
     (gradient,) = torch.autograd.grad(loss.sum(), moves)
     return GradientField(offsets, loss.detach().unflatten(0, (positions, -1)), gradient.unflatten(0, (positions, -1)))

@@ -6,6 +6,7 @@ import numpy as np
 import predict as tool
 import pytest
 import torch
+import visualize
 from PIL import Image
 from torchvision.ops import box_convert
 from torchvision.transforms.v2.functional import to_pil_image
@@ -198,6 +199,22 @@ def test_the_program_writes_rows_pictures_and_features(run, predictor, files, tm
     own = pooled["image_ids"] == 3
     expected = predictor.pool(files[2], torch.from_numpy(pooled["boxes"][own]))
     torch.testing.assert_close(torch.from_numpy(pooled["features"][own]), expected)
+
+
+def test_pooling_is_looked_at_on_the_maps_of_a_run(run, files, tmp_path, capsys):
+    where = ["--features", str(run), "--image", str(files[0]), "--stride", "4", "--output", str(tmp_path)]
+    for command in ("continuity", "gradients"):
+        visualize.main([command, *where, "--operators", "pr_roi_pool", "--box", "28", "28", "34", "33"])
+        assert (tmp_path / f"{command}.png").is_file()
+    assert "shift error" in capsys.readouterr().out
+    for arguments, message in (
+        (["--features", str(run)], "--features RUN and --image FILE go together"),
+        ([*where[:4], "--stride", "5"], "--stride: stride must be that of a map of the run, 4, 8, 16, 32, got 5"),
+        ([*where, "--box", "1", "1", "9", "9"], "the image of 64 x 64 pixels"),
+    ):
+        with pytest.raises(SystemExit):
+            visualize.main(["gradients", *arguments])
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
