@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from detpool.distributed import is_main_process, say
@@ -84,7 +84,7 @@ class RunCheckpoint(ModelCheckpoint):
         return kept
 
 
-class SaveOnInterrupt(Callback):
+class SaveOnInterrupt(Checkpoint):
     """On Ctrl-C or SIGTERM finishes the step at hand, saves a checkpoint to resume from, and ends the program.
 
     A resumed run continues with the next training step; a validation that was cut short is not repeated. Several
