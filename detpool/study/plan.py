@@ -27,7 +27,7 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import Configs, check, parse_override
+from detpool.config import Configs, check, check_extras, parse_override
 from detpool.errors import ConfigError
 from detpool.study.layout import STATUS, read_command_lines, read_status, run_name
 from detpool.study.recognition import hash_inputs, is_finished
@@ -138,7 +138,9 @@ def _composed(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[lis
             config, seed = configs.load_without_seed(job)
             if id(config) not in checked:
                 checked.add(id(config))
-                check(configs.compose(job), configs, job)
+                composed = configs.compose(job)
+                check(composed, configs, job)
+                check_extras(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (of the run {' '.join(job)})" if len(jobs) > 1 else str(error)) from error
         yield job, config, seed

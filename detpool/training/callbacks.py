@@ -21,6 +21,7 @@ from detpool.files import write_bytes_atomically
 from detpool.signals import ANNOUNCED, STOP
 from detpool.study.stopping import Worker
 from detpool.training.checkpoints import resume_argument
+from detpool.training.module import DetectionModule
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -184,7 +185,10 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning keeps the metrics of the last validation, which need not have been in this epoch.
-        names = ("train/loss", "val/loss", "val/AP", "val/AP50", "val/mask_AP") if self._validated else ("train/loss",)
+        names = ["train/loss"]
+        if self._validated:
+            assert isinstance(pl_module, DetectionModule)
+            names += ["val/loss", *dict.fromkeys(("val/AP", "val/AP50", "val/mask_AP", f"val/{pl_module.monitor}"))]
         self._validated = False
         numbers = "  ".join(
             f"{n} {float(trainer.callback_metrics[n]):.4f}" for n in names if n in trainer.callback_metrics

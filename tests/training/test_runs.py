@@ -118,6 +118,7 @@ class StopAfter(Callback):
 
 
 PLAIN, WITH_WORKERS, ACCUMULATED = [], ["data.num_workers=2"], ["trainer.accumulate_grad_batches=2"]
+AVERAGED = ["callbacks=[default,ema]", "callbacks.ema.decay=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,8 @@ def uninterrupted(tmp_path_factory, compose_tiny):
         (WITH_WORKERS, signal.SIGTERM, "on_validation_batch_start", 0, 1),
         (ACCUMULATED, signal.SIGINT, "on_train_batch_start", 0, 0),  # saved when its gradients are used
         (ACCUMULATED, signal.SIGINT, "on_train_batch_start", 0, 3),
+        (AVERAGED, signal.SIGINT, "on_train_batch_start", 0, 1),
+        (AVERAGED, signal.SIGINT, "on_validation_batch_start", 0, 1),  # amid a validation of the averages
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -354,6 +357,14 @@ def test_signal_handlers_are_restored_after_an_error(tiny_config):
         (["evaluation.monitor=mask_AP"], "evaluation.monitor=mask_AP is not a metric"),
         (["evaluation.iou_types=[bbox,segm]", "data.masks=true"], "segm needs a model that predicts masks"),
         (["evaluation.iou_types=[bbox,segm]"], "evaluation: iou_type 'segm' needs masks"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/AP_50"],
+            "callbacks: monitor=val/AP_50 is not a metric of this evaluation; did you mean 'val/AP50'",
+        ),
+        (
+            ["callbacks=early_stopping", "trainer.limit_val_batches=0"],
+            "early stopping by val/AP needs validations, and trainer.limit_val_batches is 0",
+        ),
     ],
 )
 def test_what_validation_would_refuse_is_refused_before_training(tiny_config, tmp_path, overrides, message):

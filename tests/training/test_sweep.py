@@ -70,6 +70,22 @@ def test_finished_run_is_skipped(tiny_config, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 'run'}: finished, skipped" in capsys.readouterr().out
 
 
+def test_a_run_that_stops_early_is_finished(tiny_config, tmp_path, monkeypatch, capsys):
+    never_better = ["callbacks=early_stopping", "callbacks.early_stopping.min_delta=1"]
+    patience = "callbacks.early_stopping.patience=1"
+    config = tiny_config(*never_better, patience, "trainer.max_epochs=9", "evaluation.pictures=0")
+    result = go(config.copy())
+    output = capsys.readouterr().out
+    assert "stopped early, after epoch 2: Monitored metric val/AP did not improve in the last 1 records." in output
+    assert output.count("epoch 2/9") == 1
+    assert "epoch 3/9" not in output
+    found = collect([tmp_path])
+    assert found.problems == []
+    assert [run.metrics["AP"] for run in found.runs] == [result]
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("training has begun"))
+    assert go(config.copy()) == result
+
+
 def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, capsys):
     stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=1)
     for command, end in {
