@@ -18,8 +18,9 @@ from detpool.config import CommandLine, Configs, check, check_extras, parse_comm
 from detpool.errors import ConfigError, exit_with_message
 from detpool.study.launching import launch
 from detpool.study.layout import write_plan
-from detpool.study.plan import command_of, plan_sweep, run_dir_of, summarize, sweep_jobs
+from detpool.study.plan import command_of, place_of, plan_sweep, run_dir_of, sweep_jobs
 from detpool.study.stopping import wait_for_workers
+from detpool.study.summary import summarize
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -58,7 +59,8 @@ def run(config: DictConfig) -> float | None:
             check_extras(config)
         from detpool.training.sweep import train_in_sweep
 
-        return train_in_sweep(config, command_of(job), in_worker="joblib" in job.launcher._target_)
+        place = place_of(config.run_dir, job)
+        return train_in_sweep(config, command_of(job), place, in_worker="joblib" in job.launcher._target_)
 
 
 def check_run(line: CommandLine) -> None:

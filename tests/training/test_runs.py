@@ -451,14 +451,14 @@ def test_sweepers_get_the_validation_metric_of_what_is_evaluated(tiny_config, tm
     dataset = runs.build_data(tiny_config("data.data_seed=9")).val_dataset
     with_test_set(monkeypatch, lambda: dataset)
     script(monkeypatch, 0.25, 0.5, 0.125)
-    assert train_in_sweep(tiny_config(name="a"), ["train.py"], in_worker=False) == 0.5
+    assert train_in_sweep(tiny_config(name="a"), ["train.py"], "1 of 1", in_worker=False) == 0.5
     assert record(tmp_path / "a")["metrics"]["AP"] == 0.125
     assert record(tmp_path / "a")["notes"] == []
-    assert train_in_sweep(tiny_config(name="a"), ["train.py"], in_worker=False) == 0.5  # as it stands there
+    assert train_in_sweep(tiny_config(name="a"), ["train.py"], "1 of 1", in_worker=False) == 0.5  # as it stands there
     # Chosen by something else, the metric of the chosen weights is measured.
     script(monkeypatch, 0.25, 0.5, 0.75, 0.125)
     options = ["callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
-    assert train_in_sweep(tiny_config(*options, name="b"), ["train.py"], in_worker=False) == 0.75
+    assert train_in_sweep(tiny_config(*options, name="b"), ["train.py"], "1 of 1", in_worker=False) == 0.75
     assert record(tmp_path / "b")["metrics"]["AP"] == 0.125
 
 
@@ -492,7 +492,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(tiny_config
         replace(source, target)
 
     monkeypatch.setattr("detpool.files.os.replace", refuse)
-    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is None
+    assert train_in_sweep(tiny_config(), ["train.py"], "1 of 1", in_worker=False) is None
     message = f"cannot write {last}: {os.strerror(errno.ENOSPC)}"
     assert [line for line in capsys.readouterr().err.splitlines() if "cannot" in line or "Traceback" in line] == [
         f"{tmp_path / 'run'}: error: {message}"
@@ -504,7 +504,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(tiny_config
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
     monkeypatch.undo()  # there is room again
-    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is not None
+    assert train_in_sweep(tiny_config(), ["train.py"], "1 of 1", in_worker=False) is not None
     assert "resumed from checkpoints/last.ckpt" in capsys.readouterr().out
     assert torch.load(last, weights_only=True)["global_step"] == 8
 

@@ -27,7 +27,7 @@ DIVERGES = ["optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer
 
 
 def go(config, in_worker=False):
-    return train_in_sweep(config, ["train.py", "seed=0"], in_worker)
+    return train_in_sweep(config, ["train.py", "seed=0"], "2 of 4", in_worker)
 
 
 def pretend(monkeypatch, ap=0.5):
@@ -93,7 +93,7 @@ def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, caps
         ("train.py", "seed=0", "pooler=roi_pool"): f"\n  python train.py seed=0 pooler=roi_pool {LAST}\n",
     }.items():
         with pytest.raises(SystemExit):
-            train_in_sweep(tiny_config("evaluation.pictures=0", name="a b"), command, in_worker=False)
+            train_in_sweep(tiny_config("evaluation.pictures=0", name="a b"), command, "1 of 1", in_worker=False)
         last = tmp_path / "a b" / "checkpoints" / "last.ckpt"
         assert f"Saved {last}" in (output := capsys.readouterr().out)
         assert end.replace(LAST, f"'ckpt_path=\"{last}\"'") in output
@@ -101,7 +101,7 @@ def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, caps
     monkeypatch.undo()
     stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=3)
     with pytest.raises(SystemExit):
-        train_in_sweep(tiny_config(), ["train.py", "-m", "study=x"], in_worker=False)
+        train_in_sweep(tiny_config(), ["train.py", "-m", "study=x"], "1 of 1", in_worker=False)
     assert "; the same command begins this run anew, since its validation was cut short" in capsys.readouterr().out
 
 
