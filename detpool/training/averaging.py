@@ -17,9 +17,28 @@ class AverageWeights(EMAWeightAveraging):
 
     Lightning's own puts its last average in place of whatever weights are validated after the training, and mistakes
     one for the other in a checkpoint that is written during a validation.
+
+    Args:
+        decay: share of the average so far in the next one, 0 .. 1: it is of about the last 1 / (1 - decay) updates.
+        use_buffers: average buffers too, such as statistics of batch normalization; false: take them as they are.
+        update_every_n_steps: optimizer steps from one update to the next.
+        update_starting_at_step: the first step after which there is one.
     """
 
-    _in_use = False  # whether the module holds the averaged weights, and the averaged model those in training
+    def __init__(
+        self,
+        decay: float = 0.999,
+        use_buffers: bool = True,
+        update_every_n_steps: int = 1,
+        update_starting_at_step: int | None = None,
+    ) -> None:
+        super().__init__(
+            decay=decay,
+            use_buffers=use_buffers,
+            update_every_n_steps=update_every_n_steps,
+            update_starting_at_step=update_starting_at_step,
+        )
+        self._in_use = False  # whether the module holds the averaged weights, and the averaged model those in training
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING:

@@ -352,7 +352,7 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     """The Lightning trainer, with a progress bar in a terminal and lines elsewhere.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if there is no such device, or it cannot do what is asked of it.
     """
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     accelerator = config.trainer.get("accelerator", "auto")
@@ -381,6 +381,8 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    if config.trainer.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise ConfigError("trainer.sync_batchnorm=true: PyTorch shares statistics between GPUs alone, not on a CPU")
     use_whole_checkpoints(trainer)
     return trainer
 

@@ -288,6 +288,32 @@ def test_mixed_precision_trains(tiny_config):
     assert 0 <= metrics["AP"] <= 1
 
 
+def test_statistics_are_not_shared_on_a_cpu(tiny_config):
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    with pytest.raises(ConfigError, match="trainer.sync_batchnorm=true: PyTorch shares statistics between GPUs alone"):
+        runs.train(tiny_config(*two, "trainer.sync_batchnorm=true"))
+
+
+def test_bars_and_lines_show_the_metric_that_chooses_the_epoch(tiny_config, monkeypatch, capsys):
+    shown = []
+
+    class Bar(Callback):
+        """What a progress bar is given."""
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            shown.append([name for name in trainer.progress_bar_metrics if name.startswith("val/")])
+
+    build = runs.instantiate_all
+    monkeypatch.setattr(
+        runs, "instantiate_all", lambda group: [*build(group), Bar()] if "last" in group else build(group)
+    )
+    runs.train(tiny_config("evaluation.monitor=AP75", "trainer.max_epochs=1"))
+    assert shown == [["val/AP75"]]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/1")]
+    assert "  val/AP " in line
+    assert "  val/AP75 " in line
+
+
 def test_loss_that_is_not_finite_is_named(tiny_config):
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at epoch \d+, step \d+ \(loss_classifier"):
         runs.train(
