@@ -29,7 +29,7 @@ from detpool.errors import ConfigError, did_you_mean
 MOUNTED = {"stem_pool": "downsample", "mask_pooler": "pooler", "iou_pooler": "pooler"}
 """Parts whose choices are those of another group: `stem_pool=blur` is short for `downsample@stem_pool=blur`."""
 SEVERAL = ("callbacks", "logger")
-"""Groups of which a list of members can be chosen, whose contents are put together: `callbacks=[ema,early_stopping]`."""
+"""Groups of which a list of members can be chosen, which are put together: `callbacks=[ema,early_stopping]`."""
 _EXTRAS = {
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
@@ -268,19 +268,20 @@ class Configs(ConfigLoaderImpl):
         """The members of a group that a choice of it names, those of a list or of a sweep too; None for none."""
         group = override.key_or_group
         for text in _texts(override):
-            value = parse_override(f"{group}={text}").value() if text and text.startswith("[") else text
-            if not isinstance(value, list):
-                yield value
+            if text is None or not text.startswith("["):
+                yield text
                 continue
+            value: Any = parse_override(f"{group}={text}").value()
             names = [str(name) for name in value]
             if group not in SEVERAL:
+                whole = override.package or group
                 raise ConfigError(
-                    f"{override.package or group}={text} is a list, and there is one {group}: choose one, or with -m a run of "
-                    f"each: {override.package or group}={','.join(names)}"
+                    f"{whole}={text} is a list, and there is one {whole}: choose one, or with -m a run of each: "
+                    f"{whole}={','.join(names)}"
                 )
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise ConfigError(f"{group}={text} names {twice} twice")
-            yield from names or [None]
+            yield from names or (None,)
 
     def _compose_choices(self, choices: tuple[str, ...], run_mode: RunMode) -> DictConfig:
         """What Hydra composes; of a study's config what is of no run is taken out, and its folder is set."""

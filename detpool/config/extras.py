@@ -26,7 +26,9 @@ def check_extras(config: DictConfig) -> None:
         target = str(logger.get("_target_")) if logger else ""
         for ending, packages in _OF_LOGGERS.items():
             if target.endswith(ending) and not any(map(_is_installed, packages)):
-                raise ConfigError(f"logger.{name}: {packages[0]} is not installed: pip install 'detpool[{packages[0]}]'")
+                raise ConfigError(
+                    f"logger.{name}: {packages[0]} is not installed: pip install 'detpool[{packages[0]}]'"
+                )
 
 
 def _is_installed(package: str) -> bool:

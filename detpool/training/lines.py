@@ -36,7 +36,7 @@ class NamedLines(io.TextIOBase):
 def named_lines(name: str) -> Iterator[None]:
     """Puts `[name] ` before each line that Python prints in the block."""
     out, err = NamedLines(sys.stdout, name), NamedLines(sys.stderr, name)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             yield
         finally:

@@ -88,6 +88,7 @@ def _name_of(run_dir: str) -> str:
 
 def log_config(loggers: Sequence[Any], config: DictConfig) -> None:
     """Gives the config of a run to those loggers that compare runs by their settings."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
     for logger in loggers:
         if isinstance(logger, WandbLogger | MLFlowLogger):
-            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+            logger.log_hyperparams(settings)

@@ -62,7 +62,9 @@ def test_averaging_changes_no_step(tiny_config, tmp_path):
     runs.train(tiny_config("callbacks=ema", name="averaged"))
     runs.train(tiny_config(name="plain"))
     averaged, plain = read(tmp_path, "last", "averaged"), read(tmp_path, "last", "plain")
-    assert all(torch.equal(averaged["current_model_state"][name], plain["state_dict"][name]) for name in plain["state_dict"])
+    assert all(
+        torch.equal(averaged["current_model_state"][name], plain["state_dict"][name]) for name in plain["state_dict"]
+    )
     assert not torch.equal(averaged["state_dict"][NAME], plain["state_dict"][NAME])
 
 

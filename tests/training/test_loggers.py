@@ -65,7 +65,7 @@ def test_each_run_has_its_own_at_weights_and_biases(tiny_config, tmp_path, monke
         runs.train(tiny_config("logger=[csv,wandb]", *SMALL, name=name))
         settings[name] = dict(wandb.run.config)
         assert wandb.run.name == f"{tmp_path.name}/{name}"
-        assert "val/AP" in wandb.run.summary.keys()
+        assert "val/AP" in dict(wandb.run.summary)
     wandb.finish()
     assert settings["a"]["trainer"]["max_epochs"] == 2
     assert (settings["a"]["run_dir"], settings["b"]["run_dir"]) == (str(tmp_path / "a"), str(tmp_path / "b"))
