@@ -96,6 +96,8 @@ class SaveOnInterrupt(Checkpoint):
     SIGUSR2, with which SLURM announces the end of a job that submitit started (launcher=slurm), is handled likewise if
     the program has a handler of it. That is called once the checkpoint is saved: it ends the job or queues it again.
 
+    It is one of Lightning's `Checkpoint`s, which are called last: others have done with the step that is saved.
+
     Args:
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
 
