@@ -14,12 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import CommandLine, Configs, check, parse_command_line
+from detpool.config import CommandLine, Configs, check, check_extras, parse_command_line
 from detpool.errors import ConfigError, exit_with_message
 from detpool.study.launching import launch
 from detpool.study.layout import write_plan
-from detpool.study.plan import command_of, plan_sweep, run_dir_of, summarize, sweep_jobs
+from detpool.study.plan import command_of, place_of, plan_sweep, run_dir_of, sweep_jobs
 from detpool.study.stopping import wait_for_workers
+from detpool.study.summary import summarize
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -55,9 +56,11 @@ def run(config: DictConfig) -> float | None:
             return None
         if "BasicSweeper" not in job.sweeper._target_:  # it chose this run after all others were checked
             check(config, Configs.of_job(job), [*job.overrides.hydra, *job.overrides.task])
+            check_extras(config)
         from detpool.training.sweep import train_in_sweep
 
-        return train_in_sweep(config, command_of(job), in_worker="joblib" in job.launcher._target_)
+        place = place_of(config.run_dir, job)
+        return train_in_sweep(config, command_of(job), place, in_worker="joblib" in job.launcher._target_)
 
 
 def check_run(line: CommandLine) -> None:
@@ -68,7 +71,9 @@ def check_run(line: CommandLine) -> None:
     """
     if any(argument.startswith("study=") for argument in line.overrides):
         raise ConfigError("a study is a sweep: python train.py -m study=...")
-    check(line.configs.compose(line.overrides), line.configs, line.overrides)
+    config = line.configs.compose(line.overrides)
+    check(config, line.configs, line.overrides)
+    check_extras(config)
 
 
 def run_sweep(line: CommandLine) -> int:
@@ -104,7 +109,9 @@ def show_config(line: CommandLine, program: Hydra) -> None:
         overrides = jobs[0]
     config = line.configs.load_configuration(line.configs.name, overrides, RunMode.RUN)
     try:
-        check(line.configs.compose(overrides), line.configs, overrides)
+        composed = line.configs.compose(overrides)
+        check(composed, line.configs, overrides)
+        check_extras(composed)
     except ConfigError as error:
         print(f"note: as it stands this cannot be run: {error}", file=sys.stderr)
     HydraConfig.instance().set_config(config)

@@ -38,6 +38,7 @@ VALID = [
     "experiment=shapes_rfcn pooler.output_size=3 evaluation.voc=true",
     "experiment=shapes_mask_rcnn pooler@mask_pooler=roi_pool evaluation.max_dets=[1,10,50]",
     "data.train_images=8 data.size=[64,96] trainer.max_epochs=1 run_dir=somewhere",
+    "callbacks=[default,ema,early_stopping] callbacks.ema.decay=0.9 logger=[csv,tensorboard] seed=1",
     "backbone.widths=[8,8,8,8] model.fpn_channels=8 callbacks.best=null logger=csv",
 ]
 VALUES = [

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,14 @@ def test_recipes_have_their_papers_schedules(recipe, rate, images, falls):
         (["data=vocc"], "did you mean 'voc'"),
         (["experiment=zzzz"], "experiment=zzzz does not exist; choose from"),
         (["model.proposals=given"], "got 'given'; to choose it: proposals=given"),
+        (["callbacks=[default,emaa]"], "callbacks=emaa does not exist; did you mean 'ema'"),
+        (["logger=[csv,wandbb]"], "logger=wandbb does not exist; did you mean 'wandb'"),
+        (["callbacks=[ema,ema]"], "callbacks=[ema,ema] names ema twice"),
+        (["callbacks=[]"], "callbacks=[]: a group's choice is taken out with '~callbacks'"),
+        (["callbacks=ema,pictures"], "a list is callbacks=[ema,pictures]"),
+        (["pooler=[roi_pool,spp]"], "pooler=[roi_pool,spp] is a list, and there is one pooler: choose one, or with -m"),
+        (["callbacks=[ema]", "callbacks.ema.decy=0.9"], "AverageWeights has no argument 'decy'; did you mean 'decay'"),
+        (["trainer.profiler=smple"], "trainer.profiler must be simple or advanced or pytorch or an object"),
     ],
 )
 def test_typos_are_named(arguments, message):
@@ -145,6 +154,47 @@ def test_typos_are_named(arguments, message):
 )
 def test_valid_command_lines_pass(arguments):
     ALL.compose(arguments)
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_of_callbacks_and_loggers_several_can_be_chosen(group):
+    """Each brings what every run needs, so that the first of them need not be named."""
+    names = [path.stem for path in CONFIGS.glob(f"{group}/*.yaml")]
+    together = ALL.compose([f"{group}=[{','.join(names)}]"])[group]
+    alone = [ALL.compose([f"{group}={name}"])[group] for name in names]
+    assert set(together) == {key for members in alone for key in members}
+    for members in alone:
+        assert all(together[key] == member for key, member in members.items())
+        assert {"callbacks": {"best", "last", "interrupt"}, "logger": {"csv"}}[group] <= members.keys()
+    sweep = plan_sweep(ALL, [f"{group}={names[0]},[{names[0]},{names[1]}]"])
+    assert len(sweep.jobs) == 2
+    assert typo_in(lambda: plan_sweep(ALL, [f"{group}={names[0]},[{names[0]},nothing]"])) == f"{group}=nothing"
+
+
+def typo_in(function):
+    with pytest.raises(ConfigError) as error:
+        function()
+    return str(error.value).partition(" ")[0]
+
+
+def commands_of(page):
+    """The command lines of train.py in a page."""
+    lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("python train.py ")]
+    return [shlex.split(line, comments=True)[2:] for line in lines]
+
+
+@pytest.mark.parametrize("line", commands_of("docs/training.md"), ids=" ".join)
+def test_commands_of_the_page_on_training_can_be_run(line):
+    command = parse_command_line(line, CONFIGS, "train")
+    try:
+        if command.sweeps:
+            assert plan_sweep(ALL, command.overrides).folder
+        else:
+            check(ALL.compose(command.overrides), ALL, command.overrides)
+    except ConfigError as error:
+        if "is not installed" in str(error):
+            pytest.skip(str(error))
+        raise
 
 
 def test_hydras_own_options_are_left_to_hydra():

@@ -7,6 +7,7 @@
 | `configs.py` | the config files that a command line sees, and what is composed of them |
 | `other_data.py` | the data of a finished run, replaced by other data |
 | `check.py` | a composed config against `schema.py` and the signatures of what its `_target_`s name |
+| `extras.py` | which packages a training needs that detpool does not |
 | `values.py` | whether a value is of an annotated type |
 | `signatures.py` | which classes and functions a config may name, and what they take, read from source files |
 
@@ -16,6 +17,7 @@ Nothing here imports torch, which alone takes seconds, or what a config names.
 from detpool.config.check import check, naming_files
 from detpool.config.command_line import CommandLine, parse_command_line
 from detpool.config.configs import Configs
+from detpool.config.extras import check_extras
 from detpool.config.other_data import replace_data
 from detpool.config.overrides import apply_overrides, parse_override
 from detpool.config.schema import PARTS
@@ -26,6 +28,7 @@ __all__ = [
     "Configs",
     "apply_overrides",
     "check",
+    "check_extras",
     "naming_files",
     "parse_command_line",
     "parse_override",

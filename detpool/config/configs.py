@@ -28,6 +28,8 @@ from detpool.errors import ConfigError, did_you_mean
 
 MOUNTED = {"stem_pool": "downsample", "mask_pooler": "pooler", "iou_pooler": "pooler"}
 """Parts whose choices are those of another group: `stem_pool=blur` is short for `downsample@stem_pool=blur`."""
+SEVERAL = ("callbacks", "logger")
+"""Groups of which a list of members can be chosen, which are put together: `callbacks=[ema,early_stopping]`."""
 _EXTRAS = {
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
@@ -254,13 +256,32 @@ class Configs(ConfigLoaderImpl):
         group = override.key_or_group
         if override.is_hydra_override() or override.type is OverrideType.DEL or not self.choices(group):
             return
-        for choice in _texts(override):
+        for choice in self._names(override):
             if choice is None:
-                raise ConfigError(f"{group}=null: a group's choice is taken out with '~{group}'")
+                raise ConfigError(f"{override.input_line}: a group's choice is taken out with '~{group}'")
             folder, _, name = f"{MOUNTED.get(group, group)}/{choice}".rpartition("/")
             if name not in self.choices(folder):
                 near = did_you_mean(choice, self.choices(group))
                 raise ConfigError(f"{override.package or group}={choice:.100} does not exist{near}")
+
+    def _names(self, override: Override) -> Iterator[str | None]:
+        """The members of a group that a choice of it names, those of a list or of a sweep too; None for none."""
+        group = override.key_or_group
+        for text in _texts(override):
+            if text is None or not text.startswith("["):
+                yield text
+                continue
+            value: Any = parse_override(f"{group}={text}").value()
+            names = [str(name) for name in value]
+            if group not in SEVERAL:
+                whole = override.package or group
+                raise ConfigError(
+                    f"{whole}={text} is a list, and there is one {whole}: choose one, or with -m a run of each: "
+                    f"{whole}={','.join(names)}"
+                )
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise ConfigError(f"{group}={text} names {twice} twice")
+            yield from names or (None,)
 
     def _compose_choices(self, choices: tuple[str, ...], run_mode: RunMode) -> DictConfig:
         """What Hydra composes; of a study's config what is of no run is taken out, and its folder is set."""
@@ -368,18 +389,22 @@ class Configs(ConfigLoaderImpl):
             return ConfigError(self.no_reader(absent[1]))
         try:
             for override in map(parse_override, choices):
-                self.file(f"{override.key_or_group}/{override.value()}")
+                for name in self._names(override):
+                    self.file(f"{override.key_or_group}/{name}")
         except ConfigError as broken:
             return broken
         return ConfigError(f"the configs do not compose: {text} (of {' '.join(choices):.500})")
 
 
 def _texts(override: Override) -> list[str | None]:
-    """The value of a `key=value`, or all of a sweep; None for null."""
+    """The value of a `key=value`, or all of a sweep, as text (a list in brackets); None for null."""
     if override.is_sweep_override():
         texts = [text.strip("'\"") for text in override.sweep_string_iterator()]
         return [None if text == "null" else text for text in texts]
-    return [None if override.value() is None else str(override.value())]
+    value = override.value()
+    if isinstance(value, list):
+        return [str(override.get_value_element_as_str())]
+    return [None if value is None else str(value)]
 
 
 def _several(override: Override) -> str:

@@ -79,6 +79,8 @@ class Trainer:
     devices: Annotated[int, Between(-1, 4096)] | str | list[int]
     log_every_n_steps: Annotated[int, Between(0)] | None
     gradient_clip_val: Annotated[float, Between(0)] | None
+    gradient_clip_algorithm: Literal["norm", "value"] | None
+    profiler: Literal["simple", "advanced", "pytorch"] | Object | None
 
 
 @dataclass

@@ -21,7 +21,7 @@ from detpool.errors import ConfigError, did_you_mean
 
 ADMITTED = (
     *("detpool.data", "detpool.detection", "detpool.ops", "detpool.poolers", "detpool.layers"),
-    *(f"detpool.training.{name}" for name in ("callbacks", "loggers", "picture_callbacks", "schedules")),
+    *(f"detpool.training.{name}" for name in ("averaging", "callbacks", "loggers", "picture_callbacks", "schedules")),
     *(f"lightning.fabric.{name}" for name in ("plugins", "strategies")),
     *(f"lightning.pytorch.{name}" for name in ("accelerators", "callbacks", "loggers", "plugins", "profilers")),
     *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "timm.layers", "timm.optim", "timm.scheduler"),

@@ -17,7 +17,6 @@ whole configurations, which are no product of choices, it may name `variants`, e
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,9 @@ from hydra.conf import HydraConf
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import Configs, check, parse_override
+from detpool.config import Configs, check, check_extras, parse_override
 from detpool.errors import ConfigError
-from detpool.study.layout import STATUS, read_command_lines, read_status, run_name
+from detpool.study.layout import read_command_lines, read_plan, run_name
 from detpool.study.recognition import hash_inputs, is_finished
 
 
@@ -138,7 +137,9 @@ def _composed(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[lis
             config, seed = configs.load_without_seed(job)
             if id(config) not in checked:
                 checked.add(id(config))
-                check(configs.compose(job), configs, job)
+                composed = configs.compose(job)
+                check(composed, configs, job)
+                check_extras(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (of the run {' '.join(job)})" if len(jobs) > 1 else str(error)) from error
         yield job, config, seed
@@ -171,18 +172,12 @@ def command_of(hydra: HydraConf) -> list[str]:
     return ["train.py", *sweep, *folders, *searchpath, *hydra.overrides.task]
 
 
-def summarize(sweep: Sweep) -> bool:
-    """Prints what became of a sweep, and says whether all of its runs are finished, as far as it knows of them."""
-    if sweep.names is None:
-        folders = sorted(path.parent for path in sweep.folder.glob(f"*/{STATUS}"))
-    else:
-        folders = [sweep.folder / name for name in sweep.names]
-    unfinished = [folder for folder in folders if not (folder / "metrics.json").is_file()]
-    statuses = {folder: read_status(folder) for folder in unfinished}
-    failed = {folder: status for folder, status in statuses.items() if status and status.state != "interrupted"}
-    for folder, status in failed.items():
-        print(f"{folder}: {status.state}: {status.error}", file=sys.stderr)
-    if sweep.names is not None:
-        finished, rest = len(folders) - len(unfinished), len(unfinished) - len(failed)
-        print(f"{sweep.folder}: {finished} of {len(folders)} runs finished, {len(failed)} failed, {rest} not finished")
-    return not unfinished
+def place_of(run_dir: str, hydra: HydraConf) -> str:
+    """Which run of its sweep, and of how many, a run is: `2 of 4`, finished ones counted."""
+    folder = Path(run_dir)
+    try:
+        names = read_plan(folder.parent)
+        return f"{names.index(folder.name) + 1} of {len(names)}"
+    except (FileNotFoundError, ValueError):  # a sweeper chooses runs as it goes, and may know of how many
+        number = str(hydra.job.num + 1)
+        return f"{number} of {hydra.sweeper.n_trials}" if "n_trials" in hydra.sweeper else number

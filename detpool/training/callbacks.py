@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from detpool.distributed import is_main_process, say
@@ -21,6 +21,7 @@ from detpool.files import write_bytes_atomically
 from detpool.signals import ANNOUNCED, STOP
 from detpool.study.stopping import Worker
 from detpool.training.checkpoints import resume_argument
+from detpool.training.module import DetectionModule
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -84,7 +85,7 @@ class RunCheckpoint(ModelCheckpoint):
         return kept
 
 
-class SaveOnInterrupt(Callback):
+class SaveOnInterrupt(Checkpoint):
     """On Ctrl-C or SIGTERM finishes the step at hand, saves a checkpoint to resume from, and ends the program.
 
     A resumed run continues with the next training step; a validation that was cut short is not repeated. Several
@@ -94,6 +95,8 @@ class SaveOnInterrupt(Callback):
 
     SIGUSR2, with which SLURM announces the end of a job that submitit started (launcher=slurm), is handled likewise if
     the program has a handler of it. That is called once the checkpoint is saved: it ends the job or queues it again.
+
+    It is one of Lightning's `Checkpoint`s, which are called last: others have done with the step that is saved.
 
     Args:
         path: where to save, usually `checkpoints/last.ckpt` of the run directory.
@@ -184,7 +187,10 @@ class EpochLines(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Lightning keeps the metrics of the last validation, which need not have been in this epoch.
-        names = ("train/loss", "val/loss", "val/AP", "val/AP50", "val/mask_AP") if self._validated else ("train/loss",)
+        names = ["train/loss"]
+        if self._validated:
+            assert isinstance(pl_module, DetectionModule)
+            names += ["val/loss", *dict.fromkeys(("val/AP", "val/AP50", "val/mask_AP", f"val/{pl_module.monitor}"))]
         self._validated = False
         numbers = "  ".join(
             f"{n} {float(trainer.callback_metrics[n]):.4f}" for n in names if n in trainer.callback_metrics

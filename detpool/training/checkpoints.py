@@ -16,14 +16,14 @@ import torch
 from hydra.core.override_parser.types import Quote, QuotedString
 from lightning import Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from detpool.distributed import say
 from detpool.errors import ConfigError, WeightsError, did_you_mean
 from detpool.files import write_bytes_atomically
 from detpool.run_record import read_metrics
 
-_TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
+_TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "current_model_state", "averaging_state")
 """What is of use to a training that goes on, and to nothing else."""
 
 
@@ -124,24 +124,30 @@ def has_training_state(content: Mapping[str, Any]) -> bool:
     return _TRAINING_STATE[0] in content
 
 
-def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str]) -> None:
+def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str], validates: bool = True) -> None:
     """What would end a run at its first checkpoint, or have one replace another, ends it before its first step.
 
     Args:
         callbacks: those of the trainer.
         metrics: names of what validation computes, `AP`.
+        validates: whether there are validations while training.
 
     Raises:
         ConfigError: a callback monitors no metric, keeps several checkpoints under one name, or has that of another.
     """
     names: dict[tuple[str, str], ModelCheckpoint] = {}
-    for callback in _checkpoint_callbacks(callbacks):
-        stage, _, metric = (callback.monitor or "").partition("/")
+    for callback in callbacks:
+        stage, _, metric = (getattr(callback, "monitor", None) or "").partition("/")
         if stage == "val" and metric not in (*metrics, "iou_pearson") and not metric.startswith("loss"):
             raise ConfigError(
                 f"callbacks: monitor={callback.monitor} is not a metric of this evaluation"
                 f"{did_you_mean(callback.monitor or '', [f'val/{name}' for name in (*metrics, 'loss')])}"
             )
+        if stage == "val" and isinstance(callback, EarlyStopping) and not validates:
+            raise ConfigError(
+                f"callbacks: early stopping by {callback.monitor} needs validations, and trainer.limit_val_batches is 0"
+            )
+    for callback in _checkpoint_callbacks(callbacks):
         name = callback.filename or "{epoch}-{step}"
         distinct = "{epoch" in name or "{step" in name or callback._enable_version_counter
         if callback.monitor is not None and callback.save_top_k not in (0, 1) and not distinct:

@@ -35,6 +35,7 @@ class DetectionModule(LightningModule):
         backbone_rate: learning rate of the backbone's body, as a fraction of that of all else.
         frozen: modules of the model that are not trained, by name (`backbone.body.stem`). They normalize as in
             evaluation.
+        monitor: the validation metric that progress bars and lines show.
 
     Raises:
         ConfigError: the model has no module of a name in `frozen`.
@@ -50,6 +51,7 @@ class DetectionModule(LightningModule):
         channels_last: bool = True,
         backbone_rate: float = 1.0,
         frozen: Sequence[str] = (),
+        monitor: str = "AP",
     ) -> None:
         super().__init__()
         normalize_single_values(model)
@@ -57,7 +59,7 @@ class DetectionModule(LightningModule):
         self.optimizer = optimizer
         self.schedule = schedule
         self.make_evaluator = evaluator
-        self.seed = seed
+        self.seed, self.monitor = seed, monitor
         self.backbone_rate, self.frozen = backbone_rate, tuple(frozen)
         known = [name for name, _ in model.named_modules() if name]
         for name in self.frozen:
@@ -75,6 +77,10 @@ class DetectionModule(LightningModule):
         for name in self.frozen:
             self.model.get_submodule(name).eval()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies, as of the weights that are averaged, are not of the data set and its ground truth, which may be large.
+        return {**super().__getstate__(), "evaluator": None, "evaluated": None}
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the trainable parameters.
@@ -202,7 +208,8 @@ class DetectionModule(LightningModule):
         everything = isinstance(limit, float) and limit == 1.0 and not self.trainer.sanity_checking
         metrics = self.metrics = self.evaluator.compute(partial=not everything)
         # Every process has the whole result, so nothing needs reducing.
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == self.monitor)
 
 
 def to_unit_range(images: list[Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from lightning import Trainer, seed_everything
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import PARTS, naming_files
@@ -51,6 +51,7 @@ from detpool.training.checkpoints import (
     use_whole_checkpoints,
 )
 from detpool.training.initial_weights import start_from
+from detpool.training.loggers import log_config
 from detpool.training.module import DetectionModule
 from detpool.training.shared_classes import SharedClasses
 from detpool.training.splits import split_notes
@@ -83,7 +84,8 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     # Before data are read, which may take long: what is wrong with the trainer is known without them.
     with naming_files(config):
         callbacks = instantiate_all(config.get("callbacks"))
-        trainer = build_trainer(config, callbacks, instantiate_all(config.get("logger")))
+        loggers = instantiate_all(config.get("logger"))
+        trainer = build_trainer(config, callbacks, loggers)
     if config.ckpt_path is not None:
         config.ckpt_path = str(find_checkpoint(Path(config.ckpt_path), "last"))
     data = build_data(config, ["fit"] if split == "val" else ["fit", "test"])
@@ -96,9 +98,10 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     if split == "test" and data.test_dataset is not data.val_dataset:
         module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
     module.prepare_evaluation(data.val_dataset)
-    check_callbacks(callbacks, _check_evaluation(config, module))
+    check_callbacks(callbacks, _check_evaluation(config, module), validates=trainer.limit_val_batches != 0)
     _tell_how_to_resume(callbacks, command)
     save_config(config, run_dir)
+    log_config(loggers, config)
     say(f"run directory: {run_dir}")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=config.ckpt_path, weights_only=True)
@@ -108,6 +111,7 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
         raise ConfigError(f"trainer: {error}") from error
     finally:
         _end_workers(trainer)
+    _tell_why_stopped(callbacks)
 
     notes = []
     if trainer.global_step == steps_before:
@@ -159,6 +163,13 @@ def _tell_how_to_resume(callbacks: Sequence[Any], command: Sequence[str] | None)
         if isinstance(callback, SaveOnInterrupt) and command is not None:
             callback.same_command = "-m" in command
             callback.command = f"python {shlex.join(command)}"
+
+
+def _tell_why_stopped(callbacks: Sequence[Any]) -> None:
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message is not None:
+            reason = callback.stopping_reason_message.removesuffix(" Signaling Trainer to stop.")
+            say(f"stopped early, after epoch {callback.stopped_epoch + 1}: {reason}")
 
 
 def restore_and_evaluate(
@@ -334,6 +345,7 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
         channels_last=config.channels_last,
         backbone_rate=config.optim.get("backbone_rate", 1.0),
         frozen=config.optim.get("frozen", ()),
+        monitor=config.evaluation.monitor,
     )
 
 
@@ -368,7 +380,7 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     """The Lightning trainer, with a progress bar in a terminal and lines elsewhere.
 
     Raises:
-        ConfigError: if there is no such device.
+        ConfigError: if there is no such device, or it cannot do what is asked of it.
     """
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     accelerator = config.trainer.get("accelerator", "auto")
@@ -384,6 +396,7 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",  # a run of a sweep is resumed where it is
         ".*sync_dist=True.*",  # every process computes the metrics of the whole
+        ".*MLFlow only allows.*",  # AP@0.75 is AP0.75 there
     ):
         warnings.filterwarnings("ignore", message=message)
     bar = config.progress and sys.stdout.isatty()
@@ -396,6 +409,8 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+    if config.trainer.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise ConfigError("trainer.sync_batchnorm=true: PyTorch shares statistics between GPUs alone, not on a CPU")
     use_whole_checkpoints(trainer)
     return trainer
 

@@ -21,6 +21,7 @@ from detpool.run_record import read_metrics
 from detpool.study.layout import STATUS, read_status, write_status
 from detpool.study.stopping import Worker
 from detpool.training.checkpoints import find_last
+from detpool.training.lines import named_lines
 from detpool.training.runs import train
 
 try:
@@ -31,7 +32,7 @@ except ImportError:  # not on Windows, where two sweeps at once must be kept apa
 LOCK = ".lock"
 
 
-def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) -> float | None:
+def train_in_sweep(config: DictConfig, command: Sequence[str], place: str, in_worker: bool) -> float | None:
     """Trains in `config.run_dir`, unless the run there is finished, and returns the metric that sweepers optimise.
 
     That is `evaluation.monitor` on the validation set, of the weights that are evaluated on whatever split.
@@ -42,8 +43,9 @@ def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) 
     Args:
         config: the composed config. Whatever lies in its `run_dir` is of a run of the same config.
         command: the command line of this run alone, for `metrics.json`.
+        place: which run of how many this is, `2 of 4`.
         in_worker: whether this process was started for runs; if so, it survives an interrupted run, and no other
-            begins.
+            begins, and the lines that it prints name the run.
 
     Raises:
         ConfigError: the config names a checkpoint: which one a run goes on from is found in its folder.
@@ -54,18 +56,18 @@ def train_in_sweep(config: DictConfig, command: Sequence[str], in_worker: bool) 
             f"study, and without -m and study a single run is resumed"
         )
     if not in_worker:
-        return _train(config, command)
+        return _train(config, command, place)
     if Worker.stopped:
         return None
     try:
-        with Worker.run():
-            return _train(config, command)
+        with Worker.run(), named_lines(place):
+            return _train(config, command, place)
     except (KeyboardInterrupt, SystemExit):
         Worker.stopped = True
         return None
 
 
-def _train(config: DictConfig, command: Sequence[str]) -> float | None:
+def _train(config: DictConfig, command: Sequence[str], place: str) -> float | None:
     run_dir = Path(config.run_dir)
     try:
         with naming_full_disks(run_dir), _locked(run_dir) as free:
@@ -75,6 +77,7 @@ def _train(config: DictConfig, command: Sequence[str]) -> float | None:
             if (record := _finished(run_dir)) is not None:
                 say(f"{run_dir}: finished, skipped")
                 return _value(record, config)
+            say(f"run {place}: {run_dir}")
             config.ckpt_path = _prepare(run_dir)
             with recorded(run_dir):
                 train(config, command)

@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from detpool.config import Configs
 from detpool.errors import ConfigError
 from detpool.study.launching import launch
-from detpool.study.layout import fingerprint, read_plan, run_name, write_plan, write_status
-from detpool.study.plan import Sweep, plan_sweep, summarize
+from detpool.study.layout import fingerprint, read_plan, run_name, write_plan
+from detpool.study.plan import Sweep, place_of, plan_sweep
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -201,28 +201,6 @@ def _has_ray() -> bool:
     return True
 
 
-def test_a_sweep_is_complete_only_if_all_its_runs_are_finished(tmp_path, capsys):
-    names = ["finished", "failed", "interrupted", "of another process"]
-    for name in names:
-        (tmp_path / name).mkdir()
-    (tmp_path / "finished" / "metrics.json").touch()
-    write_status(tmp_path / "failed", "failed", "no such file")
-    write_status(tmp_path / "interrupted", "interrupted")
-    assert not summarize(sweep(tmp_path, names))
-    said = capsys.readouterr()
-    assert said.err == f"{tmp_path}/failed: failed: no such file\n"
-    assert said.out == f"{tmp_path}: 1 of 4 runs finished, 1 failed, 2 not finished\n"
-    for name in names[2:]:
-        assert not summarize(sweep(tmp_path, ["finished", name]))
-    assert summarize(sweep(tmp_path, ["finished"]))
-    # A sweeper chose them: only what they left is known.
-    assert not summarize(sweep(tmp_path, None))
-
-
-def sweep(folder, names):
-    return Sweep(folder, ALL.compose([]), names)
-
-
 @pytest.fixture
 def compositions(monkeypatch):
     """The calls of what takes Hydra long."""
@@ -337,3 +315,14 @@ def test_a_second_start_with_other_seeds_adds_to_the_plan(tmp_path):
     write_plan(tmp_path, ["seed=0", "seed=1"])
     write_plan(tmp_path, ["seed=1", "seed=2"])
     assert read_plan(tmp_path) == ["seed=0", "seed=1", "seed=2"]
+
+
+def test_the_place_of_a_run_counts_all_runs_of_its_sweep(tmp_path):
+    write_plan(tmp_path, ["seed=0", "seed=1", "seed=2"])
+    hydra = ALL.load_configuration("train", ["hydra.job.num=4"], RunMode.MULTIRUN).hydra
+    assert place_of(str(tmp_path / "seed=1"), hydra) == "2 of 3"
+    # A sweeper chooses runs as it goes; Optuna knows how many.
+    assert place_of(str(tmp_path / "4"), hydra) == "5"
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="detpool[optuna] is not installed")
+    line = ["hydra.job.num=4", "sweeper=optuna", "hydra.sweeper.n_trials=20"]
+    assert place_of(str(tmp_path / "4"), ALL.load_configuration("train", line, RunMode.MULTIRUN).hydra) == "5 of 20"

@@ -120,6 +120,7 @@ class StopAfter(Callback):
 
 
 PLAIN, WITH_WORKERS, ACCUMULATED = [], ["data.num_workers=2"], ["trainer.accumulate_grad_batches=2"]
+AVERAGED = ["callbacks=[default,ema]", "callbacks.ema.decay=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,8 @@ def uninterrupted(tmp_path_factory, compose_tiny):
         (WITH_WORKERS, signal.SIGTERM, "on_validation_batch_start", 0, 1),
         (ACCUMULATED, signal.SIGINT, "on_train_batch_start", 0, 0),  # saved when its gradients are used
         (ACCUMULATED, signal.SIGINT, "on_train_batch_start", 0, 3),
+        (AVERAGED, signal.SIGINT, "on_train_batch_start", 0, 1),
+        (AVERAGED, signal.SIGINT, "on_validation_batch_start", 0, 1),  # amid a validation of the averages
     ],
 )
 def test_interrupted_and_resumed_equals_uninterrupted(
@@ -287,6 +290,32 @@ def test_mixed_precision_trains(tiny_config):
     assert 0 <= metrics["AP"] <= 1
 
 
+def test_statistics_are_not_shared_on_a_cpu(tiny_config):
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    with pytest.raises(ConfigError, match="trainer.sync_batchnorm=true: PyTorch shares statistics between GPUs alone"):
+        runs.train(tiny_config(*two, "trainer.sync_batchnorm=true"))
+
+
+def test_bars_and_lines_show_the_metric_that_chooses_the_epoch(tiny_config, monkeypatch, capsys):
+    shown = []
+
+    class Bar(Callback):
+        """What a progress bar is given."""
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            shown.append([name for name in trainer.progress_bar_metrics if name.startswith("val/")])
+
+    build = runs.instantiate_all
+    monkeypatch.setattr(
+        runs, "instantiate_all", lambda group: [*build(group), Bar()] if "last" in group else build(group)
+    )
+    runs.train(tiny_config("evaluation.monitor=AP75", "trainer.max_epochs=1"))
+    assert shown == [["val/AP75"]]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch 1/1")]
+    assert "  val/AP " in line
+    assert "  val/AP75 " in line
+
+
 def test_loss_that_is_not_finite_is_named(tiny_config):
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at epoch \d+, step \d+ \(loss_classifier"):
         runs.train(
@@ -356,6 +385,14 @@ def test_signal_handlers_are_restored_after_an_error(tiny_config):
         (["evaluation.monitor=mask_AP"], "evaluation.monitor=mask_AP is not a metric"),
         (["evaluation.iou_types=[bbox,segm]", "data.masks=true"], "segm needs a model that predicts masks"),
         (["evaluation.iou_types=[bbox,segm]"], "evaluation: iou_type 'segm' needs masks"),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/AP_50"],
+            "callbacks: monitor=val/AP_50 is not a metric of this evaluation; did you mean 'val/AP50'",
+        ),
+        (
+            ["callbacks=early_stopping", "trainer.limit_val_batches=0"],
+            "early stopping by val/AP needs validations, and trainer.limit_val_batches is 0",
+        ),
     ],
 )
 def test_what_validation_would_refuse_is_refused_before_training(tiny_config, tmp_path, overrides, message):
@@ -442,14 +479,14 @@ def test_sweepers_get_the_validation_metric_of_what_is_evaluated(tiny_config, tm
     dataset = runs.build_data(tiny_config("data.data_seed=9")).val_dataset
     with_test_set(monkeypatch, lambda: dataset)
     script(monkeypatch, 0.25, 0.5, 0.125)
-    assert train_in_sweep(tiny_config(name="a"), ["train.py"], in_worker=False) == 0.5
+    assert train_in_sweep(tiny_config(name="a"), ["train.py"], "1 of 1", in_worker=False) == 0.5
     assert record(tmp_path / "a")["metrics"]["AP"] == 0.125
     assert record(tmp_path / "a")["notes"] == []
-    assert train_in_sweep(tiny_config(name="a"), ["train.py"], in_worker=False) == 0.5  # as it stands there
+    assert train_in_sweep(tiny_config(name="a"), ["train.py"], "1 of 1", in_worker=False) == 0.5  # as it stands there
     # Chosen by something else, the metric of the chosen weights is measured.
     script(monkeypatch, 0.25, 0.5, 0.75, 0.125)
     options = ["callbacks.best.monitor=val/loss", "callbacks.best.mode=min"]
-    assert train_in_sweep(tiny_config(*options, name="b"), ["train.py"], in_worker=False) == 0.75
+    assert train_in_sweep(tiny_config(*options, name="b"), ["train.py"], "1 of 1", in_worker=False) == 0.75
     assert record(tmp_path / "b")["metrics"]["AP"] == 0.125
 
 
@@ -483,7 +520,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(tiny_config
         replace(source, target)
 
     monkeypatch.setattr("detpool.files.os.replace", refuse)
-    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is None
+    assert train_in_sweep(tiny_config(), ["train.py"], "1 of 1", in_worker=False) is None
     message = f"cannot write {last}: {os.strerror(errno.ENOSPC)}"
     assert [line for line in capsys.readouterr().err.splitlines() if "cannot" in line or "Traceback" in line] == [
         f"{tmp_path / 'run'}: error: {message}"
@@ -495,7 +532,7 @@ def test_a_full_disk_is_one_message_and_leaves_the_checkpoint_before(tiny_config
     assert sorted(path.name for path in last.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
     monkeypatch.undo()  # there is room again
-    assert train_in_sweep(tiny_config(), ["train.py"], in_worker=False) is not None
+    assert train_in_sweep(tiny_config(), ["train.py"], "1 of 1", in_worker=False) is not None
     assert "resumed from checkpoints/last.ckpt" in capsys.readouterr().out
     assert torch.load(last, weights_only=True)["global_step"] == 8
 

@@ -59,6 +59,7 @@ def test_study_with_failing_runs_is_continued_and_reported(tmp_path, tiny_argume
     names = json.loads((study / "sweep.json").read_text())["runs"]
     assert {path.name for path in study.iterdir() if path.is_dir()} == set(names)
     (finished,) = [study / name for name in names if (study / name / "metrics.json").is_file()]
+    (failed,) = set(names) - {finished.name}
     assert OmegaConf.load(finished / "config.yaml").optim.optimizer.lr == 0.01
     # The command of the run, not of the sweep: it finds its own folder.
     command = json.loads((finished / "metrics.json").read_text())["command"].split()
@@ -70,6 +71,8 @@ def test_study_with_failing_runs_is_continued_and_reported(tmp_path, tiny_argume
     assert process.returncode == 1, output
     assert "logs/smallest: 1 of 2 runs were finished before, and are skipped" in output
     assert output.count("run directory: ") == 1
+    assert f"run {1 + names.index(failed)} of 2: logs/smallest/{failed}\n" in output
+    assert "a report: python tools/report.py logs/smallest\n" in output
 
     found = collect([study])
     assert [run.folder for run in found.runs] == [finished]
@@ -88,7 +91,7 @@ def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if sum(line.startswith(first) for line in lines) == 2:
+            if sum(f"] {first}" in line for line in lines) == 2:
                 break
         for _ in range(times):
             os.killpg(process.pid, signal.SIGINT)
@@ -99,6 +102,7 @@ def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
         return output
 
     output = interrupted(1, "epoch 1/")
+    assert {line[:8] for line in output.splitlines() if "epoch 1/" in line} == {"[1 of 4]", "[2 of 4]"}
     assert "0 of 4 runs finished, 0 failed, 4 not finished" in output
     # Which of the two depends on whether the signal came in a validation.
     assert output.count("; the same command resumes") + output.count("; the same command begins this run anew") == 2
@@ -126,3 +130,5 @@ def test_optuna_survives_a_run_that_diverges(tmp_path, tiny_arguments):
     assert set(rates) == {0.01, 1e18}
     assert OmegaConf.load(sweep / "optimization_results.yaml").best_params == {"optim.optimizer.lr": 0.01}
     assert output.count(": diverged: the loss is ") == rates.count(1e18)
+    assert f"run 3 of 3: {sweep / '2'}\n" in output
+    assert ": optim.optimizer.lr=0.01\na report: python tools/report.py logs/train/multiruns/" in output

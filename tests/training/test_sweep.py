@@ -27,7 +27,7 @@ DIVERGES = ["optim.optimizer.lr=1e18", "optim.schedule.warmup_steps=0", "trainer
 
 
 def go(config, in_worker=False):
-    return train_in_sweep(config, ["train.py", "seed=0"], in_worker)
+    return train_in_sweep(config, ["train.py", "seed=0"], "2 of 4", in_worker)
 
 
 def pretend(monkeypatch, ap=0.5):
@@ -70,6 +70,22 @@ def test_finished_run_is_skipped(tiny_config, tmp_path, monkeypatch, capsys):
     assert f"{tmp_path / 'run'}: finished, skipped" in capsys.readouterr().out
 
 
+def test_a_run_that_stops_early_is_finished(tiny_config, tmp_path, monkeypatch, capsys):
+    never_better = ["callbacks=early_stopping", "callbacks.early_stopping.min_delta=1"]
+    patience = "callbacks.early_stopping.patience=1"
+    config = tiny_config(*never_better, patience, "trainer.max_epochs=9", "evaluation.pictures=0")
+    result = go(config.copy())
+    output = capsys.readouterr().out
+    assert "stopped early, after epoch 2: Monitored metric val/AP did not improve in the last 1 records." in output
+    assert output.count("epoch 2/9") == 1
+    assert "epoch 3/9" not in output
+    found = collect([tmp_path])
+    assert found.problems == []
+    assert [run.metrics["AP"] for run in found.runs] == [result]
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("training has begun"))
+    assert go(config.copy()) == result
+
+
 def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, capsys):
     stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=1)
     for command, end in {
@@ -77,7 +93,7 @@ def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, caps
         ("train.py", "seed=0", "pooler=roi_pool"): f"\n  python train.py seed=0 pooler=roi_pool {LAST}\n",
     }.items():
         with pytest.raises(SystemExit):
-            train_in_sweep(tiny_config("evaluation.pictures=0", name="a b"), command, in_worker=False)
+            train_in_sweep(tiny_config("evaluation.pictures=0", name="a b"), command, "1 of 1", in_worker=False)
         last = tmp_path / "a b" / "checkpoints" / "last.ckpt"
         assert f"Saved {last}" in (output := capsys.readouterr().out)
         assert end.replace(LAST, f"'ckpt_path=\"{last}\"'") in output
@@ -85,7 +101,7 @@ def test_how_to_resume_is_said_as_it_is(tiny_config, tmp_path, monkeypatch, caps
     monkeypatch.undo()
     stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=3)
     with pytest.raises(SystemExit):
-        train_in_sweep(tiny_config(), ["train.py", "-m", "study=x"], in_worker=False)
+        train_in_sweep(tiny_config(), ["train.py", "-m", "study=x"], "1 of 1", in_worker=False)
     assert "; the same command begins this run anew, since its validation was cut short" in capsys.readouterr().out
 
 
