@@ -10,6 +10,11 @@ to; and `pictures/` of the first `pictures` images (default: 12) with detections
 `features` is a file for what the detector pools of each detection: `features` (K, C, height, width), `boxes` (K, 4)
 XYXY in pixels of the files, `scores`, `labels` and `image_ids`. `batch_size` images (default: 1) are computed at once,
 read by `data.num_workers` processes. Further `key=value` change the config of the run, as for `eval.py`.
+
+    python tools/predict.py ckpt_path=... boxes=annotations.json images=folder/ features=pooled.npz
+
+pools the boxes of an annotation file in COCO's format, and detects nothing: its `file_name`s start from `images`, and
+`labels` are ids of its categories.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -27,6 +32,7 @@ from command_line import Parser, natural, positive_int
 from rich.progress import track
 from torchvision.ops import box_convert
 
+from detpool.data.coco import COCODataset
 from detpool.data.unlabeled import UnlabeledImages
 from detpool.data.voc_files import IMAGE_SUFFIXES
 from detpool.errors import ConfigError, exit_with_message, writing
@@ -42,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--boxes", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=_npz, help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=positive_int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--pictures", type=natural, default=12, help=argparse.SUPPRESS)
@@ -49,8 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, overrides = parser.parse_with_overrides(argv)
     output = options.output or Path(f"logs/predict/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     with exit_with_message():
-        if missing := [name for name in ("ckpt_path", "images") if getattr(options, name) is None]:
+        needed = ("ckpt_path", "images", *(["features"] if options.boxes else []))
+        if missing := [name for name in needed if getattr(options, name) is None]:
             raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(n + '=...' for n in missing)}")
+        if options.boxes is not None:
+            pool_boxes(options, overrides)
+            return
         files = find_images(options.images.expanduser())
         predictor = load(options.ckpt_path, *overrides)
         dataset = predictor.prepare(files)
@@ -64,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json_atomically(output / "images.json", {key: truth[key] for key in ("images", "categories")})
             draw(output / "pictures", dataset, found, options.pictures, options.score)
         if options.features is not None:
-            write_features(options.features, predictor, dataset, found)
+            write_features(options.features, predictor, dict(zip(dataset.image_ids, files, strict=True)), found)
     print(f"{len(found)} detections in {len(files)} images, {len(files) / seconds:.1f} images/s: {output}")
 
 
@@ -110,17 +121,38 @@ def _names(files: Sequence[Path]) -> list[str]:
     return [f"{s}.png" if stems.count(s) == 1 else f"{s}_{n}.png" for n, s in enumerate(stems, start=1)]
 
 
-def write_features(path: Path, predictor: Predictor, dataset: UnlabeledImages, found: Detections) -> None:
-    """What the detector pools of each detection.
+def pool_boxes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Writes what the detector pools of the boxes of an annotation file.
+
+    Raises:
+        DataError: if the file is missing or malformed, or an image is missing.
+    """
+    dataset = COCODataset(options.boxes, options.images.expanduser())
+    dataset.check_images()
+    truth = dataset.ground_truth()
+    files = {image["id"]: options.images.expanduser() / image["file_name"] for image in truth["images"]}
+    found = Detections.of([row | {"score": 1.0} for row in truth["annotations"]])
+    write_features(options.features, load(options.ckpt_path, *overrides), files, found)
+    print(f"pooled features of {len(found)} boxes in {len(files)} images: {options.features}")
+
+
+def write_features(path: Path, predictor: Predictor, files: Mapping[int, Path], found: Detections) -> None:
+    """What the detector pools of each detection, image after image.
+
+    Args:
+        path: the file to write.
+        predictor: the detector.
+        files: the images by id.
+        found: the detections, by image in the order of `files`.
 
     Raises:
         ConfigError: if the file cannot be written.
     """
     corners = box_convert(torch.from_numpy(found.boxes), "xywh", "xyxy").float()
     features = []
-    for index in track(range(len(dataset)), "pooling", disable=not sys.stdout.isatty()):
-        own = torch.from_numpy(found.image_ids == index + 1)
-        features.append(predictor.pool(dataset.images[index], corners[own]).cpu())
+    for image_id, file in track(files.items(), "pooling", len(files), disable=not sys.stdout.isatty()):
+        own = torch.from_numpy(found.image_ids == image_id)
+        features.append(predictor.pool(file, corners[own]).cpu())
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(

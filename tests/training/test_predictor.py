@@ -217,6 +217,28 @@ def test_pooling_is_looked_at_on_the_maps_of_a_run(run, files, tmp_path, capsys)
         assert message in capsys.readouterr().err
 
 
+def test_boxes_of_an_annotation_file_are_pooled(run, predictor, files, tmp_path, capsys):
+    images = [{"id": 9 - i, "file_name": path.name, "height": 64, "width": 64} for i, path in enumerate(files[:2])]
+    boxes = [(8, [1, 2, 30, 20]), (9, [5, 5, 20, 40]), (8, [0, 0, 64, 64])]
+    objects = [{"image_id": i, "category_id": 4, "bbox": box} for i, box in boxes]
+    truth = {"images": images, "annotations": objects, "categories": [{"id": 4, "name": "thing"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(truth))
+    arguments = [f"ckpt_path={run}", f"images={files[0].parent}", f"boxes={tmp_path}/boxes.json"]
+    tool.main([*arguments, f"features={tmp_path}/pooled.npz"])
+    assert "pooled features of 3 boxes in 2 images" in capsys.readouterr().out
+    pooled = np.load(tmp_path / "pooled.npz")
+    assert pooled["image_ids"].tolist() == [9, 8, 8]
+    assert pooled["labels"].tolist() == [4, 4, 4]
+    expected = [
+        predictor.pool(files[0], torch.tensor([[5.0, 5, 25, 45]])),
+        predictor.pool(files[1], torch.tensor([[1.0, 2, 31, 22], [0, 0, 64, 64]])),
+    ]
+    torch.testing.assert_close(torch.from_numpy(pooled["features"]), torch.cat(expected))
+    with pytest.raises(SystemExit):
+        tool.main(arguments)
+    assert "no value given for features" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
