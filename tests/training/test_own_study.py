@@ -51,7 +51,7 @@ def test_the_page(tmp_path: Path) -> None:
     assert (tmp_path / "samples.png").stat().st_size > 10_000
     runs = sorted((tmp_path / "logs/mine").glob("pooler=*/metrics.json"))
     assert len(runs) == 4
-    table = (tmp_path / "report" / "report.md").read_text()
+    table = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
     assert "roi_align" in table
     assert "roi_pool" in table
     assert (tmp_path / "report" / "report.html").is_file()
