@@ -8,9 +8,10 @@
 | `other_data.py` | the data of a finished run, replaced by other data |
 | `check.py` | a composed config against `schema.py` and the signatures of what its `_target_`s name |
 | `values.py` | whether a value is of an annotated type |
+| `packages.py` | packages of the user's own, and their import |
 | `signatures.py` | which classes and functions a config may name, and what they take, read from source files |
 
-Nothing here imports torch, which alone takes seconds, or what a config names.
+Nothing here imports torch, which alone takes seconds, or, but for `import_packages`, what a config names.
 """
 
 from detpool.config.check import check, naming_files
@@ -18,6 +19,7 @@ from detpool.config.command_line import CommandLine, parse_command_line
 from detpool.config.configs import Configs
 from detpool.config.other_data import replace_data
 from detpool.config.overrides import apply_overrides, parse_override
+from detpool.config.packages import import_packages
 from detpool.config.schema import PARTS
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Configs",
     "apply_overrides",
     "check",
+    "import_packages",
     "naming_files",
     "parse_command_line",
     "parse_override",

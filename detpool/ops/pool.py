@@ -129,7 +129,11 @@ def _describe(
         ("reduction", reduction, REDUCTIONS),
     ):
         if (isinstance(value, str) or name in ("bins", "channels")) and value not in accepted:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+            hint = f" (another is known once a module that registers it is imported: detpool.ops.register_{name})"
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}"
+                f"{hint if name in ('sampling', 'reduction') else ''}"
+            )
     rule = SAMPLING[sampling] if isinstance(sampling, str) else sampling
     if bins == ROTATED and (sampling != "points" or channels != "shared"):
         raise ValueError("bins 'rotated' go with sampling 'points' and channels 'shared' only")

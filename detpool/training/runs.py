@@ -23,7 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import RichProgressBar
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import PARTS, naming_files
+from detpool.config import PARTS, import_packages, naming_files
 from detpool.config.signatures import argument_of_target
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection import GivenProposals, TwoStageDetector
@@ -289,6 +289,7 @@ def build_data(config: DictConfig, stages: Sequence[str] = ("validate",)) -> Det
         ConfigError: if a data set refuses its settings, or `evaluation.split` is not one.
         DataError: if files are missing or broken.
     """
+    import_packages(config.get("imports"))  # before files are read, which may take long
     if config.evaluation.split not in ("val", "test"):
         raise ConfigError(f"evaluation.split must be val or test, got {config.evaluation.split!r}")
     data = instantiate(config.data)
@@ -311,6 +312,7 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
     Raises:
         ConfigError, WeightsError: if parts do not fit each other, or weights cannot be had or do not fit.
     """
+    import_packages(config.get("imports"))
     weights = config.model.get("weights") if pretrained else None
     build = functools.partial(build_detector, config, pretrained=pretrained and weights is None)
     model = build(len(config.class_names))
