@@ -82,9 +82,13 @@ def test_modules_of_operators_are_taken_with_their_settings(module, function, na
 
 
 def test_an_operator_with_sizes_that_do_not_fit_is_refused():
-    with pytest.raises(ValueError, match=r"output_size is 7, and that of the operator RoIAlign\(output_size=\(7, 5\), "):
+    with pytest.raises(
+        ValueError, match=r"output_size is 7, and that of the operator RoIAlign\(output_size=\(7, 5\), "
+    ):
         RoIPooler(["0"], 7, ops.RoIAlign((7, 5), 0.25, 2))
-    with pytest.raises(TypeError, match=r"operator must be called as .* got a module that takes \(input, rois\): RoIAlign"):
+    with pytest.raises(
+        TypeError, match=r"operator must be called as .* got a module that takes \(input, rois\): RoIAlign"
+    ):
         RoIPooler(["0"], 7, torchvision.ops.RoIAlign(7, 0.25, 2))
 
 

@@ -75,7 +75,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Operators, d
     add, add_names = parser.add_argument, parser.add_names
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     add_names("--workloads", WORKLOADS, "default: ALL")
-    text = "functions of detpool.ops with arguments, such as pool:sampling=integral,reduction=max, or of yours, such as "
+    text = (
+        "functions of detpool.ops with arguments, such as pool:sampling=integral,reduction=max, or of yours, such as "
+    )
     text += "my_package.my_operator; default: all of detpool.ops, with --scaling without the position-sensitive ones"
     add("--operators", nargs="+", metavar="NAME[:KEY=VALUE,...]", help=text)
     parser.add_imports()

@@ -25,7 +25,9 @@ class RoIModule(nn.Module):
         settings: further arguments of the function, which become attributes too.
     """
 
-    def __init__(self, function: Callable[..., Tensor], output_size: Size, spatial_scale: float, **settings: Any) -> None:
+    def __init__(
+        self, function: Callable[..., Tensor], output_size: Size, spatial_scale: float, **settings: Any
+    ) -> None:
         super().__init__()
         self.function, self.settings = function, tuple(settings)
         self.output_size, self.spatial_scale = output_size, spatial_scale

@@ -44,7 +44,7 @@ class Footprint:
     """Pixels a cell."""
     bins: Tensor | None
     """(PH, PW, 4): x1, y1, x2, y2 in pixels, before any rounding to cells. None for an operator that is no form of
-    :func:`detpool.ops.pool`, whose bins nobody knows."""
+    :func:`detpool.ops.pool`, or calls it for other bins: nobody knows its own."""
     points: Tensor | None
     """(PH, PW, G, 2): x, y in pixels of bilinear sample points, moved into the map where they lay outside; NaN for one
     that reads nothing. None for rules without points."""
@@ -105,6 +105,7 @@ def footprint(
         made = record_samples(operator, features, rois, output_size, 1 / stride)
     except (AttributeError, TypeError):  # it does something else with the features than to pass them on
         made = []
+    made = [samples for samples in made if samples.spec.output_size == tuple(output_size)]  # not finer ones, averaged
     edges, points = _bins_and_points(made[0], output_size, map_size, stride) if made else (None, None)
 
     weights = torch.zeros(*output_size, map_size[0] * map_size[1], dtype=torch.float64)

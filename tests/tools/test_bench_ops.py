@@ -267,7 +267,9 @@ def test_a_function_of_ones_own_is_timed_and_said_not_to_be_checked(tmp_path, mo
     names = ["my_operators.scaled", "my_operators.with_backends"]
     arguments = ["--quick", "--workloads", "c4", "--directions", "forward", "--layouts", "contiguous", "--peers"]
     assert bench_ops.main([*arguments, "torchvision", "--operators", *names, "--output", str(tmp_path / "out")]) == 0
-    rows = {(row["operator"], row["implementation"]): row for row in csv.DictReader((tmp_path / "out" / "bench.csv").open())}
+    rows = {
+        (row["operator"], row["implementation"]): row for row in csv.DictReader((tmp_path / "out" / "bench.csv").open())
+    }
     own, checked = rows["my_operators.scaled", "own"], rows["my_operators.with_backends", "detpool cpu"]
     assert (own["status"], checked["status"]) == ("timed", "timed")
     assert own["note"] == "not checked: it has no argument 'backend', and so no reference"

@@ -45,7 +45,7 @@ def start(folder, tmp_path):
 
 
 def test_what_a_submodule_registers_is_known_by_name(start, tmp_path, tiny_arguments):
-    """In the worker processes of a sweep, in `eval.py` and in `detpool.load`; the last two do not take the run's word."""
+    """In the worker processes of a sweep, in `eval.py` and in `detpool.load`, which do not take the run's word."""
     named = [*tiny_arguments, *SHORT, *NAMED, "launcher=joblib", "seed=0,1"]
     done = start(ROOT / "train.py", "-m", *named, "imports=[my_package.deep.poolers]")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ...layout import is_channels_last, memory_format, sum_dtype
-from ...sampling import SAMPLING, argmax_dtype
+from ...sampling import SAMPLING, Taps, argmax_dtype
 from ...spec import ROTATED, Spec
 from ..reference import rotated_points
 from . import layout_kernels, max_kernels, rotated_kernels, sum_kernels
 from .layouts import fill_zeros, flatten, group_to_vectors, order_channels, to_vectors
-from .rois import Rois, finish_grads, make_points, make_taps, make_windows, read_rois
+from .rois import Rois, finish_grads, make_points, make_taps, make_windows, read_rois, rows_of
 from .sum_kernels import Part
 from .threads import run
 
@@ -93,6 +93,26 @@ def weighted_sum_roi_grads(
         return torch.from_numpy(out), rois.new_empty(0)
     grad_rois, grad_offsets = finish_grads(reads, by_start, by_extent, by_shift)
     return grad_rois, rois.new_empty(0) if offsets is None else grad_offsets
+
+
+def weighted_sum_tap_grads(
+    grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor | None, taps: Sequence[Taps], spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weights of taps (y, x) of one map, which a rule of a user's own has made."""
+    last = is_channels_last(grad)
+    source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
+    (read,) = read_rois(rois, None, offsets, spec, [features.shape])
+    tables: list[Any] = []
+    for axis in taps:
+        tables += [rows_of(axis.index, axis is taps[1]).astype(np.int32), rows_of(axis.weight, axis is taps[1])]
+        tables[-1] = tables[-1].astype(source.dtype)
+    by_y, by_x = np.zeros_like(tables[1]), np.zeros_like(tables[3])
+    kernel = sum_kernels.add_tap_grads
+    _over_rois(features, read, spec, source, kernel, read.joint, *tables, last, by_y, by_x)
+    shapes = taps[0].weight.shape, taps[1].weight.transpose(1, 2).shape
+    found = (torch.from_numpy(by).view(shape) for by, shape in zip((by_y, by_x), shapes, strict=True))
+    of_y, of_x = (by.to(axis.weight.dtype) for by, axis in zip(found, taps, strict=True))
+    return of_y, of_x.transpose(1, 2).contiguous()
 
 
 def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
