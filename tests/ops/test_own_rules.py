@@ -10,6 +10,7 @@ from torch import Tensor
 from detpool import ops
 from detpool.ops import Bins, Taps, sampling
 from detpool.ops.sampling import integral_taps, point_taps
+from detpool.ops.spec import Spec
 
 
 def whole_axis(bins: Bins, length: int, ratio: int) -> Taps:
@@ -70,6 +71,15 @@ def test_gradients_of_features_boxes_and_offsets(
     for got, expected in zip(found["cpu"], found["reference"], strict=True):
         tolerance = 1e-10 if dtype == torch.float64 else 2e-5  # sums of hundreds of products of order one
         torch.testing.assert_close(got, expected, atol=tolerance * float(expected.abs().max()), rtol=0)
+
+
+def test_opcheck() -> None:
+    spec = Spec("aligned", "my points", (2, 3), (0.5,), 1).text
+    grad, features = torch.randn(4, 2, 2, 3), torch.randn(1, 2, 5, 6)
+    rois = torch.tensor([[0.0, 1, 2, 7, 8]]).repeat(4, 1)
+    tables = [torch.randint(0, 5, (4, 2, 1, 2)), torch.rand(4, 2, 1, 2), torch.randint(0, 6, (4, 3, 1, 2))]
+    arguments = (grad, features, rois, None, *tables, torch.rand(4, 3, 1, 2), spec, "cpu")
+    torch.library.opcheck(torch.ops.detpool.weighted_sum_tap_grads, arguments)
 
 
 def test_a_rule_whose_weights_do_not_move_gives_boxes_no_gradient() -> None:

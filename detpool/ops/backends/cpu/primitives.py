@@ -102,17 +102,14 @@ def weighted_sum_tap_grads(
     last = is_channels_last(grad)
     source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
     (read,) = read_rois(rois, None, offsets, spec, [features.shape])
-    tables: list[Any] = []
-    for axis in taps:
-        tables += [rows_of(axis.index, axis is taps[1]).astype(np.int32), rows_of(axis.weight, axis is taps[1])]
-        tables[-1] = tables[-1].astype(source.dtype)
-    by_y, by_x = np.zeros_like(tables[1]), np.zeros_like(tables[3])
-    kernel = sum_kernels.add_tap_grads
-    _over_rois(features, read, spec, source, kernel, read.joint, *tables, last, by_y, by_x)
-    shapes = taps[0].weight.shape, taps[1].weight.transpose(1, 2).shape
-    found = (torch.from_numpy(by).view(shape) for by, shape in zip((by_y, by_x), shapes, strict=True))
-    of_y, of_x = (by.to(axis.weight.dtype) for by, axis in zip(found, taps, strict=True))
-    return of_y, of_x.transpose(1, 2).contiguous()
+    cells = [rows_of(axis.index, number == 1).astype(np.int32) for number, axis in enumerate(taps)]
+    weights = [rows_of(axis.weight, number == 1).astype(source.dtype) for number, axis in enumerate(taps)]
+    by_y, by_x = (np.zeros_like(of_axis) for of_axis in weights)
+    tables = (read.joint, cells[0], weights[0], cells[1], weights[1], last, by_y, by_x)
+    _over_rois(features, read, spec, source, sum_kernels.add_tap_grads, *tables)
+    of_y, of_x = taps[0].weight, taps[1].weight.transpose(1, 2)
+    grad_x = torch.from_numpy(by_x).view(of_x.shape).transpose(1, 2).contiguous()
+    return torch.from_numpy(by_y).view(of_y.shape).to(of_y.dtype), grad_x.to(of_x.dtype)
 
 
 def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:

@@ -198,6 +198,6 @@ def _taps_of_rule(rois: Rois, spec: Spec, dtype: Any) -> tuple[Taps, Taps]:
         tables += _empty_taps([len(cells)], [max(1, cells.shape[1])], False, dtype)
         kernels.merge_taps(cells, weights.astype(dtype), tables[-1])
         if len(cells):
-            taps = float(tables[-1].number.mean())
-            warn_of_whole_axis(spec.sampling, len(rois.numbers), taps, length, ("rows", "columns")[axis])
+            on_average = float(tables[-1].number.mean())
+            warn_of_whole_axis(spec.sampling, len(rois.numbers), on_average, length, ("rows", "columns")[axis])
     return tables[0], tables[1]
