@@ -1,7 +1,10 @@
 import os
+import re
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,27 @@ def room_for() -> Callable[[int], AbstractContextManager[None]]:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     return limit
+
+
+@pytest.fixture
+def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of the files in docs/extending.md, found by Python; what they register is undone afterwards."""
+    page = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+    folder = tmp_path / "extending"
+    for name, text in re.findall(r"```(?:python|yaml) (\S+)\n(.*?)```", page, flags=re.DOTALL):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (folder / "my_package" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(folder)
+    registers = (import_module("detpool.ops.sampling").SAMPLING, import_module("detpool.ops.pool").REDUCTIONS)
+    before = [dict(register) for register in registers]
+    yield folder
+    for register, content in zip(registers, before, strict=True):
+        register.clear()
+        register.update(content)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_package"]:
+        del sys.modules[name]
 
 
 @pytest.hookimpl(trylast=True)

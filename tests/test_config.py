@@ -313,6 +313,7 @@ def checked(*overrides):
         ("seed=-1", "seed must be a whole number in 0 .. 4294967295, got -1"),
         ("channels_last=no_", "channels_last must be true or false, got 'no_'"),
         ("imports=my_package", "imports must be a list (text each), got 'my_package'"),
+        ("imports=[json,my_pakage.poolers]", "imports=[my_pakage.poolers]: there is no module 'my_pakage'"),
         ("backbone._partial_=1", "backbone must be an object (a mapping with _target_) and not _partial_"),
         ("pooler._partial_=1", "pooler._partial_ must be true or false, got 1"),
         ("++model._partial_=true", "model must be an object (a mapping with _target_) and not _partial_"),
@@ -344,7 +345,7 @@ def test_wrong_types_are_named_with_what_is_accepted(override, message):
             "backbone.output_stride=16",
             "+trainer.deterministic=warn",
             "proposals=jittered",
-            "imports=[my_package]",
+            "imports=[json.decoder]",
         ),
     ],
 )

@@ -182,7 +182,7 @@ def test_a_package_of_ones_own_is_admitted_by_name(my_package, monkeypatch):
     assert checked("my_package.my_operator", ["my_package"], _partial_=True) == ""
     assert checked("my_package.rounded", ["my_package"], _partial_=True) == ""
     assert checked("my_package.Made.make", ["my_package"]) == ""
-    monkeypatch.setenv("DETPOOL_IMPORTS", "other, my_package")
+    monkeypatch.setenv("DETPOOL_IMPORTS", "json, my_package")
     assert checked("my_package.my_operator", _partial_=True) == ""
     # but not what it imports
     assert "my_package.os.system" in checked("my_package.os.system")

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+import torchvision
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -63,6 +64,32 @@ def test_torchvisions_detector_runs_on_it_unchanged():
     for key in ("boxes", "scores"):
         torch.testing.assert_close(ours[key], theirs[key], atol=1e-3, rtol=1e-4)
     assert RoIPooler(NAMES, (5, 3), ops.roi_align).output_size == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [
+        (ops.RoIPool(5, 0.25), ops.roi_pool),
+        (ops.RoIAlign((5, 5), 0.25, 1, aligned=True), functools.partial(ops.roi_align, sampling_ratio=1, aligned=True)),
+        (ops.PrRoIPool(5, aligned=True), functools.partial(ops.pr_roi_pool, aligned=True)),
+    ],
+)
+@pytest.mark.parametrize("names", [NAMES, ["1"]])
+def test_modules_of_operators_are_taken_with_their_settings(module, function, names):
+    boxes = [random_boxes(20, 1), random_boxes(10, 2)]
+    got = RoIPooler(names, 5, module, canonical_scale=56)(pyramid(), boxes, [(256, 320)])
+    assert torch.equal(got, RoIPooler(names, 5, function, canonical_scale=56)(pyramid(), boxes, [(256, 320)]))
+
+
+def test_an_operator_with_sizes_that_do_not_fit_is_refused():
+    with pytest.raises(
+        ValueError, match=r"output_size is 7, and that of the operator RoIAlign\(output_size=\(7, 5\), "
+    ):
+        RoIPooler(["0"], 7, ops.RoIAlign((7, 5), 0.25, 2))
+    with pytest.raises(
+        TypeError, match=r"operator must be called as .* got a module that takes \(input, rois\): RoIAlign"
+    ):
+        RoIPooler(["0"], 7, torchvision.ops.RoIAlign(7, 0.25, 2))
 
 
 def test_levels_follow_equation_1():

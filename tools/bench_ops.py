@@ -2,6 +2,7 @@
 
     python tools/bench_ops.py                                        # all operators on all workloads
     python tools/bench_ops.py --workloads c4 --operators roi_align pr_roi_pool --box-gradients
+    python tools/bench_ops.py --operators my_package.my_operator     # one of your own
     python tools/bench_ops.py --scaling                              # time against RoIs, channels, bins and their area
     python tools/bench_ops.py --device cuda                          # the Triton kernels
     python tools/bench_ops.py --quick                                # does it run?
@@ -10,7 +11,7 @@ Whole public calls are timed, in one process, in turns with torchvision and (for
 and ONNX Runtime, each with the layout that suits it and the same number of threads; on a GPU with torchvision and our
 reference backend under torch.compile, from an idle GPU until it is idle again. Whoever differs from the reference
 backend by more than the stated tolerance is reported and not timed. Operators that torchvision lacks are compared with
-our roi_align, or our ps_roi_pool.
+our roi_align, or our ps_roi_pool. What one of your own computes is not checked, unless it has an argument `backend`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -29,10 +29,11 @@ from bench import output, plots
 from bench.contenders import BACKWARD, BOX_BACKWARD, DTYPES, FORWARD, LAYOUTS, Case
 from bench.operators import Operator, discover, examine, functions_of
 from bench.peers import DEFAULTS, PEERS
-from bench.run import Row, Settings, run_case
+from bench.run import OWN, Row, Settings, run_case
 from bench.workloads import WORKLOADS, Workload, points
-from command_line import Parser, natural, positive_int
+from command_line import Parser, import_all, natural, positive_int
 
+from detpool.errors import ConfigError
 from detpool.ops.backends import ORDER as BACKENDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = (_scaling if options.scaling else _workloads)(options, operators.values())
     print(f"results in {options.output}")
 
-    wrong = [row for row in rows if row.status in ("disagrees", "failed") and row.implementation.startswith("detpool")]
+    ours = [row for row in rows if row.implementation.startswith("detpool") or row.implementation == OWN]
+    wrong = [row for row in ours if row.status in ("disagrees", "failed")]
     for row in wrong:
         what = f"{row.implementation} {row.layout} {row.operator} {row.direction} on {row.workload}"
         print(f"error: {what} {row.status}: {row.note}")
@@ -70,11 +72,12 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Operators, d
     add, add_names = parser.add_argument, parser.add_names
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     add_names("--workloads", WORKLOADS, "default: ALL")
-    text = "functions of detpool.ops with arguments, such as pool:sampling=integral,reduction=max; default: all, with "
-    text += "--scaling without the position-sensitive ones"
+    text = (
+        "functions of detpool.ops with arguments, such as pool:sampling=integral,reduction=max, or of yours, such as "
+    )
+    text += "my_package.my_operator; default: all of detpool.ops, with --scaling without the position-sensitive ones"
     add("--operators", nargs="+", metavar="NAME[:KEY=VALUE,...]", help=text)
-    text = "which registers sampling or reductions, wherever Python finds it"
-    add("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=text)
+    parser.add_imports()
     add_names("--directions", (FORWARD, BACKWARD), "default: ALL", default=[FORWARD, BACKWARD])
     add("--box-gradients", action="store_true", help="also forward+backward with gradients of boxes")
     add_names("--layouts", LAYOUTS, "of our features; default: ALL; with --scaling channels_last")
@@ -99,11 +102,10 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Operators, d
                 parser.error(f"--{option}: --scaling takes one")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: PyTorch finds no CUDA or ROCm device here")
-    for module in options.imports:
-        try:
-            import_module(module)
-        except ImportError as error:
-            parser.error(f"--import: {error}; Python finds modules of this folder with PYTHONPATH=.")
+    try:
+        import_all(options.imports)
+    except ConfigError as error:
+        parser.error(str(error))
     functions = functions_of()
     try:
         asked = options.operators and {name: examine(name, functions) for name in options.operators}

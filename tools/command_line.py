@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from detpool.errors import did_you_mean
+from detpool.own_packages import import_named
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +41,11 @@ class Parser(argparse.ArgumentParser):
         text = f"default: {output or 'a new one in logs/bench_ops'}"
         add("--output", type=Path, default=output and Path(output), metavar="FOLDER", help=text)
 
+    def add_imports(self) -> None:
+        """The option ``--import``, of modules that `import_all` imports."""
+        text = "of your own, which registers sampling or reductions, or which a run's config names"
+        self.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=text)
+
     def parse_args(self, args=None, namespace=None):
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -61,6 +67,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"error: {message.removeprefix(self._prefix)}", file=sys.stderr)
         sys.exit(2)
+
+
+def import_all(modules: Iterable[str]) -> None:
+    """Import what ``--import`` names.
+
+    Raises:
+        ConfigError: if a module does not exist or its import raises an error.
+    """
+    for module in modules:
+        import_named(module, f"--import {module}")
 
 
 def one_of(choices: Iterable[str]) -> Callable[[str], str]:

@@ -6,14 +6,14 @@
     python tools/visualize.py gradients --features logs/demo/runs/<timestamp> --image a.jpg --stride 16   # a run's maps
     python tools/visualize.py predictions logs/demo/runs/<timestamp> --count 20            # of a finished run
 
-Operators are functions of `detpool.ops` with arguments, such as `pool:sampling=integral,bins=rounded`. The first three
-write `<command>.png` and `<command>.csv`; docs/visualization.md says what they show and how the numbers are defined.
+Operators are functions of `detpool.ops` with arguments, such as `pool:sampling=integral,bins=rounded`, or of your own,
+such as `my_package.my_operator`; `--import my_package` imports what registers rules by name. The first three write
+`<command>.png` and `<command>.csv`; docs/visualization.md says what they show and how the numbers are defined.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +21,15 @@ from typing import Any
 
 from bench.operators import examine, functions_of
 from bench.output import Table, write_csv
-from command_line import Parser, natural, one_of, positive, positive_int
+from command_line import Parser, import_all, natural, one_of, positive, positive_int
 from matplotlib.figure import Figure
 
+from detpool.config import check
 from detpool.data.images import image_size, read_image
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import find_results, read_results
-from detpool.run_config import read_run_config
+from detpool.run_config import load_config
 from detpool.visualization import (
     footprint,
     gradient_field,
@@ -136,7 +137,9 @@ def predictions(options: argparse.Namespace) -> None:
             raise ConfigError(f"{file} does not exist: is {options.run_dir} the directory of a finished run?")
     from detpool.training.runs import build_data  # takes seconds: not before the files are known to be there
 
-    config = read_run_config(config_file)
+    config = load_config(options.run_dir)
+    config.imports = options.imports
+    check(config)
     data = build_data(config)
     dataset = data.val_dataset if config.evaluation.split == "val" else data.test_dataset
     folder = options.output or options.run_dir / "pictures"
@@ -152,11 +155,12 @@ def predictions(options: argparse.Namespace) -> None:
 
 def _of_each(options: argparse.Namespace, look: Callable) -> dict:
     """What `look(operator, where)` finds in each, by its name; an error names the operator."""
+    import_all(options.imports)
     functions, found, box = functions_of(), {}, _box(options)
     for name in options.operators:
         try:
             operator = examine(name, functions)
-            if options.run is not bins and "offsets" in inspect.signature(operator.function).parameters:
+            if options.run is not bins and operator.needs_offsets:
                 raise ValueError(
                     "its bins move by offsets that here each box draws anew, so that moving it tells nothing"
                 )
@@ -228,6 +232,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _command(commands: argparse._SubParsersAction, run: Callable) -> Parser:
     parser = commands.add_parser(run.__name__, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(run=run)
+    parser.add_imports()
     return parser
 
 

@@ -15,10 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from detpool.config.configs import Configs
 from detpool.config.overrides import join, leaves, nodes
 from detpool.config.schema import PARTS, fields
-from detpool.config.signatures import Parameter, argument_of_target, packages_of_user, parameters_of_target
+from detpool.config.signatures import Parameter, argument_of_target, parameters_of_target
 from detpool.config.values import LATER, fits, words
 from detpool.data_sources import check_sources
 from detpool.errors import ConfigError, did_you_mean, message_of
+from detpool.own_packages import check_packages, packages_of_user
 
 _SOURCES = {"detpool.data.coco.coco_datamodule": "json", "detpool.data.voc.voc_datamodule": "xml"}
 """Data whose files may be named in several ways, by their annotations."""
@@ -55,6 +56,7 @@ class _Check:
             self.check_arguments(section, given, fields(name))
             if absent := [key for key, field in fields(name).items() if key not in given and field.default is None]:
                 raise ConfigError(f"the config has no {join(section, absent[0])}, which a run needs")
+        check_packages(self.plain.get("imports"))
         limits = fields("Trainer")
         for key in limits.keys() & self.plain["trainer"].keys():
             self.check_value(f"trainer.{key}", self.plain["trainer"][key], limits[key])

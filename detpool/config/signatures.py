@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from detpool.errors import ConfigError, did_you_mean
+from detpool.own_packages import IMPORTS_VARIABLE
 
 ADMITTED = (
     *("detpool.data", "detpool.detection", "detpool.ops", "detpool.poolers", "detpool.layers"),
@@ -27,9 +28,7 @@ ADMITTED = (
     *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "timm.layers", "timm.optim", "timm.scheduler"),
     *("torch.nn", "torch.optim", "torchvision.models", "torchvision.ops", "torchvision.transforms"),
 )
-"""Where what a config names is defined; a user adds packages with the key `imports`, or `IMPORTS_VARIABLE`."""
-IMPORTS_VARIABLE = "DETPOOL_IMPORTS"
-"""Environment variable: packages, separated by commas, that configs may name."""
+"""Where what a config names is defined; a user adds packages (`packages.py`)."""
 _BY_NAME = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
 """Hydra's functions that return what their `path` names."""
 
@@ -55,12 +54,6 @@ class Parameter:
     def may_be_none(self) -> bool:
         """A default may be None where the annotation forgets it."""
         return isinstance(self.default, ast.Constant) and self.default.value is None
-
-
-def packages_of_user(imports: Any) -> tuple[str, ...]:
-    """The packages of the key `imports`, and those of the environment variable."""
-    named = [name.strip() for name in os.environ.get(IMPORTS_VARIABLE, "").split(",") if name.strip()]
-    return (*(name for name in (imports if isinstance(imports, list) else ()) if isinstance(name, str)), *named)
 
 
 def parameters_of_target(path: str, node: Mapping[Any, Any], own: tuple[str, ...]) -> dict[str, Parameter] | None:

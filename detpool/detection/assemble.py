@@ -19,7 +19,7 @@ Backbone = FPNBackbone | SingleMapBackbone
 PoolerFactory = Callable[..., nn.Module]
 """Called with `featmap_names` and `strides`, returns a pooler."""
 HeadFactory = Callable[[tuple[int, int, int]], nn.Module]
-"""Called with channels, height and width of pooled RoIs, returns a head with `out_channels`."""
+"""Called with one tuple, (channels, height, width) of pooled RoIs, returns a head with `out_channels`."""
 ProposalFactory = Callable[..., nn.Module]
 """Called with `map_names` and `channels` of the maps that proposals come from, returns the network that makes them."""
 RoIHeadsFactory = Callable[..., TwoStageHeads]

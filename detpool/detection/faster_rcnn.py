@@ -48,7 +48,7 @@ def faster_rcnn_fpn(
         num_classes: classes without background.
         body: the convolutional network under the pyramid.
         box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
-        head_pool: called with (channels, height, width) of pooled RoIs, returns the box head.
+        head_pool: called with one tuple (channels, height, width) of pooled RoIs, returns the box head.
         mask_pooler: as `box_pooler`, for masks; None: no masks. The masks have twice the resolution it gives.
         fpn_channels: channels of every pyramid level.
         mask_channels: channels of the mask head's convolutions.

@@ -189,7 +189,7 @@ def iou_net(
         box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
         iou_pooler: the same for the IoU head; refinement needs gradients with respect to boxes from it, which
             `pr_roi_pool`, `roi_align` and every operator with continuous bins have.
-        head_pool: called with (channels, height, width) of pooled RoIs, returns the box head.
+        head_pool: called with one tuple (channels, height, width) of pooled RoIs, returns the box head.
         fpn_channels: channels of every pyramid level.
         iou_channels: width of the IoU head's two fully connected layers.
         context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.

@@ -129,7 +129,11 @@ def _describe(
         ("reduction", reduction, REDUCTIONS),
     ):
         if (isinstance(value, str) or name in ("bins", "channels")) and value not in accepted:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+            hint = f" (another is known once a module that registers it is imported: detpool.ops.register_{name})"
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}"
+                f"{hint if name in ('sampling', 'reduction') else ''}"
+            )
     rule = SAMPLING[sampling] if isinstance(sampling, str) else sampling
     if bins == ROTATED and (sampling != "points" or channels != "shared"):
         raise ValueError("bins 'rotated' go with sampling 'points' and channels 'shared' only")
@@ -158,6 +162,9 @@ def record_samples(
         operator: called as ``operator(input, boxes, output_size, spatial_scale)``; does nothing with ``input`` but pass
             it on.
         input, boxes, output_size, spatial_scale: as :func:`pool`.
+
+    Raises:
+        AttributeError, TypeError: If it does something else with ``input``.
     """
     recorder = _Recorder(input)
     operator(recorder, boxes, output_size, spatial_scale)
@@ -172,6 +179,8 @@ class _Recorder:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Tensor:
+        if function is not pool:
+            raise TypeError("the operator does something else with the features than to pass them on to pool")
         recorder, *others = args
         reduction = kwargs["reduction"]
         reduce = REDUCTIONS[reduction] if isinstance(reduction, str) else reduction

@@ -3,6 +3,7 @@
 Shapes as in :mod:`~detpool.ops.bins`; T taps, G points per bin.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,32 @@ def check_index(index: Tensor, length: int) -> None:
             raise IndexError(
                 f"the taps of a sampling rule must be cells from 0 to {length - 1} or -1, got {int(low)} to {int(high)}"
             )
+
+
+WHOLE_AXIS = 0.9
+"""Share of the cells along an axis from which on reading them for each bin is likely a mistake of the rule."""
+MANY_ROIS, MANY_CELLS = 32, 16
+"""How many RoIs, and cells along the axis, there are at least where that is said."""
+_warned: set[str] = set()
+
+
+def warn_of_whole_axis(name: str, rois: int, taps: float, length: int, cells: str) -> None:
+    """Warn, once a rule, if it reads (nearly) all cells along an axis for each bin of many RoIs.
+
+    Args:
+        name: of the rule.
+        rois: how many RoIs there are.
+        taps: how many taps a bin has on average.
+        length: cells along the axis.
+        cells: what they are, "rows" or "columns".
+    """
+    if name not in _warned and rois >= MANY_ROIS and length >= MANY_CELLS and taps >= WHOLE_AXIS * length:
+        _warned.add(name)
+        warnings.warn(
+            f"sampling {name!r} reads {'' if taps == length else 'nearly '}all {length} {cells} for each bin; taps of "
+            f"weight zero cost as much as others: a rule that gives only those near the bin is faster",
+            stacklevel=2,
+        )
 
 
 def cell_windows(bins: Bins, length: int, ratio: int = 0) -> Tensor:

@@ -7,6 +7,7 @@ compiled code on a CPU, inside the kernel on a GPU, tensor operations in the ref
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from .backends import PRIMITIVES, choose, has_roi_grads, reference
 from .bins import BINS
 from .layout import is_channels_last, memory_format
 from .registration import batched, differentiable, fake, operator
-from .sampling import SAMPLING
+from .sampling import SAMPLING, Taps, call_taps
 from .spec import Spec
 
 
@@ -92,6 +93,27 @@ def _weighted_sum_roi_grads(
     return PRIMITIVES[backend].weighted_sum_roi_grads(grad, maps, rois, levels, offsets, Spec.of(spec))
 
 
+@operator
+def _weighted_sum_tap_grads(
+    grad: Tensor,
+    features: Tensor,
+    rois: Tensor,
+    offsets: Tensor | None,
+    cells_y: Tensor,
+    weights_y: Tensor,
+    cells_x: Tensor,
+    weights_x: Tensor,
+    spec: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weights of taps that a rule of a user's own has made, of one map."""
+    taps = Taps(cells_y, weights_y), Taps(cells_x, weights_x)
+    found: tuple[Tensor, Tensor] = PRIMITIVES[backend].weighted_sum_tap_grads(
+        grad, features, rois, offsets, taps, Spec.of(spec)
+    )
+    return found
+
+
 @fake(_weighted_sum)
 def _(maps: Sequence[Tensor], rois: Tensor, levels: Any, offsets: Any, spec: str, backend: str) -> Tensor:
     return empty_pooled(maps[0], rois.shape[0], Spec.of(spec))
@@ -105,6 +127,11 @@ def _(grad: Tensor, rois: Any, levels: Any, offsets: Any, shapes: Sequence[int],
 @fake(_weighted_sum_roi_grads)
 def _(grad: Tensor, maps: Any, rois: Tensor, levels: Any, offsets: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(rois), rois.new_empty(0) if offsets is None else torch.empty_like(offsets)
+
+
+@fake(_weighted_sum_tap_grads)
+def _(grad: Any, features: Any, rois: Any, offsets: Any, cells_y: Any, weights_y: Tensor, *rest: Any) -> Any:
+    return torch.empty_like(weights_y), torch.empty_like(rest[1])
 
 
 def empty_pooled(features: Tensor, rois: int, spec: Spec) -> Tensor:
@@ -135,9 +162,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     rois, levels, offsets, *maps = ctx.saved_tensors
     spec, backend = ctx.rest
     of_maps, of_rois, of_offsets = (ctx.needs_input_grad[n] for n in (0, 1, 3))
-    if torch.is_grad_enabled() or ((of_rois or of_offsets) and not has_roi_grads(backend, Spec.of(spec))):
-        # The gradients are to be differentiated in their turn, or this backend has none for a rule of a user's own.
-        # Where features were not kept, any will do: the output is linear in them.
+    through_rule = (of_rois or of_offsets) and not has_roi_grads(backend, Spec.of(spec))
+    if torch.is_grad_enabled() or (through_rule and torch.compiler.is_compiling()):
+        # The gradients are to be differentiated in their turn, or traced through a rule of a user's own, of which the
+        # backend has none. Where features were not kept, any will do: the output is linear in them.
         maps = maps or [torch.zeros(s, dtype=t, device=d, requires_grad=True) for s, t, d, _ in ctx.like]
         inputs = [*maps, rois, offsets]
         needed = [n for n, need in enumerate((*of_maps, of_rois, of_offsets)) if need]
@@ -155,11 +183,50 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         shapes = [n for shape, *_ in ctx.like for n in shape]
         last = [channels_last for *_, channels_last in ctx.like]
         grad_maps = _weighted_sum_of_grad(grad, rois, levels, offsets, shapes, last, spec, backend)
-    if of_rois or of_offsets:
+    if through_rule:
+        grad_rois, grad_offsets = _grads_through_rule(grad, maps, rois, levels, offsets, Spec.of(spec), backend)
+    elif of_rois or of_offsets:
         grad_rois, grad_offsets = _weighted_sum_roi_grads(grad, maps, rois, levels, offsets, spec, backend)
     return grad_maps, grad_rois, None, grad_offsets if of_offsets else None, None, None
 
 
+def _grads_through_rule(
+    grad: Tensor,
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    spec: Spec,
+    backend: str,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of RoIs and offsets through a rule of a user's own: the backend has those of the taps' weights."""
+    leaf = rois.detach().requires_grad_()
+    shift = None if offsets is None else offsets.detach().requires_grad_()
+    weights: list[Tensor] = []
+    grads: list[Tensor] = []
+    for level, features in enumerate(maps):
+        own = replace(spec, scales=(spec.scales[level],))
+        some = slice(None) if levels is None else (levels == level).nonzero()[:, 0]
+        lengths = (features.shape[2], features.shape[3])
+        with torch.enable_grad():
+            moved = None if shift is None else shift[some]
+            bins = reference.bins_of(own, leaf[some], moved, own.scales[0], lengths)
+            rule = SAMPLING[spec.sampling]
+            y, x = (call_taps(rule, axis, length, spec.ratio) for axis, length in zip(bins, lengths, strict=True))
+        tables = (y.index, y.weight.detach(), x.index, x.weight.detach())
+        found = _weighted_sum_tap_grads(
+            grad[some], features, rois[some], None if offsets is None else offsets[some], *tables, own.text, backend
+        )
+        pairs = [(t.weight, g) for t, g in zip((y, x), found, strict=True) if t.weight.requires_grad]
+        weights += [weight for weight, _ in pairs]
+        grads += [of_weight for _, of_weight in pairs]
+    if not weights:  # nothing that the rule returns moves with boxes
+        return None, None
+    inputs = [leaf] if shift is None else [leaf, shift]
+    of_rois, *of_offsets = torch.autograd.grad(weights, inputs, grads, allow_unused=True)
+    return of_rois, of_offsets[0] if of_offsets else None
+
+
 differentiable(_weighted_sum, _backward, _save)
-for _registered in (_weighted_sum, _weighted_sum_of_grad, _weighted_sum_roi_grads):
+for _registered in (_weighted_sum, _weighted_sum_of_grad, _weighted_sum_roi_grads, _weighted_sum_tap_grads):
     batched(_registered)

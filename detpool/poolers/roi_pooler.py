@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,8 +14,9 @@ from torch.overrides import handle_torch_function
 from torchvision.ops import MultiScaleRoIAlign
 
 from detpool.ops import PyramidRoIs, assign_levels, pools_pyramids, roi_align
-from detpool.ops.inputs import find_proxies, join_images
+from detpool.ops.inputs import find_proxies, join_images, pair
 from detpool.ops.layout import sum_dtype
+from detpool.ops.modules import RoIModule
 
 Operator = Callable[..., Tensor]
 
@@ -30,15 +32,18 @@ class RoIPooler(MultiScaleRoIAlign):
         output_size: pooled size, an int or `(height, width)`, in bins.
         operator: `operator(features, rois, output_size=..., spatial_scale=...)`, with `features` (N, C, H, W) and
             `rois` (K, 5) `(batch, x1, y1, x2, y2)` in image pixels, returning (K, C', PH, PW): a function of
-            `detpool.ops`, a `functools.partial` of one (modules among its arguments are trained), or a module.
+            `detpool.ops`, a `functools.partial` of one (modules among its arguments are trained), or a module. Of the
+            modules of `detpool.ops` (`RoIAlign`, ...), which have sizes of their own, the other settings are used:
+            `output_size` must be the pooler's, and scales are those of the maps, whatever `spatial_scale` is.
         strides: stride in image pixels of each named map. Default: powers of two inferred from the sizes of the maps
             and of the largest image, as torchvision does.
         canonical_scale: side in image pixels of a box that belongs to `canonical_level` (default 224).
         canonical_level: level, `log2(stride)`, of a box of that size (default 4, that is stride 16).
 
     Raises:
-        ValueError: without map names, if `strides` has another length than `featmap_names` or is not positive, or if
-            `canonical_scale` is not positive.
+        ValueError: without map names, if `strides` has another length than `featmap_names` or is not positive, if
+            `canonical_scale` is not positive, or `operator` has another output size.
+        TypeError: if `operator` is a module that cannot be called so.
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class RoIPooler(MultiScaleRoIAlign):
         size = output_size if isinstance(output_size, int) else tuple(output_size)
         # The base class insists on a sampling_ratio; the operator has its own, so this one is never read.
         super().__init__(names, size, -1, canonical_scale=canonical_scale, canonical_level=canonical_level)
-        self.operator = operator
+        self.operator = operator = _without_sizes(operator, size)
         # A partial hides the modules among its arguments (a learned reduction) from the optimizer and state dict.
         for name, argument in getattr(operator, "keywords", {}).items():
             if isinstance(argument, nn.Module):
@@ -143,6 +148,28 @@ class RoIPooler(MultiScaleRoIAlign):
             f"{type(self).__name__}({name}{arguments}, featmap_names={self.featmap_names}, "
             f"output_size={self.output_size})"
         )
+
+
+def _without_sizes(operator: Operator, output_size: int | tuple[int, ...]) -> Operator:
+    """An operator as a pooler calls it: of a module of `detpool.ops` what it does apart from its sizes.
+
+    Raises:
+        ValueError, TypeError: see `RoIPooler`.
+    """
+    if not isinstance(operator, nn.Module):
+        return operator
+    if isinstance(operator, RoIModule):
+        own, pooler = pair(operator.output_size, "operator.output_size"), pair(output_size, "output_size")
+        if own != pooler:
+            raise ValueError(f"output_size is {output_size}, and that of the operator {operator} another")
+        return operator.operator
+    arguments = inspect.signature(operator.forward).parameters
+    if "output_size" not in arguments and all(a.kind is not a.VAR_KEYWORD for a in arguments.values()):
+        raise TypeError(
+            f"operator must be called as operator(features, rois, output_size=..., spatial_scale=...), got a module "
+            f"that takes ({', '.join(arguments)}): {operator}"
+        )
+    return operator
 
 
 def multi_scale_roi_align(

@@ -35,6 +35,7 @@ from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
 from detpool.evaluation.table import print_metrics
 from detpool.files import write_text_atomically
+from detpool.own_packages import import_packages
 from detpool.run_config import load_config
 from detpool.run_record import write_metrics
 from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
@@ -301,6 +302,7 @@ def build_data(config: DictConfig, stages: Sequence[str] = ("validate",)) -> Det
         ConfigError: if a data set refuses its settings, or `evaluation.split` is not one.
         DataError: if files are missing or broken.
     """
+    import_packages(config.get("imports"))  # before files are read, which may take long
     if config.evaluation.split not in ("val", "test"):
         raise ConfigError(f"evaluation.split must be val or test, got {config.evaluation.split!r}")
     data = instantiate(config.data)
@@ -323,6 +325,7 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
     Raises:
         ConfigError, WeightsError: if parts do not fit each other, or weights cannot be had or do not fit.
     """
+    import_packages(config.get("imports"))
     weights = config.model.get("weights") if pretrained else None
     build = functools.partial(build_detector, config, pretrained=pretrained and weights is None)
     model = build(len(config.class_names))

@@ -1,7 +1,8 @@
 """What an operator reads for a box: its bins, its sample points, and the cells behind each bin with their weights.
 
 Nothing here knows an operator's rules. The bins and points are those that the operator itself makes
-(:func:`detpool.ops.record_samples`), the weights are its answers to maps that are 1 in one cell and 0 elsewhere.
+(:func:`detpool.ops.record_samples`), if it is a form of :func:`detpool.ops.pool`; the weights are its answers to maps
+that are 1 in one cell and 0 elsewhere.
 
 Everything is in pixels of the image. Cell i of an axis covers the pixels ``i stride .. (i + 1) stride``. Rules that
 read whole cells count positions from the edge of cell 0, rules that interpolate count them from its centre: position p
@@ -22,7 +23,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MultipleLocator
 from torch import Tensor
 
-from detpool.ops import Points, record_samples
+from detpool.ops import Points, Samples, record_samples
 from detpool.ops.bins import BINS
 from detpool.ops.sampling import SAMPLING
 from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
@@ -41,8 +42,9 @@ class Footprint:
     """x1, y1, x2, y2 in pixels."""
     stride: float
     """Pixels a cell."""
-    bins: Tensor
-    """(PH, PW, 4): x1, y1, x2, y2 in pixels, before any rounding to cells."""
+    bins: Tensor | None
+    """(PH, PW, 4): x1, y1, x2, y2 in pixels, before any rounding to cells. None for an operator that is no form of
+    :func:`detpool.ops.pool`, or calls it for other bins: nobody knows its own."""
     points: Tensor | None
     """(PH, PW, G, 2): x, y in pixels of bilinear sample points, moved into the map where they lay outside; NaN for one
     that reads nothing. None for rules without points."""
@@ -93,18 +95,39 @@ def footprint(
         stride: pixels a cell.
 
     Raises:
-        ValueError: the operator has no upright bins, or refuses its arguments.
+        ValueError: the operator's bins are not upright, or it refuses its arguments.
     """
     rois = torch.tensor([[0.0, *box]], dtype=torch.float64)
     bins = output_size[0] * output_size[1]
     # As many channels as bins serve operators with shared and with position-sensitive channels.
     features = torch.zeros(1, bins, *map_size, dtype=torch.float64)
-    made = record_samples(operator, features, rois, output_size, 1 / stride)
-    if not made or made[0].spec.bins not in BINS:
-        raise ValueError(
-            "the operator has no upright bins to show: it is no form of detpool.ops.pool with upright boxes"
-        )
-    samples = made[0]
+    try:
+        made = record_samples(operator, features, rois, output_size, 1 / stride)
+    except (AttributeError, TypeError):  # it does something else with the features than to pass them on
+        made = []
+    made = [samples for samples in made if samples.spec.output_size == tuple(output_size)]  # not finer ones, averaged
+    edges, points = _bins_and_points(made[0], output_size, map_size, stride) if made else (None, None)
+
+    weights = torch.zeros(*output_size, map_size[0] * map_size[1], dtype=torch.float64)
+    channels_a_cell = bins // operator(features, rois, output_size, 1 / stride).shape[1]
+    for cells in torch.arange(weights.shape[2]).split(max(1, _CHANNELS // channels_a_cell)):
+        features = torch.zeros(len(cells), weights.shape[2], dtype=torch.float64)
+        features[torch.arange(len(cells)), cells] = 1
+        features = features.repeat_interleave(channels_a_cell, dim=0).unflatten(1, map_size)[None]
+        weights[..., cells] = operator(features, rois, output_size, 1 / stride)[0].permute(1, 2, 0)
+    return Footprint(box, stride, edges, points, weights.unflatten(2, map_size))
+
+
+def _bins_and_points(
+    samples: Samples, output_size: tuple[int, int], map_size: tuple[int, int], stride: float
+) -> tuple[Tensor, Tensor | None]:
+    """`bins` and `points` of a `Footprint`.
+
+    Raises:
+        ValueError: bins are not upright.
+    """
+    if samples.spec.bins not in BINS:
+        raise ValueError("the operator has no upright bins to show")
     rule = SAMPLING[samples.spec.sampling]
     origin = 0.0 if rule.windows is not None else 0.5
     y1, y2, x1, x2 = (
@@ -124,15 +147,7 @@ def footprint(
         x, y = x.transpose(0, 1)[:, :, None].expand(grid), y[..., None].expand(grid)
         points = torch.stack([x, y], dim=4).flatten(2, 3)
         points = points.where(points.isfinite().all(3, keepdim=True), torch.nan)
-
-    weights = torch.zeros(*output_size, map_size[0] * map_size[1], dtype=torch.float64)
-    channels_a_cell = bins if samples.spec.groups != (1, 1) else 1
-    for cells in torch.arange(weights.shape[2]).split(max(1, _CHANNELS // channels_a_cell)):
-        features = torch.zeros(len(cells), weights.shape[2], dtype=torch.float64)
-        features[torch.arange(len(cells)), cells] = 1
-        features = features.repeat_interleave(channels_a_cell, dim=0).unflatten(1, map_size)[None]
-        weights[..., cells] = operator(features, rois, output_size, 1 / stride)[0].permute(1, 2, 0)
-    return Footprint(box, stride, edges, points, weights.unflatten(2, map_size))
+    return edges, points
 
 
 def _positions(points: Points) -> Tensor:
@@ -165,7 +180,8 @@ def plot_footprints(footprints: Mapping[str, Footprint], image: Tensor | None = 
         panel.set_title(title_of(name), fontsize=12)
         right, down = found.offset
         shift = ", ".join(f"{round(value, 1) + 0.0:+.1f}" for value in (right, down))  # + 0.0: no "-0.0"
-        panel.set_xlabel(f"{found.cells:.3g} cells a bin, off by ({shift}) px", fontsize=10)
+        unknown = "\nbins not known" if found.bins is None else ""
+        panel.set_xlabel(f"{found.cells:.3g} cells a bin, off by ({shift}) px{unknown}", fontsize=10)
     panels[0, 0].set_xlim(x1, x2)
     panels[0, 0].set_ylim(y2, y1)
     for locate in (panels[0, 0].xaxis, panels[0, 0].yaxis):
@@ -181,7 +197,8 @@ def plot_footprints(footprints: Mapping[str, Footprint], image: Tensor | None = 
 
 def _extent(footprints: list[Footprint]) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 in pixels around boxes and bins."""
-    boxes = torch.cat([torch.tensor([found.box for found in footprints]), *(f.bins.flatten(0, 1) for f in footprints)])
+    bins = [found.bins.flatten(0, 1) for found in footprints if found.bins is not None]
+    boxes = torch.cat([torch.tensor([found.box for found in footprints]), *bins])
     margin = _MARGIN * footprints[0].stride
     x1, y1 = (boxes[:, :2].amin(0) - margin).tolist()
     x2, y2 = (boxes[:, 2:].amax(0) + margin).tolist()
@@ -202,10 +219,11 @@ def _draw(panel: Axes, found: Footprint, image: Tensor | None) -> None:
         share = float(weights[row, column] / weights.max())
         place = (column * stride, row * stride)
         panel.add_patch(Rectangle(place, stride, stride, color=COLOURS[4], alpha=0.8 * share, linewidth=0, zorder=2))
-    for i in range(rows):
-        for j in range(columns):
-            _outline(panel, found.bins[i, j], COLOURS[0], 1.0, zorder=3)
-    _outline(panel, found.bins[middle], COLOURS[0], 2.2, zorder=4)
+    if found.bins is not None:
+        for i in range(rows):
+            for j in range(columns):
+                _outline(panel, found.bins[i, j], COLOURS[0], 1.0, zorder=3)
+        _outline(panel, found.bins[middle], COLOURS[0], 2.2, zorder=4)
     _outline(panel, torch.tensor(found.box), COLOURS[6], 1.8, linestyle=(0, (4, 2)), zorder=5)
     if found.points is not None:
         others = found.points.flatten(0, 2)

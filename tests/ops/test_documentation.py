@@ -1,8 +1,7 @@
-"""The examples of docs/operators.md do what the page says."""
+"""The examples of docs/operators.md, and of operators in docs/extending.md, do what the pages say."""
 
 import re
-import sys
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from statistics import NormalDist
 
@@ -11,24 +10,23 @@ import torch
 from ops_cases import random_boxes
 
 from detpool import ops
-from detpool.ops import sampling
 
-PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "operators.md").read_text()
 
 
 @pytest.fixture
-def page() -> Iterator[dict]:
-    """The names that the page's code defines, its registrations undone afterwards."""
-    registers = (sampling.SAMPLING, sys.modules["detpool.ops.pool"].REDUCTIONS)  # `ops.pool` is the function
-    before = [dict(register) for register in registers]
+def page(own_package: Path) -> dict:
+    """The names that the code of both pages defines."""
     names: dict = {}
     torch.manual_seed(0)
-    for block in re.findall(r"```python(?! gaussian_rule)[^\n]*\n(.*?)```", PAGE, flags=re.DOTALL):
+    for block in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         exec(block, names)
-    yield names
-    for register, content in zip(registers, before, strict=True):
-        register.clear()
-        register.update(content)
+    for module in ("rules", "reductions"):
+        import_module(f"my_package.{module}")
+    for block in re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(), flags=re.DOTALL):
+        exec(block, names)
+    return names
 
 
 def test_the_gaussian_rule(page: dict) -> None:
@@ -47,8 +45,30 @@ def test_the_gaussian_rule(page: dict) -> None:
 
 
 def gaussian_shares(cells: int, centre: float, sigma: float) -> torch.Tensor:
-    distribution = NormalDist(centre, sigma)
-    return torch.tensor([distribution.cdf(cell + 0.5) - distribution.cdf(cell - 0.5) for cell in range(cells)])
+    """Of the Gaussian within three standard deviations."""
+
+    def below(edge: float) -> float:
+        return NormalDist().cdf(min(max((edge - centre) / sigma, -3), 3))
+
+    whole = NormalDist().cdf(3) - NormalDist().cdf(-3)
+    return torch.tensor([(below(cell + 0.5) - below(cell - 0.5)) / whole for cell in range(cells)])
+
+
+def test_the_gaussian_rule_reads_what_it_weighs_and_no_more(page: dict) -> None:
+    """Cells further than three standard deviations may be NaN; none within is left out."""
+    features = torch.randn(1, 1, 40, 50, dtype=torch.float64)
+    for left, side in ((100.3, 40.1), (-30.0, 60.0), (170.0, 61.7), (20.0, 350.0), (80.0, 3.0), (500.0, 9.0)):
+        box = torch.tensor([[0, left, left, left + side, left + side]], dtype=torch.float64)
+        centre, sigma = left / 8 - 0.5 + side / 16, 0.5 * max(side / 8, 1)
+        y, x = (gaussian_shares(cells, centre, sigma).double() for cells in (40, 50))
+        weights = y[:, None] * x
+        hidden = features.masked_fill(weights == 0, torch.nan)
+        got = ops.pool(hidden, box, 1, 1 / 8, sampling="gaussian")
+        torch.testing.assert_close(got[0, 0, 0, 0], (features[0, 0] * weights).sum())
+
+
+def test_no_rois(page: dict) -> None:
+    assert ops.pool(torch.randn(1, 2, 9, 9), torch.zeros(0, 5), 3, sampling="gaussian").shape == (0, 2, 3, 3)
 
 
 def test_the_gaussian_rule_has_gradients_and_every_backend(page: dict) -> None:
@@ -78,6 +98,7 @@ def test_the_deviation(page: dict) -> None:
     torch.testing.assert_close(got.flatten(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_page_names_every_operator() -> None:
+def test_the_pages_name_every_operator() -> None:
     operators = [name for name in ops.__all__ if name.islower() and name not in ("pool", "reductions")]
-    assert [name for name in operators if f"`{name}`" not in PAGE and f"{name}(" not in PAGE] == []
+    pages = PAGE + (DOCS / "extending.md").read_text()
+    assert [name for name in operators if f"`{name}`" not in pages and f"{name}(" not in pages] == []

@@ -262,6 +262,42 @@ def test_operators_of_others_are_measured_or_refused_with_a_reason() -> None:
     assert "wish" in refused["needy"]
 
 
+def test_a_function_of_ones_own_is_timed_and_said_not_to_be_checked(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "my_operators.py").write_text(
+        "from detpool import ops\n"
+        "def scaled(features, rois, output_size, spatial_scale, factor=2.0):\n"
+        "    return factor * ops.roi_align(features, rois, output_size, spatial_scale)\n"
+        "def with_backends(features, rois, output_size, spatial_scale, backend=None):\n"
+        "    return ops.roi_align(features, rois, output_size, spatial_scale, backend=backend)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    features, boxes = torch.randn(1, 4, 6, 6), torch.tensor([[0.0, 1.2, 1.1, 4.7, 4.9]])
+    bound = examine("my_operators.scaled:factor=-3", functions_of()).bind(2, "reference")
+    expected = -3 * ops.roi_align(features, boxes, 2)
+    torch.testing.assert_close(bound(features, boxes, output_size=(2, 2), spatial_scale=1.0), expected)
+
+    names = ["my_operators.scaled", "my_operators.with_backends"]
+    arguments = ["--quick", "--workloads", "c4", "--directions", "forward", "--layouts", "contiguous", "--peers"]
+    assert bench_ops.main([*arguments, "torchvision", "--operators", *names, "--output", str(tmp_path / "out")]) == 0
+    rows = {
+        (row["operator"], row["implementation"]): row for row in csv.DictReader((tmp_path / "out" / "bench.csv").open())
+    }
+    own, checked = rows["my_operators.scaled", "own"], rows["my_operators.with_backends", "detpool cpu"]
+    assert (own["status"], checked["status"]) == ("timed", "timed")
+    assert own["note"] == "not checked: it has no argument 'backend', and so no reference"
+    assert own["error"] == ""
+    assert float(checked["error"]) < 1e-5
+    assert own["baseline"] == "detpool cpu roi_align"
+    assert "not checked" in " ".join(capsys.readouterr().out.split())
+
+
+def test_only_bins_that_must_be_moved_are_moved() -> None:
+    features, boxes = torch.randn(1, 4, 6, 6), torch.tensor([[0.0, 1.2, 1.1, 4.7, 4.9]])
+    got = examine("pool", functions_of()).bind(2, None)(features, boxes, output_size=(2, 2), spatial_scale=1.0)
+    assert torch.equal(got, ops.pool(features, boxes, 2, sampling_ratio=2))
+    assert examine("deform_roi_pool", functions_of()).needs_offsets
+
+
 @pytest.mark.parametrize(("workload", "direction"), [("c4", FORWARD), ("fpn", BOX_BACKWARD)])
 def test_expected_results_are_those_of_the_checked_channels(direction: str, workload: str) -> None:
     case = quick_case("pr_roi_pool", direction, workload)
@@ -324,7 +360,10 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         ("--operators roi_align:aligned=1", "aligned of roi_align must be True or False, got '1'"),
         ("--operators roi_align:reduction=median", "reduction must be one of 'mean', 'max', 'sum', got 'median'"),
         ("--operator roi_align", "unknown argument '--operator'; did you mean '--operators'?"),
-        ("--import no_such_module", "No module named 'no_such_module'; Python finds modules of this folder with"),
+        ("--import no_such_module", "--import no_such_module: there is no module 'no_such_module'; Python finds"),
+        ("--operators no_such_module.f", "no_such_module.f: there is no module 'no_such_module'; Python finds"),
+        ("--operators detpool.ops.levels.levels", "detpool.ops.levels has no 'levels'; did you mean 'assign_levels'?"),
+        ("--operators detpool.ops.RoIAlign", "detpool.ops.RoIAlign must be a function of (input, boxes, output_size,"),
         ("--threads 0", "--threads: must be a positive whole number, got '0'"),
         ("--rounds many", "--rounds: must be a positive whole number, got 'many'"),
         ("--budget many", "must be a positive number, got 'many'"),

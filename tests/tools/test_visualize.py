@@ -2,15 +2,17 @@
 
 import csv
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import visualize
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
+from detpool.config import Configs
 from detpool.evaluation.results import RESULTS, write_results
+from detpool.ops import sampling
 from detpool.training.runs import build_data
 
 ROOT = Path(__file__).parents[2]
@@ -70,9 +72,8 @@ def test_an_image_below_the_bins(tmp_path):
 @pytest.fixture
 def run_dir(tmp_path):
     """What a finished run on generated shapes leaves, its predictions being the truth."""
-    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        overrides = ["data=shapes", "data.train_images=2", "data.val_images=3", "data.size=64", f"run_dir={tmp_path}"]
-        config = compose("train", overrides=overrides)
+    overrides = ["data=shapes", "data.train_images=2", "data.val_images=3", "data.size=64", f"run_dir={tmp_path}"]
+    config = Configs(ROOT / "configs", "train").compose(overrides)
     OmegaConf.save(config, tmp_path / "config.yaml", resolve=True)
     truth = build_data(config).val_dataset.ground_truth()["annotations"]
     keys = ("image_id", "category_id", "bbox")
@@ -119,6 +120,39 @@ def test_errors(arguments, message, capsys):
         visualize.main(arguments)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_operators_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_rules.py").write_text(
+        "from detpool import ops\n"
+        "def centre(features, rois, output_size, spatial_scale):\n"
+        "    x, y = ((rois[:, 1:3] + rois[:, 3:]) / 2 * spatial_scale).long().T\n"
+        "    return features[rois[:, 0].long(), :, y, x][:, :, None, None].expand(-1, -1, *output_size)\n"
+        "ops.register_sampling('exact', ops.sampling.SAMPLING['integral'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["--output", str(tmp_path), "--box", "13", "9", "61", "50"]
+    monkeypatch.setitem(sampling.SAMPLING, "exact", None)  # so that its end takes out what is registered
+    del sampling.SAMPLING["exact"]
+    names = ["my_rules.centre", "pool:sampling=exact", "pool:sampling=integral"]
+    visualize.main(["bins", "--import", "my_rules", "--operators", *names, *arguments])
+    (_, *own), (_, *registered), (_, *known) = list(csv.reader((tmp_path / "bins.csv").open()))[1:]
+    # The box's centre is at (37, 29.5), in the cell whose centre is at (36, 28).
+    assert [float(value) for value in own] == [1, -1, -1.5]
+    assert registered == known
+    with pytest.raises(SystemExit):
+        visualize.main(["bins", "--import", "no_such_module"])
+    assert "error: --import no_such_module: there is no module 'no_such_module'" in capsys.readouterr().err
+
+
+def test_pictures_of_a_run_import_nothing_that_its_config_names(run_dir, capsys):
+    config = OmegaConf.load(run_dir / "config.yaml")
+    config.imports, config.pooler.operator._target_ = ["antigravity"], "antigravity.operator"
+    OmegaConf.save(config, run_dir / "config.yaml")
+    with pytest.raises(SystemExit):
+        visualize.main(["predictions", str(run_dir)])
+    assert "antigravity.operator is not among what a config may name" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
 
 
 def test_a_box_beyond_its_image(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The operators that `detpool.ops` has, found by looking, and variants of them by their arguments."""
+"""The operators that `detpool.ops` has, found by looking, those of a user's own, and variants by their arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detpool import ops
 from detpool.errors import did_you_mean
+from detpool.own_packages import import_named
 
 Function = Callable[..., Tensor]
 
@@ -32,16 +33,28 @@ class Operator:
     box_gradients: bool = False
     """whether boxes get a gradient"""
 
+    @property
+    def has_backends(self) -> bool:
+        """Whether it can be told which backend computes it, and so has the reference to be compared with."""
+        return "backend" in inspect.signature(self.function).parameters
+
+    @property
+    def needs_offsets(self) -> bool:
+        """Whether its bins must be moved; those of `pool` only can be."""
+        parameter = inspect.signature(self.function).parameters.get("offsets")
+        return parameter is not None and parameter.default is parameter.empty and "offsets" not in self.keywords
+
     def bind(self, sampling_ratio: int, backend: str | None) -> Function:
         """The operator as `op(features, boxes, output_size=, spatial_scale=)`."""
         keywords = {"sampling_ratio": sampling_ratio, "backend": backend, **self.keywords}
         parameters = inspect.signature(self.function).parameters
         keywords = {name: value for name, value in keywords.items() if name in parameters}
-        offsets = "offsets" in parameters and "offsets" not in self.keywords
-        rotated = self.function.__name__.endswith("_rotated")
+        rotated = getattr(self.function, "__name__", "").endswith("_rotated")
+        if not self.needs_offsets and not rotated:
+            return partial(self.function, **keywords)  # which `RoIPooler` knows to take all maps of a pyramid at once
 
         def bound(features: Tensor, boxes: Tensor, output_size: tuple[int, int], spatial_scale: float) -> Tensor:
-            extra = {"offsets": _offsets(len(boxes), *output_size)} if offsets else {}
+            extra = {"offsets": _offsets(len(boxes), *output_size)} if self.needs_offsets else {}
             boxes = _rotated(boxes) if rotated else boxes
             return self.function(
                 features, boxes, output_size=output_size, spatial_scale=spatial_scale, **extra, **keywords
@@ -77,7 +90,7 @@ def discover(functions: Mapping[str, Function]) -> tuple[dict[str, Operator], di
 
 
 def examine(name: str, functions: Mapping[str, Function]) -> Operator:
-    """An operator by its name, such as `roi_pool` or `pool:sampling=integral,reduction=max`.
+    """An operator by its name, such as `roi_pool`, `pool:sampling=integral,reduction=max` or `my_package.my_operator`.
 
     One small call tells what kind it is: 4 channels and 2 x 2 bins make 4 output channels, or 1 if each bin has
     channels of its own.
@@ -86,12 +99,12 @@ def examine(name: str, functions: Mapping[str, Function]) -> Operator:
         ValueError: there is no such function or argument, or it cannot be called like a pooling operator.
     """
     base, _, rest = name.partition(":")
-    if base not in functions:
+    function = _of_user(base) if "." in base else functions.get(base)
+    if function is None:
         raise ValueError(f"unknown operator {base!r}{did_you_mean(base, functions)}")
-    keywords = dict(
-        _keyword(base, text, inspect.signature(functions[base]).parameters) for text in rest.split(",") if rest
-    )
-    operator = Operator(name, functions[base], keywords)
+    parameters = inspect.signature(function).parameters
+    keywords = dict(_keyword(base, text, parameters) for text in rest.split(",") if rest)
+    operator = Operator(name, function, keywords)
     features = torch.ones(1, 4, 6, 6).requires_grad_()
     boxes = torch.tensor([[0.0, 1.2, 1.1, 4.7, 4.9]]).requires_grad_()
     try:
@@ -101,7 +114,24 @@ def examine(name: str, functions: Mapping[str, Function]) -> Operator:
         raise ValueError(f"cannot be called with (input, boxes, output_size, spatial_scale): {error}") from error
     if tuple(output.shape) not in ((1, 4, 2, 2), (1, 1, 2, 2)):
         raise ValueError(f"makes {tuple(output.shape)} of one RoI with 2 x 2 bins and 4 channels")
-    return Operator(name, functions[base], keywords, output.shape[1] == 1, grads[1] is not None)
+    return Operator(name, function, keywords, output.shape[1] == 1, grads[1] is not None)
+
+
+def _of_user(name: str) -> Function:
+    """What a dotted name stands for.
+
+    Raises:
+        ValueError: there is no such module, it cannot be imported, or has no such function.
+    """
+    module, _, attribute = name.rpartition(".")
+    found = import_named(module, name)
+    function = getattr(found, attribute, None)
+    if function is None:
+        public = [known for known in vars(found) if not known.startswith("_")]
+        raise ValueError(f"{module} has no {attribute!r}{did_you_mean(attribute, public)}")
+    if not callable(function) or isinstance(function, type):
+        raise ValueError(f"{name} must be a function of (input, boxes, output_size, spatial_scale), got {function!r}")
+    return function
 
 
 def _keyword(function: str, text: str, known: Mapping[str, inspect.Parameter]) -> tuple[str, Any]:

@@ -88,7 +88,7 @@ def _cells(row: Row) -> list[str]:
         "-" if row.speedup is None else f"{row.speedup:.2f}x",
         f"{row.gb_per_s:.2f}",
         f"{100 * row.gb_per_s / row.copy_gb_per_s:.0f}%",
-        "0" if row.error == 0 else f"{row.error:.0e}",
+        "-" if row.error is None else "0" if row.error == 0 else f"{row.error:.0e}",
         "; ".join(filter(None, [re.sub(r"^detpool \w+", "our", row.baseline), row.note])),
     ]
 

@@ -21,6 +21,9 @@ from .timing import Summary, measure
 from .traffic import bytes_moved
 
 COPY = "copy"
+OWN = "own"
+"""The implementation of an operator that has no backends, being the user's own."""
+NOT_CHECKED = "not checked: it has no argument 'backend', and so no reference"
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Greatest error by dtype of the features, relative to the largest number of the tensor or 1 if that is smaller.
 
@@ -88,7 +91,7 @@ def run_case(case: Case, settings: Settings) -> list[Row]:
     """Check everybody who can answer a case, time those who agree with the reference; ours come first."""
     torch.set_num_threads(case.threads)
     calls: Calls = {}
-    expected = expected_results(case)
+    expected = expected_results(case) if case.operator.has_backends else None
     ours = _admit_ours(case, settings, expected, calls)
     others = [
         _admit(name, "contiguous", case, partial(peer, case), expected, calls) for name, peer in settings.peers.items()
@@ -109,10 +112,11 @@ def run_case(case: Case, settings: Settings) -> list[Row]:
     return [_timed(row, baseline, times, size) for row, baseline in zip((*ours, *others), baselines, strict=True)]
 
 
-def _admit_ours(case: Case, settings: Settings, expected: Results, calls: Calls) -> list[Row]:
+def _admit_ours(case: Case, settings: Settings, expected: Results | None, calls: Calls) -> list[Row]:
+    backends: Mapping[str, str | None] = {f"detpool {backend}": backend for backend in settings.backends}
     return [
-        _admit(f"detpool {backend}", layout, case, partial(detpool_contender, case, backend, layout), expected, calls)
-        for backend in settings.backends
+        _admit(name, layout, case, partial(detpool_contender, case, backend, layout), expected, calls)
+        for name, backend in (backends if case.operator.has_backends else {OWN: None}).items()
         for layout in settings.layouts
     ]
 
@@ -122,10 +126,13 @@ def _admit(
     layout: str,
     case: Case,
     build: Callable[[], Contender],
-    expected: Results,
+    expected: Results | None,
     calls: Calls,
 ) -> Row:
-    """Build an implementation's call and compare what it returns: its row without times. What agrees joins `calls`."""
+    """Build an implementation's call and compare what it returns: its row without times. What agrees joins `calls`.
+
+    Without anything expected so does whatever can be called.
+    """
     dtype = str(case.dtype).removeprefix("torch.")
     names = (case.workload.name, case.operator.name, case.direction, dtype, case.threads, implementation, layout)
     row = partial(Row, *names)
@@ -136,6 +143,10 @@ def _admit(
         return row("absent", str(reason))
     except Exception as error:  # one that breaks must not take the others' results with it
         return row("failed", f"{type(error).__name__}: {error}")
+    if expected is None:
+        unchecked = row("timed", "; ".join(filter(None, (contender.note, NOT_CHECKED))))
+        calls[unchecked.key] = contender.run
+        return unchecked
     tolerance = TOLERANCES[case.dtype]
     off, worst = compare(checked_part(case, results), expected, tolerance)
     if off > tolerance:

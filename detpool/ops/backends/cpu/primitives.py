@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ...layout import is_channels_last, memory_format, sum_dtype
-from ...sampling import SAMPLING, argmax_dtype
+from ...sampling import SAMPLING, Taps, argmax_dtype
 from ...spec import ROTATED, Spec
 from ..reference import rotated_points
 from . import layout_kernels, max_kernels, rotated_kernels, sum_kernels
 from .layouts import fill_zeros, flatten, group_to_vectors, order_channels, to_vectors
-from .rois import Rois, finish_grads, make_points, make_taps, make_windows, read_rois
+from .rois import Rois, finish_grads, make_points, make_taps, make_windows, read_rois, rows_of
 from .sum_kernels import Part
 from .threads import run
 
@@ -93,6 +93,23 @@ def weighted_sum_roi_grads(
         return torch.from_numpy(out), rois.new_empty(0)
     grad_rois, grad_offsets = finish_grads(reads, by_start, by_extent, by_shift)
     return grad_rois, rois.new_empty(0) if offsets is None else grad_offsets
+
+
+def weighted_sum_tap_grads(
+    grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor | None, taps: Sequence[Taps], spec: Spec
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weights of taps (y, x) of one map, which a rule of a user's own has made."""
+    last = is_channels_last(grad)
+    source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
+    (read,) = read_rois(rois, None, offsets, spec, [features.shape])
+    cells = [rows_of(axis.index, number == 1).astype(np.int32) for number, axis in enumerate(taps)]
+    weights = [rows_of(axis.weight, number == 1).astype(source.dtype) for number, axis in enumerate(taps)]
+    by_y, by_x = (np.zeros_like(of_axis) for of_axis in weights)
+    tables = (read.joint, cells[0], weights[0], cells[1], weights[1], last, by_y, by_x)
+    _over_rois(features, read, spec, source, sum_kernels.add_tap_grads, *tables)
+    of_y, of_x = taps[0].weight, taps[1].weight.transpose(1, 2)
+    grad_x = torch.from_numpy(by_x).view(of_x.shape).transpose(1, 2).contiguous()
+    return torch.from_numpy(by_y).view(of_y.shape).to(of_y.dtype), grad_x.to(of_x.dtype)
 
 
 def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...inputs import check_values
-from ...sampling import SAMPLING, call_taps, check_index
+from ...sampling import SAMPLING, call_taps, check_index, warn_of_whole_axis
 from ...spec import ROTATED, Spec
 from .. import reference
 from . import SAMPLING_RULES
@@ -165,6 +165,12 @@ def finish_grads(maps: Sequence[Rois], by_start: Any, by_extent: Any, by_shift: 
     return torch.from_numpy(out), torch.from_numpy(by_shift)
 
 
+def rows_of(values: Tensor, along_x: bool) -> Any:
+    """What a sampling rule of a user's own says of an axis, (K, P, J, T), as the rows (rows, T) of a table."""
+    values = values.detach().transpose(1, 2) if along_x else values.detach()
+    return values.flatten(0, 2).contiguous().numpy()
+
+
 def _empty_taps(rows: Sequence[int], most: Sequence[int], slopes: bool, dtype: Any) -> list[Taps]:
     """Tables of each axis for ``rows`` bins of ``most`` taps."""
     tables = []
@@ -188,8 +194,10 @@ def _taps_of_rule(rois: Rois, spec: Spec, dtype: Any) -> tuple[Taps, Taps]:
     for axis, (bins, length) in enumerate(zip(_bins_of_rule(rois, spec), (rois.g.height, rois.g.width), strict=True)):
         taps = call_taps(SAMPLING[spec.sampling], bins, length, spec.ratio)
         check_index(taps.index, length)
-        index, weight = (t.transpose(1, 2) if axis else t for t in (taps.index, taps.weight.detach()))
-        cells, weights = (t.flatten(0, 2).contiguous().numpy() for t in (index.to(torch.int32), weight))
+        cells, weights = rows_of(taps.index, axis == 1).astype(np.int32), rows_of(taps.weight, axis == 1)
         tables += _empty_taps([len(cells)], [max(1, cells.shape[1])], False, dtype)
         kernels.merge_taps(cells, weights.astype(dtype), tables[-1])
+        if len(cells):
+            on_average = float(tables[-1].number.mean())
+            warn_of_whole_axis(spec.sampling, len(rois.numbers), on_average, length, ("rows", "columns")[axis])
     return tables[0], tables[1]

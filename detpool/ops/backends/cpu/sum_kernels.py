@@ -178,3 +178,39 @@ def add_roi_grads(
                 if joint:
                     by_shift[k, 1, i, j] = y_start
                     by_shift[k, 0, i, j] = x_start
+
+
+@kernel
+def add_tap_grads(
+    grad, features, rois, numbers, span, g, joint, cells_y, weights_y, cells_x, weights_x, channels_last, by_y, by_x
+):
+    """Gradients of the weights (rows, T) of taps that a rule of a user's own has made, of all RoIs in their order.
+
+    ``features`` are the vectors of all groups. A cell of -1 is no tap.
+    """
+    zero = by_y.dtype.type(0)
+    channels = features.shape[2]
+    tile = np.empty((g.rows * g.columns, channels), by_y.dtype)
+    for n in range(span[0], span[1]):
+        k = numbers[n]
+        load_bins(grad, k, g.group_rows * g.group_columns == 1, channels_last, 0, tile)
+        source = features[int(rois[k, 0])]
+        for i in range(g.rows):
+            for j in range(g.columns):
+                y, x = _rows_of(k, i, j, g, joint)
+                step, shift = place_of(i, j, -1, g)
+                values = tile[i * g.columns + j]
+                for a in range(cells_y.shape[1]):
+                    if cells_y[y, a] < 0:
+                        continue
+                    along = zero
+                    for b in range(cells_x.shape[1]):
+                        if cells_x[x, b] < 0:
+                            continue
+                        vector = source[(cells_y[y, a] * g.width + cells_x[x, b]) * step + shift]
+                        dot = zero
+                        for c in range(channels):
+                            dot += values[c] * vector[c]
+                        along += weights_x[x, b] * dot
+                        by_x[x, b] += weights_y[y, a] * dot
+                    by_y[y, a] += along

@@ -1,0 +1,87 @@
+"""The packages of a user's own that configs may name: those that the user has named, and their import.
+
+Nothing but the standard library is needed: benchmarks import them where there is no Hydra.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from detpool.errors import ConfigError
+
+IMPORTS_VARIABLE = "DETPOOL_IMPORTS"
+"""Environment variable: packages, separated by commas, that configs may name."""
+
+
+def packages_of_user(imports: Any) -> tuple[str, ...]:
+    """The packages of the key `imports`, and those of the environment variable."""
+    return tuple(name for name, _ in _named_by_user(imports))
+
+
+def check_packages(imports: Any) -> None:
+    """Raise ConfigError if a package that the user has named does not exist. Nothing is imported."""
+    for name, source in _named_by_user(imports):
+        package = name.partition(".")[0]
+        try:
+            exists = package.isidentifier() and find_spec(package) is not None
+        except ValueError:  # of a module that has been made by hand
+            exists = True
+        if not exists:
+            raise ConfigError(f"{source}: {_absent(package)}")
+
+
+def import_packages(imports: Any) -> None:
+    """Import what the user has named, so that the rules that it registers are known by their names.
+
+    Raises:
+        ConfigError: as `import_named`.
+    """
+    for name, source in _named_by_user(imports):
+        import_named(name, source)
+
+
+def import_named(name: str, source: str) -> ModuleType:
+    """Import a module of the user's.
+
+    Args:
+        name: dotted.
+        source: where it was named, for errors.
+
+    Raises:
+        ConfigError: if it does not exist or its import raises an error; says where.
+    """
+    try:
+        return import_module(name)
+    except Exception as error:  # whatever the module raises
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise ConfigError(f"{source}: {_absent(str(error.name))}") from error
+        message = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"{source}: importing {name} raises {type(error).__name__}: {message}{_place(error)}"
+        ) from error
+
+
+def _named_by_user(imports: Any) -> list[tuple[str, str]]:
+    """Each name of the key `imports` and of the environment variable, with where it stands."""
+    given = imports if isinstance(imports, Sequence) and not isinstance(imports, str) else ()
+    variable: Sequence[str] = os.environ.get(IMPORTS_VARIABLE, "").split(",")
+    named = [(name, f"imports=[{name}]") for name in given if isinstance(name, str)]
+    return named + [(name.strip(), f"{IMPORTS_VARIABLE}={name.strip()}") for name in variable if name.strip()]
+
+
+def _absent(module: str) -> str:
+    return f"there is no module {module!r}; Python finds modules of folders that are on PYTHONPATH, and installed ones"
+
+
+def _place(error: Exception) -> str:
+    """Where the code of a module raised an error while it was imported."""
+    if isinstance(error, SyntaxError):  # which says so itself
+        return ""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
