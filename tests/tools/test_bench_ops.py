@@ -381,3 +381,8 @@ def test_an_operator_without_a_workload_is_mentioned(tmp_path: Path, capsys: pyt
     options = "--quick --workloads c4 --operators ps_roi_pool"
     assert bench_ops.main([*options.split(), "--output", str(tmp_path)]) == 0
     assert "ps_roi_pool: no workload of c4 has position-sensitive channels" in capsys.readouterr().out
+
+
+def test_a_pyramid_is_pooled_at_once() -> None:
+    """A wrapper around an operator would be called level by level: what is measured is what users call."""
+    assert all(ops.pools_pyramids(examine(name, functions_of()).bind(2, "cpu")) for name in ("roi_align", "roi_pool"))
