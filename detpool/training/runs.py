@@ -194,10 +194,12 @@ def restore_and_evaluate(
         config.class_names = list(data.class_names)
         module = build_module(config)
     else:
-        module = restore(config, checkpoint)
+        shared = None
         if list(data.class_names) != list(config.class_names):
             data, notes = _with_shared_classes(config, data, stages)
-            module.shared_classes = SharedClasses(config.class_names, data.class_names)
+            shared = SharedClasses(config.class_names, data.class_names)
+        module = restore(config, checkpoint)
+        module.shared_classes = shared
     _check_proposals(module, data, [split])
     trainer = build_trainer(config, [], [])
     save_config(config, Path(config.run_dir))

@@ -80,6 +80,9 @@ def test_opcheck() -> None:
     tables = [torch.randint(0, 5, (4, 2, 1, 2)), torch.rand(4, 2, 1, 2), torch.randint(0, 6, (4, 3, 1, 2))]
     arguments = (grad, features, rois, None, *tables, torch.rand(4, 3, 1, 2), spec, "cpu")
     torch.library.opcheck(torch.ops.detpool.weighted_sum_tap_grads, arguments)
+    # A rule that answers otherwise than in the forward must not have other memory read.
+    with pytest.raises(IndexError, match="cells from 0 to 4 or -1, got 9 to 9"):
+        torch.ops.detpool.weighted_sum_tap_grads(grad, features, rois, None, tables[0].fill_(9), *arguments[5:])
 
 
 def test_a_rule_whose_weights_do_not_move_gives_boxes_no_gradient() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...layout import is_channels_last, memory_format, sum_dtype
-from ...sampling import SAMPLING, Taps, argmax_dtype
+from ...sampling import SAMPLING, Taps, argmax_dtype, check_index
 from ...spec import ROTATED, Spec
 from ..reference import rotated_points
 from . import layout_kernels, max_kernels, rotated_kernels, sum_kernels
@@ -98,7 +98,13 @@ def weighted_sum_roi_grads(
 def weighted_sum_tap_grads(
     grad: Tensor, features: Tensor, rois: Tensor, offsets: Tensor | None, taps: Sequence[Taps], spec: Spec
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the weights of taps (y, x) of one map, which a rule of a user's own has made."""
+    """Gradients of the weights of taps (y, x) of one map, which a rule of a user's own has made.
+
+    Raises:
+        IndexError: If a tap is no cell of the map.
+    """
+    for axis, length in zip(taps, features.shape[2:], strict=True):
+        check_index(axis.index, length)
     last = is_channels_last(grad)
     source = _flatten_pooled(grad.to(sum_dtype(grad.dtype)), spec, last)
     (read,) = read_rois(rois, None, offsets, spec, [features.shape])
