@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detpool.predictor import Predictor
+if TYPE_CHECKING:  # which a benchmark of operators does without
+    from detpool.predictor import Predictor
 
 Box = tuple[float, float, float, float]
 
