@@ -74,7 +74,13 @@ def start_from(model: nn.Module, path: str, class_names: Sequence[str], build: C
             f"{next(iter(own))!r}; the file holds {example!r}"
         )
     model.load_state_dict(taken, strict=False)
-    _tell(path, own, taken, found, [n for n in class_names if known is not None and n in known] if rows else None)
+    if rows:
+        classes = f"classes by name: {', '.join(name for name in class_names if name in (known or ())) or 'none'}"
+    elif found.class_names is None and all(t.shape == own[n].shape for n, t in found.tensors.items() if n in own):
+        classes = f"its classes are taken to be {', '.join(class_names)}, in this order"
+    else:
+        classes = ""
+    _tell(path, own, taken, found, classes)
 
 
 def read_detector(path: str) -> Detector:
@@ -147,15 +153,13 @@ def _merge(
     return merged
 
 
-def _tell(
-    path: str, own: dict[str, Tensor], taken: dict[str, Tensor], found: Detector, classes: list[str] | None
-) -> None:
+def _tell(path: str, own: dict[str, Tensor], taken: dict[str, Tensor], found: Detector, classes: str) -> None:
     counter = "num_batches_tracked"  # which frozen normalization has not
     new = _modules(name for name in own if name not in taken and not name.endswith(counter))
     unused = _modules(name for name in found.tensors if name not in own and not name.endswith(counter))
     text = f"model.weights={path}: {len(taken)} of {len(own)} tensors"
-    if classes is not None:
-        text += f"; classes by name: {', '.join(classes) or 'none'}"
+    if classes:
+        text += f"; {classes}"
     if new:
         text += f"; initialized anew: {', '.join(new)}"
     if unused:

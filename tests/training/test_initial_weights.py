@@ -59,7 +59,10 @@ def test_torchvisions_detectors_detect_the_same(compose_tiny, tmp_path, capsys, 
     poolers = [f"{pool}.{setting}" for pool in pools for setting in AS_TORCHVISION]
     ours = build(compose_tiny, tmp_path, list("abc"), *own, *RESNET, *poolers, f"model.weights={tmp_path}/detector.pth")
     printed = capsys.readouterr().out
-    assert re.search(r"model\.weights=\S+/detector\.pth: (\d+) of \1 tensors\n", printed), printed
+    assert re.search(
+        r"model\.weights=\S+/detector\.pth: (\d+) of \1 tensors; its classes are taken to be a, b, c, in this order\n",
+        printed,
+    ), printed
     image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         (expected,), (found,) = theirs([image]), ours([image])
@@ -117,7 +120,9 @@ def test_layers_of_another_layout_are_named(compose_tiny, tmp_path, capsys):
     assert "initialized anew: backbone.neck.2\n" in capsys.readouterr().out
     # Without a detector's scores nothing is known of the classes of a file: as many are taken for the same.
     build(compose_tiny, tmp_path, list("xyz"), *rfcn, f"model.weights={tmp_path}/rfcn.pth")
-    assert "anew" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "its classes are taken to be x, y, z, in this order" in printed
+    assert "anew" not in printed
 
 
 def test_a_file_of_cocos_ids_has_cocos_classes(tmp_path):
