@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -117,8 +118,8 @@ def draw(folder: Path, dataset: UnlabeledImages, found: Detections, limit: int, 
 
 def _names(files: Sequence[Path]) -> list[str]:
     """A name each for the pictures of files: the file's own where no other has it, else with its number."""
-    stems = [file.stem for file in files]
-    return [f"{s}.png" if stems.count(s) == 1 else f"{s}_{n}.png" for n, s in enumerate(stems, start=1)]
+    counts = Counter(file.stem for file in files)
+    return [f"{f.stem}.png" if counts[f.stem] == 1 else f"{f.stem}_{n}.png" for n, f in enumerate(files, start=1)]
 
 
 def pool_boxes(options: argparse.Namespace, overrides: Sequence[str]) -> None:

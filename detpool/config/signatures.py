@@ -28,7 +28,7 @@ ADMITTED = (
     *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "timm.layers", "timm.optim", "timm.scheduler"),
     *("torch.nn", "torch.optim", "torchvision.models", "torchvision.ops", "torchvision.transforms"),
 )
-"""Where what a config names is defined; a user adds packages (`packages.py`)."""
+"""Where what a config names is defined; a user adds packages (`detpool/own_packages.py`)."""
 _BY_NAME = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
 """Hydra's functions that return what their `path` names."""
 
