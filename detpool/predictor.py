@@ -152,7 +152,8 @@ class Predictor:
 
         Returns:
             For each image the maps (C, H, W) by name, finest first, of the image after the transform, padded to a
-            multiple of the coarsest stride. On `device`.
+            multiple of the coarsest stride. On `device`; without gradients, but what is pooled from them has those of
+            boxes.
 
         Raises:
             As `predict`, for images.
@@ -185,7 +186,7 @@ class Predictor:
         ((maps, size, orig_size),) = self._maps(self.prepare([image]))
         scale = torch.tensor(size[::-1]) / torch.tensor(orig_size[::-1])
         scaled = (boxes.cpu().float() * scale.repeat(2)).to(self.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._pooler(pooler)(maps, [scaled], [size])
 
     def _pooler(self, pooler: str | Callable[..., Tensor] | nn.Module | None) -> nn.Module:
@@ -217,7 +218,7 @@ class Predictor:
     def _maps(self, dataset: UnlabeledImages) -> Iterator[tuple[dict[str, Tensor], tuple[int, int], tuple[int, int]]]:
         """The maps of one image after the other, its size in pixels as the model sees it, and as it was given."""
         for images, (target,) in DataLoader(dataset, batch_size=1, collate_fn=collate):
-            with torch.inference_mode():
+            with torch.no_grad():  # not inference_mode, of whose tensors no gradient by boxes could be taken
                 batch, _ = self.model.transform([image.to(self.device) for image in to_unit_range(images)])
                 maps = self.model.backbone(batch.tensors)
             yield maps, batch.image_sizes[0], target["orig_size"]

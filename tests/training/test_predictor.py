@@ -117,6 +117,10 @@ def test_features_and_pooled_features_are_those_of_the_heads(predictor, files):
     assert features.keys() == maps.keys()
     assert all(torch.equal(features[name], maps[name][0]) for name in maps)
     torch.testing.assert_close(predictor.pool(files[2], proposals), seen["output"])
+    boxes = torch.tensor([[0.0, 8, 8, 40, 40]], requires_grad=True)
+    ops.pr_roi_pool(features["0"][None], boxes, 7, 1 / 4).sum().backward()
+    assert boxes.grad is not None
+    assert boxes.grad.abs().sum() > 0
 
     own = predictor.model.roi_heads.box_roi_pool
     other = RoIPooler(own.featmap_names, own.output_size, ops.pr_roi_pool, canonical_scale=own.canonical_scale)
