@@ -21,7 +21,7 @@ import pandas as pd
 from detpool.errors import ConfigError, did_you_mean
 from detpool.report.collect import Run
 from detpool.report.names import by_choice, choices_of, differences, flatten, in_order, label_of, ranks, show
-from detpool.study.layout import PATHS, RUN_LOCAL
+from detpool.study.layout import PATHS, RUN_LOCAL, without_neutral
 
 MOST_DRAWN = 8
 """Configurations that a plot shows: as many as there are colors and markers."""
@@ -117,7 +117,7 @@ def make_sections(
         ConfigError: no run has the setting, no section has the baseline or a configuration that is asked for, or one
             has several baselines.
     """
-    settings = pd.DataFrame([flatten(run.config) for run in runs]).fillna("unset")
+    settings = pd.DataFrame([flatten(without_neutral(run.config)) for run in runs]).fillna("unset")
     if by is not None and by not in settings:
         raise ConfigError(f"--by {by!r} is set in the config of no run{did_you_mean(by, settings.columns)}")
     shared = [key for key in settings if _splits(key, settings, runs)]

@@ -38,7 +38,8 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     "model": {"weights": None},
     "optim": {"backbone_rate": 1.0, "frozen": []},
 }
-"""Settings that came later, at the values that change nothing: runs of before are still known by their names."""
+"""Settings that came later, at the values that change nothing: runs of before keep their names, and their places in
+reports."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
     kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
     for section, keys in _WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
-    for section, values in _NEUTRAL.items():
-        kept[section] = {k: v for k, v in (kept.get(section) or {}).items() if k not in values or v != values[k]}
+    kept = without_neutral(kept)
     kept["callbacks"] = {
         name: {key: value for key, value in callback.items() if key not in PATHS}
         for name, callback in (kept.get("callbacks") or {}).items()
@@ -80,6 +80,17 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
     }
     text = json.dumps(kept, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without settings that came later, where they change nothing: as a run of before has it."""
+    neutral = ((section, _NEUTRAL.get(section, {}), value) for section, value in config.items())
+    return {
+        section: {k: v for k, v in value.items() if k not in off or v != off[k]}
+        if isinstance(value, Mapping)
+        else value
+        for section, off, value in neutral
+    }
 
 
 def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig, seed: int | None = None) -> str:

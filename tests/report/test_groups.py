@@ -36,6 +36,15 @@ def test_seeds_and_places_make_no_difference(make_run, tmp_path):
     assert labels(section) == {"pooler=roi_align": [0, 1]}
 
 
+def test_runs_of_before_a_setting_are_those_of_today_where_it_changes_nothing(make_run, tmp_path):
+    make_run("0", seed=0)
+    off = {"optim.backbone_rate": 1.0, "optim.frozen": [], "data.drop_others": "objects", "data.split_seed": 0}
+    make_run("1", seed=1, **off)
+    make_run("2", seed=2, **off | {"optim.backbone_rate": 0.1})
+    (section,) = sections_of(tmp_path)
+    assert sorted(list(seeds) for seeds in labels(section).values()) == [[0, 1], [2]]
+
+
 def test_leaves_are_named_where_they_differ(make_run, tmp_path):
     make_run("0", **{"optim.optimizer.lr": 0.01})
     make_run("1", **{"pooler.operator.sampling_ratio": 4})

@@ -10,7 +10,7 @@ import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import Configs
 from detpool.errors import ConfigError
@@ -93,6 +93,18 @@ def test_sweeps_without_study_are_numbered() -> None:
 )
 def test_fingerprint_is_of_what_is_computed(same: bool, overrides: list[str]) -> None:
     assert (fingerprint(composed(*overrides)) == fingerprint(composed())) == same
+
+
+def test_runs_of_before_a_setting_keep_their_names() -> None:
+    config = composed()
+    name = fingerprint(config)
+    OmegaConf.set_struct(config, False)
+    for section, key in (("model", "weights"), ("optim", "backbone_rate"), ("optim", "frozen")):
+        assert key in config[section]
+        del config[section][key]
+    assert fingerprint(config) == name
+    config.optim.backbone_rate = 0.1
+    assert fingerprint(config) != name
 
 
 def test_names_show_what_varies_and_suit_a_file_system() -> None:
