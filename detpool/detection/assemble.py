@@ -47,9 +47,7 @@ def assemble(
         ConfigError: if the RPN has not one list of anchors for each map.
     """
     if proposals is None:
-        proposals = rpn(
-            map_names=backbone.rpn_names, channels=backbone.rpn_channels, strides=backbone.rpn_strides
-        )
+        proposals = rpn(map_names=backbone.rpn_names, channels=backbone.rpn_channels, strides=backbone.rpn_strides)
     body = backbone.body
     coarsest = max(*body.strides, *backbone.strides)
     # No size is a multiple of a stride that is not whole; the next power of two is one of those of finer maps.

@@ -84,7 +84,7 @@ class ProposalNetwork(RegionProposalNetwork):
         )
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.map_names = list(map_names)
-        self.strides = list(strides) if any(stride != int(stride) for stride in strides or []) else None
+        self.strides = list(strides) if strides and any(stride != int(stride) for stride in strides) else None
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None

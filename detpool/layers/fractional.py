@@ -1,8 +1,8 @@
 """Fractional max pooling (Graham, arXiv:1412.6071, 2014): windows whose steps are no whole number of cells.
 
-``FractionalMaxPool2d`` is PyTorch's, whose windows all have the same size; ``FractionalRegionPool2d`` the paper's, whose
-regions cover the map side by side or overlap by one cell. Both tell their ``factor``, cells of the input for one of the
-output along each axis, by which networks know the strides of their maps.
+``FractionalMaxPool2d`` is PyTorch's, whose windows all have the same size; ``FractionalRegionPool2d`` the paper's,
+whose regions cover the map side by side or overlap by one cell. Both tell their ``factor``, cells of the input for one
+of the output along each axis, by which networks know the strides of their maps.
 """
 
 from __future__ import annotations

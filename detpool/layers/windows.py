@@ -21,7 +21,7 @@ from torch.nn.functional import (
 
 from detpool.ops import formulas
 from detpool.ops.inputs import check_features, pair
-from detpool.ops.layout import is_channels_last, memory_format
+from detpool.ops.layout import is_channels_last
 
 from . import fused
 from .reductions import checked_power, lp_pool2d, power_for

@@ -25,6 +25,9 @@ class Body(nn.Module):
         image_mean, image_std: per-channel normalisation the weights expect, for RGB images in [0, 1].
     """
 
+    has_class_token = False
+    """Whether the first of the tokens beside the last map is one of class."""
+
     def __init__(
         self,
         channels: Sequence[int],

@@ -71,8 +71,8 @@ def timm_body(
     reductions = timm.create_model(name, features_only=True).feature_info.reduction()
     if len(set(reductions)) == 1:
         raise ConfigError(
-            f"backbone.name={name!r} has maps of one stride, {reductions[0]}, as plain vision transformers have: choose "
-            f"backbone=vit_small backbone.name={name}, which builds a simple feature pyramid on its last one"
+            f"backbone.name={name!r} has maps of one stride, {reductions[0]}, as plain vision transformers have: "
+            f"backbone=vit_small backbone.name={name} has a simple feature pyramid on the last one"
         )
     absent = [stride for stride in strides if stride not in reductions]
     if absent:

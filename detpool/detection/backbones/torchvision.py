@@ -34,7 +34,7 @@ def torchvision_body(
     """A VGG, DenseNet, GoogLeNet or ConvNeXt, with maps at strides 4, 8, 16 and 32 unless a slot has another factor.
 
     Maps are those before the next pooling, as the classifier's network computes them: of VGG-16 conv3_3, conv4_3 and
-    conv5_3, and at stride 32 its last pooling, which `output_stride=16` leaves out (Fast R-CNN's network). Sources:
+    conv5_3, and at stride 32 its last pooling, without which (`output_stride=16`) it is Fast R-CNN's. Sources:
     Simonyan and Zisserman, arXiv:1409.1556; Huang et al., arXiv:1608.06993; Szegedy et al., arXiv:1409.4842, without
     auxiliary classifiers; Liu et al., arXiv:2201.03545.
 
@@ -42,15 +42,15 @@ def torchvision_body(
         name: a network of torchvision: `vgg16`, `vgg16_bn`, `densenet121`, `googlenet`, `convnext_tiny`, ...
         weights: a name of torchvision's weights, the path of a file with a state dict of the network, or None.
         frozen_norm: batch normalisation with fixed statistics and affine. Without weights it is always trained.
-        output_stride: 32; or 16, of VGG also 8: the last stage keeps the resolution, its convolutions dilated instead.
+        output_stride: stages of larger strides are left out, not dilated as those of ResNets are.
         pretrained: whether to load `weights`; False builds the same network for a checkpoint to fill.
         stem_pool: layer in place of the max pooling before the map of stride 4, of VGG in place of two.
         downsample: layer in place of the pooling between stages: VGG's and GoogLeNet's maxima, the averages in
             DenseNet's transitions; of ConvNeXt behind the 2 x 2 convolution, whose stride is then 1.
 
     Raises:
-        ConfigError: for an unknown network, an `output_stride` it cannot have, a `stem_pool` where the stem has no
-            pooling, or if a layer makes maps of other sizes than it says.
+        ConfigError: for an unknown network, an `output_stride` that leaves no stage, a `stem_pool` where the stem has
+            no pooling, or if a layer makes maps of other sizes than it says.
         WeightsError: if the weights are unknown, cannot be downloaded or read, or do not fit.
     """
     known = [n for n in torchvision.models.list_models(torchvision.models) if n.startswith(_FAMILIES)]
@@ -62,40 +62,32 @@ def torchvision_body(
     # Where the last three halve, a stage begins; with the one before them, if there is one, the stem ends.
     ends = [names.index(starts[-4]) + 1 if len(starts) > 3 else 1, *map(names.index, starts[-3:]), len(names)]
     stem, *stages = (names[a:b] for a, b in itertools.pairwise([0, *ends]))
-    if output_stride < 32 and len(stages[-1]) == 1:
-        stages.pop()  # VGG's last pooling, which nothing follows
-    deepest = 2 ** (len(stages) + 1)
-    if output_stride not in (accepted := sorted({32, deepest, deepest // 2})):
-        raise ConfigError(f"backbone.output_stride of {name} must be one of {accepted}, got {output_stride}")
-
     slots = dict.fromkeys((n for n in starts if n in stem), ("stem_pool", stem_pool))
     if stem_pool is not None and not slots:
         raise ConfigError(f"stem_pool: the stem of {name} is one convolution of stride 4, without a pooling to replace")
-    factor = find_factor(downsample, "downsample")
-    first = 4 * (find_factor(stem_pool, "stem_pool") / 2) ** len(slots)
-    slots |= dict.fromkeys((stage[0] for stage in stages[1:]), ("downsample", downsample))
-    if output_stride < deepest:
-        if (first, factor) != (4, 2):
-            raise ConfigError(
-                f"backbone.output_stride of {name} must be {deepest} or more where stem_pool or downsample do not "
-                f"halve maps, got {output_stride}"
-            )
-        start, *rest = stages[-1]
-        del slots[start]
-        layers[start] = _with_pool(layers[start], None)
-        _dilate([layers[n] for n in rest])
+    finest, factor = 4 * (find_factor(stem_pool, "stem_pool") / 2) ** len(slots), find_factor(downsample, "downsample")
+    strides = [finest * factor**i for i in range(4)]
+    if output_stride < finest:
+        raise ConfigError(
+            f"backbone.output_stride must be {finest:.4g} or more, that of the finest map, got {output_stride}"
+        )
+    stages = [stage for stage, stride in zip(stages, strides, strict=True) if stride < output_stride + 1e-6]
+
+    slots |= dict.fromkeys(starts[-3:], ("downsample", downsample))
     channels, x = {}, torch.zeros(1, 3, 64, 64)
-    for n, layer in layers.items():
+    for n in itertools.chain(stem, *stages):
         with torch.no_grad():
-            channels[n] = (x := layer.eval()(x)).shape[1]
+            channels[n] = (x := layers[n].eval()(x)).shape[1]
+        layers[n].train()
         slot, pool = slots.get(n, ("", None))
-        layers[n] = layer.train() if pool is None else _with_pool(layer, build_downsampling(pool, channels[n], slot))
+        if pool is not None:
+            layers[n] = _with_pool(layers[n], build_downsampling(pool, channels[n], slot))
     mean, std = _normalisation(name, weights)
     return StagedBody(
         {"stem": _sequence(layers, stem)},
         {f"stage{i}": _sequence(layers, stage) for i, stage in enumerate(stages, 1)},
         [channels[stage[-1]] for stage in stages],
-        [min(first * factor**i, output_stride) for i in range(len(stages))],
+        strides[: len(stages)],
         image_mean=mean,
         image_std=std,
     )
@@ -157,26 +149,14 @@ def _place(layer: nn.Module) -> nn.Module | None:
     return last if isinstance(last, kinds) else None
 
 
-def _with_pool(layer: nn.Module, pool: nn.Module | None) -> nn.Module:
-    """A layer between stages with a pooling in place of its stride; None: as it is, at a stride of 1."""
-    place: Any = _place(layer)
-    sequence: Any = layer
-    if isinstance(place, nn.Conv2d):
-        place.stride, place.padding = (1, 1), "same"  # of 2 x 2: zeros beyond the lower and the right border
-        return sequence if pool is None else sequence.append(pool)
-    if pool is None:
-        beyond = place.kernel_size - 1
-        pool = nn.Sequential(nn.ReplicationPad2d((0, beyond, 0, beyond)), type(place)(place.kernel_size, stride=1))
+def _with_pool(layer: nn.Module, pool: nn.Module) -> nn.Module:
+    """A layer between stages with a pooling in place of its stride."""
+    place = _place(layer)
     if place is layer:
         return pool
+    sequence: Any = layer
+    if isinstance(place, nn.Conv2d):
+        place.stride = (1, 1)
+        pool = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), place, pool)
     sequence[-1] = pool
     return sequence
-
-
-def _dilate(layers: Sequence[nn.Module]) -> None:
-    """Has layers behind a stride that was taken away read what they read before, at every second cell."""
-    for module in (module for layer in layers for module in layer.modules()):
-        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
-            module.dilation, module.padding = (2, 2), tuple(2 * p for p in module.padding)
-        elif isinstance(module, nn.MaxPool2d):
-            module.dilation, module.padding = 2, 2 * module.padding

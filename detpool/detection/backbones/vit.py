@@ -16,11 +16,11 @@ from detpool.errors import ConfigError
 
 
 class SimplePyramid(nn.Module):
-    """Maps 4 and 2 times finer than one, as fine, and 2 times coarser: strides 4, 8, 16 and 32 from 16; and one of 64.
+    """Levels 4 and 2 times finer than a map, as fine, and 2 and 4 times coarser: strides 4, 8, 16, 32, 64 from 16.
 
-    Source: Li et al., ViTDet, arXiv:2203.16527, 2022, section 3: transposed convolutions of stride 2, two, with normalisation and GELU between them, and one; the map as
-    it is; and its maximum over 2 x 2 cells. A 1 x 1 and a 3 x 3 convolution with normalisation follow on each. There
-    are no connections between levels.
+    Two transposed convolutions of stride 2 with normalisation and GELU between them, and one; the map as it is; and
+    its maxima over 2 x 2 cells. A 1 x 1 and a 3 x 3 convolution with normalisation follow on each. There are no
+    connections between levels. Source: Li et al., ViTDet, arXiv:2203.16527, 2022, section 3.
 
     Args:
         channels: of the map.
@@ -70,6 +70,7 @@ class ViTBody(Body):
         super().__init__([network.embed_dim], [network.patch_embed.patch_size[0]], image_mean, image_std)
         network.prune_intermediate_layers(1, prune_norm=True, prune_head=True)
         self.network = network
+        self.has_class_token = bool(getattr(network, "has_class_token", network.cls_token is not None))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.pass_once(images)[0]
