@@ -34,12 +34,16 @@ def test_what_each_word_pools():
 
 
 def test_it_is_added_to_the_vectors_of_its_images_rois():
-    class Predictor(torch.nn.Linear):
+    class Predictor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.rand(3, 6))
+
         def forward(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return super().forward(vectors), vectors
+            return vectors @ self.weight.T, vectors
 
     pooled = torch.rand(5, 6, generator=torch.Generator().manual_seed(1))
-    heads = TwoStageHeads(lambda *_: pooled, torch.nn.Identity(), Predictor(6, 3))
+    heads = TwoStageHeads(lambda *_: pooled, torch.nn.Identity(), Predictor())
     boxes, shapes = [torch.zeros(2, 4), torch.zeros(3, 4)], [(64, 96), (64, 96)]
     plain, _ = heads.classify(features(), boxes, shapes)
     heads.image_context = context = ImageContext("mean", 8, 6, stride=16)
