@@ -115,6 +115,16 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
                     copy(where_tile[p], argmax[k, p] if channels_last else argmax[p, k])
 
 
+@compiled
+def _add_at(where, values, base, step, shift, cells, out):
+    """out[where[c] step + shift, base + c] += values[c], where ``where[c]`` is one of the cells."""
+    for c in range(values.shape[0]):
+        # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
+        cell = np.uint32(np.int32(where[c]))
+        if cell < cells:
+            out[cell * step + shift, base + np.uint64(c)] += values[c]
+
+
 @kernel
 def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out):
     """The gradient of :func:`max_of_cells` for one image."""
@@ -142,11 +152,10 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
                     values, where = grad_tile[0], where_tile[0]
                     copy(grad[p, k, part.first : last], values)
                     copy(argmax[p, k, part.first : last], where)
-                for c in range(part.channels):
-                    # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
-                    cell = np.uint32(np.int32(where[c]))
-                    if cell < plane_cells:
-                        out[cell * step + shift, base + np.uint64(c)] += values[c]
+                if shared:  # by constants, or the multiplication takes a tenth of the time
+                    _add_at(where, values, base, np.uint64(1), np.uint64(0), plane_cells, out)
+                else:
+                    _add_at(where, values, base, step, shift, plane_cells, out)
 
 
 @compiled
