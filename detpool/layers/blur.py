@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, max_pool2d, pad
+from torch.nn.functional import conv2d, pad
 
 from detpool.ops.inputs import check_features, pair
 
-from .sliding import Size, SlidingPool2d, fitted
+from .reductions import max_pool
+from .sliding import Padding, Size, SlidingPool
 
 
 class BlurPool2d(nn.Module):
@@ -50,7 +51,7 @@ class BlurPool2d(nn.Module):
         return f"filter_size={self.filter_size}, stride={self.stride}"
 
 
-class MaxBlurPool2d(SlidingPool2d):
+class MaxBlurPool2d(SlidingPool):
     """Max pooling without aliasing: the maximum of every window, at stride 1, then :class:`BlurPool2d`.
 
     ``Y = BlurPool(max over window)``, of ``OH = ceil((H + 2 padding - kernel + 1) / stride)`` rows.
@@ -59,17 +60,25 @@ class MaxBlurPool2d(SlidingPool2d):
     Source: Zhang, arXiv:1904.11486, 2019, section 3.2.
 
     Args:
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation: the windows, as for :class:`~detpool.layers.sliding.SlidingPool`.
         filter_size: cells of the binomial filter.
 
     Raises:
         ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0, filter_size: int = 3) -> None:
-        super().__init__(kernel_size, stride, padding)
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        filter_size: int = 3,
+        *,
+        dilation: Size = 1,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, dilation=dilation)
         self.blur = BlurPool2d(filter_size, self.stride)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        return self.blur(max_pool2d(input, *fitted(input, self.kernel_size, 1, self.padding)))
+        return self.blur(max_pool(input, self.kernel_size, 1, self.padding, self.dilation))

@@ -1,17 +1,19 @@
 """Pooling with weights: strided convolution, LeNet's subsampling, and Lee's mixed, gated and tree pooling.
 
-All take maps (N, C, H, W) to (N, C, OH, OW), ``OH = floor((H + 2 padding - kernel) / stride) + 1``, and are the same in
-training and evaluation.
+All take maps (N, C, H, W) to (N, C, OH, OW), of as many windows as sliding pools have
+(:class:`~detpool.layers.sliding.SlidingPool`), and are the same in training and evaluation.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, max_pool2d
+from torch.nn.functional import conv2d
 
-from .reductions import mean_pool2d, sum_pool2d
-from .sliding import Size, SlidingPool2d, fitted, geometry
+from .reductions import max_pool, mean_pool, sum_pool
+from .sliding import Padding, Size, SlidingPool, fitted, geometry
 
 
 class StridedConv2d(nn.Conv2d):
@@ -22,24 +24,32 @@ class StridedConv2d(nn.Conv2d):
 
     Args:
         channels: C, of input and output.
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
 
     Raises:
         ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
-    def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        windows = geometry(kernel_size, stride, padding)
-        super().__init__(checked_channels(channels), channels, *windows)
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Padding = 0,
+        *,
+        dilation: Size = 1,
+        ceil_mode: bool = False,
+    ) -> None:
+        windows = geometry(kernel_size, stride, padding, dilation, ceil_mode)
+        super().__init__(checked_channels(channels), channels, windows[0])  # type: ignore[arg-type]
         self.windows = windows
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        fitted(input, *self.windows)
-        return super().forward(input)
+        return convolved(input, self.weight, self.bias, *self.windows)
 
 
-class LeNetSubsampling(SlidingPool2d):
+class LeNetSubsampling(SlidingPool):
     """LeNet's trainable subsampling: ``Y[c] = sigmoid(scale[c] sum f[c] + bias[c])`` over each window.
 
     Two parameters a channel; the scale begins as 1 / cells of the window (an average), the bias as 0. Source: LeCun,
@@ -47,49 +57,52 @@ class LeNetSubsampling(SlidingPool2d):
 
     Args:
         channels: C.
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`; LeNet's is 2.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`; LeNet's
+            kernel is 2.
 
     Raises:
         ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
-    def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        super().__init__(kernel_size, stride, padding)
+    def __init__(
+        self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, **further: Any
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, **further)
         channels = checked_channels(channels)
         self.scale = nn.Parameter(torch.full((channels,), 1 / (self.kernel_size[0] * self.kernel_size[1])))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        total = sum_pool2d(input, self.kernel_size, self.stride, self.padding)
+        total = sum_pool(input, *self.windows)
         return torch.sigmoid(self.scale[:, None, None] * total + self.bias[:, None, None])
 
 
-class LearnedMixedPool2d(SlidingPool2d):
+class LearnedMixedPool2d(SlidingPool):
     """``Y = a max + (1 - a) mean`` over each window, a in 0 .. 1 learned: one for the layer.
 
     The parameter is the logit of a, 0 to begin with. Padded cells are not there. Source: Lee, Gallagher and Tu,
     arXiv:1509.08985, 2015, section 3.1.
 
     Args:
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
 
     Raises:
         ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        super().__init__(kernel_size, stride, padding)
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, **further: Any) -> None:
+        super().__init__(kernel_size, stride, padding, **further)
         self.logit = nn.Parameter(torch.zeros(()))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        average = mean_pool2d(input, self.kernel_size, self.stride, self.padding)
-        largest = max_pool2d(input, self.kernel_size, self.stride, self.padding)
+        average = mean_pool(input, *self.windows)
+        largest = max_pool(input, *self.windows)
         return torch.lerp(average, largest, self.logit.sigmoid().to(input.dtype))
 
 
-class GatedPool2d(SlidingPool2d):
+class GatedPool2d(SlidingPool):
     """``Y = a max + (1 - a) mean`` over each window, with ``a = sigmoid(w . f)`` of the values of the window.
 
     One mask w of ``kernel_size`` for each channel, 0 to begin with (a = 1/2). Padded cells are not there: no part of
@@ -97,25 +110,27 @@ class GatedPool2d(SlidingPool2d):
 
     Args:
         channels: C.
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
 
     Raises:
         ValueError: If a size is not positive or, in ``forward``, no window fits into the map.
     """
 
-    def __init__(self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        super().__init__(kernel_size, stride, padding)
+    def __init__(
+        self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, **further: Any
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, **further)
         self.gate = nn.Parameter(torch.zeros(checked_channels(channels), 1, *self.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        average = mean_pool2d(input, self.kernel_size, self.stride, self.padding)
-        largest = max_pool2d(input, self.kernel_size, self.stride, self.padding)
-        share = conv2d(input, self.gate, None, self.stride, self.padding, groups=len(self.gate))
+        average = mean_pool(input, *self.windows)
+        largest = max_pool(input, *self.windows)
+        share = convolved(input, self.gate, None, *self.windows)
         return torch.lerp(average, largest, share.sigmoid().to(input.dtype))
 
 
-class TreePool2d(SlidingPool2d):
+class TreePool2d(SlidingPool):
     """A binary tree: leaves are learned filters ``v . f``, inner nodes blend their children, ``Y`` is the root.
 
     ``node = a left + (1 - a) right`` with ``a = sigmoid(w . f)``, v and w of ``kernel_size`` for each channel. Filters
@@ -124,7 +139,7 @@ class TreePool2d(SlidingPool2d):
 
     Args:
         channels: C.
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
         depth: levels of inner nodes, 1 or more: ``2^depth`` leaves. The paper's "2 level" tree has 1, its "3 level" 2.
 
     Raises:
@@ -136,10 +151,11 @@ class TreePool2d(SlidingPool2d):
         channels: int,
         kernel_size: Size,
         stride: Size | None = None,
-        padding: Size = 0,
+        padding: Padding = 0,
         depth: int = 1,
+        **further: Any,
     ) -> None:
-        super().__init__(kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding, **further)
         channels = checked_channels(channels)
         if not isinstance(depth, int) or depth < 1:
             raise ValueError(f"depth must be an integer of at least 1, got {depth!r}")
@@ -153,7 +169,6 @@ class TreePool2d(SlidingPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        fitted(input, self.kernel_size, self.stride, self.padding)
         level = [self._responses(input, leaf) for leaf in self.filters.chunk(2**self.depth)]
         gates = iter(self.gates.chunk(2**self.depth - 1))  # of the lowest level first, each level from left to right
         while len(level) > 1:
@@ -164,10 +179,19 @@ class TreePool2d(SlidingPool2d):
         return level[0]
 
     def _responses(self, input: Tensor, masks: Tensor) -> Tensor:
-        return conv2d(input, masks, None, self.stride, self.padding, groups=len(masks))
+        return convolved(input, masks, None, *self.windows)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, depth={self.depth}"
+
+
+def convolved(input: Tensor, weight: Tensor, bias: Tensor | None, *windows: Any) -> Tensor:
+    """The correlation of each window with masks ``weight``, of all channels or of one each; padding counts as zeros."""
+    place = fitted(input, *windows)
+    groups = input.shape[1] // weight.shape[1]
+    if place.same or place.ceil_mode:
+        return conv2d(place.pad(input), weight, bias, place.stride, 0, place.dilation, groups)
+    return conv2d(input, weight, bias, place.stride, place.before, place.dilation, groups)
 
 
 def checked_channels(channels: int) -> int:

@@ -1,91 +1,108 @@
-"""Sliding windows reduced to one value in other ways than PyTorch's maximum and average.
+"""Sliding windows reduced to one value, mostly in other ways than PyTorch's maximum and average.
 
-All functions take maps (N, C, H, W), floating, and return (N, C, OH, OW) of the same dtype and memory format,
-``OH = floor((H + 2 padding - kernel) / stride) + 1``. Padded cells are not there: they count in no average.
+All functions take maps (N, C, L), (N, C, H, W) or (N, C, D, H, W), floating, and return (N, C, OH, OW) of the same
+dtype, and of the same memory format in two dimensions. ``windows`` are kernel_size, stride, padding, dilation and
+ceil_mode, by position, as for :class:`~detpool.layers.sliding.SlidingPool`:
+``OH = floor((H + 2 padding - dilation (kernel - 1) - 1) / stride) + 1``, or that rounded up. Padded cells are not
+there, and count in no average. Layers for one and three dimensions are those for two with other ``dimensions``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import avg_pool2d, max_pool1d, max_pool2d, max_pool3d
 
 from detpool.ops import formulas
 
 from . import fused
-from .sliding import Size, SlidingPool2d, Windows, fitted
+from .sliding import Fitted, Padding, Size, SlidingPool, Windows, fitted, geometry
 
 
-def sum_pool2d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+def sum_pool(input: Tensor, *windows: Any) -> Tensor:
     """The sum over each window."""
-    return avg_pool2d(input, *fitted(input, kernel_size, stride, padding), divisor_override=1)
+    place = fitted(input, *windows)
+    if place.plain:
+        return avg_pool2d(input, *place.plain, divisor_override=1)
+    return Windows(formulas.widened(input), place).sums(lambda values: (values,))[0].to(input.dtype)
 
 
-def mean_pool2d(input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> Tensor:
+def mean_pool(input: Tensor, *windows: Any) -> Tensor:
     """The average over each window of the cells that are there: ``avg_pool2d(count_include_pad=False)``."""
-    return avg_pool2d(input, *fitted(input, kernel_size, stride, padding), count_include_pad=False)
+    return _mean(input, fitted(input, *windows))
 
 
-def lp_pool2d(
-    input: Tensor, p: float | Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0
-) -> Tensor:
+def _mean(input: Tensor, place: Fitted) -> Tensor:
+    if place.plain:
+        return avg_pool2d(input, *place.plain, count_include_pad=False)
+    return Windows(formulas.widened(input), place).means(lambda values: (values,))[0].to(input.dtype)
+
+
+def max_pool(input: Tensor, *windows: Any) -> Tensor:
+    """The maximum over each window."""
+    place = fitted(input, *windows)
+    maximum = (max_pool1d, max_pool2d, max_pool3d)[len(place.kernel) - 1]
+    if place.same:
+        return maximum(place.pad(input, value=-torch.inf), place.kernel, place.stride, 0, place.dilation)
+    return maximum(input, place.kernel, place.stride, place.before, place.dilation, place.ceil_mode)
+
+
+def lp_pool(input: Tensor, p: float | Tensor, *windows: Any) -> Tensor:
     """``mean(|f|^p)^(1/p)`` over each window: see :class:`LpPool2d`."""
-    geometry = fitted(input, kernel_size, stride, padding)
+    place = fitted(input, *windows)
     features = formulas.widened(input)
 
     def formula(features: Tensor) -> Tensor:
-        windows = Windows(features, *geometry)
-        scale = formulas.scale_of(windows.largest(torch.abs))
-        return formulas.lp(windows.means, p, scale, scale)
+        cells = Windows(features, place)
+        scale = formulas.scale_of(cells.largest(torch.abs))
+        return formulas.lp(cells.means, p, scale, scale)
 
-    if fused.serves(features, p):
-        return fused.Reduction.apply(features, "lp", geometry, (float(p),), formula).to(input.dtype)
+    if place.plain and fused.serves(features, p):
+        return fused.Reduction.apply(features, "lp", place.plain, (float(p),), formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 
-def softmax_pool2d(
-    input: Tensor, beta: float | Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0
-) -> Tensor:
+def softmax_pool(input: Tensor, beta: float | Tensor, *windows: Any) -> Tensor:
     """``sum f e^(beta f) / sum e^(beta f)`` over each window: see :class:`SoftmaxPool2d`."""
-    geometry = fitted(input, kernel_size, stride, padding)
+    place = fitted(input, *windows)
     features = formulas.widened(input)
 
     def formula(features: Tensor) -> Tensor:
-        windows = Windows(features, *geometry)
-        largest = windows.largest(lambda values: beta * values)
-        return formulas.weighted(windows.means, lambda values: (beta * values - largest).exp())
+        cells = Windows(features, place)
+        largest = cells.largest(lambda values: beta * values)
+        return formulas.weighted(cells.means, lambda values: (beta * values - largest).exp())
 
-    if fused.serves(features, beta):
-        return fused.Reduction.apply(features, "weighted", geometry, (True, float(beta)), formula).to(input.dtype)
+    if place.plain and fused.serves(features, beta):
+        return fused.Reduction.apply(features, "weighted", place.plain, (True, float(beta)), formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 
-def stochastic_pool2d(
-    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, training: bool = True
-) -> Tensor:
+def stochastic_pool(input: Tensor, *windows: Any, training: bool = True) -> Tensor:
     """A value of each window, drawn in proportion to itself, or their expectation: see :class:`StochasticPool2d`."""
-    geometry = fitted(input, kernel_size, stride, padding)
+    place = fitted(input, *windows)
     features = formulas.widened(input)
+    kernels = place.plain if fused.serves(features) else None
     if training:
-        drawn = fused.Draw.apply(features, geometry) if fused.serves(features) else _drawn(features, *geometry)
+        drawn = fused.Draw.apply(features, kernels) if kernels else _drawn(features, place)
         return drawn.to(input.dtype)
 
     def formula(features: Tensor) -> Tensor:
         def means(function: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-            return tuple(mean_pool2d(values, *geometry) for values in function(features.relu()))
+            return tuple(_mean(values, place) for values in function(features.relu()))
 
         return formulas.weighted(means, lambda values: values)
 
-    if fused.serves(features):
-        return fused.Reduction.apply(features, "weighted", geometry, (False, 0.0), formula).to(input.dtype)
+    if kernels:
+        return fused.Reduction.apply(features, "weighted", kernels, (False, 0.0), formula).to(input.dtype)
     return formula(features).to(input.dtype)
 
 
-def _drawn(features: Tensor, kernel_size: Size, stride: Size, padding: Size) -> Tensor:
-    windows = Windows(features.relu(), kernel_size, stride, padding)
+def _drawn(features: Tensor, place: Fitted) -> Tensor:
+    windows = Windows(features.relu(), place)
     weights = [values.detach() for values in windows.values]
     if windows.exists is not None:
         weights = [weight * exists for weight, exists in zip(weights, windows.exists, strict=True)]
@@ -99,12 +116,10 @@ def _drawn(features: Tensor, kernel_size: Size, stride: Size, padding: Size) -> 
     return torch.where(total.isnan(), total, drawn)
 
 
-def mixed_pool2d(
-    input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0, training: bool = True
-) -> Tensor:
+def mixed_pool(input: Tensor, *windows: Any, training: bool = True) -> Tensor:
     """The maximum or the average of each window, at random, or half of both: see :class:`MixedPool2d`."""
-    average = mean_pool2d(input, kernel_size, stride, padding)
-    largest = max_pool2d(input, *fitted(input, kernel_size, stride, padding))
+    average = mean_pool(input, *windows)
+    largest = max_pool(input, *windows)
     if not training:
         return (largest + average) / 2
     # The signs of eight bytes a draw: drawing a number for each window would take longer than pooling.
@@ -114,7 +129,7 @@ def mixed_pool2d(
     return torch.lerp(average, largest, coins.to(input.dtype))
 
 
-class SumPool2d(SlidingPool2d):
+class SumPool2d(SlidingPool):
     """The sum: ``Y[i, j] = sum of f over window (i, j)``. Training and evaluation are the same.
 
     Source: the subsampling of LeNet (LeCun et al., Proceedings of the IEEE 1998) before its coefficients.
@@ -122,10 +137,22 @@ class SumPool2d(SlidingPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        return sum_pool2d(input, self.kernel_size, self.stride, self.padding)
+        return sum_pool(input, *self.windows)
 
 
-class LpPool2d(SlidingPool2d):
+class MeanPool2d(SlidingPool):
+    """The average of the cells that are there: ``Y[i, j] = mean of f over window (i, j)``.
+
+    PyTorch's ``AvgPool2d`` with ``count_include_pad=False``, and with "same" padding and dilation. Training and
+    evaluation are the same. Source: LeCun et al., Proceedings of the IEEE 1998.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        return mean_pool(input, *self.windows)
+
+
+class LpPool2d(SlidingPool):
     """The generalised mean of magnitudes: ``Y[i, j] = mean(|f|^p)^(1/p)`` over window (i, j).
 
     p = 1 is the average of magnitudes, 2 their root mean square, and p towards infinity the largest. Powers are taken
@@ -138,7 +165,7 @@ class LpPool2d(SlidingPool2d):
     arXiv:1311.1780, 2013.
 
     Args:
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
         p: the power, at least 1 and finite.
         learnable: make p a parameter (used as ``2 - p`` should training move it below 1); otherwise the layer has none.
 
@@ -150,16 +177,17 @@ class LpPool2d(SlidingPool2d):
         self,
         kernel_size: Size,
         stride: Size | None = None,
-        padding: Size = 0,
+        padding: Padding = 0,
         p: float = 2.0,
         learnable: bool = False,
+        **further: Any,
     ) -> None:
-        super().__init__(kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding, **further)
         self.p = checked_power(p, learnable)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        return lp_pool2d(input, power_for(self.p, input), self.kernel_size, self.stride, self.padding)
+        return lp_pool(input, power_for(self.p, input), *self.windows)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if isinstance(self.p, nn.Parameter) else f", p={self.p:g}")
@@ -171,11 +199,11 @@ class L2Pool2d(LpPool2d):
     Source: Hyvärinen and Hoyer, Neural Computation 2000 (energy pooling); Sermanet et al., arXiv:1204.3968, 2012.
     """
 
-    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Size = 0) -> None:
-        super().__init__(kernel_size, stride, padding, p=2.0)
+    def __init__(self, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, **further: Any) -> None:
+        super().__init__(kernel_size, stride, padding, p=2.0, **further)
 
 
-class SoftmaxPool2d(SlidingPool2d):
+class SoftmaxPool2d(SlidingPool):
     """``Y[i, j] = sum f e^(beta f) / sum e^(beta f)`` over window (i, j).
 
     beta = 0 is the average, beta towards infinity the maximum, and towards minus infinity the minimum. Exponents are
@@ -184,7 +212,7 @@ class SoftmaxPool2d(SlidingPool2d):
     Source: Stergiou, Poppe and Kalliatakis, SoftPool, arXiv:2101.00440, 2021 (beta = 1).
 
     Args:
-        kernel_size, stride, padding: the windows, as for :class:`~detpool.layers.sliding.SlidingPool2d`.
+        kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
         beta: the inverse temperature, finite.
         learnable: make beta a parameter; otherwise the layer has none.
 
@@ -196,24 +224,25 @@ class SoftmaxPool2d(SlidingPool2d):
         self,
         kernel_size: Size,
         stride: Size | None = None,
-        padding: Size = 0,
+        padding: Padding = 0,
         beta: float = 1.0,
         learnable: bool = False,
+        **further: Any,
     ) -> None:
-        super().__init__(kernel_size, stride, padding)
+        super().__init__(kernel_size, stride, padding, **further)
         if not math.isfinite(beta):
             raise ValueError(f"beta must be finite, got {beta!r}")
         self.beta: float | nn.Parameter = nn.Parameter(torch.tensor(float(beta))) if learnable else float(beta)
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        return softmax_pool2d(input, _widened(self.beta, input), self.kernel_size, self.stride, self.padding)
+        return softmax_pool(input, _widened(self.beta, input), *self.windows)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if isinstance(self.beta, nn.Parameter) else f", beta={self.beta:g}")
 
 
-class StochasticPool2d(SlidingPool2d):
+class StochasticPool2d(SlidingPool):
     """In training, value f of a window is drawn with probability ``f / sum f``; the gradient goes to the one drawn.
 
     In evaluation the expectation of that, ``sum f^2 / sum f``, deterministically. Negative values count as 0; a window
@@ -224,10 +253,10 @@ class StochasticPool2d(SlidingPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        return stochastic_pool2d(input, self.kernel_size, self.stride, self.padding, self.training)
+        return stochastic_pool(input, *self.windows, training=self.training)
 
 
-class MixedPool2d(SlidingPool2d):
+class MixedPool2d(SlidingPool):
     """In training, a fair coin for each window and channel takes its maximum or its average, and so does the gradient.
 
     In evaluation ``(max + mean) / 2``, its expectation, deterministically (the paper takes whichever was drawn more
@@ -238,7 +267,34 @@ class MixedPool2d(SlidingPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
-        return mixed_pool2d(input, self.kernel_size, self.stride, self.padding, self.training)
+        return mixed_pool(input, *self.windows, training=self.training)
+
+
+def _in(dimensions: int, layer: type[SlidingPool]) -> Any:
+    name = layer.__name__.replace("2d", f"{dimensions}d")
+    shape = {1: "(N, C, L)", 3: "(N, C, D, H, W)"}[dimensions]
+    text = f":class:`{layer.__name__}` of maps {shape}."
+    return type(name, (layer,), {"dimensions": dimensions, "__doc__": text, "__module__": __name__})
+
+
+SumPool1d, SumPool3d = _in(1, SumPool2d), _in(3, SumPool2d)
+MeanPool1d, MeanPool3d = _in(1, MeanPool2d), _in(3, MeanPool2d)
+LpPool1d, LpPool3d = _in(1, LpPool2d), _in(3, LpPool2d)
+SoftmaxPool1d, SoftmaxPool3d = _in(1, SoftmaxPool2d), _in(3, SoftmaxPool2d)
+StochasticPool1d, StochasticPool3d = _in(1, StochasticPool2d), _in(3, StochasticPool2d)
+MixedPool1d, MixedPool3d = _in(1, MixedPool2d), _in(3, MixedPool2d)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """PyTorch's, with ``padding`` "same" or "valid" too."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, OH, OW)."""
+        if not isinstance(self.padding, str):
+            return super().forward(input)
+        if self.return_indices:
+            raise ValueError(f"return_indices goes with a padding in cells, got padding={self.padding!r}")
+        return max_pool(input, *geometry(self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode))
 
 
 def checked_power(p: float, learnable: bool) -> float | nn.Parameter:

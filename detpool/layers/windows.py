@@ -24,7 +24,7 @@ from detpool.ops.inputs import check_features, pair
 from detpool.ops.layout import is_channels_last
 
 from . import fused
-from .reductions import checked_power, lp_pool2d, power_for
+from .reductions import checked_power, lp_pool, power_for
 from .sliding import Size
 
 
@@ -195,10 +195,10 @@ def _global_lp(features: Tensor, p: float | Tensor) -> Tensor:
     """The layer by compiled kernels, which want neighboring numbers to be of different windows."""
     images, channels, rows, columns = features.shape
     if is_channels_last(features):
-        return lp_pool2d(features, p, (rows, columns))
+        return lp_pool(features, p, (rows, columns))
     # The mean of the means of columns: the maps one below the other are a map whose channels are their columns.
-    means = lp_pool2d(features.flatten(0, 2).t()[None, ..., None], p, (rows, 1))
-    return lp_pool2d(means.transpose(1, 2), p, (columns, 1)).view(images, channels, 1, 1)
+    means = lp_pool(features.flatten(0, 2).t()[None, ..., None], p, (rows, 1))
+    return lp_pool(means.transpose(1, 2), p, (columns, 1)).view(images, channels, 1, 1)
 
 
 def _lp_formula(features: Tensor, p: float | Tensor) -> Tensor:

@@ -32,12 +32,16 @@ def find_proxies(*values: object) -> list[Any]:
     return [v for v in values if not isinstance(v, Tensor) and hasattr(type(v), "__torch_function__")]
 
 
-def check_features(features: Tensor, name: str = "input") -> None:
-    """Raise TypeError or ValueError unless ``features`` is a floating tensor (N, C, H, W) with C, H and W positive."""
+def check_features(features: Tensor, name: str = "input", dimensions: int = 2) -> None:
+    """Raise TypeError or ValueError unless ``features`` is a floating tensor (N, C, H, W) with C, H and W positive.
+
+    With other ``dimensions``, (N, C, L) or (N, C, D, H, W).
+    """
+    shape = f"(N, C, {('L', 'H, W', 'D, H, W')[dimensions - 1]})"
     if not isinstance(features, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape (N, C, H, W), got {type(features).__name__}")
-    if features.dim() != 4:
-        raise ValueError(f"{name} must have shape (N, C, H, W), got {tuple(features.shape)}")
+        raise TypeError(f"{name} must be a tensor of shape {shape}, got {type(features).__name__}")
+    if features.dim() != dimensions + 2:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(features.shape)}")
     if not features.is_floating_point():
         raise TypeError(f"{name} must have a floating dtype, got {features.dtype}")
     if 0 in features.shape[1:]:

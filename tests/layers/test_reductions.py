@@ -58,12 +58,12 @@ def test_limits(dtype: torch.dtype) -> None:
     largest = max_pool2d(x.abs(), 3, 2, 1)
     # n^(-1/p) below the maximum at most, n = 9, and a rounding of the dtype
     near = {"atol": 0, "rtol": 1 - 9 ** (-1 / 1000) + torch.finfo(dtype).eps}
-    torch.testing.assert_close(layers.lp_pool2d(x, 1000.0, 3, 2, 1), largest, **near)
-    average = layers.mean_pool2d(x.abs().float(), 3, 2, 1)
-    torch.testing.assert_close(layers.lp_pool2d(x, 1.0, 3, 2, 1).float(), average, atol=0, rtol=0.01)
-    even = layers.softmax_pool2d(x, 0.0, 3, 2, 1).float()
-    torch.testing.assert_close(even, layers.mean_pool2d(x.float(), 3, 2, 1), atol=1e-5, rtol=0.01)
-    maximum, minimum = (layers.softmax_pool2d(x, beta, 3, 2, 1) for beta in (1e9, -1e9))
+    torch.testing.assert_close(layers.lp_pool(x, 1000.0, 3, 2, 1), largest, **near)
+    average = layers.mean_pool(x.abs().float(), 3, 2, 1)
+    torch.testing.assert_close(layers.lp_pool(x, 1.0, 3, 2, 1).float(), average, atol=0, rtol=0.01)
+    even = layers.softmax_pool(x, 0.0, 3, 2, 1).float()
+    torch.testing.assert_close(even, layers.mean_pool(x.float(), 3, 2, 1), atol=1e-5, rtol=0.01)
+    maximum, minimum = (layers.softmax_pool(x, beta, 3, 2, 1) for beta in (1e9, -1e9))
     torch.testing.assert_close(maximum, max_pool2d(x, 3, 2, 1), atol=1e-6, rtol=1e-3)
     torch.testing.assert_close(minimum, -max_pool2d(-x, 3, 2, 1), atol=1e-6, rtol=1e-3)
 
@@ -113,7 +113,7 @@ def test_an_extreme_draw_is_a_value_that_can_be_drawn(draw: float, monkeypatch: 
     monkeypatch.setattr(torch, "rand_like", lambda x, **_: torch.full_like(x, draw))
     x = torch.rand(1, 5, 40, 40, generator=torch.Generator().manual_seed(0))
     x[x < 0.3] = 0
-    got = layers.stochastic_pool2d(x, 3, 2, 1)
+    got = layers.stochastic_pool(x, 3, 2, 1)
     some = max_pool2d(x, 3, 2, 1) > 0
     assert (got[some] > 0).all()
     assert not got[~some].any()
@@ -142,9 +142,9 @@ def test_gradients_of_learned_parameters() -> None:
     x = random_map(1, 2, 5, 6).requires_grad_()
     for start in (1.3, 7.5):
         p = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda x, p: layers.lp_pool2d(x, p, 3, 2, 1), (x, p), fast_mode=True)
-        assert torch.autograd.gradcheck(lambda x, b: layers.softmax_pool2d(x, b, 3, 2, 1), (x, p), fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x: layers.lp_pool2d(x, 3.0, 3, 2, 1), x, fast_mode=True)
+        assert torch.autograd.gradcheck(lambda x, p: layers.lp_pool(x, p, 3, 2, 1), (x, p), fast_mode=True)
+        assert torch.autograd.gradcheck(lambda x, b: layers.softmax_pool(x, b, 3, 2, 1), (x, p), fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda x: layers.lp_pool(x, 3.0, 3, 2, 1), x, fast_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_gradients_of_learned_parameters() -> None:
         (lambda: layers.SumPool2d(2, (1, 0)), r"stride must be a positive integer or a pair.*got \(1, 0\)"),
         (
             lambda: layers.SumPool2d(3, padding=2),
-            r"padding must be 0 to half of kernel_size \(3, 3\), in cells, got 2",
+            r"padding must be 0 to half of kernel_size \(3, 3\), in cells, 'same' or 'valid', got 2",
         ),
         (lambda: layers.SumPool2d(3, padding=-1), "padding must be 0 to half"),
         (lambda: layers.SumPool2d(3, padding=(1, 1, 1)), "padding must be 0 to half"),
