@@ -4,10 +4,11 @@
     python tools/visualize.py continuity --operators roi_pool roi_align:aligned=True       # output as the box slides
     python tools/visualize.py gradients                                                    # where gradients push a box
     python tools/visualize.py gradients --features logs/demo/runs/<timestamp> --image a.jpg --stride 16   # a run's maps
+    python tools/visualize.py class_maps logs/demo/runs/<timestamp> --image a.jpg   # which bins speak for a class
     python tools/visualize.py predictions logs/demo/runs/<timestamp> --count 20            # of a finished run
 
 Operators are functions of `detpool.ops` with arguments, such as `pool:sampling=integral,bins=rounded`, or of your own,
-such as `my_package.my_operator`; `--import my_package` imports what registers rules by name. The first three write
+such as `my_package.my_operator`; `--import my_package` imports what registers rules by name. All but the last write
 `<command>.png` and `<command>.csv`; docs/visualization.md says what they show and how the numbers are defined.
 """
 
@@ -129,6 +130,29 @@ def _features(options: argparse.Namespace) -> Any:
         raise ConfigError(f"--stride: {error}") from error
 
 
+def class_maps(options: argparse.Namespace) -> None:
+    """Class activation maps of a run's detections in an image, with head_pool=class_maps."""
+    from detpool.predictor import load  # takes seconds
+    from detpool.visualization.class_maps import find_class_maps, plot_class_maps
+
+    image = read_image(options.image, image_size(options.image))
+    imports = [f"imports=[{','.join(options.imports)}]"] if options.imports else []
+    try:
+        found = find_class_maps(load(options.run_dir, *imports), image, options.score)
+    except ValueError as error:
+        raise ConfigError(f"{options.run_dir}, {options.image}: {error}") from error
+    numbers = {
+        f"{number}: {each.name}": {
+            "score": each.score,
+            "logit": float(each.map.mean()),
+            "lowest bin": float(each.map.min()),
+            "highest bin": float(each.map.max()),
+        }
+        for number, each in enumerate(found, 1)
+    }
+    _report(options, plot_class_maps(found, image), numbers, "detection")
+
+
 def predictions(options: argparse.Namespace) -> None:
     """Predictions of a finished run beside the ground truth."""
     config_file, rows_file = options.run_dir / "config.yaml", find_results(options.run_dir)
@@ -181,15 +205,15 @@ def _box(options: argparse.Namespace) -> tuple[float, float, float, float]:
     return x1, y1, x2, y2
 
 
-def _report(options: argparse.Namespace, figure: Figure, numbers: Numbers) -> None:
+def _report(options: argparse.Namespace, figure: Figure, numbers: Numbers, of: str = "operator") -> None:
     """Write the picture to `<command>.png` and the numbers to a CSV file beside it, and print them."""
-    table = Table(options.command, ["operator"], list(next(iter(numbers.values()))))
+    table = Table(options.command, [of], list(next(iter(numbers.values()))))
     for name, row in numbers.items():
         # + 0.0: no "-0.0000"
         table.add_row(name, *(f"{round(value, 4) + 0.0:.4f}" for value in row.values()))
     with writing(options.output):
         save(figure, options.output / f"{options.command}.png")
-        write_csv(options.output / f"{options.command}.csv", [{"operator": n, **row} for n, row in numbers.items()])
+        write_csv(options.output / f"{options.command}.csv", [{of: n, **row} for n, row in numbers.items()])
     print(table)
     print(f"{options.output / options.command}.png and .csv")
 
@@ -221,6 +245,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             add("--motion", type=one_of(MOTIONS), default="slide", metavar="NAME", help=text)
         elif run is gradients:
             add("--reach", type=positive, default=3.0, metavar="CELLS", help="on each side; default: 3")
+    add = _command(commands, class_maps).add_argument
+    add("run_dir", type=Path, help="a run directory, or a checkpoint in one")
+    add("--image", type=Path, required=True, metavar="FILE")
+    add("--score", type=float, default=0.5, metavar="S", help="lowest of a detection; default: 0.5")
+    add("--output", type=Path, default=Path("logs/visualize"), metavar="FOLDER", help="default: logs/visualize")
     add = _command(commands, predictions).add_argument
     add("run_dir", type=Path, help="a run directory, logs/<task>/runs/<timestamp>")
     add("--count", type=positive_int, default=12, metavar="N", help="images, spread over the data set; default: 12")

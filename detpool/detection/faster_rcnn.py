@@ -17,11 +17,12 @@ from detpool.detection.assemble import (
     ProposalFactory,
     RoIHeadsFactory,
     assemble,
+    build_box_predictor,
     build_pooler,
 )
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.heads import FlattenHead, ImageContext, StageHead
+from detpool.detection.heads import ClassMapHead, FlattenHead, ImageContext, StageHead
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
@@ -156,11 +157,13 @@ def _box_head(
 ) -> list[nn.Module]:
     pooler, shape = build_pooler(make_pooler, backbone, "pooler")
     head = make_head(shape)
-    return [pooler, head, FastRCNNPredictor(head.out_channels, num_classes + 1)]
+    return [pooler, head, build_box_predictor(head, num_classes)]
 
 
 def _image_context(pool: HeadContext, backbone: Backbone, heads: TwoStageHeads) -> ImageContext:
     body = backbone.body
+    if isinstance(heads.box_head, ClassMapHead):
+        raise ConfigError(f"model.head_context={pool} is added to vectors of RoIs, and head_pool=class_maps gives maps")
     if pool == "cls" and not body.has_class_token:
         raise ConfigError(
             f"model.head_context=cls: {type(body).__name__} has no class token; backbone=vit_small has, and mean and "

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 
 from detpool.detection.assemble import (
@@ -17,6 +16,7 @@ from detpool.detection.assemble import (
     PoolerFactory,
     ProposalFactory,
     assemble,
+    build_box_predictor,
     build_pooler,
 )
 from detpool.detection.backbones import Body, FPNBackbone
@@ -207,7 +207,7 @@ def iou_net(
     heads = roi_heads(
         pooler,
         head,
-        FastRCNNPredictor(head.out_channels, num_classes + 1),
+        build_box_predictor(head, num_classes),
         iou_pooler=own_pooler,
         iou_head=FlattenHead(shape, iou_channels),
         iou_predictor=nn.Linear(iou_channels, num_classes),

@@ -55,15 +55,15 @@ def find_factor(factory: LayerFactory | None, slot: str) -> float:
         return float(getattr(build_layer(factory, 8, slot), "factor", 2))
 
 
-def tried(layer: nn.Module, input: Tensor, slot: str) -> Tensor:
-    """What a new layer makes of an input, in evaluation mode, for its shape.
+def tried(layer: nn.Module, input: Tensor, slot: str, *further: Tensor) -> Tensor:
+    """What a new layer makes of an input, and further ones if it takes them, in evaluation mode, for its shape.
 
     Raises:
         ConfigError: if the layer refuses it.
     """
     try:
         with torch.no_grad():
-            return layer.eval()(input)
+            return layer.eval()(input, *further)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{slot}, on an input of shape {tuple(input.shape)}: {error}") from error
     finally:

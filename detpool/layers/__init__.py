@@ -56,10 +56,12 @@ from .reductions import (
 from .tokens import (
     AttentionTokenPool,
     ClsTokenPool,
+    ConcatTokenPool,
     LastTokenPool,
     LearnedMeanTokenPool,
     MaxTokenPool,
     MeanTokenPool,
+    ScalarMix,
     WeightedMeanTokenPool,
     to_tokens,
 )
@@ -87,6 +89,7 @@ __all__ = [
     "AvgPool3d",
     "BlurPool2d",
     "ClsTokenPool",
+    "ConcatTokenPool",
     "FractionalMaxPool2d",
     "FractionalRegionPool2d",
     "GatedPool2d",
@@ -116,6 +119,7 @@ __all__ = [
     "MixedPool1d",
     "MixedPool2d",
     "MixedPool3d",
+    "ScalarMix",
     "SoftmaxPool1d",
     "SoftmaxPool2d",
     "SoftmaxPool3d",

@@ -6,7 +6,7 @@ Padded cells are not there: they neither count in an average nor win a maximum.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -139,8 +139,8 @@ def _place(
     for start in range(-before, count * stride - before, stride) if dilation > 1 else ():
         if not any(0 <= start + place * dilation < length for place in range(kernel)):
             raise ValueError(
-                f"window {(start + before) // stride} of {count} would be empty: none of the {kernel} cells, {dilation} "
-                f"apart, from {start} on lies within the input's {length}"
+                f"window {(start + before) // stride} of {count} would be empty: none of the {kernel} cells, "
+                f"{dilation} apart, from {start} on lies within the input's {length}"
             )
     return before, max((count - 1) * stride + reach - length - before, 0), count
 
@@ -161,8 +161,10 @@ class Windows:
     def __init__(self, input: Tensor, place: Fitted) -> None:
         def views(cells: Tensor) -> list[Tensor]:
             axes = list(zip(place.dilation, place.stride, place.windows, strict=True))
-            offsets = itertools.product(*map(range, place.kernel))
-            return [cells[(..., *itertools.starmap(_every, zip(offset, axes, strict=True)))] for offset in offsets]
+            index: Iterator[tuple[Any, ...]] = (
+                (..., *map(_every, offset, axes)) for offset in itertools.product(*map(range, place.kernel))
+            )
+            return [cells[each] for each in index]
 
         self.exists: list[Tensor] | None = None
         if any(place.before) or any(place.after):

@@ -8,6 +8,8 @@ there, maxima minus infinity, CLS and last tokens the first one). Training and e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
@@ -170,6 +172,72 @@ class AttentionTokenPool(nn.Module):
         attended, _ = self.attention(seeds, values, values, key_padding_mask=ignored, need_weights=False)
         hidden = self.norm(seeds + attended)
         return self.norm_after(hidden + self.after(hidden))
+
+
+TOKEN_POOLS: dict[str, type[nn.Module]] = {
+    "cls": ClsTokenPool,
+    "last": LastTokenPool,
+    "mean": MeanTokenPool,
+    "max": MaxTokenPool,
+    "learned_mean": LearnedMeanTokenPool,
+    "attention": AttentionTokenPool,
+}
+"""Pools that need nothing but tokens, by the names that :class:`ConcatTokenPool` takes."""
+
+
+class ConcatTokenPool(nn.Module):
+    """Several pools of the same tokens side by side, ``Y = (Y_1, Y_2, ...)``: mean and maximum tell more than either.
+
+    Source: Howard and Ruder, Universal Language Model Fine-tuning, arXiv:1801.06146, 2018, section 3.3 (last, max,
+    mean).
+
+    Args:
+        channels: C.
+        pools: names, of :data:`TOKEN_POOLS`.
+
+    Raises:
+        ValueError: no pools, or one that is none of these.
+    """
+
+    def __init__(self, channels: int, pools: Sequence[str] = ("mean", "max")) -> None:
+        super().__init__()
+        if isinstance(pools, str) or not pools or not set(pools) <= set(TOKEN_POOLS):
+            raise ValueError(f"pools must be some of {', '.join(TOKEN_POOLS)}, got {pools!r}")
+        learned = (LearnedMeanTokenPool, AttentionTokenPool)
+        kinds = [TOKEN_POOLS[name] for name in pools]
+        self.pools = nn.ModuleList(kind(checked_channels(channels)) if kind in learned else kind() for kind in kinds)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(N, L, C) and a mask (N, L) to (N, pools x C)."""
+        return torch.cat([pool(tokens, mask).flatten(1) for pool in self.pools], dim=1)
+
+
+class ScalarMix(nn.Module):
+    """A learned mean of the outputs of several layers, ``Y = gamma sum s_l X_l``, ``s = softmax(w)``.
+
+    w begins as 0, an average, and gamma as 1. Source: Peters et al., Deep Contextualized Word Representations (ELMo),
+    arXiv:1802.05365, 2018, equation 1.
+
+    Args:
+        layers: how many.
+
+    Raises:
+        ValueError: less than one; in ``forward``, another number of them.
+    """
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+            raise ValueError(f"layers must be a positive integer, got {layers!r}")
+        self.weights = nn.Parameter(torch.zeros(layers))
+        self.gamma = nn.Parameter(torch.ones(()))
+
+    def forward(self, outputs: Sequence[Tensor]) -> Tensor:
+        """So many tensors of one shape to one."""
+        if len(outputs) != len(self.weights):
+            raise ValueError(f"outputs must be of {len(self.weights)} layers, got {len(outputs)}")
+        shares = (self.gamma * self.weights.softmax(0)).to(outputs[0].dtype)
+        return torch.einsum("l,l...->...", shares, torch.stack(list(outputs)))
 
 
 def _weighted_mean(tokens: Tensor, weights: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import nn
 
 from detpool import layers, ops
 from detpool.config import check
+from detpool.detection.assemble import build_box_predictor
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone, SmallCNN, resnet
-from detpool.detection.heads import FlattenHead, PooledHead, TokenHead
+from detpool.detection.heads import ClassMapHead, ConvHead, FlattenHead, PooledHead, TokenHead
 from detpool.errors import ConfigError
 
 MEMBERS = {
@@ -70,6 +71,18 @@ def channels_of(factory):
         ("iou_net", ["head_pool=gem", "context=spp"]),
         ("mask_rcnn", ["pooler@mask_pooler=pool", "+reduction@mask_pooler.operator=lp"]),
         ("faster_rcnn", ["reduction=max"]),  # RoIAlign's own
+        ("iou_net", ["head_pool=class_maps"]),
+        ("faster_rcnn", ["head_pool=token_weighted", "head_pool.mix_layers=true", "head_pool.encoder_layers=2"]),
+        (
+            "faster_rcnn",
+            [
+                "stem_pool=max",
+                "stem_pool.padding=same",
+                "downsample=lp",
+                "downsample.dilation=2",
+                "downsample.padding=same",
+            ],
+        ),
         ("faster_rcnn", [*TWO_POINTS, "reduction=lp", "pooler.operator.reduction.learnable=true"]),
         ("faster_rcnn", ["context=aspp", *SMALL_ASPP, "data.batch_size=1", "data.train_images=2"]),
     ],
@@ -197,7 +210,57 @@ def test_which_bins_a_token_head_sees(pool, arguments, bins):
 def test_heads_take_no_roi_and_any_bins(name):
     head = layer("head_pool", name)((8, 5, 6), channels=16).eval()
     for count in (0, 3):
-        assert head(torch.rand(count, 8, 5, 6)).shape == (count, head.out_channels)
+        rois = torch.rand(count, 8, 5, 6)
+        logits, deltas = build_box_predictor(head, 2)(head(rois))
+        assert (logits.shape, deltas.shape) == ((count, 3), (count, 12))
+
+
+def test_class_maps_average_to_logits_without_a_fully_connected_layer():
+    """A convolution of one cell and an average are a linear layer of the average, which torchvision's predictor is."""
+    torch.manual_seed(0)
+    head, average = ClassMapHead((3, 5, 4), 6, 2).double().eval(), ConvHead((3, 5, 4), 6, 2).double().eval()
+    with_values_of(average, head)
+    predictor, linear = (build_box_predictor(each, 2).double() for each in (head, average))
+    linear.load_state_dict(
+        {
+            f"{new}.{kind}": predictor.state_dict()[f"{old}.{kind}"].flatten(1 if kind == "weight" else 0)
+            for new, old in (("cls_score", "class_maps"), ("bbox_pred", "delta_maps"))
+            for kind in ("weight", "bias")
+        }
+    )
+    rois = torch.rand(3, 3, 5, 4, dtype=torch.float64, requires_grad=True)
+    for found, expected in zip(predictor(head(rois)), linear(average(rois)), strict=True):
+        torch.testing.assert_close(found, expected)
+    assert not any(isinstance(module, nn.Linear) for part in (head, predictor) for module in part.modules())
+    assert torch.autograd.gradcheck(lambda x: predictor(head(x)), rois, fast_mode=True)
+
+
+def test_attention_weights_are_those_of_the_class_token():
+    torch.manual_seed(0)
+    head = TokenHead(
+        (8, 2, 3), layers.WeightedMeanTokenPool, 16, 2, 2, class_token=True, attention_weights=True, mix_layers=True
+    ).double()
+    nn.init.normal_(head.mix.weights)
+    seen = {}
+    head.layers.register_forward_pre_hook(lambda _, given: seen.update(pooled=given[0]))
+    rois = torch.rand(2, 8, 2, 3, dtype=torch.float64, requires_grad=True)
+    head(rois)
+    tokens = torch.cat([head.class_token.expand(2, 1, 8), rois.flatten(2).mT], 1) + head.positions
+    first = head.encoder[0](tokens)
+    last = head.encoder[1]
+    q, k, _ = (last.norm1(first) @ last.self_attn.in_proj_weight.T + last.self_attn.in_proj_bias).chunk(3, -1)
+    scores = sum((q[:, :1, h] @ k[:, :, h].mT / 2).softmax(-1) / 2 for h in (slice(0, 4), slice(4, 8)))[:, 0, 1:]
+    shares = head.mix.weights.exp() / head.mix.weights.exp().sum()
+    mixed = sum(s * each for s, each in zip(shares, (tokens, first, last(first)), strict=True))[:, 1:]
+    expected = (scores[:, :, None] * mixed).sum(1) / scores.sum(1, keepdim=True)
+    torch.testing.assert_close(seen["pooled"], expected)
+    assert torch.autograd.gradcheck(head, rois, fast_mode=True)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"class_token": True, "encoder_layers": 0}])
+def test_attention_weights_without_attention(arguments):
+    with pytest.raises(ConfigError, match=r"head_pool.attention_weights are those of a class token"):
+        TokenHead((8, 3, 4), layers.WeightedMeanTokenPool, 16, attention_weights=True, **arguments)
 
 
 def test_the_reduction_group_is_the_operator_librarys_code():

@@ -72,10 +72,12 @@ FREE_TOKENS: dict[str, Callable[[], nn.Module]] = {
     "MeanTokenPool": layers.MeanTokenPool,
     "MaxTokenPool": layers.MaxTokenPool,
     "WeightedMeanTokenPool": layers.WeightedMeanTokenPool,
+    "ConcatTokenPool": lambda: layers.ConcatTokenPool(C),
 }
 LEARNED_TOKENS: dict[str, Callable[[], nn.Module]] = {
     "LearnedMeanTokenPool": lambda: layers.LearnedMeanTokenPool(C),
     "AttentionTokenPool": lambda: layers.AttentionTokenPool(C, 2, 2),
+    "ScalarMix": lambda: layers.ScalarMix(2),
 }
 MAPS, TOKENS = FREE | LEARNED, FREE_TOKENS | LEARNED_TOKENS
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
@@ -88,6 +90,8 @@ def dimensions_of(name: str) -> int:
 def call_tokens(layer: nn.Module, x: Tensor) -> Tensor:
     mask = torch.ones(x.shape[:2], dtype=torch.bool)
     mask[:1, 3:] = False
+    if isinstance(layer, layers.ScalarMix):
+        return layer([x, x.square()])
     if isinstance(layer, layers.WeightedMeanTokenPool):
         return layer(x, torch.linspace(0.5, 1, x.shape[1], dtype=x.dtype).expand(x.shape[:2]), mask)
     return layer(x, mask)

@@ -56,6 +56,11 @@ LAYERS = {
     "mean": (lambda c: layers.MeanTokenPool(), lambda layer, x: x.mean(0)),
     "max": (lambda c: layers.MaxTokenPool(), lambda layer, x: x.max(0)),
     "learned mean": (layers.LearnedMeanTokenPool, scored),
+    "mean and max": (layers.ConcatTokenPool, lambda layer, x: np.concatenate([x.mean(0), x.max(0)])),
+    "three pools": (
+        lambda c: layers.ConcatTokenPool(c, ["last", "learned_mean", "max"]),
+        lambda layer, x: np.concatenate([x[-1], scored(layer.pools[1], x), x.max(0)]),
+    ),
     "attention, 1 seed": (lambda c: layers.AttentionTokenPool(c, 1, 1), attended),
     "attention, 3 seeds": (lambda c: layers.AttentionTokenPool(c, 3, 2), attended),
 }
@@ -97,6 +102,22 @@ def test_given_weights() -> None:
             torch.testing.assert_close(got[image], torch.from_numpy(expected), atol=1e-12, rtol=1e-12)
         inputs = (x.requires_grad_(), (WEIGHTS + 0.1).requires_grad_())
         assert torch.autograd.gradcheck(lambda x, w, mask=mask: layer(x, w, mask), inputs, fast_mode=True)
+
+
+def test_mixing_layers() -> None:
+    outputs = [random_map(2, 5, 4, seed=seed) for seed in range(3)]
+    mix = layers.ScalarMix(3).double()
+    torch.testing.assert_close(mix(outputs), sum(outputs) / 3)
+    weights, gamma = random_map(3).requires_grad_(), torch.tensor(1.7, dtype=torch.float64, requires_grad=True)
+
+    def call(weights: Tensor, gamma: Tensor, *outputs: Tensor) -> Tensor:
+        return torch.func.functional_call(mix, {"weights": weights, "gamma": gamma}, (outputs,))
+
+    shares = 1.7 * softmax(weights.detach().numpy())
+    expected = sum(share * each.numpy() for share, each in zip(shares, outputs, strict=True))
+    torch.testing.assert_close(call(weights, gamma, *outputs), torch.from_numpy(expected))
+    inputs = (weights, gamma, *(each.requires_grad_() for each in outputs))
+    assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name != "CLS"])
@@ -161,6 +182,13 @@ def test_wrong_arguments() -> None:
             "channels a multiple of heads, got channels=6, seeds=1, heads=4",
         ),
         (lambda: layers.AttentionTokenPool(4, seeds=0), "seeds and heads must be positive"),
+        (
+            lambda: layers.ConcatTokenPool(4, ["mean", "sum"]),
+            r"pools must be some of cls, last, .*got \['mean', 'sum'\]",
+        ),
+        (lambda: layers.ConcatTokenPool(4, "mean"), "pools must be some of"),
+        (lambda: layers.ScalarMix(0), "layers must be a positive integer, got 0"),
+        (lambda: layers.ScalarMix(2)([x]), "outputs must be of 2 layers, got 1"),
         (lambda: layers.LearnedMeanTokenPool(0), "channels must be a positive integer, got 0"),
     ):
         with pytest.raises(ValueError, match=message):

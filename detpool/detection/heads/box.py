@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from detpool.detection.slots import LayerFactory, build_layer, tried
 from detpool.errors import ConfigError
-from detpool.layers import to_tokens
+from detpool.layers import ScalarMix, to_tokens
 
 Shape = tuple[int, int, int]
 """Channels, height and width of pooled RoIs."""
@@ -60,9 +62,14 @@ class TokenHead(nn.Module):
         heads: of their attention; must divide the channels of the RoIs.
         class_token: put a learned token in front, which `ClsTokenPool` takes.
         causal: tokens attend to themselves and those before them; the last one, which `LastTokenPool` takes, to all.
+        attention_weights: give `pool`, then `WeightedMeanTokenPool`, the bins and as their weights the attention that
+            the class token pays to each in the last encoder layer, averaged over its heads.
+        mix_layers: pool a learned mean of the tokens before the encoder and after each of its layers (`ScalarMix`), in
+            place of those after the last.
 
     Raises:
-        ConfigError: if `pool` does not fit the tokens or `heads` the channels, or for less than 0 encoder layers.
+        ConfigError: if `pool` does not fit the tokens or `heads` the channels, for less than 0 encoder layers, and for
+            `attention_weights` without a class token or without an encoder layer.
     """
 
     def __init__(
@@ -74,8 +81,15 @@ class TokenHead(nn.Module):
         heads: int = 4,
         class_token: bool = False,
         causal: bool = False,
+        attention_weights: bool = False,
+        mix_layers: bool = False,
     ) -> None:
         super().__init__()
+        if attention_weights and (not class_token or causal or encoder_layers < 1):
+            raise ConfigError(
+                "head_pool.attention_weights are those of a class token that attends to all bins: set "
+                "head_pool.class_token=true, head_pool.causal=false and at least one of head_pool.encoder_layers"
+            )
         width, count = shape[0], shape[1] * shape[2] + class_token
         if heads < 1 or width % heads:
             raise ConfigError(f"head_pool.heads must divide the {width} channels of pooled RoIs, got {heads}")
@@ -88,8 +102,11 @@ class TokenHead(nn.Module):
             nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(encoder_layers)
         )
+        self.mix = ScalarMix(encoder_layers + 1) if mix_layers else None
+        self.attention_weights = attention_weights
         self.pool = build_layer(pool, width, "head_pool.pool")
-        values = tried(self.pool, torch.zeros(1, count, width), "head_pool.pool").numel()
+        given = [torch.ones(1, count)] if attention_weights else []
+        values = tried(self.pool, torch.zeros(1, count, width), "head_pool.pool", *given).numel()
         self.layers = TwoMLPHead(values, channels)
         self.out_channels = channels
 
@@ -102,9 +119,16 @@ class TokenHead(nn.Module):
             tokens = tokens + self.positions
         count = tokens.shape[1]
         mask = nn.Transformer.generate_square_subsequent_mask(count, tokens.device) if self.causal else None
+        outputs = [tokens]
         for layer in self.encoder:
-            tokens = layer(tokens, src_mask=mask, is_causal=self.causal)
-        return self.layers(self.pool(tokens))
+            outputs.append(layer(outputs[-1], src_mask=mask, is_causal=self.causal))
+        tokens = outputs[-1] if self.mix is None else self.mix(outputs)
+        if not self.attention_weights:
+            return self.layers(self.pool(tokens))
+        last: Any = self.encoder[-1]
+        before = last.norm1(outputs[-2])
+        scores = last.self_attn(before[:, :1], before, before)[1][:, 0]
+        return self.layers(self.pool(tokens[:, 1:], scores[:, 1:]))
 
 
 class ConvHead(nn.Sequential):
@@ -126,6 +150,42 @@ class ConvHead(nn.Sequential):
             ]
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.out_channels = channels if convolutions else shape[0]
+
+
+class ClassMapHead(nn.Sequential):
+    """Convolutions on the bins, whose maps `ClassMapPredictor` makes one map for each class of, and no vector.
+
+    Global average pooling in the sense of Network in Network (Lin et al., ICLR 2014, section 3.2): no fully connected
+    layer, and what a class is found by can be looked at (class activation maps: Zhou et al., CVPR 2016).
+
+    Args:
+        shape: channels, height and width of the pooled RoIs.
+        channels: of every convolution.
+        convolutions: how many, each with batch normalization and ReLU.
+    """
+
+    def __init__(self, shape: Shape, channels: int = 256, convolutions: int = 4) -> None:
+        head = ConvHead(shape, channels, convolutions)
+        super().__init__(*list(head)[:-2])
+        self.out_channels = head.out_channels
+
+
+class ClassMapPredictor(nn.Module):
+    """One map for each class and four for its box deltas, by 1 x 1 convolutions, and the average of each over the bins.
+
+    Args:
+        in_channels: of the maps.
+        num_logits: classes with background.
+    """
+
+    def __init__(self, in_channels: int, num_logits: int) -> None:
+        super().__init__()
+        self.class_maps = nn.Conv2d(in_channels, num_logits, kernel_size=1)
+        self.delta_maps = nn.Conv2d(in_channels, 4 * num_logits, kernel_size=1)
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """(K, C, PH, PW) to logits (K, num_logits) and deltas (K, 4 num_logits)."""
+        return self.class_maps(maps).mean((2, 3)), self.delta_maps(maps).mean((2, 3))
 
 
 class StageHead(nn.Module):
