@@ -14,6 +14,7 @@ from torch import nn
 
 from detpool import layers, ops
 from detpool.config import check
+from detpool.detection import faster_rcnn_c5
 from detpool.detection.assemble import build_box_predictor
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone, SmallCNN, resnet
 from detpool.detection.heads import ClassMapHead, ConvHead, FlattenHead, PooledHead, TokenHead
@@ -307,6 +308,14 @@ def test_a_context_that_changes_the_map_is_refused():
         ConfigError, match=r"context must keep the shape of a map: \(1, 6, 8, 8\) became \(1, 6, 4, 4\)"
     ):
         SingleMapBackbone(SmallCNN((4, 6)), context=functools.partial(nn.MaxPool2d, 2))
+
+
+def test_class_maps_take_no_vector_of_the_image():
+    factory = functools.partial(ClassMapHead, channels=8, convolutions=1)
+    with pytest.raises(
+        ConfigError, match=r"model.head_context=mean is added to vectors of RoIs, and head_pool=class_maps"
+    ):
+        faster_rcnn_c5(2, SmallCNN((4, 6)), layer("pooler", "roi_align"), factory, head_context="mean")
 
 
 @pytest.mark.parametrize("slot", MEMBERS)
