@@ -15,7 +15,8 @@ from torchvision.ops import clip_boxes_to_image
 from detpool.detection.assignment import BoxCoder, match_boxes
 from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import jittered_boxes
-from detpool.detection.sampling import count_samples, draw_samples, suppress
+from detpool.detection.sampling import count_samples, draw_samples
+from detpool.detection.suppression import suppress
 from detpool.errors import ConfigError
 
 
