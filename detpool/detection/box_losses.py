@@ -39,7 +39,7 @@ def roi_losses(
             `"diou"` or `"ciou"` (Zheng et al., AAAI 2020), as torchvision computes them.
     """
     rows = torch.arange(len(labels), device=labels.device)
-    mine, positive = regression.reshape(len(labels), -1, 4)[rows, labels], labels[:, None] > 0
+    mine, positive = regression.reshape(*logits.shape, 4)[rows, labels], labels[:, None] > 0
     if kind == "smooth_l1":
         wanted = torch.where(positive, coder.encode_single(objects, boxes), mine.detach())
         box_loss = F.smooth_l1_loss(mine, wanted, beta=1 / 9, reduction="none").sum(1)

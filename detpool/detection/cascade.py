@@ -116,7 +116,7 @@ def move_boxes(
 ) -> list[Tensor]:
     """The boxes (k, 4) of each image moved by the deltas of their best class, and cut to their image."""
     best = logits[:, 1:].argmax(1) + 1
-    mine = regression.reshape(len(best), -1, 4)[torch.arange(len(best), device=best.device), best]
+    mine = regression.reshape(*logits.shape, 4)[torch.arange(len(best), device=best.device), best]
     moved = coder.decode_single(mine, torch.cat(boxes)).split([len(box) for box in boxes])
     return [clip_boxes_to_image(box, shape) for box, shape in zip(moved, image_shapes, strict=True)]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -272,12 +271,12 @@ class TwoStageHeads(RoIHeads):
         features: dict[str, Tensor],
         boxes: list[Tensor],
         image_shapes: Shapes,
-        parts: Iterable[nn.Module] | None = None,
+        parts: Any = None,
     ) -> tuple[Tensor, Tensor]:
         """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`.
 
         Args:
-            parts: pooler, head and predictor; default those of boxes.
+            parts: modules (pooler, head, predictor); None: those of boxes.
         """
         pooler, head, predictor = parts or (self.box_roi_pool, self.box_head, self.box_predictor)
         logits, regression = predictor(head(self.pool(pooler, features, boxes, image_shapes)))

@@ -41,8 +41,7 @@ def batch():
     return images, targets
 
 
-def random_boxes(*shape_and_generator):
-    *shape, generator = shape_and_generator
+def random_boxes(generator, *shape):
     corner = torch.rand(*shape, 2, generator=generator) * 60
     return torch.cat([corner, corner + 8 + torch.rand(*shape, 2, generator=generator) * 28], -1)
 
@@ -88,7 +87,7 @@ def test_losses_are_torchvisions():
 def test_mean_of_the_losses_of_rois_is_torchvisions_loss():
     generator = torch.Generator().manual_seed(0)
     logits, regression = torch.randn(20, 4, generator=generator), torch.randn(20, 16, generator=generator)
-    labels, boxes, objects = torch.randint(4, (20,), generator=generator), *random_boxes(2, 20, generator)
+    labels, (boxes, objects) = torch.randint(4, (20,), generator=generator), random_boxes(generator, 2, 20)
     coder = BoxCoder(BOX_REG_WEIGHTS)
     for mine, reference in zip(
         roi_losses(logits, regression, labels, boxes, objects, coder),
