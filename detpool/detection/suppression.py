@@ -67,7 +67,8 @@ def soft_nms(
         if decay == "linear":
             factor = torch.where(iou > threshold, 1 - iou, 1)
         else:
-            factor = torch.exp(-iou.square() / sigma)
+            # Whatever is small, no 0 / 0, and no square that vanishes: in the limit any overlap leaves nothing.
+            factor = torch.where(iou > 0, torch.exp(-iou / sigma * iou), 1)
         left = torch.where(groups == groups.index_select(0, row), left * factor, left)
         left = left.index_fill(0, row, -1)  # below any score, also of one that has decayed to 0
     if not rows:
