@@ -161,8 +161,8 @@ def cascade_rcnn(
         pooler = poolers.get(number) or box_pooler
         return box_head(backbone, pooler, head_pool, num_classes, class_agnostic)
 
-    mask = mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    heads = roi_heads(*make_stage(0), *mask, make_stage=make_stage)
+    parts = make_stage(0) + mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
+    heads = roi_heads(*parts, make_stage=make_stage)
     for number, pooler in poolers.items():
         if pooler is not None and number > len(heads.later_stages):
             raise ConfigError(
