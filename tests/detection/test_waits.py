@@ -37,7 +37,7 @@ def count_waits(function, monkeypatch):
     return asked + Counter(event.name for event in record.events() if event.name in WAITS)
 
 
-@pytest.mark.parametrize(("model", "per_image"), [("faster_rcnn", 1), ("mask_rcnn", 2)])
+@pytest.mark.parametrize(("model", "per_image"), [("faster_rcnn", 1), ("mask_rcnn", 2), ("cascade_rcnn", 1)])
 def test_a_training_step_waits_four_times_and_at_most_twice_for_each_image(model, per_image, monkeypatch):
     config = composed(model, "roi_align", ["data.batch_size=4"])
     torch.manual_seed(0)
