@@ -184,7 +184,7 @@ def test_batches_without_objects_or_proposals_train(model):
         assert proposals or len(predictions[0]["boxes"]) == 0
 
 
-@pytest.mark.parametrize("model", ["faster_rcnn", "rfcn", "iou_net"])
+@pytest.mark.parametrize("model", ["faster_rcnn", "rfcn", "iou_net", "cascade_rcnn"])
 def test_boxes_and_scores_keep_float32_in_mixed_precision(model):
     """bfloat16 has 8 bits: boxes beyond pixel 512 would be multiples of 4, objects' boxes in the losses too."""
     config = composed(
