@@ -69,8 +69,9 @@ def soft_nms(
         else:
             # Whatever is small, no 0 / 0, and no square that vanishes: in the limit any overlap leaves nothing.
             factor = torch.where(iou > 0, torch.exp(-iou / sigma * iou), 1)
-        left = torch.where(groups == groups.index_select(0, row), left * factor, left)
-        left = left.index_fill(0, row, -1)  # below any score, also of one that has decayed to 0
+        # Those taken have -1, which is less than any score and stays so.
+        touched = (groups == groups.index_select(0, row)) & (left > 0)
+        left = torch.where(touched, left * factor, left).index_fill(0, row, -1)
     if not rows:
         return groups.new_zeros(0, dtype=torch.int64), scores[:0]
     return torch.cat(rows), torch.cat(found)

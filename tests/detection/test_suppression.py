@@ -76,6 +76,10 @@ def test_ties_and_boxes_without_area():
     # The first of equals; an IoU of just the threshold takes nothing, as in NMS; nor does one of 0 / 0.
     assert rows.tolist() == [0, 1, 3, 4, 2]
     torch.testing.assert_close(found, torch.tensor([0.5, 0.4, 0.3, 0.3, 0.0]))
+    # No box is taken twice, where all that are left have a score of 0.
+    rows, found = soft_nms(boxes[[0] * 4], scores[[0] * 4], groups[:4], "linear")
+    assert rows.tolist() == [0, 1, 2, 3]
+    assert found.tolist() == [0.5, 0, 0, 0]
     empty = soft_nms(boxes[:0], scores[:0], groups[:0], "gaussian")
     assert [len(part) for part in empty] == [0, 0]
 
