@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -20,11 +20,13 @@ from detpool.detection.assemble import (
 )
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.heads import FlattenHead, StageHead, build_predictor
+from detpool.detection.heads import FlattenHead, ImageContext, StageHead, build_predictor
 from detpool.detection.iou_heads import build_roi_heads
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
+
+HeadContext = Literal["cls", "mean", "attention"]
 
 
 def faster_rcnn_fpn(
@@ -40,6 +42,7 @@ def faster_rcnn_fpn(
     iou_pooler: PoolerFactory | None = None,
     iou_channels: int = 1024,
     context: LayerFactory | None = None,
+    head_context: HeadContext | None = None,
     rpn: ProposalFactory = PYRAMID_RPN,
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
@@ -62,8 +65,11 @@ def faster_rcnn_fpn(
         iou_pooler: as `box_pooler`, for an IoU head, which `roi_heads=IoUHeads` takes (see `iou_net`); None: none.
         iou_channels: width of the IoU head's two fully connected layers.
         context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
-        rpn: builds the region proposal network from `map_names` and `channels`; its `anchor_sizes` are a list for each
-            pyramid level and one for the extra coarsest level.
+        head_context: a vector of the whole image for the box head, pooled from the tokens of the body's last map: the
+            "mean" of its cells, the class token ("cls") of a transformer that has one, or "attention" (see
+            `ImageContext`); None: RoIs alone.
+        rpn: builds the region proposal network from `map_names`, `channels` and `strides`; its `anchor_sizes` are a
+            list for each pyramid level and one for the extra coarsest level.
         proposals: where proposals come from in place of the RPN, such as `GivenProposals`; None: the RPN.
         roi_heads: builds the second stage from poolers, heads and predictors.
 
@@ -74,6 +80,8 @@ def faster_rcnn_fpn(
     parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
     parts += mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
     heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
+    if head_context is not None:
+        heads.image_context = _image_context(head_context, backbone, heads)
     return assemble(backbone, heads, rpn, proposals)
 
 
@@ -89,6 +97,7 @@ def faster_rcnn_c5(
     iou_pooler: PoolerFactory | None = None,
     iou_channels: int = 1024,
     context: LayerFactory | None = None,
+    head_context: HeadContext | None = None,
     rpn: ProposalFactory = SINGLE_MAP_RPN,
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
@@ -101,7 +110,7 @@ def faster_rcnn_c5(
 
     Args:
         num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, class_agnostic,
-            iou_pooler, iou_channels, context, proposals, roi_heads: see `faster_rcnn_fpn`.
+            iou_pooler, iou_channels, context, head_context, proposals, roi_heads: see `faster_rcnn_fpn`.
         rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
     Raises:
@@ -111,6 +120,8 @@ def faster_rcnn_c5(
     parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
     parts += mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
     heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
+    if head_context is not None:
+        heads.image_context = _image_context(head_context, backbone, heads)
     return assemble(backbone, heads, rpn, proposals)
 
 
@@ -162,6 +173,17 @@ def box_head(
     pooler, shape = build_pooler(make_pooler, backbone, "pooler")
     head: Any = make_head(shape)
     return [pooler, head, build_predictor(head.out_channels, num_classes, class_agnostic)]
+
+
+def _image_context(pool: HeadContext, backbone: Backbone, heads: TwoStageHeads) -> ImageContext:
+    body = backbone.body
+    if pool == "cls" and not body.has_class_token:
+        raise ConfigError(
+            f"model.head_context=cls: {type(body).__name__} has no class token; backbone=vit_small has, and mean and "
+            f"attention need none"
+        )
+    backbone.image_tokens = True
+    return ImageContext(pool, body.channels[-1], heads.box_head.out_channels, body.strides[-1])
 
 
 def mask_head(

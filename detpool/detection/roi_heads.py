@@ -126,6 +126,7 @@ class TwoStageHeads(RoIHeads):
         self.batch_size_per_image, self.hard_examples = batch_size_per_image, hard_examples
         self.box_loss, self.box_loss_weight = box_loss, box_loss_weight
         self.nms, self.nms_sigma, self.pre_nms_top_n = nms, nms_sigma, pre_nms_top_n
+        self.image_context: nn.Module | None = None  # an `ImageContext`, if box heads are to know of the whole image
 
     def forward(
         self,
@@ -279,7 +280,11 @@ class TwoStageHeads(RoIHeads):
             parts: modules (pooler, head, predictor); None: those of boxes.
         """
         pooler, head, predictor = parts or (self.box_roi_pool, self.box_head, self.box_predictor)
-        logits, regression = predictor(head(self.pool(pooler, features, boxes, image_shapes)))
+        vectors = head(self.pool(pooler, features, boxes, image_shapes))
+        if self.image_context is not None:
+            images = self.image_context(features, image_shapes)
+            vectors = vectors + torch.cat([v.expand(len(box), -1) for v, box in zip(images, boxes, strict=True)])
+        logits, regression = predictor(vectors)
         exact = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(exact), regression.to(exact)
 

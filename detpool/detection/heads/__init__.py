@@ -10,6 +10,7 @@ from detpool.detection.heads.box import (
     TokenHead,
     build_predictor,
 )
+from detpool.detection.heads.context import ImageContext
 from detpool.detection.heads.position_sensitive import LargeSeparableConv, Vote, VotePredictor
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ConvFCHead",
     "ConvHead",
     "FlattenHead",
+    "ImageContext",
     "LargeSeparableConv",
     "PooledHead",
     "StageHead",
