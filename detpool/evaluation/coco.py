@@ -62,6 +62,7 @@ class CocoEvaluator:
         self.iou_type = iou_type
         self.max_dets = [int(limit) for limit in max_dets]
         self._coco_class, self._eval_class = _load_backend(backend)
+        self._spacing = 0.0 if backend == "faster_coco_eval" else float(np.spacing(1))
 
         categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
         self.class_names: list[str] = [category["name"] for category in categories]
@@ -107,7 +108,8 @@ class CocoEvaluator:
         """Which of `rows` match an object, as `evaluate` counts them over all areas; arguments and errors are its."""
         wanted = self._image_ids if image_ids is None else np.unique(np.array(list(image_ids), np.int64))
         numbers = np.array(self._numbers(wanted), np.int64)
-        return match(self._by_class(rows, image_ids), wanted, numbers, self.class_names, self.max_dets[-1])
+        by_class, limit = self._by_class(rows, image_ids), self.max_dets[-1]
+        return match(by_class, wanted, numbers, self.class_names, limit, self._spacing)
 
     def _by_class(
         self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None

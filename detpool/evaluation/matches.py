@@ -45,6 +45,7 @@ class Matches:
         ignored: uint16 (n,); bit t is set if it does not count at `THRESHOLDS[t]`: it matches a crowd, or an object
             flagged `ignore`.
         objects: int32 (m, 3), where there are objects that count: places of image and class, and how many.
+        spacing: what the library of the run's metrics adds to numbers of detections before it divides by them.
     """
 
     image_ids: NDArray[np.int64]
@@ -55,6 +56,7 @@ class Matches:
     matched: NDArray[np.uint16]
     ignored: NDArray[np.uint16]
     objects: NDArray[np.int32]
+    spacing: float
 
 
 def match(
@@ -63,6 +65,7 @@ def match(
     numbers: NDArray[np.int64],
     class_names: Sequence[str],
     max_dets: int,
+    spacing: float,
 ) -> Matches:
     """Matches detections with objects as COCO's evaluation does, https://cocodataset.org/#detection-eval.
 
@@ -77,6 +80,7 @@ def match(
         numbers: (I,), ascending, by which the rows name these images.
         class_names: of the classes.
         max_dets: detections of an image and class that count.
+        spacing: as of `Matches`.
     """
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _COLUMNS}
     for label, (objects, detections) in enumerate(by_class):
@@ -96,11 +100,14 @@ def match(
         rows = [(numbers.searchsorted(image), label, count) for image, count in counted.items() if count]
         columns["objects"].append(np.array(rows, np.int32).reshape(-1, 3))
     arrays = {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in columns.items()}
-    return _typed(image_ids, class_names, arrays)
+    return _typed(image_ids, class_names, spacing, arrays)
 
 
-def _typed(image_ids: NDArray[Any], class_names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Matches:
+def _typed(
+    image_ids: NDArray[Any], class_names: Sequence[str], spacing: float, arrays: Mapping[str, NDArray[Any]]
+) -> Matches:
     return Matches(
+        spacing=spacing,
         image_ids=image_ids.astype(np.int64),
         class_names=list(class_names),
         images=arrays["images"].astype(np.int32),
@@ -179,6 +186,7 @@ def write_matches(path: str | Path, matches: Mapping[str, Matches]) -> None:
     """
     first = next(iter(matches.values()))
     arrays = {"image_ids": first.image_ids, "class_names": np.array(first.class_names, np.str_)}
+    arrays |= {"spacing": np.array(first.spacing)}
     for kind, each in matches.items():
         arrays |= {f"{kind}_{name}": getattr(each, name) for name in _COLUMNS}
     content = io.BytesIO()
@@ -197,15 +205,15 @@ def read_matches(path: str | Path) -> dict[str, Matches]:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         names = [str(name) for name in arrays.pop("class_names")]
-        image_ids = arrays.pop("image_ids")
+        image_ids, spacing = arrays.pop("image_ids"), float(arrays.pop("spacing"))
         found = {}
         for kind in dict.fromkeys(name.partition("_")[0] for name in arrays):
             columns = {name: arrays[f"{kind}_{name}"] for name in _COLUMNS}
             _check(columns, len(image_ids), len(names))
-            found[kind] = _typed(image_ids, names, columns)
+            found[kind] = _typed(image_ids, names, spacing, columns)
     except KeyError as error:
         raise ValueError(f"{path} is no file of matches: it lacks {error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no file of matches, or damaged: {error}") from error
     return found
 

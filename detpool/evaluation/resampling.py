@@ -38,7 +38,8 @@ def weighted_ap(matches: Matches, weights: NDArray[np.integer[Any]]) -> dict[str
     """COCO's AP of several choices of the images.
 
     Each is that of a data set in which image i occurs `weights[b, i]` times, at 101 recalls and over all areas. With
-    weights of 1 it is that of `CocoEvaluator.evaluate`, bit for bit.
+    weights of 1 it is that of `CocoEvaluator.evaluate`, bit for bit. Of detections of the same image, class and score
+    the better ranked goes first in all copies of the image.
 
     Args:
         matches: of I images.
@@ -60,18 +61,16 @@ def weighted_ap(matches: Matches, weights: NDArray[np.integer[Any]]) -> dict[str
     for start in range(0, max(1, len(weights)), step):
         part = weights[start : start + step]
         precision = np.empty((len(part), len(THRESHOLDS), len(_RECALLS), classes))
-        _precision(part, *tables, _RECALLS, precision)
+        _precision(part, *tables, matches.spacing, _RECALLS, precision)
         by_threshold = {f"AP@{t:.2f}": _means(precision[:, i]) for i, t in enumerate(THRESHOLDS)}
         parts.append({"AP": _means(precision)} | by_threshold)
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {"AP": found["AP"], "AP50": found["AP@0.50"], "AP75": found["AP@0.75"], **found}
 
 
-def resampled_ap(
-    matches: Mapping[str, Matches], resamples: int, seed: int = 0
-) -> dict[str, NDArray[np.float64]]:
+def resampled_ap(matches: Mapping[str, Matches], resamples: int, seed: int = 0) -> dict[str, NDArray[np.float64]]:
     """`weighted_ap` of `bootstrap_weights`; names of masks begin with `mask_`."""
-    found = {}
+    found: dict[str, NDArray[np.float64]] = {}
     for kind, each in matches.items():
         prefix = "mask_" if kind == "segm" else ""
         values = weighted_ap(each, bootstrap_weights(len(each.image_ids), resamples, seed))
@@ -125,6 +124,7 @@ def _precision(
     ends: NDArray[np.int64],
     objects: NDArray[np.int32],
     object_starts: NDArray[np.int64],
+    spacing: float,
     recalls: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None:
@@ -136,6 +136,7 @@ def _precision(
         places, is_match, ends: within its class, the detections that match or are ignored; which of them count; where
             those of each class and threshold end.
         objects, object_starts: as of `Matches`, by class; where each class begins.
+        spacing: as of `Matches`.
         recalls: ascending.
     """
     resamples, thresholds, _, classes = out.shape
@@ -170,8 +171,7 @@ def _precision(
                         ignored += weight
                         continue
                     true += weight
-                    # The libraries add the spacing of 1, where nothing was detected.
-                    precision[points] = true / (drawn[places[e]] - ignored + np.finfo(np.float64).eps)
+                    precision[points] = true / (drawn[places[e]] - ignored + spacing)
                     recall[points] = true / positives
                     points += 1
                 for p in range(points - 2, -1, -1):
