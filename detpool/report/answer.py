@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from detpool.report.groups import Section
-from detpool.report.statistics import LEVEL, POWER, Difference, Interval, adjust, compare
+from detpool.report.statistics import LEVEL, Difference, Interval, adjust, compare
 from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points, step_ratios
 
 
@@ -16,47 +18,45 @@ def answer(section: Section, metric: str) -> dict[str, str]:
     best = ranked[0]
     other = section.baseline if best != section.baseline else ranked[1]
     which = "the baseline" if other == section.baseline else "the second best"
+    # Corrected together with the comparisons that tables show; those of the best with all others are a family too.
     against = adjust({label: compare(section.gains(label, metric)) for label in section.others})
-    found = adjust({label: compare(section.gains(best, metric, label)) for label in ranked[1:]})
-    # Of the comparisons with the baseline that tables show, the one of these two.
-    adjusted = against[best if other == section.baseline else other].adjusted
-    alike = [label for label, each in found.items() if not each.adjusted < LEVEL]
+    of_best = adjust({label: compare(section.gains(best, metric, label)) for label in ranked[1:]})
+    found = replace(of_best[other], adjusted=against[best if other == section.baseline else other].adjusted)
+    of = "seeds and images" if found.both.is_known else "seeds alone"
+    alike = [label for label, each in of_best.items() if not each.adjusted < LEVEL]
+    ratio = step_ratios(section, other)[best]
     shown = {
-        "best": f"{best}: {metric} {mean_and_std(section.values(best, metric))} %, seeds {len(section.runs[best])}",
-        "by how much": f"{percentage_points(found[other])} points above {other}, {which}{_interval_of(found[other])}",
-        "beyond seeds": _beyond(found[other].seeds, f"Student's t, {found[other].pairs} seeds in common"),
-        "beyond images": _beyond(found[other].images, f"bootstrap of {len(section.image_ids)} images"),
-        "beyond both": _beyond_both(found[other], adjusted, len(against)),
-        "as good as the best": "; ".join(alike) or "none: it differs from each of the others beyond seeds and images",
-        "cost": _cost(section, best, other),
-        "to see 1 point": _needed(found[other]),
+        "best": f"{best}: {metric} {mean_and_std(section.values(best, metric))} %"
+        f", {_count(len(section.runs[best]), 'seed')}",
+        "by how much": f"{percentage_points(found)} points above {other}, {which}"
+        + (f" (95 % interval, {of})" if found.shown.is_known else ""),
+        "beyond seeds": _beyond(found.seeds, f"Student's t, {_count(found.pairs, 'pair')}"),
+        "beyond images": _beyond(found.images, f"bootstrap, {len(section.image_ids)} images"),
+        "beyond both": _beyond_both(found, len(against)),
+        "not told apart": "; ".join(alike)
+        or "none: all others are beyond seeds and images, corrected by Holm's method",
+        "cost": "" if ratio != ratio else f"{ratio:.2f} × a training step of {other}",
+        "to see 1 point": _needed(found),
     }
     return {question: text for question, text in shown.items() if text}
 
 
-def _interval_of(found: Difference) -> str:
-    what = "seeds and images" if found.both.is_known else "seeds alone"
-    return f" [95 % interval, of {what}]" if found.shown.is_known else ""
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _beyond(found: Interval, how: str) -> str:
     if not found.is_known:
         return "not known"
-    return f"{'yes' if found.excludes_zero else 'no'}: {interval(found)} ({how})"
+    return f"{'yes' if found.excludes_zero else 'no'}, {interval(found)} ({how})"
 
 
-def _beyond_both(found: Difference, adjusted: float, comparisons: int) -> str:
+def _beyond_both(found: Difference, comparisons: int) -> str:
     if not found.both.is_known:
         return "not known"
-    many = f", corrected for {comparisons} comparisons with the baseline (Holm)" if comparisons > 1 else ""
-    larger = f"; {found.dominates} are the larger part of the error" if found.dominates else ""
-    return f"{'yes' if adjusted < LEVEL else 'no'}: p = {p_value(adjusted)}{many}{larger}"
-
-
-def _cost(section: Section, best: str, other: str) -> str:
-    """How long a training step takes, as the runs recorded it."""
-    ratios = step_ratios(section, other)
-    return "" if ratios[best] != ratios[best] else f"{ratios[best]:.2f} × a training step of {other}"
+    corrected = f" (Holm, {comparisons} comparisons with the baseline)" if comparisons > 1 else ""
+    p = p_value(found.adjusted)
+    return f"{'yes' if found.adjusted < LEVEL else 'no'}, p {p if p.startswith('<') else f'= {p}'}{corrected}"
 
 
 def _needed(found: Difference) -> str:
@@ -66,4 +66,5 @@ def _needed(found: Difference) -> str:
     parts = [f"{number_needed(found.seeds_needed())} seeds on these images"]
     if found.images_drawn:
         parts.append(f"{number_needed(found.images_needed())} images with these seeds")
-    return f"{', or '.join(parts)} (power {POWER:.0%})".replace("%", " %")
+    larger = f"; the larger error is that of {found.dominates}" if found.dominates else ""
+    return f"{', or '.join(parts)}{larger}"
