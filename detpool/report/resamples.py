@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from detpool.evaluation.matches import read_matches
+from detpool.evaluation.matches import MATCHES, read_matches
 from detpool.evaluation.resampling import resampled_ap
 from detpool.report.collect import Run
 from detpool.report.groups import Section
@@ -36,9 +36,10 @@ def resample(sections: Sequence[Section]) -> None:
                 section.image_ids, section.resamples[run.folder] = outcome
         if section.others and (missing := [run for run in section.all_runs if run.folder not in section.resamples]):
             section.notes.append(
-                f"{len(missing)} of {len(section.all_runs)} runs have no matches.npz, from which images are resampled: "
-                f"intervals of their differences are of seeds alone. For each of them `python eval.py ckpt_path=RUN "
-                f"run_dir=RUN/eval` adds it, for instance with RUN={missing[0].folder}; reports find it there."
+                f"{len(missing)} of {len(section.all_runs)} runs have no {MATCHES} that can be used, from which images "
+                "are resampled: intervals of their differences are of seeds alone. For each of them `python eval.py "
+                f"ckpt_path=RUN run_dir=RUN/eval` adds it, for instance with RUN={missing[0].folder}; reports find it "
+                "there."
             )
 
 
