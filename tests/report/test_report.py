@@ -138,7 +138,7 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
         "difference": 0.03,
         "seeds_low": -0.0357,
         "seeds_high": 0.0957,
-        "p_holm": 0.188,
+        "p_holm": 0.1885,
     }
     assert numbers == pytest.approx(expected, abs=1e-4)
     assert row["images_low"] == row["both_high"] == ""
