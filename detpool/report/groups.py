@@ -185,7 +185,7 @@ def _section(runs: Sequence[Run], settings: pd.DataFrame, choices: pd.DataFrame)
         # The last of each seed stays.
         sorted_runs = sorted((runs[i] for i in places), key=lambda run: (run.seed, not run.curves.empty, run.finished))
         chosen = section.runs[label] = {run.seed: run for run in sorted_runs}
-        for run in (run for run in sorted_runs if run is not chosen[run.seed]):
+        for run in [run for run in sorted_runs if run is not chosen[run.seed]]:
             kept = chosen[run.seed]
             if kept.matches is None and run.matches is not None:
                 chosen[run.seed] = replace(kept, matches=run.matches)

@@ -324,6 +324,7 @@ def test_matches_of_a_later_evaluation_serve_the_run_and_bad_ones_do_not(simulat
     _, said = run_report(simulated)
     assert f"{first} has its matches from {first / 'eval'}, an evaluation of it" in said
     assert "no matches.npz" not in said
+    assert "left out" not in said
     assert len(table_of(tmp_path / "report" / "runs.csv")) == 4
 
     (second / "matches.npz").write_bytes(kept)  # of another run
