@@ -277,6 +277,30 @@ def test_notes_on_runs_and_intervals(sweep, make_run, run_report, tmp_path):
     assert "pooler=roi_warp has no finished run of seeds 1, 2, which others have" in said
 
 
+@without_plots
+def test_the_report_begins_with_its_answer(sweep, make_run, run_report, tmp_path):
+    def answers():
+        text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+        return dict(re.findall("^- (.*?): (.*)", text.partition("## ")[0], re.MULTILINE))
+
+    run_report(sweep)
+    assert answers() == {
+        "best": "pooler=pr_roi_pool: AP 54.0 ± 3.0 %, 3 seeds",
+        "by how much": "+3.00 [-3.57, +9.57] points above pooler=roi_pool, the baseline (95 % interval, seeds alone)",
+        "beyond seeds": "no, [-3.57, +9.57] (Student's t, 3 pairs)",
+        "beyond images": "not known",
+        "beyond both": "not known",
+        "not told apart": "pooler=roi_pool",
+        "cost": "1.00 × a training step of pooler=roi_pool",
+        "to see 1 point": "57 seeds on these images",
+    }
+    for seed in range(3):  # 30 points worse in each seed, so that the baseline is the best
+        make_run(f"logs/{seed + 6}", 0.24 + 0.01 * seed, seed=seed, pooler="roi_warp", record={"step_seconds": 0.5})
+    run_report(sweep, "--baseline", "pooler=pr_roi_pool")
+    assert answers()["by how much"].startswith("+3.00 [-3.57, +9.57] points above pooler=roi_pool, the second best")
+    assert answers()["not told apart"] == "pooler=roi_pool"
+
+
 @pytest.fixture
 def simulated(tmp_path):
     """Two poolers with two seeds and matches, the second of which is better."""
