@@ -11,11 +11,12 @@ import pandas as pd
 
 from detpool.errors import ConfigError, did_you_mean
 from detpool.report import plots, tables
+from detpool.report.answer import answer
 from detpool.report.collect import Benchmark, Collected, Problem
 from detpool.report.facts import facts
 from detpool.report.groups import Section, make_sections
 from detpool.report.plots import Picture
-from detpool.report.statistics import COVERAGE
+from detpool.report.resamples import resample
 from detpool.report.tables import Table
 
 
@@ -29,6 +30,7 @@ class Part:
         facts: what was trained, by its kind.
         notes: what to beware of.
         blocks: its content.
+        answer: what it comes to, by question, for the top of the report; of a section with several configurations.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Part:
     notes: list[str]
     blocks: list[Table | Picture]
     facts: Mapping[str, str] = field(default_factory=dict)
+    answer: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,7 +96,9 @@ def build_report(
     title = " and ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n)
     report = Report(title, [str(problem) for problem in problems])
     if runs:
-        _add_runs(report, make_sections(runs, by, baseline, show), metric)
+        sections = make_sections(runs, by, baseline, show)
+        resample(sections)
+        _add_runs(report, sections, metric)
     report.parts += [_benchmark_part(f"benchmark{i}", each) for i, each in enumerate(collected.benchmarks, 1)]
     return report
 
@@ -102,7 +107,7 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
     by_data: dict[tuple[str, ...], list[Section]] = {}
     for number, section in enumerate(sections, 1):
         notes, blocks = _notes(section, metric), _blocks(section, metric)
-        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section)))
+        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section), answer(section, metric)))
         by_data.setdefault(section.data, []).append(section)
     if len(by_data) > 1:
         report.notes.append(
@@ -122,6 +127,7 @@ def _blocks(section: Section, metric: str) -> list[Table | Picture]:
     iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
         tables.metrics_table(section, metric),
+        tables.comparisons_table(section, metric) if section.others else None,
         tables.configurations_table(section),
         tables.classes_table(section, metric),
         tables.pivot_table(section, metric),
@@ -179,9 +185,6 @@ def _notes(section: Section, metric: str) -> list[str]:
         if len(lacking) == len(pairs):
             who, listed = "No configuration shares", ""
         notes.append(f"{who} two seeds with the baseline{listed}: without, there are no intervals.")
-    if few := sorted({n for n in pairs.values() if n in COVERAGE}):
-        held = ", ".join(f"{COVERAGE[n]} % of the time with {n} seeds" for n in few)
-        notes.append(f"Bootstrap intervals of so few seeds, nominally 95 %, are too narrow: they hold {held}.")
     about: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "git revisions": tables.revision,
         "versions of packages": tables.versions,
