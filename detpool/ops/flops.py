@@ -101,9 +101,7 @@ def _(maps: Any, rois: Any, levels: Any, offsets: Any, spec: str, *_: Any, out_v
 
 
 @register_flop_formula(torch.ops.detpool.weighted_sum_of_grad, get_raw=True)
-def _(
-    grad: Tensor, rois: Any, levels: Any, offsets: Any, shapes: Any, _: Any, spec: str, *__: Any, **___: Any
-) -> int:
+def _(grad: Tensor, rois: Any, levels: Any, offsets: Any, shapes: Any, _: Any, spec: str, *__: Any, **___: Any) -> int:
     return 2 * grad.shape[1] * count_reads(_shapes(shapes), rois, levels, offsets, Spec.of(spec))
 
 
@@ -113,9 +111,7 @@ def _(grad: Tensor, maps: Any, rois: Any, levels: Any, offsets: Any, spec: str, 
 
 
 @register_flop_formula(torch.ops.detpool.weighted_sum_tap_grads, get_raw=True)
-def _(
-    grad: Tensor, features: Any, rois: Any, offsets: Any, y: Tensor, wy: Any, x: Tensor, *_: Any, **__: Any
-) -> int:
+def _(grad: Tensor, features: Any, rois: Any, offsets: Any, y: Tensor, wy: Any, x: Tensor, *_: Any, **__: Any) -> int:
     return 2 * grad.shape[1] * _pairs(y >= 0, x >= 0)
 
 
