@@ -17,8 +17,8 @@ of the map; those outside it are not read) and C the output channels:
 | its gradients of features, of RoIs, of the weights of taps | 2 C R each |
 | maximum over cells | C R, a comparison a cell |
 | maximum over points | 2 C R, and C comparisons a point |
-| gradients of a maximum of features | an addition an output; over points a multiplication and an addition for each of 4 cells |
-| gradients of a maximum of RoIs | 16 an output: 4 cells along 2 axes |
+| its gradients of features | an addition an output; over points 8, of 4 cells |
+| its gradients of RoIs | 16 an output, of 4 cells along 2 axes |
 
 Bins and taps themselves, which are of no channel, are not counted, nor are the elementwise operations of reductions
 that are composed of these. How many cells are read depends on values: tensors without any (fake ones) are refused.

@@ -118,6 +118,11 @@ def sweep_jobs(configs: Configs, arguments: Sequence[str]) -> list[list[str]] | 
     return [[*base.hydra.overrides.hydra, *job] for job in jobs]
 
 
+def sweep_folder(configs: Configs, arguments: Sequence[str]) -> Path:
+    """The folder of a sweep's runs; of a study the same each time."""
+    return Path(configs.load_configuration(configs.name, _as_sweep(arguments), RunMode.MULTIRUN).hydra.sweep.dir)
+
+
 def _as_sweep(arguments: Sequence[str]) -> list[str]:
     return [*(line for line in arguments if not line.startswith("hydra.mode=")), "hydra.mode=MULTIRUN"]
 

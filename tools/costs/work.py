@@ -65,7 +65,7 @@ class Work:
         parts = {key: plain(config.get(key)) for key in ("backbone", "stem_pool", "downsample", "context", "model")}
         parts["model"] = {key: value for key, value in parts["model"].items() if key not in ("rpn", "roi_heads")}
         self._fields = shared.once("fields", parts, lambda: receptive_fields(module.model.backbone))
-        self.module = self._precision.convert_module(module.to(self.device))
+        self.module: Any = self._precision.convert_module(module.to(self.device))
         self.model: Any = self.module.model
         self.optimizer = self.module.build_optimizer()
         self._batches = {stage: move_data_to_device(some, self.device) for stage, some in batches.items()}
