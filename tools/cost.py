@@ -20,8 +20,9 @@ Neither data, callbacks nor `accumulate_grad_batches` have a part, nor the drawi
 | option | what | default |
 |---|---|---|
 | `baseline=` | label of the configuration that others are compared with | the first |
-| `turns=` | times that each model is measured at most; at least 10, or so many | 40 |
-| `budget=` | seconds after which no further turn begins | 600 |
+| `precision=` | half the width of intervals of ratios at which the turns, 10 at least, end | 0.015 |
+| `turns=` | the most turns | 200 |
+| `budget=` | seconds after which no further turn begins, once 10 are done | 600 |
 | `batches=` | batches a turn, of training and of validation images | 1 |
 | `threads=` | of the CPU: with several, waiting for each other counts as work | 1 |
 | `output=` | folder of `cost.csv` and `cost.json` (with the seconds of each turn) | the study's, else logs/cost |
@@ -34,13 +35,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from command_line import Parser, positive, positive_int
 
 from detpool.config import Configs, parse_command_line
+from detpool.config.schema import fields
 from detpool.errors import ConfigError, did_you_mean, exit_with_message, writing
 from detpool.files import write_csv_atomically, write_json_atomically
 from detpool.study.configurations import Configuration, list_configurations
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     hidden: dict[str, Any] = {"help": argparse.SUPPRESS}
     parser.add_argument("--baseline", **hidden)
-    parser.add_argument("--turns", type=positive_int, default=40, **hidden)
+    parser.add_argument("--turns", type=positive_int, default=200, **hidden)
+    parser.add_argument("--precision", type=positive, default=0.015, **hidden)
     parser.add_argument("--budget", type=positive, default=600, **hidden)
     parser.add_argument("--batches", type=positive_int, default=1, **hidden)
     parser.add_argument("--threads", type=positive_int, default=1, **hidden)
@@ -63,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options, rest = parser.parse_with_overrides(words)
     with exit_with_message():
         line = parse_command_line(rest, CONFIGS, "train")
+        _check_options(line.configs, line.overrides, vars(options))
         found = list_configurations(line.configs, line.overrides)
         labels = [one.label for one in found]
         baseline = labels[0] if options.baseline is None else options.baseline
@@ -72,6 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         measure(found, baseline, folder, options, ["python", "tools/cost.py", *words])
+
+
+def _check_options(configs: Configs, overrides: Sequence[str], options: Iterable[str]) -> None:
+    """That no option of this program is misspelt, before that is taken for a key of the config."""
+    known = [*fields("Config"), *configs.groups()]
+    for key in (word.partition("=")[0] for word in overrides):
+        if key.isidentifier() and key not in known and (near := did_you_mean(key, options)).startswith("; did"):
+            raise ConfigError(f"there is no option {key}{near}")
 
 
 def _folder(configs: Configs, overrides: Sequence[str]) -> Path:
@@ -91,7 +103,7 @@ def measure(
     from rich.progress import track
 
     from detpool.report.cost_tables import counts_table, times_table
-    from detpool.report.costs import Cost, compare
+    from detpool.report.costs import Cost, compare, uncertainty
     from detpool.run_record import provenance
 
     shared, works = Shared(options.batches), {}
@@ -104,7 +116,12 @@ def measure(
             raise ConfigError(f"{error} (of {one.label})") from error
     numbers = {label: works[label].count() for label in track(works, "counting", disable=quiet)}
     measured = next(iter(works.values())).measured
-    seconds = take_turns({label: work.time for label, work in works.items()}, options.turns, options.budget)
+    calls = {label: work.time for label, work in works.items()}
+
+    def enough(found: Any) -> bool:
+        return uncertainty(found, baseline) <= options.precision
+
+    seconds = take_turns(calls, options.turns, options.budget, enough)
     load["after"] = os.getloadavg()
     costs = {one.label: Cost(one.label, one.runs, seconds[one.label], numbers[one.label]) for one in found}
     rows = compare(costs, baseline)
@@ -128,6 +145,8 @@ def measure(
         **provenance(command),
     }
     write_json_atomically(folder / "cost.json", record)
+    if (width := uncertainty(seconds, baseline)) > options.precision:
+        print(f"note: a ratio is known to ± {100 * width:.1f} %: more turns (turns=, budget=) make it more precise")
     print(f"{folder / 'cost.csv'}; cost.json beside it")
 
 

@@ -145,7 +145,7 @@ def collect(paths: Iterable[Path]) -> Collected:
             if folders.setdefault(folder.resolve(), folder) is folder:
                 _read_folder(folder, found)
     places = [run.folder for run in found.runs] + [one.path for one in found.benchmarks]
-    places += [each.path for each in (*found.costs, *found.problems)]
+    places += [each.path for each in found.costs] + [problem.path for problem in found.problems]
     for path in paths:
         if not any(place.resolve().is_relative_to(path.resolve()) for place in places):
             message = "is neither a folder nor the JSON file of a benchmark" if path.exists() else "does not exist"

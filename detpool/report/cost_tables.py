@@ -27,13 +27,14 @@ _COUNTS = {
 }
 """What numbers are called, their unit, and digits."""
 _TIMES_NOTE = (
-    "Milliseconds a batch, the median over turns, and below it the median over turns of the ratio to {baseline}, both of "
-    "the same turn, with its 95 % interval (order statistics). {measured}"
+    "Milliseconds a batch, the median over turns, and below it the median over turns of the ratio to {baseline}, both "
+    "of the same turn, with its 95 % interval (order statistics). {measured}"
 )
 _COUNTS_NOTE = (
     "Of a batch. Parameters are those that are trained; GFLOP and MiB of a step are of forward and backward: "
-    "multiplications and additions of convolutions, matrices and RoI poolings, and the most that PyTorch had handed out "
-    "beyond what the model itself holds. The receptive field is that of a cell of each map, in rows of the image."
+    "multiplications and additions of convolutions, matrices and RoI poolings, and the most memory that PyTorch had "
+    "handed out beyond what the model itself holds. The receptive field is that of a cell of each map, in rows of the "
+    "image."
 )
 
 

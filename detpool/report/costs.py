@@ -16,8 +16,10 @@ from scipy.stats import quantile_test
 FILE = "cost.json"
 PHASES = ("forward", "backward", "optimizer", "step", "inference")
 """A step is the three before it."""
-COUNTS = ("parameters", "step_gflop", "inference_gflop", "step_mib", "inference_mib", "step_joules", "inference_joules")
-COUNTS += ("step_rois", "inference_detections")
+COUNTS = (
+    *("parameters", "step_gflop", "inference_gflop", "step_mib", "inference_mib"),
+    *("step_joules", "inference_joules", "step_rois", "inference_detections"),
+)
 """Numbers that go with the times: of a batch, but for the trained parameters."""
 
 
@@ -70,15 +72,15 @@ def read_costs(path: Path) -> Costs:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         costs = [Cost(**one) for one in record["configurations"]]
-        _ = [(cost.numbers["receptive_field"], by_phase(cost), record["measured"]) for cost in costs]
+        _ = [(cost.numbers["receptive_field"], by_phase(cost.seconds), record["measured"]) for cost in costs]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path.name} is not a record of tools/cost.py: {error!r}") from error
     return Costs(path, record, costs)
 
 
-def by_phase(cost: Cost) -> dict[str, np.ndarray]:
-    """Seconds of each turn by phase, the whole step among them."""
-    seconds = {name: np.asarray(cost.seconds[name], float) for name in PHASES if name != "step"}
+def by_phase(measured: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
+    """Seconds of each turn by phase, as `Cost` has them, and those of the whole step."""
+    seconds = {name: np.asarray(measured[name], float) for name in PHASES if name != "step"}
     whole = seconds["forward"] + seconds["backward"] + seconds["optimizer"]
     return {name: whole if name == "step" else seconds[name] for name in PHASES}
 
@@ -86,9 +88,8 @@ def by_phase(cost: Cost) -> dict[str, np.ndarray]:
 def ratio(times: np.ndarray, others: np.ndarray) -> Ratio:
     """How many times as long as others something takes, both measured in the same turns.
 
-    The interval lies between two of the ordered ratios, the closest pair of the same ranks from either end that holds
-    the median of all turns there might be with 95 % probability or more, whatever the distribution: in the ends of 10
-    the second and the ninth.
+    The interval lies between two of the ordered ratios, of the same rank from either end, which hold the median of all
+    turns there might be with 95 % probability or more, whatever the distribution: of 10 the second and the ninth.
     """
     ratios = times / others
     if len(ratios) < 6:
@@ -97,14 +98,22 @@ def ratio(times: np.ndarray, others: np.ndarray) -> Ratio:
     return Ratio(float(np.median(ratios)), float(found.low), float(found.high))
 
 
+def uncertainty(seconds: Mapping[str, Mapping[str, Sequence[float]]], baseline: str) -> float:
+    """Half the width of the widest interval of a ratio, of all configurations and phases; infinity below 6 turns."""
+    base = by_phase(seconds[baseline])
+    found = [ratio(times, base[phase]) for each in seconds.values() for phase, times in by_phase(each).items()]
+    return max((one.high - one.low) / 2 if one.high >= one.low else math.inf for one in found)
+
+
 def compare(costs: Mapping[str, Cost], baseline: str) -> pd.DataFrame:
     """A row for each configuration, by label: `<phase>_ms`, its ratio to the baseline, and numbers with theirs."""
     base, rows = costs[baseline], {}
+    times = by_phase(base.seconds)
     for label, cost in costs.items():
         row: dict[str, Any] = {"baseline": baseline, "turns": len(cost.seconds["forward"])}
-        for phase, seconds in by_phase(cost).items():
+        for phase, seconds in by_phase(cost.seconds).items():
             row[f"{phase}_ms"] = 1e3 * float(np.median(seconds))
-            found = ratio(seconds, by_phase(base)[phase])
+            found = ratio(seconds, times[phase])
             row |= {f"{phase}_ratio": found.median, f"{phase}_low": found.low, f"{phase}_high": found.high}
         for name in COUNTS:
             mine, other = (_number(each, name) for each in (cost, base))

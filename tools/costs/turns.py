@@ -29,6 +29,7 @@ def take_turns(
     calls: Mapping[str, Callable[[], Mapping[str, float]]],
     turns: int,
     budget: float,
+    enough: Callable[[Mapping[str, Seconds]], bool] = lambda found: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Seconds]:
     """Calls all of `calls` once a turn; a first turn, in which caches fill, is not counted.
@@ -37,6 +38,7 @@ def take_turns(
         calls: by name; each returns its seconds by phase, and does the same work each time.
         turns: the most.
         budget: seconds after which no further turn begins, once `LEAST_TURNS` (or `turns`, if less) are done.
+        enough: told what was found so far, whether that will do, asked likewise.
         clock: which tells the budget's seconds.
 
     Returns:
@@ -45,7 +47,7 @@ def take_turns(
     found: dict[str, Seconds] = {name: {} for name in calls}
     begin = clock()
     for turn in range(-1, turns):
-        if turn >= LEAST_TURNS and clock() - begin > budget:
+        if turn >= LEAST_TURNS and (clock() - begin > budget or enough(found)):
             break
         gc.collect()
         with collection_paused():
