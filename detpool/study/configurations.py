@@ -70,7 +70,8 @@ def _labelled(found: Sequence[Configuration]) -> list[Configuration]:
     counts: Counter[str] = Counter()
     labelled = []
     for one in found:
-        apart = [word for word in one.overrides if word not in common] or one.overrides
+        all_words = [word for word in one.overrides if not word.startswith("study=")]
+        apart = [word for word in all_words if word not in common] or all_words
         label = ", ".join(word.removeprefix("variant=") for word in apart) or "the defaults"
         counts[label] += 1
         number = f" ({counts[label]})" if counts[label] > 1 else ""
