@@ -72,7 +72,7 @@ def test_the_cells_of_all_levels_and_of_position_sensitive_bins() -> None:
     maps = [torch.rand(1, 8, size, size) for size in (32, 16)]
     two = torch.tensor([[0, 4.0, 4.0, 12.0, 12.0], [0, 4.0, 4.0, 28.0, 28.0]])
     pyramid = ops.PyramidRoIs(two, torch.tensor([0, 1]))
-    found = count(lambda: ops.roi_align(maps, pyramid, 2, [1.0, 0.5], 2))  # type: ignore[arg-type]
+    found = count(lambda: ops.roi_align(maps, pyramid, 2, [1.0, 0.5], 2))
     assert found == {"weighted_sum": 2 * (8 * 4 * 16 * 2)}
     # Each output channel of a position-sensitive pooling reads one input channel a bin: 8 / 4 of them are left.
     found = count(lambda: ops.ps_roi_align(maps[0], two[:1], 2, 1.0, 2))
