@@ -126,7 +126,7 @@ def measure(
     costs = {one.label: Cost(one.label, one.runs, seconds[one.label], numbers[one.label]) for one in found}
     rows = compare(costs, baseline)
     for table in (times_table(rows, f"{measured}."), counts_table(rows)):
-        Console().print(_drawn(table))
+        Console(width=140 if quiet else None).print(_drawn(table))
     words = {one.label: " ".join(one.overrides) for one in found}
     write_csv_atomically(
         folder / "cost.csv",

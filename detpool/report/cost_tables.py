@@ -34,7 +34,7 @@ _COUNTS_NOTE = (
     "Of a batch. Parameters are those that are trained; GFLOP and MiB of a step are of forward and backward: "
     "multiplications and additions of convolutions, matrices and RoI poolings, and the most memory that PyTorch had "
     "handed out beyond what the model itself holds. The receptive field is that of a cell of each map, in rows of the "
-    "image."
+    "image, of several maps each number once."
 )
 
 
@@ -63,7 +63,8 @@ def counts_table(rows: pd.DataFrame) -> Table:
         for name, (title, factor, digits) in _COUNTS.items()
         if rows[name].notna().any()
     }
-    fields = {"receptive field, px": rows["receptive_field"].to_list()}
+    reaches = [dict.fromkeys(one.partition(":")[2] for one in text.split()) for text in rows["receptive_field"]]
+    fields = {"receptive field, px": [" / ".join(values) for values in reaches]}
     return Table("Memory and operations", pd.DataFrame({"configuration": rows.index, **cells, **fields}), _COUNTS_NOTE)
 
 

@@ -83,7 +83,7 @@ def test_a_report_takes_the_costs_beside_its_runs(measured: Path) -> None:
     assert list(times.index) == ["pooler=roi_pool", "pooler=pr_roi_pool"]
     assert "python tools/cost.py ..." in tables["Time of a training step and of inference"].note
     counts = tables["Memory and operations"].cells.set_index("configuration")
-    assert counts.loc["pooler=roi_pool", "receptive field, px"] == "0:31 1:image 2:-"
+    assert counts.loc["pooler=roi_pool", "receptive field, px"] == "31 / image / -"
     assert "AP and what it costs" in tables
     # What runs have collected themselves is not told as a cost.
     assert list(tables["Duration"].cells.columns) == ["configuration", "minutes per run"]

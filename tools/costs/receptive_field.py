@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 from bisect import bisect
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,14 @@ def receptive_fields(backbone: nn.Module) -> dict[str, float | None]:
     network = copy.deepcopy(backbone).cpu().double().eval()
     found: dict[str, float | None] = {}
     for rows in SIZES:
-        found |= {
-            name: reach for name, reach in _reaches(network, rows).items() if found.get(name, math.inf) == math.inf
-        }
+        found |= _reaches(network, rows, [name for name, reach in found.items() if reach == math.inf])
         if math.inf not in found.values():
             break
     return found
 
 
-def _reaches(network: nn.Module, rows: int) -> dict[str, float | None]:
-    """As `receptive_fields`, of an image of so many rows; infinity for a cell that reads the first or the last."""
+def _reaches(network: nn.Module, rows: int, names: Sequence[str]) -> dict[str, float | None]:
+    """As `receptive_fields`, of some maps (of none: all) of an image of so many rows; infinity: reads the outermost."""
 
     @functools.cache
     def spoiled(first: int, last: int) -> dict[str, bool]:
@@ -63,4 +62,4 @@ def _reaches(network: nn.Module, rows: int) -> dict[str, float | None]:
         begin = rows - bisect(range(rows), False, key=lambda row: not spoiled(0, rows - row)[name])
         return end - begin
 
-    return {name: reach(name) for name in spoiled(0, rows)}
+    return {name: reach(name) for name in names or spoiled(0, rows)}
