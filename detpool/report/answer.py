@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pandas as pd
+
 from detpool.report.groups import Section
 from detpool.report.statistics import LEVEL, Difference, Interval, adjust, compare
-from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points, step_ratios
+from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points
 
 
-def answer(section: Section, metric: str) -> dict[str, str]:
-    """The answer of a section, by its questions; empty where there is nothing to compare."""
+def answer(section: Section, metric: str, costs: pd.DataFrame | None) -> dict[str, str]:
+    """The answer of a section, by its questions; empty where there is nothing to compare.
+
+    Args:
+        section: runs of the same data.
+        metric: by which configurations are ranked.
+        costs: of `detpool.report.costs.compare`, where `tools/cost.py` measured them.
+    """
     means = {label: section.values(label, metric).mean() for label in section.runs}
     ranked = sorted((label for label in means if means[label] == means[label]), key=lambda label: -means[label])
     if len(ranked) < 2 or section.baseline not in ranked:
@@ -24,7 +32,6 @@ def answer(section: Section, metric: str) -> dict[str, str]:
     found = replace(of_best[other], adjusted=against[best if other == section.baseline else other].adjusted)
     of = "seeds and images" if found.both.is_known else "seeds alone"
     alike = [label for label, each in of_best.items() if not each.adjusted < LEVEL]
-    ratio = step_ratios(section, other)[best]
     shown = {
         "best": f"{best}: {metric} {mean_and_std(section.values(best, metric))} %"
         f", {_count(len(section.runs[best]), 'seed')}",
@@ -35,7 +42,7 @@ def answer(section: Section, metric: str) -> dict[str, str]:
         "beyond both": _beyond_both(found, len(against)),
         "not told apart": "; ".join(alike)
         or "none: all others are beyond seeds and images, corrected by Holm's method",
-        "cost": "" if ratio != ratio else f"{ratio:.2f} × a training step of {other}",
+        "cost": _cost(costs, best, other),
         "to see 1 point": _needed(found),
     }
     return {question: text for question, text in shown.items() if text}
@@ -57,6 +64,13 @@ def _beyond_both(found: Difference, comparisons: int) -> str:
     corrected = f" (Holm, {comparisons} comparisons with the baseline)" if comparisons > 1 else ""
     p = p_value(found.adjusted)
     return f"{'yes' if found.adjusted < LEVEL else 'no'}, p {p if p.startswith('<') else f'= {p}'}{corrected}"
+
+
+def _cost(costs: pd.DataFrame | None, label: str, other: str) -> str:
+    if costs is None or not {label, other} <= {*costs.index}:
+        return "not measured; `python tools/cost.py`, with the choices of the study, measures it"
+    ratios = {phase: costs[f"{phase}_ms"][label] / costs[f"{phase}_ms"][other] for phase in ("step", "inference")}
+    return f"{ratios['step']:.2f} × a training step, {ratios['inference']:.2f} × the inference of {other}"
 
 
 def _needed(found: Difference) -> str:

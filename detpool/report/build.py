@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from detpool.errors import ConfigError, did_you_mean
-from detpool.report import plots, tables
+from detpool.report import cost_tables, plots, tables
 from detpool.report.answer import answer
 from detpool.report.collect import Benchmark, Collected, Problem
+from detpool.report.costs import Costs
 from detpool.report.facts import facts
 from detpool.report.groups import Section, make_sections
 from detpool.report.plots import Picture
@@ -98,17 +100,25 @@ def build_report(
     if runs:
         sections = make_sections(runs, by, baseline, show)
         resample(sections)
-        _add_runs(report, sections, metric)
+        _add_runs(report, sections, metric, collected.costs)
     report.parts += [_benchmark_part(f"benchmark{i}", each) for i, each in enumerate(collected.benchmarks, 1)]
     return report
 
 
-def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
+def _add_runs(report: Report, sections: Sequence[Section], metric: str, costs: Sequence[Costs]) -> None:
     by_data: dict[tuple[str, ...], list[Section]] = {}
+    used = set[Path]()
     for number, section in enumerate(sections, 1):
-        notes, blocks = _notes(section, metric), _blocks(section, metric)
-        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section), answer(section, metric)))
+        measured = cost_tables.match(section, costs)
+        notes, blocks = _notes(section, metric), _blocks(section, metric, measured)
+        used |= {measured[1].path} if measured else set()
+        first = answer(section, metric, measured[0] if measured else None)
+        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section), first))
         by_data.setdefault(section.data, []).append(section)
+    for path in (each.path for each in costs if each.path not in used):
+        report.problems.append(
+            f"{path}: left out: no run here is of what it measured, or another file has more of them"
+        )
     if len(by_data) > 1:
         report.notes.append(
             f"The runs were evaluated in {len(by_data)} different ways: on other data sets, splits or image sizes, or "
@@ -122,7 +132,7 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
         report.numbers["across"] = pd.concat(map(tables.across_summary, comparable)).set_index("from")
 
 
-def _blocks(section: Section, metric: str) -> list[Table | Picture]:
+def _blocks(section: Section, metric: str, measured: tuple[pd.DataFrame, Costs] | None) -> list[Table | Picture]:
     """All about the runs of a section."""
     iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
@@ -138,8 +148,8 @@ def _blocks(section: Section, metric: str) -> list[Table | Picture]:
         plots.plot_sizes(section, metric),
         *((errors, tables.errors_table(section)) if errors else ()),
         plots.plot_curves(section, metric),
-        plots.plot_cost(section, metric),
-        tables.cost_table(section),
+        *((plots.plot_cost(section, metric, measured[0]), *cost_tables.both(*measured)) if measured else ()),
+        tables.duration_table(section),
         tables.runs_table(section),
     ]
     return [block for block in blocks if block is not None]

@@ -19,6 +19,8 @@ from yaml import YAMLError
 
 from detpool.evaluation.errors import ERRORS
 from detpool.evaluation.matches import MATCHES
+from detpool.report.costs import FILE as COSTS
+from detpool.report.costs import Costs, read_costs
 from detpool.run_config import read_run_config
 from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
@@ -114,6 +116,7 @@ class Collected:
 
     runs: list[Run] = field(default_factory=list)
     benchmarks: list[Benchmark] = field(default_factory=list)
+    costs: list[Costs] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @contextmanager
@@ -130,7 +133,8 @@ def collect(paths: Iterable[Path]) -> Collected:
 
     A folder with `config.yaml` is a run directory, and incomplete without `metrics.json`; so is a folder that has only
     `status.json` or Hydra's record. A folder with `sweep.json` is a sweep, whose runs are inside it. A JSON file beside
-    a CSV file of the same name with a column `median_ms` is a benchmark. Hidden folders are not searched.
+    a CSV file of the same name with a column `median_ms` is a benchmark; `cost.json` is what `tools/cost.py` measured.
+    Hidden folders are not searched.
 
     Args:
         paths: folders, or single JSON files of benchmarks.
@@ -144,7 +148,7 @@ def collect(paths: Iterable[Path]) -> Collected:
             if folders.setdefault(folder.resolve(), folder) is folder:
                 _read_folder(folder, found)
     places = [run.folder for run in found.runs] + [one.path for one in found.benchmarks]
-    places += [problem.path for problem in found.problems]
+    places += [each.path for each in found.costs] + [problem.path for problem in found.problems]
     for path in paths:
         if not any(place.resolve().is_relative_to(path.resolve()) for place in places):
             message = "is neither a folder nor the JSON file of a benchmark" if path.exists() else "does not exist"
@@ -259,6 +263,10 @@ def _read_benchmark(path: Path, found: Collected) -> None:
     """Adds a benchmark, or a problem with one; neither, if the file is none."""
     table = path.with_suffix(".csv")
     if path.suffix != ".json" or not table.is_file():
+        return
+    if path.name == COSTS:
+        with found.reading(path):
+            found.costs.append(read_costs(path))
         return
     with table.open(newline="", encoding="utf-8", errors="replace") as file:
         columns, *lines = list(csv.reader(file)) or [[]]

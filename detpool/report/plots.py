@@ -29,8 +29,9 @@ _POINTS: Look = {"linestyle": "", "markersize": 6, "alpha": 0.7, "markeredgewidt
 _MEAN: Look = {"color": "black", "linestyle": "", "marker": "|", "markersize": 14, "markeredgewidth": 1.5}
 _SIZES = {"s": "small: below 32² pixels", "m": "medium", "l": "large: above 96² pixels"}
 _COSTS = {
-    "step_seconds": ("milliseconds per training step (median)", 1e3),
-    "peak_memory_bytes": ("MiB per training step (peak)", 2**-20),
+    "step_ms": "milliseconds per training step",
+    "inference_ms": "milliseconds of inference per batch",
+    "step_mib": "MiB per training step (peak)",
 }
 _ERRORS = {
     "correct": ("#009E73", ""),
@@ -180,21 +181,24 @@ def plot_curves(section: Section, metric: str) -> Picture | None:
     return _picture(figure, "training", "Training, a line per seed")
 
 
-def plot_cost(section: Section, metric: str) -> Picture | None:
-    """What the metric costs: against the seconds and, where known, the memory of a training step; a point per run."""
-    shown = [name for name in _COSTS if section.has(name)]
-    if not shown:
+def plot_cost(section: Section, metric: str, costs: pd.DataFrame) -> Picture | None:
+    """What the metric costs: against the time and memory of a training step and of inference; a point per run.
+
+    Args:
+        costs: of `costs.compare`; configurations that it lacks are not shown.
+    """
+    drawn = {label: look for label, look in _looks(section.drawn(metric)).items() if label in costs.index}
+    if not drawn:
         return None
-    figure, panels = _panels(len(shown))
-    for panel, name in zip(panels, shown, strict=True):
-        title, factor = _COSTS[name]
-        for label, look in _looks(section.drawn(metric)).items():
-            x = factor * section.values(label, name).astype(float)
-            panel.plot(x, 100 * section.values(label, metric), **{**look, **_POINTS})
+    figure, panels = _panels(len(_COSTS))
+    for panel, (name, title) in zip(panels, _COSTS.items(), strict=True):
+        for label, look in drawn.items():
+            values = 100 * section.values(label, metric)
+            panel.plot([costs[name][label]] * len(values), values, **{**look, **_POINTS})
         panel.set_xlabel(title)
         panel.set_ylabel(f"{metric}, %")
-    _legend(figure, {label: {**look, "linestyle": ""} for label, look in _looks(section.drawn(metric)).items()})
-    return _picture(figure, "cost", f"{metric} and what a step costs")
+    _legend(figure, {label: {**look, "linestyle": ""} for label, look in drawn.items()})
+    return _picture(figure, "cost", f"{metric} and what it costs")
 
 
 def _picture(figure: Figure, name: str, title: str, note: str = "") -> Picture:

@@ -212,28 +212,16 @@ def errors_table(section: Section) -> Table:
     return Table("Kinds of errors of boxes", cells, "Per 100 objects, mean ± standard deviation.")
 
 
-def step_ratios(section: Section, label: str) -> pd.Series:
-    """By configuration, how many times as long as that of another a training step takes; NaN if it is unknown."""
-    steps = section.table["step_seconds"].astype(float).groupby("configuration", sort=False).mean()
-    return steps / steps[label]
-
-
-def cost_table(section: Section) -> Table:
-    """Seconds and memory of a training step, and minutes of a run."""
-    relative = step_ratios(section, section.baseline).map("{:.2f}".format).replace("nan", "-")
-    numbers = {"ms per step": ("step_seconds", 1e3, 1), "MiB per step": ("peak_memory_bytes", 2**-20, 0)}
-    numbers["minutes per run"] = ("seconds", 1 / 60, 1)
-    columns = [
-        _means(section.table[[name]], factor, digits).set_index("configuration")[name].rename(title)
-        for title, (name, factor, digits) in numbers.items()
-    ]
-    cells = pd.concat([columns[0], relative.rename("× baseline"), *columns[1:]], axis=1).reset_index()
+def duration_table(section: Section) -> Table | None:
+    """Minutes of a run; None if they are not known."""
+    if not section.has("seconds"):
+        return None
+    cells = _means(section.table[["seconds"]], 1 / 60).rename(columns={"seconds": "minutes per run"})
     note = (
-        "A step is forward, backward and optimizer on one batch (the median of the run); its memory is the peak: on a "
-        "GPU what PyTorch's allocator handed out, on a CPU the resident memory of the process, in a sweep together "
-        "with what earlier runs left. - : not recorded."
+        "Wall time of the whole run, data and evaluation included, whatever else the machine did meanwhile: what "
+        "configurations cost is measured by tools/cost.py, whose cost.json beside the runs is reported here."
     )
-    return Table("Cost", cells, note)
+    return Table("Duration", cells, note, listing=True, folded=True)
 
 
 def runs_table(section: Section) -> Table:
