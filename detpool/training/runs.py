@@ -57,6 +57,8 @@ from detpool.training.module import DetectionModule
 from detpool.training.shared_classes import SharedClasses
 from detpool.training.splits import split_notes
 
+_REPLACEABLE = ("rpn", *(f"roi_heads.{head}_roi_pool" for head in ("box", "mask", "iou")))
+"""Modules of a detector that an evaluation can put others in the place of."""
 _KEPT = ": a finished run can be trained on if it was made with keep_checkpoints=all"
 
 
@@ -472,10 +474,19 @@ def restore(config: DictConfig, checkpoint: Path) -> DetectionModule:
 def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
     """Loads the weights of a checkpoint, tensors only.
 
+    Those of a region proposal network or a pooler are left out, and that is said, where the model has in its place
+    something without weights.
+
     Raises:
         WeightsError: if the file is damaged or belongs to another model.
     """
-    load_state_dict(module, read_weights_file(str(checkpoint)), source=str(checkpoint))
+    weights, own = read_weights_file(str(checkpoint)), module.state_dict()
+    for part in _REPLACEABLE:
+        unused = [name for name in weights if name.startswith(f"model.{part}.")]
+        if unused and not any(name.startswith(f"model.{part}.") for name in own):
+            say(f"note: {len(unused)} weights of {part} in {checkpoint} are not used: another part is in its place")
+            weights = {name: value for name, value in weights.items() if name not in unused}
+    load_state_dict(module, weights, source=str(checkpoint))
 
 
 def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
