@@ -35,20 +35,23 @@ def replace_parts(config: DictConfig, arguments: Sequence[str], folder: Path) ->
     """
     parsed = {argument: parse_override(argument) for argument in arguments}
     chosen = {given.key_or_group for given in parsed.values()} & {*POOLERS, "proposals"}
-    for argument, given in parsed.items():
-        if given.key_or_group in chosen and given.is_sweep_override():
+    for argument, override in parsed.items():
+        if override.key_or_group in chosen and override.is_sweep_override():
             raise ConfigError(f"{argument} names several values, and one run is evaluated: see tools/probe.py")
     left, configs = list(arguments), Configs(folder, "train")
     for part in sorted(chosen & {*POOLERS}):
         if not config.get(part):
             raise ConfigError(f"{part}: the run has none to replace")
-        own = [a for a in left if a.startswith((f"{part}=", f"{part}.")) or (part == "pooler" and a[:10] == "reduction=")]
+        own = [
+            a for a in left if a.startswith((f"{part}=", f"{part}.")) or (part == "pooler" and a[:10] == "reduction=")
+        ]
         composed = configs.compose([f"pooler{a.removeprefix(part)}" if a.startswith(part) else a for a in own])
         # Not resolved: what refers to other parts is to find those of the run.
-        pooler = OmegaConf.create(OmegaConf.to_container(composed.pooler, resolve=False))
-        given = {argument.partition("=")[0].partition(".")[2] for argument in own}
+        pooler = composed.pooler.copy()
+        OmegaConf.set_struct(pooler, False)
+        keys = {argument.partition("=")[0].partition(".")[2] for argument in own}
         for key in _OF_THE_HEADS:
-            if key not in given and key in config[part] and argument_of_target(pooler._target_, key) is not None:
+            if key not in keys and key in config[part] and argument_of_target(pooler._target_, key) is not None:
                 pooler[key] = config[part][key]
         config[part] = pooler
         left = [argument for argument in left if argument not in own]
