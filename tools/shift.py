@@ -30,7 +30,7 @@ from command_line import Parser, natural, one_of, positive_int
 
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.files import write_json_atomically
-from detpool.report.collect import collect
+from detpool.report.collect import SHIFT, collect
 from detpool.run_config import find_run
 from detpool.run_record import provenance
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 made = {"made": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **provenance(command)}
-                write_json_atomically(folder / "shift.json", _without_nan(record) | made)
+                write_json_atomically(folder / SHIFT, _without_nan(record) | made)
             print(f"{folder / 'shift.json'}\n")
 
 

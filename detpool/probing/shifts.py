@@ -31,8 +31,6 @@ from detpool.predictor import Predictor
 from detpool.probing.weights import METRICS
 
 DIRECTIONS = {"diagonal": (1, 1), "right": (1, 0), "down": (0, 1)}
-RECORD = "shift.json"
-"""In a run directory: what `shift_consistency` found of it."""
 
 
 def coarsest_stride(model: TwoStageDetector) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
 
+from detpool.report.build import build_report
+from detpool.report.collect import collect
+from detpool.report.groups import make_sections
 from detpool.report.statistics import Difference
-from detpool.report.tables import mean_and_std, percentage_points
+from detpool.report.tables import mean_and_std, metrics_table, percentage_points
 
 
 def test_means_and_standard_deviations():
@@ -23,3 +27,21 @@ def test_differences():
     assert percentage_points(Difference(1, -0.0123, math.nan, math.nan)) == "-1.23"
     assert percentage_points(Difference(2, -1e-9, -1e-9, 0.0)) == "+0.00 [+0.00, +0.00]"
     assert percentage_points(Difference(0, math.nan, math.nan, math.nan)) == "-"
+
+
+def test_shifts_stand_beside_the_metrics_where_they_were_measured(make_run, tmp_path):
+    for seed, (span, iou) in enumerate([(0.01, 0.9), (0.03, None)]):
+        folder = make_run(f"runs/{seed}", seed=seed)
+        record = {"summary": {"AP_range": span, "iou": iou}, "images": 50 + seed, "direction": "right", "shifts": [{}]}
+        (folder / "shift.json").write_text(json.dumps(record))
+    make_run("runs/2", seed=0, pooler="roi_pool")
+    found = collect([tmp_path / "runs"])
+    cells = metrics_table(make_sections(found.runs)[0], "AP").cells.set_index("configuration")
+    assert cells["AP range over shifts"].tolist() == ["2.0 ± 1.4", "-"]
+    assert cells["IoU over shifts"].tolist() == ["90.0 (n = 1)", "-"]
+    (note,) = [note for note in build_report(found).parts[0].notes if "tools/shift.py" in note]
+    assert "50 images moved right, 1 shifts (1 run); 51 images" in note
+    assert "not measured (1 run)" in note
+    (folder / "shift.json").write_text("{}")
+    (problem,) = collect([folder]).problems
+    assert "shift.json is not what tools/shift.py writes: KeyError('summary')" in str(problem)

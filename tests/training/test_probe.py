@@ -74,10 +74,10 @@ def test_moves_by_the_coarsest_stride_change_nothing_and_others_do(run):
     stride = coarsest_stride(predictor.model)
     assert stride == 64
     for found in detect_shifted(predictor, dataset, [0, 1], [0, 5, stride], margin=128):
-        # Nearly equal scores may change places: pixels, and hundredths of scores, to the nearest detection of the class.
+        # Nearly equal scores may change places: to the nearest detection of the class, pixels and hundredths of scores.
         rows = [np.column_stack([f.boxes, 100 * f.scores, 1e4 * f.category_ids]) for f in found]
         still, moved, whole = rows
         assert len(still) == len(whole) > 5
-        # Coordinates of the canvas, up to 400 pixels, have steps of 3e-5; convolutions may sum in another order.
-        assert cdist(still, whole, "chebyshev").min(1).max() < 2e-3
+        # Coordinates of the canvas, up to 400 pixels, have steps of 3e-5, which deltas of boxes multiply.
+        assert cdist(still, whole, "chebyshev").min(1).max() < 1e-2
         assert cdist(still, moved, "chebyshev").min(1).max() > 0.1
