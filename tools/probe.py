@@ -112,8 +112,9 @@ def evaluate(
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Two tables: metrics, and errors by size of objects."""
     metrics, by_size = [], []
+    width = max(len(row["pooler"]) for row in rows)
     for row in rows:
-        where = {"pooler": row["pooler"]}
+        where = {"pooler": row["pooler"].ljust(width)}
         where[row["measure"] or "proposals"] = f"{row['distance']:g}" if row["measure"] else row["proposals"] or "run's"
         if row["size"] == "all":
             metrics.append(where | {f"{name}, %": _number(100 * row[name], 1) for name in row if "AP" in name})

@@ -26,7 +26,7 @@ class Variant:
     """One combination.
 
     Attributes:
-        label: its pooler, by what was said of it, and other settings of which the command line lists several values.
+        label: the settings of which the command line lists several values; without any, what it says of poolers.
         proposals: the kind of proposals that was chosen; empty: the run's.
         measure: "noise" or "iou", if proposals are at a distance from the objects; else empty.
         distance: that distance, NaN if there is none.
@@ -106,11 +106,9 @@ def _values(argument: str, given: Override) -> list[str]:
 
 def _variant(chosen: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> Variant:
     measure = next((name for name in DISTANCES if name in chosen), "")
-    words = [
-        _word(key, value)
-        for key, value in chosen.items()
-        if key not in ("proposals", *DISTANCES) and (len(values[key]) > 1 or _is_of_pooler(key))
-    ]
+    told = [key for key in chosen if key not in ("proposals", *DISTANCES)]
+    told = [key for key in told if len(values[key]) > 1] or [key for key in told if _is_of_pooler(key)]
+    words = [_word(key, chosen[key]) for key in told]
     try:
         distance = float(chosen[measure]) if measure else float("nan")
     except ValueError:

@@ -27,7 +27,9 @@ def test_each_combination_of_listed_values():
     assert (own.label, own.overrides, own.measure) == ("as trained", (), "")
     assert math.isnan(own.distance)
     labels = [each.label for each in variants_of(["pooler.operator.aligned=true,false", "mask_pooler=roi_pool"])]
-    assert labels == ["aligned=true, mask_pooler=roi_pool", "aligned=false, mask_pooler=roi_pool"]
+    assert labels == ["aligned=true", "aligned=false"]
+    (single,) = variants_of(["pooler=roi_pool", "mask_pooler=roi_pool", "data.val_images=5"])
+    assert single.label == "roi_pool, mask_pooler=roi_pool"
     (several,) = variants_of(["iou=0.5", "model.proposals.boxes_per_object=8"])
     assert "model.proposals.boxes_per_object=8" in several.overrides
 
