@@ -1,9 +1,13 @@
 """`tools/probe.py` and `tools/shift.py` on a trained run: as `eval.py` where nothing differs, and what they refuse."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import probe as probe_tool
 import pytest
+import shift as shift_tool
 from scipy.spatial.distance import cdist
 
 import detpool
@@ -11,6 +15,7 @@ from detpool.errors import ConfigError, WeightsError
 from detpool.probing.shifts import coarsest_stride, detect_shifted
 from detpool.probing.variants import configure, variants_of
 from detpool.probing.weights import METRICS, probe
+from detpool.report.collect import collect
 from detpool.run_record import read_metrics
 from detpool.training import runs
 
@@ -81,3 +86,36 @@ def test_moves_by_the_coarsest_stride_change_nothing_and_others_do(run):
         # Coordinates of the canvas, up to 400 pixels, have steps of 3e-5, which deltas of boxes multiply.
         assert cdist(still, whole, "chebyshev").min(1).max() < 1e-2
         assert cdist(still, moved, "chebyshev").min(1).max() > 0.1
+
+
+def test_programs_write_what_they_print_and_name_mistakes(run, tmp_path, capsys):
+    probe_tool.main([f"ckpt_path={run}", "pooler=roi_align,roi_pool", "noise=0,0.2", f"output={tmp_path / 'probe'}"])
+    table = pd.read_csv(tmp_path / "probe" / "probe.csv")
+    every = table[table["size"] == "all"]
+    assert every["pooler"].tolist() == ["roi_align *", "roi_align *", "roi_pool", "roi_pool"]
+    assert every["distance"].tolist() == [0, 0.2] * 2
+    assert {"AP", "AP75", "dx", "dh_cells", "found"} <= {*table}
+    assert (tmp_path / "probe" / "probe.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert f"{100 * every['AP'].iloc[0]:.1f}" in printed
+    shift_tool.main([f"ckpt_path={run}", "images=2", "shifts=0,3,64", "margin=0"])
+    record = json.loads((run / "shift.json").read_text())
+    assert [row["shift"] for row in record["shifts"]] == [0, 3, 64]
+    assert (record["images"], record["stride"], record["margin"]) == (2, 64, 0)
+    assert record["summary"].keys() >= {"AP_std", "AP_range", "iou", "kept"}
+    assert collect([run]).runs[0].numbers()["shift/AP_range"] == record["summary"]["AP_range"]
+    capsys.readouterr()
+    for tool, arguments, message in [
+        (probe_tool, [], "no value given for ckpt_path"),
+        (probe_tool, ["ckpt_path=nowhere"], "does not exist"),
+        (probe_tool, [f"ckpt_path={run}", "poler=roi_pool"], "did you mean 'pooler'"),
+        (shift_tool, ["ckpt_path=nowhere"], "does not exist"),
+        (shift_tool, [f"ckpt_path={tmp_path / 'probe'}"], "neither a run directory nor a folder of finished runs"),
+        (shift_tool, [f"ckpt_path={run}", "shifts=0"], "two whole numbers of pixels or more"),
+        (shift_tool, [f"ckpt_path={run}", "direction=left"], "unknown name 'left'"),
+        (shift_tool, [f"ckpt_path={run}", "pooler.output_size=7"], "name a folder for what is found then"),
+    ]:
+        with pytest.raises(SystemExit) as ended:
+            tool.main(arguments)
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
