@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_said(run):
         ("proposals=given", ConfigError, "data.val_proposals must name files"),
         ("mask_pooler=roi_pool", ConfigError, "mask_pooler: the run has none to replace"),
         ("pooler=roi_pol", ConfigError, "did you mean 'roi_pool'"),
-        ("pooler.operator.aligne=true", ConfigError, "did you mean 'aligned'"),
+        ("pooler.operator.alignedd=true", ConfigError, "did you mean 'aligned'"),
     ]:
         with pytest.raises(error, match=message):
             probed(run, *argument.split())
