@@ -27,6 +27,7 @@ from detpool.config import PARTS, naming_files
 from detpool.config.signatures import argument_of_target
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection import GivenProposals, TwoStageDetector
+from detpool.detection.backbones.body import Body
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
@@ -360,19 +361,30 @@ def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True
     Args:
         config, pretrained: see `build_module`.
     """
-    parts = {part: instantiate(config[part]) for part in PARTS if config.get(part)}
-    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
-    body = instantiate(config.backbone, **loading, **_taken(config.backbone, parts))
     node = config.model.copy()
     OmegaConf.set_struct(node, False)
     node.pop("weights", None)
     return instantiate(
         node,
         num_classes=num_classes,
-        body=body,
+        body=build_body(config, pretrained),
         box_pooler=instantiate(config.pooler),
-        **_taken(config.model, parts),
+        **_taken(config.model, _parts(config)),
     )
+
+
+def build_body(config: DictConfig, pretrained: bool = True) -> Body:
+    """The network of feature maps of a config, without what a detector puts on it.
+
+    Args:
+        config, pretrained: see `build_module`.
+    """
+    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
+    return instantiate(config.backbone, **loading, **_taken(config.backbone, _parts(config)))
+
+
+def _parts(config: DictConfig) -> dict[str, Any]:
+    return {part: instantiate(config[part]) for part in PARTS if config.get(part)}
 
 
 def _taken(node: DictConfig, parts: dict[str, Any]) -> dict[str, Any]:

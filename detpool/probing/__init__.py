@@ -1,0 +1,1 @@
+"""What a pooling keeps of an image, asked without training a detector."""
