@@ -139,7 +139,7 @@ def _probe_group(jobs: Sequence[Job], options: argparse.Namespace) -> list[dict[
     table = Table("held-out images; R2, IoU, AP in percent", names, [*COLUMNS, "seconds"])
     for row in rows:
         values = [f"{100 * row[name]:.1f}" if name in row else "-" for name in COLUMNS]
-        table.add_row(*(row[name] for name in names), *values, f"{row['seconds']:.1f}")
+        table.add_row(*(str(row[name]) for name in names), *values, f"{row['seconds']:.1f}")
     print(table, flush=True)
     return rows
 

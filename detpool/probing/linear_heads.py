@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,10 @@ from detpool.detection.assignment import BoxCoder, mask_targets, match_boxes
 from detpool.detection.detector import Prediction, Target
 from detpool.probing.ridge import LinearMap, NormalEquations, fit_ridge
 
-PENALTIES = tuple(10.0**power for power in range(-5, 2))
+PENALTIES = tuple(10.0**power for power in range(-4, 4))
 MIN_IOU, SCORE_THRESH, NMS_THRESH = 0.5, 0.05, 0.5
 """As in the heads of torchvision's detectors: of a box with an object, of a detection, of two of them."""
+CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 Shape = tuple[int, int]
 
 
@@ -54,11 +55,47 @@ class RandomProjection:
         return (vectors if self.matrix is None else self.matrix @ vectors).flatten(1)
 
 
+def columns_of(classes: int, mask_size: int) -> dict[str, slice]:
+    """Which columns of targets are which head's: deltas, classes with background first, mask row after row."""
+    sizes = {"box": 4, "class": classes + 1, "mask": mask_size**2}
+    ends = accumulate(sizes.values())
+    return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def make_targets(boxes: Tensor, target: Target, classes: int, mask_size: int = 0) -> tuple[Tensor, Tensor]:
+    """What heads are to predict of an image's boxes.
+
+    Args:
+        boxes: (k, 4) in pixels.
+        target: of the image; `boxes`, `labels`, and `masks` if a mask is wanted.
+        classes: number of classes without background.
+        mask_size: bins along each side of a mask, 0 for none.
+
+    Returns:
+        (k, T), by the columns of `columns_of`: deltas (Girshick et al., CVPR 2014, appendix C) and mask are 0 for boxes
+        without an object; and (k,), the object of each, of an IoU of 0.5 or more, or -1.
+    """
+    columns = columns_of(classes, mask_size)
+    wanted = boxes.new_zeros(len(boxes), columns["mask"].stop)
+    matches = torch.full_like(boxes[:, 0], -1, dtype=torch.int64)
+    if len(target["boxes"]) and len(boxes):
+        matches = match_boxes(Matcher(MIN_IOU, MIN_IOU), target["boxes"], boxes)
+    on = (matches >= 0).nonzero()[:, 0]
+    labels = torch.zeros_like(matches)
+    labels[on] = target["labels"][matches[on]]
+    wanted[torch.arange(len(boxes)), columns["class"].start + labels] = 1
+    if len(on):
+        (wanted[on, columns["box"]],) = CODER.encode([target["boxes"][matches[on]]], [boxes[on]])
+        if mask_size:
+            wanted[on, columns["mask"]] = mask_targets(target["masks"], boxes[on], matches[on], mask_size).flatten(1)
+    return wanted, matches
+
+
 class LinearHeads:
     """Boxes, classes and masks as linear maps of a pooled map, by ridge regression (`solve_ridge`).
 
-    Targets are those of a detector's heads: of each box the one-hot class (first, background), of boxes with an object
-    its deltas (Girshick et al., CVPR 2014, appendix C) and, of each bin of the box, how much of it the object covers.
+    Classes are fitted to all boxes; deltas and masks, a number for each bin, how much of it the object covers, to those
+    that have an object.
 
     Args:
         pooler: called as a detector's pooler.
@@ -84,13 +121,10 @@ class LinearHeads:
         self.pooler, self.classes = pooler, classes
         self.projection = RandomProjection(shape, features, seed)
         self.mask_size = shape[1] if masks and shape[1] == shape[2] else 0
-        self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-        sizes = {"box": 4, "class": classes + 1, "mask": self.mask_size**2}
-        ends = torch.tensor(list(sizes.values())).cumsum(0).tolist()
-        self.columns = {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
+        self.columns = columns_of(classes, self.mask_size)
         # Samples that are fitted to, and those that choose the penalty; of either, boxes with an object and background.
         width = self.projection.features
-        self.samples = [[NormalEquations(width, ends[-1]) for _ in range(2)] for _ in range(2)]
+        self.samples = [[NormalEquations(width, self.columns["mask"].stop) for _ in range(2)] for _ in range(2)]
         self.maps: dict[str, LinearMap] = {}
         self.penalties: dict[str, float] = {}
 
@@ -98,45 +132,18 @@ class LinearHeads:
         """Features of the boxes of all images, one image after the other: (K, F)."""
         return self.projection(self.pooler(features, boxes, shapes))
 
-    def targets(self, boxes: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Of an image's boxes (k, 4) what is to be predicted (k, T), and the object of each, -1 for background."""
-        wanted = boxes.new_zeros(len(boxes), self.columns["mask"].stop)
-        matches = torch.full_like(boxes[:, 0], -1, dtype=torch.int64)
-        if len(target["boxes"]) and len(boxes):
-            matches = match_boxes(Matcher(MIN_IOU, MIN_IOU), target["boxes"], boxes)
-        on = (matches >= 0).nonzero()[:, 0]
-        labels = torch.zeros_like(matches)
-        labels[on] = target["labels"][matches[on]]
-        wanted[torch.arange(len(boxes)), self.columns["class"].start + labels] = 1
-        if len(on):
-            (wanted[on, self.columns["box"]],) = self.coder.encode([target["boxes"][matches[on]]], [boxes[on]])
-            if self.mask_size:
-                masks = mask_targets(target["masks"], boxes[on], matches[on], self.mask_size)
-                wanted[on, self.columns["mask"]] = masks.flatten(1)
-        return wanted, matches
-
-    def add(
-        self,
-        features: dict[str, Tensor],
-        boxes: list[Tensor],
-        shapes: list[Shape],
-        targets: Sequence[Target],
-        chooses: Sequence[bool],
-    ) -> None:
-        """Adds boxes of images to the samples.
+    def add(self, x: Tensor, wanted: Tensor, matches: Tensor, choosing: Tensor) -> None:
+        """Adds boxes to the samples.
 
         Args:
-            features: maps of the images.
-            boxes: of each image (k, 4) in pixels.
-            shapes: (height, width) of each.
-            targets: of each; `boxes`, `labels`, and `masks` if masks are wanted.
-            chooses: whether an image is one of those that choose the penalty.
+            x: (K, F), as `pool` gives them.
+            wanted, matches: (K, T) and (K,), as `make_targets` gives them.
+            choosing: (K,), whether a box is one of those that choose the penalty.
         """
-        pooled = self.pool(features, boxes, shapes).split([len(box) for box in boxes])
-        for x, box, target, choosing in zip(pooled, boxes, targets, chooses, strict=True):
-            wanted, matches = self.targets(box, target)
-            for kind, rows in enumerate((matches >= 0, matches < 0)):
-                self.samples[choosing][kind].add(x[rows], wanted[rows])
+        for part in (False, True):
+            for kind, of_kind in enumerate((matches >= 0, matches < 0)):
+                rows = of_kind & (choosing == part)
+                self.samples[part][kind].add(x[rows], wanted[rows])
 
     def fit(self) -> None:
         """Solves for all heads, the penalty of each chosen of `PENALTIES`.
@@ -154,21 +161,25 @@ class LinearHeads:
         self.penalties |= penalties
         self.samples = []  # a gigabyte for some
 
+    def predict(self, x: Tensor) -> Tensor:
+        """All targets of boxes, float64 (K, T)."""
+        return torch.cat([self.maps[name](x) for name in self.columns if name in self.maps], 1)
+
     def detect(
-        self, features: dict[str, Tensor], x: Tensor, boxes: list[Tensor], shapes: list[Shape], most: int
+        self, features: dict[str, Tensor], predicted: Tensor, boxes: list[Tensor], shapes: list[Shape], most: int
     ) -> list[Prediction]:
         """Detections as a detector's heads make them of boxes; scores are what is predicted of the one-hot class.
 
         Args:
             features: maps of the images.
-            x: (K, F), the boxes' own features, as `pool` gives them.
+            predicted: (K, T), for the boxes.
             boxes: of each image (k, 4).
             shapes: (height, width) of each.
             most: detections an image.
         """
         counts = [len(box) for box in boxes]
-        moved = self.coder.decode(self.maps["box"](x).float(), boxes)[:, 0].split(counts)
-        scores = self.maps["class"](x).float()[:, 1:].clamp(0, 1).split(counts)
+        moved = CODER.decode(predicted[:, self.columns["box"]].float(), boxes)[:, 0].split(counts)
+        scores = predicted[:, self.columns["class"]].float()[:, 1:].clamp(0, 1).split(counts)
         found: list[Prediction] = []
         for box, score, shape in zip(moved, scores, shapes, strict=True):
             rows, labels = (score > SCORE_THRESH).nonzero(as_tuple=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from detpool.detection.detector import Target
 from detpool.detection.localization import paired_iou
 from detpool.detection.transform import NormalizeAndBatch
 from detpool.evaluation import DetectionEvaluator
-from detpool.probing.linear_heads import LinearHeads, Shape
+from detpool.probing.linear_heads import CODER, LinearHeads, Shape, make_targets
 
 CHOOSING = 4
 """One of so many of the images that are fitted to is left out while the penalties are chosen."""
@@ -54,8 +55,14 @@ class Batch:
     boxes: list[Tensor]
     shapes: list[Shape]
     targets: list[Target]
-    numbers: list[int]
-    """of the images, 0, 1, ... of those looked at"""
+    choosing: Tensor
+    """(K,), of each box whether its image is one of those that choose the penalty"""
+
+    def wanted(self, classes: int, mask_size: int) -> tuple[Tensor, Tensor]:
+        """`make_targets` of all images' boxes, one after the other."""
+        made = [make_targets(*args, classes, mask_size) for args in zip(self.boxes, self.targets, strict=True)]
+        wanted, matches = map(torch.cat, zip(*made, strict=True))
+        return wanted, matches
 
 
 @torch.inference_mode()
@@ -90,37 +97,36 @@ def probe(
         `seconds` that it took by itself, without the backbone.
     """
     seconds = dict.fromkeys(heads, 0.0)
-    results: dict[str, dict[str, float]] = {}
-    for batch in _batches(backbone, transform, proposals, train, settings.images, settings, settings.boxes):
-        chooses = [number % CHOOSING == CHOOSING - 1 for number in batch.numbers]
-        for name, each in heads.items():
-            start = time.perf_counter()
-            each.add(batch.features, batch.boxes, batch.shapes, batch.targets, chooses)
-            seconds[name] += time.perf_counter() - start
-    for name, each in heads.items():
+
+    @contextmanager
+    def timed(name: str) -> Iterator[None]:
         start = time.perf_counter()
-        each.fit()
+        yield
         seconds[name] += time.perf_counter() - start
+
+    for batch in _batches(backbone, transform, proposals, train, settings.images, settings, settings.boxes):
+        for name, each in heads.items():
+            with timed(name):
+                x = each.pool(batch.features, batch.boxes, batch.shapes)
+                each.add(x, *batch.wanted(each.classes, each.mask_size), batch.choosing)
+    for name, each in heads.items():
+        with timed(name):
+            each.fit()
     seen: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in heads}
-    predicted: dict[str, list[tuple[list, list, list]]] = {name: [] for name in heads}
+    evaluators = {name: make_evaluator(each.mask_size > 0) for name, each in heads.items()}
     for batch in _batches(backbone, transform, proposals, held_out, settings.held_out, settings):
         for name, each in heads.items():
-            start = time.perf_counter()
-            x = each.pool(batch.features, batch.boxes, batch.shapes)
-            found = each.detect(batch.features, x, batch.boxes, batch.shapes, most)
-            predicted[name].append((found, batch.targets, batch.shapes))
-            parts = x.split([len(box) for box in batch.boxes])
-            seen[name] += [_compare(each, *args) for args in zip(parts, batch.boxes, batch.targets, strict=True)]
-            seconds[name] += time.perf_counter() - start
+            with timed(name):
+                predicted = each.predict(each.pool(batch.features, batch.boxes, batch.shapes))
+                found = each.detect(batch.features, predicted, batch.boxes, batch.shapes, most)
+                evaluators[name].update(found, batch.targets, batch.shapes)
+                seen[name].append((predicted, *batch.wanted(each.classes, each.mask_size), torch.cat(batch.boxes)))
+    results = {}
     for name, each in heads.items():
-        start = time.perf_counter()
-        evaluator = make_evaluator(each.mask_size > 0)
-        for found, targets, shapes in predicted[name]:
-            evaluator.update(found, targets, shapes)
-        metrics = evaluator.compute(partial=True)
-        results[name] = measure(each, seen[name]) | metrics
-        results[name] |= {f"penalty/{head}": penalty for head, penalty in each.penalties.items()}
-        results[name]["seconds"] = seconds[name] + time.perf_counter() - start
+        with timed(name):
+            metrics = measure(each, seen[name]) | evaluators[name].compute(partial=True)
+        penalties = {f"penalty/{head}": penalty for head, penalty in each.penalties.items()}
+        results[name] = metrics | penalties | {"seconds": seconds[name]}
     return results
 
 
@@ -129,42 +135,33 @@ def measure(heads: LinearHeads, seen: Sequence[tuple[Tensor, ...]]) -> dict[str,
 
     Args:
         heads: those that predicted.
-        seen: of each image what was wanted (k, T) and predicted (k, T), which boxes have an object (k,), and of those
-            the IoU with it before and after their predicted deltas are applied.
+        seen: of each batch of boxes what was predicted (K, T) and wanted (K, T), the object of each (K,), -1 for none,
+            and the boxes (K, 4).
 
     Returns:
         `R2/dx`, ..., `R2/dh` of the deltas and `R2/box`, their mean; `R2/class`, the mean over classes, background
         among them; `R2/mask`, of all bins together; `IoU/before`, `IoU/after`, means over the boxes with an object.
         R^2 is 1 - squared error / squared difference from the mean of the images at hand; NaN where nothing varies.
     """
-    wanted, predicted, on, before, after = (torch.cat(parts) for parts in zip(*seen, strict=True))
-    result = {}
-    box = _r2(wanted[on, :4], predicted[on, :4], 0)
-    result |= {f"R2/{name}": float(value) for name, value in zip(DELTAS, box, strict=True)}
-    result["R2/box"] = float(box.mean())
-    columns = heads.columns["class"]
-    result["R2/class"] = float(_r2(wanted[:, columns], predicted[:, columns], 0).nanmean())
+    predicted, wanted, matches, boxes = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    on, columns = matches >= 0, heads.columns
+    objects, moved = (CODER.decode(d[on, columns["box"]].float(), [boxes[on]])[:, 0] for d in (wanted, predicted))
+    box = _r2(wanted[on, columns["box"]], predicted[on, columns["box"]])
+    result = {f"R2/{name}": float(value) for name, value in zip(DELTAS, box, strict=True)} | {
+        "R2/box": float(box.mean())
+    }
+    result["R2/class"] = float(_r2(wanted[:, columns["class"]], predicted[:, columns["class"]]).nanmean())
     if heads.mask_size:
-        columns = heads.columns["mask"]
-        result["R2/mask"] = float(_r2(wanted[on, columns].flatten(), predicted[on, columns].flatten(), 0))
-    return result | {"IoU/before": float(before.mean()), "IoU/after": float(after.mean())}
+        result["R2/mask"] = float(_r2(wanted[on, columns["mask"]].flatten(), predicted[on, columns["mask"]].flatten()))
+    result["IoU/before"] = float(paired_iou(boxes[on], objects).mean())
+    return result | {"IoU/after": float(paired_iou(moved, objects).mean())}
 
 
-def _compare(heads: LinearHeads, x: Tensor, boxes: Tensor, target: Target) -> tuple[Tensor, ...]:
-    """What `measure` takes of an image."""
-    wanted, matches = heads.targets(boxes, target)
-    predicted = torch.zeros_like(wanted, dtype=torch.float64)
-    for name, linear in heads.maps.items():
-        predicted[:, heads.columns[name]] = linear(x)
-    on = matches >= 0
-    objects = target["boxes"][matches[on]]
-    moved = heads.coder.decode(predicted[on, :4].to(boxes), [boxes[on]])[:, 0]
-    return wanted.double(), predicted, on, paired_iou(boxes[on], objects), paired_iou(moved, objects)
-
-
-def _r2(wanted: Tensor, predicted: Tensor, dim: int) -> Tensor:
-    spread = ((wanted - wanted.mean(dim, keepdim=True)) ** 2).sum(dim)
-    return torch.where(spread > 0, 1 - ((wanted - predicted) ** 2).sum(dim) / spread, torch.nan)
+def _r2(wanted: Tensor, predicted: Tensor) -> Tensor:
+    """Over the first dimension."""
+    wanted = wanted.double()
+    spread = ((wanted - wanted.mean(0)) ** 2).sum(0)
+    return torch.where(spread > 0, 1 - ((wanted - predicted) ** 2).sum(0) / spread, torch.nan)
 
 
 def _batches(
@@ -185,10 +182,12 @@ def _batches(
     for images, targets in loader:
         batch, _ = transform([image.float() / 255 for image in images])
         of_images = [next(numbers) for _ in images]
+        chooses = torch.tensor([number % CHOOSING == CHOOSING - 1 for number in of_images])
         features = backbone(batch.tensors)
         boxes = []
         for number, shape, target in zip(of_images, batch.image_sizes, targets, strict=True):
             with seeded_rng(derive_seed(settings.seed, number)):
                 (box,), _ = proposals(ImageList(batch.tensors[:1], [shape]), {}, [target])
                 boxes.append(box if most is None or len(box) <= most else box[torch.randperm(len(box))[:most]])
-        yield Batch(features, boxes, batch.image_sizes, targets, of_images)
+        choosing = chooses.repeat_interleave(torch.tensor([len(box) for box in boxes]))
+        yield Batch(features, boxes, batch.image_sizes, targets, choosing)

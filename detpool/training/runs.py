@@ -32,6 +32,8 @@ from detpool.detection.backbones.weights import load_state_dict, read_weights_fi
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
 from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.coco import PREFIXES
+from detpool.evaluation.confusion import write_confusion
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
 from detpool.evaluation.table import print_metrics
@@ -264,17 +266,22 @@ def evaluate(
         validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
     rows, errors = module.evaluator.results(), module.evaluator.errors()
+    masks = "segm" in config.evaluation.iou_types
+    mask_errors = module.evaluator.errors("segm") if masks else None
+    diagnostics = config.evaluation.get("diagnostics") or []
+    metrics = module.metrics | _diagnose(module.evaluator, diagnostics, masks)
+    confusion = module.evaluator.confusion() if "confusion" in diagnostics else None
     if is_main_process():
         write_results(run_dir / RESULTS, rows)
         if config.evaluation.pictures > 0:
-            masks = "segm" in config.evaluation.iou_types
             write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)
         cost = next((callback for callback in trainer.callbacks if isinstance(callback, StepCost)), None)  # type: ignore[attr-defined]
         write_metrics(
             run_dir / "metrics.json",
-            module.metrics,
+            metrics,
             seconds=time.monotonic() - start,
             errors=errors,
+            mask_errors=mask_errors,
             step_seconds=cost.step_seconds if cost else None,
             peak_memory_bytes=cost.peak_memory_bytes if cost else None,
             command=command,
@@ -283,11 +290,23 @@ def evaluate(
             images=data.numbers_of_images(),
             notes=notes,
         )
-        print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
+        if confusion is not None:
+            write_confusion(run_dir, confusion, dataset.class_names)
+        print_metrics(metrics, title=f"{split} split, {len(dataset)} images")
     for note in notes:
         say(f"note: {note}")
     say(f"metrics, predictions and pictures: {run_dir}")
-    return module.metrics
+    return metrics
+
+
+def _diagnose(evaluator: DetectionEvaluator, wanted: Sequence[str], masks: bool) -> dict[str, float]:
+    """The numbers of `evaluation.diagnostics`, by the names of metrics."""
+    found: dict[str, float] = {}
+    if "tide" in wanted:
+        for iou_type in ("bbox", "segm") if masks else ("bbox",):
+            costs = evaluator.error_costs(iou_type)
+            found |= {PREFIXES[iou_type] + name: cost for name, cost in costs.items() if name != "AP50"}
+    return found | (evaluator.calibration() if "calibration" in wanted else {})
 
 
 def _path_in(run_dir: Path, path: Path) -> str:
@@ -493,8 +512,11 @@ def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
 def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
     """What would end a run at its first validation ends it before the first step; the names of the metrics."""
     assert module.evaluator is not None
-    if "segm" in config.evaluation.iou_types and not module.model.roi_heads.has_mask():
-        raise ConfigError("evaluation.iou_types: segm needs a model that predicts masks (model=mask_rcnn, ...)")
+    of_masks = [each for each in config.evaluation.iou_types if each != "bbox"]
+    if of_masks and not module.model.roi_heads.has_mask():
+        raise ConfigError(
+            f"evaluation.iou_types: {of_masks[0]} needs a model that predicts masks (model=mask_rcnn, ...)"
+        )
     monitor, names = config.evaluation.monitor, module.evaluator.compute(partial=True)
     if monitor not in names:
         raise ConfigError(
