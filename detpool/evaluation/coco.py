@@ -37,8 +37,8 @@ class CocoEvaluator:
         ground_truth: COCO's annotation format (`images`, `annotations`, `categories`), in pixels of the image
             files. Crowds (`iscrowd`) are ignore regions, as COCO defines. Objects flagged `ignore` need not
             be found, and a detection that matches one does not count. The dict is not changed.
-        iou_type: `"bbox"`; `"segm"` for masks; or `"boundary"`, for masks whose IoU is the smaller of theirs and that of
-            the pixels near their outlines, within 2 % of the image's diagonal (Cheng et al., Boundary IoU, CVPR 2021).
+        iou_type: `"bbox"`; `"segm"` for masks; or `"boundary"` for masks whose IoU is the smaller of theirs and that of
+            their pixels near the outline, within 2 % of the image's diagonal (Cheng et al., Boundary IoU, CVPR 2021).
         backend: `"faster_coco_eval"`; or, with the same numbers, `"pycocotools"`, which is slower, or `"hotcoco"`,
             which is to be installed (`pip install 'detpool[hotcoco]'`).
         max_dets: ascending limits on detections per image and class. AR is reported at each; AP and the

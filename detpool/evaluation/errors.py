@@ -1,9 +1,9 @@
 """What kinds of errors a detector makes, counted.
 
 The kinds are those of TIDE (Bolya et al., ECCV 2020). TIDE weighs each kind by the AP that mending it would give
-(`detpool.evaluation.tide`); here detections are counted, as Hoiem et al. (Diagnosing error in object detectors, ECCV 2012) do: of each class as many
-of the best-scored detections as it has objects. There precision equals recall, no score threshold needs choosing, and
-a perfect detector makes no error.
+(`detpool.evaluation.tide`); here detections are counted, as Hoiem et al. (Diagnosing error in object detectors, ECCV
+2012) do: of each class as many of the best-scored detections as it has objects. There precision equals recall, no score
+threshold needs choosing, and a perfect detector makes no error.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ class DetectionEvaluator:
             and not any("segmentation" in row for row in annotations)
         ):
             raise ValueError(
-                f"iou_type {masks[0]!r} needs masks, and the data set gives none: set data.masks=true (Pascal VOC's layout "
-                "has no masks), or evaluation.iou_types=[bbox]"
+                f"iou_type {masks[0]!r} needs masks, and the data set gives none: set data.masks=true (Pascal VOC's "
+                "layout has no masks), or evaluation.iou_types=[bbox]"
             )
         self._coco = [
             CocoEvaluator(self._ground_truth, iou_type=iou_type, backend=backend, max_dets=max_dets)

@@ -46,7 +46,7 @@ AWAY_OFF = [104.0, 100.0, 10.0, 10.0]
             [(CAT, BOX), AWAY],
             [row(CAT, BOX, 0.9), row(CAT, NEAR, 0.8), row(CAT, AWAY[1], 0.7)],
             (51 + 50 * 2 / 3) / 101,
-            {kind: 1 - (51 + 50 * 2 / 3) / 101 for kind in ("duplicate", "false_positive")},
+            dict.fromkeys(("duplicate", "false_positive"), 1 - (51 + 50 * 2 / 3) / 101),
         ),
         # A cat taken for a dog: mended, it is a cat found, and the mean is over two classes.
         ([(CAT, BOX), (DOG, AWAY[1])], [row(DOG, NEAR, 0.9)], 0.0, {"classification": 0.5}),
