@@ -63,23 +63,22 @@ def calibration(
     found = Detections.of(rows)
     judge = Judge(ground_truth, found, image_ids, iou_threshold=iou_threshold, background_threshold=iou_threshold)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    scores: dict[str, list[NDArray[np.float64]]] = {}
-    ious: dict[str, list[NDArray[np.float64]]] = {}
+    scores, ious = {}, {}
     for category in judge.categories:
         judged = [(place, kind) for place, kind, _ in judge.judge_class(category) if kind is not None]
         places = np.array([place for place, _ in judged], np.int64)
         correct = np.array([kind == "correct" for _, kind in judged], np.float64)
-        scores[names[category]] = [found.scores[places], correct]
+        scores[names[category]] = found.scores[places], correct
         places = places[~np.isnan(found.ious[places])]
-        ious[names[category]] = [found.ious[places], _true_ious(ground_truth, category, found, places)]
+        ious[names[category]] = found.ious[places], _true_ious(ground_truth, category, found, places)
     result = _errors("ECE", scores)
     return result if np.isnan(found.ious).all() else result | _errors("iou_ECE", ious)
 
 
-def _errors(name: str, by_class: Mapping[str, list[NDArray[np.float64]]]) -> dict[str, float]:
-    everything = [np.concatenate(column) for column in zip(*by_class.values(), strict=True)]
-    result = {name: calibration_error(*everything) if everything else math.nan}
-    return result | {f"{name}/{label}": calibration_error(*columns) for label, columns in by_class.items()}
+def _errors(name: str, by_class: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> dict[str, float]:
+    said, true = (np.concatenate([np.zeros(0), *column]) for column in zip(*by_class.values(), strict=True))
+    by_name = {f"{name}/{label}": calibration_error(*columns) for label, columns in by_class.items()}
+    return {name: calibration_error(said, true), **by_name}
 
 
 def _true_ious(

@@ -122,7 +122,7 @@ class Judge:
         places = of_class.nonzero()[0]
         for place in places[np.argsort(-found.scores[places], kind="stable")].tolist():
             image = int(found.image_ids[place])
-            shape = found.boxes[place : place + 1]
+            shape: Any = found.boxes[place : place + 1]
             if self._masks:
                 shape = to_rles([found.segmentations[place]], [self._sizes[image]])
             kind, of = self._images[image].judge(category, shape, *self._thresholds)
