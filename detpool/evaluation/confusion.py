@@ -96,18 +96,28 @@ def write_confusion(folder: Path, matrix: NDArray[np.int64], class_names: Iterab
     ]
     write_csv_atomically(folder / "confusion.csv", lines)
     shares = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    side = 2.5 + 0.45 * len(names)
+    few = len(names) <= 25  # so many that numbers can be read
+    side = 2.5 + (0.45 if few else 0.15) * len(names)
+    size = 10 if few else 6
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    axes.set_xticks(
+        range(len(names)),
+        names,
+        rotation=45 if few else 90,
+        ha="right",
+        va="center",
+        rotation_mode="anchor",
+        fontsize=size,
+    )
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel="detected as", ylabel="object")
-    if len(names) <= 25:
+    if few:
         for (row, column), number in np.ndenumerate(matrix):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=color)
-    figure.colorbar(drawn, label="share of the line")
+    figure.colorbar(drawn, label="share of the line", shrink=0.7, aspect=30)
     content = io.BytesIO()
-    figure.savefig(content, dpi=120, format="png")
+    figure.savefig(content, dpi=120, format="png", bbox_inches="tight")
     write_bytes_atomically(folder / "confusion.png", content.getbuffer())
