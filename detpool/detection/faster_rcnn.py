@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -19,10 +21,12 @@ from detpool.detection.assemble import (
 )
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.heads import FlattenHead, StageHead
+from detpool.detection.heads import FlattenHead, ImageContext, StageHead
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
+
+HeadContext = Literal["cls", "mean", "attention"]
 
 
 def faster_rcnn_fpn(
@@ -35,6 +39,7 @@ def faster_rcnn_fpn(
     mask_channels: int = 256,
     mask_convolutions: int = 4,
     context: LayerFactory | None = None,
+    head_context: HeadContext | None = None,
     rpn: ProposalFactory = PYRAMID_RPN,
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
@@ -54,8 +59,11 @@ def faster_rcnn_fpn(
         mask_channels: channels of the mask head's convolutions.
         mask_convolutions: how many 3 x 3 convolutions the mask head has.
         context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
-        rpn: builds the region proposal network from `map_names` and `channels`; its `anchor_sizes` are a list for each
-            pyramid level and one for the extra coarsest level.
+        head_context: a vector of the whole image for the box head, pooled from the tokens of the body's last map: the
+            "mean" of its cells, the class token ("cls") of a transformer that has one, or "attention" (see
+            `ImageContext`); None: RoIs alone.
+        rpn: builds the region proposal network from `map_names`, `channels` and `strides`; its `anchor_sizes` are a
+            list for each pyramid level and one for the extra coarsest level.
         proposals: where proposals come from in place of the RPN, such as `GivenProposals`; None: the RPN.
         roi_heads: builds the second stage from poolers, heads and predictors.
 
@@ -65,7 +73,10 @@ def faster_rcnn_fpn(
     backbone = FPNBackbone(body, fpn_channels, context)
     box = _box_head(backbone, box_pooler, head_pool, num_classes)
     mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    return assemble(backbone, roi_heads(*box, *mask), rpn, proposals)
+    heads = roi_heads(*box, *mask)
+    if head_context is not None:
+        heads.image_context = _image_context(head_context, backbone, heads)
+    return assemble(backbone, heads, rpn, proposals)
 
 
 def faster_rcnn_c5(
@@ -77,6 +88,7 @@ def faster_rcnn_c5(
     mask_channels: int = 256,
     mask_convolutions: int = 4,
     context: LayerFactory | None = None,
+    head_context: HeadContext | None = None,
     rpn: ProposalFactory = SINGLE_MAP_RPN,
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
@@ -88,8 +100,8 @@ def faster_rcnn_c5(
     the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
 
     Args:
-        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, context, proposals,
-            roi_heads: see `faster_rcnn_fpn`.
+        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, context, head_context,
+            proposals, roi_heads: see `faster_rcnn_fpn`.
         rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
     Raises:
@@ -98,7 +110,10 @@ def faster_rcnn_c5(
     backbone = SingleMapBackbone(body, context=context)
     box = _box_head(backbone, box_pooler, head_pool, num_classes)
     mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    return assemble(backbone, roi_heads(*box, *mask), rpn, proposals)
+    heads = roi_heads(*box, *mask)
+    if head_context is not None:
+        heads.image_context = _image_context(head_context, backbone, heads)
+    return assemble(backbone, heads, rpn, proposals)
 
 
 def faster_rcnn_c4(
@@ -142,6 +157,17 @@ def _box_head(
     pooler, shape = build_pooler(make_pooler, backbone, "pooler")
     head = make_head(shape)
     return [pooler, head, FastRCNNPredictor(head.out_channels, num_classes + 1)]
+
+
+def _image_context(pool: HeadContext, backbone: Backbone, heads: TwoStageHeads) -> ImageContext:
+    body = backbone.body
+    if pool == "cls" and not body.has_class_token:
+        raise ConfigError(
+            f"model.head_context=cls: {type(body).__name__} has no class token; backbone=vit_small has, and mean and "
+            f"attention need none"
+        )
+    backbone.image_tokens = True
+    return ImageContext(pool, body.channels[-1], heads.box_head.out_channels, body.strides[-1])
 
 
 def _mask_head(

@@ -86,6 +86,7 @@ class TwoStageHeads(RoIHeads):
         self.box_coder = BoxCoder(tuple(bbox_reg_weights))
         self.batch_size_per_image, self.hard_examples = batch_size_per_image, hard_examples
         self.pre_nms_top_n = pre_nms_top_n
+        self.image_context: nn.Module | None = None  # an `ImageContext`, if box heads are to know of the whole image
 
     def forward(
         self,
@@ -205,7 +206,11 @@ class TwoStageHeads(RoIHeads):
 
     def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> tuple[Tensor, Tensor]:
         """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`."""
-        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+        vectors = self.box_head(self.box_roi_pool(features, boxes, image_shapes))
+        if self.image_context is not None:
+            images = self.image_context(features, image_shapes)
+            vectors = vectors + torch.cat([v.expand(len(box), -1) for v, box in zip(images, boxes, strict=True)])
+        logits, regression = self.box_predictor(vectors)
         exact = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(exact), regression.to(exact)
 

@@ -43,10 +43,11 @@ MODELS = {
 }
 
 
-def composed(model, pooler, overrides):
+def composed(model, pooler, overrides, backbone="small"):
     """The config of a tiny detector; its own pooler if `pooler` is None."""
     pooling = [] if pooler is None else [f"pooler={pooler}"]
-    line = [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides]
+    common = [word for word in COMMON if backbone == "small" or not word.startswith("backbone.widths")]
+    line = [*common, f"backbone={backbone}", f"model={model}", *pooling, *MODELS[model], *overrides]
     config = CHECKED.compose(line)
     check(config, CHECKED, line)
     return config
