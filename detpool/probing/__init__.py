@@ -1,1 +1,1 @@
-"""What finished weights are worth under another pooler, other proposals, or in another place of the image."""
+"""What poolings keep, asked without training: of a frozen backbone's maps, and of finished weights."""

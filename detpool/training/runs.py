@@ -27,10 +27,13 @@ from detpool.config import PARTS, naming_files
 from detpool.config.signatures import argument_of_target
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection import GivenProposals, TwoStageDetector
+from detpool.detection.backbones.body import Body
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
 from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.coco import PREFIXES
+from detpool.evaluation.confusion import write_confusion
 from detpool.evaluation.matches import MATCHES, write_matches
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
@@ -286,19 +289,24 @@ def evaluate(
         validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
     rows, errors, matches = module.evaluator.results(), module.evaluator.errors(), module.evaluator.matches()
+    masks = "segm" in config.evaluation.iou_types
+    mask_errors = module.evaluator.errors("segm") if masks else None
+    diagnostics = config.evaluation.get("diagnostics") or []
+    metrics = module.metrics | _diagnose(module.evaluator, diagnostics, masks)
+    confusion = module.evaluator.confusion() if "confusion" in diagnostics else None
     if is_main_process():
         write_results(run_dir / RESULTS, rows)
         if matches:
             write_matches(run_dir / MATCHES, matches)
         if config.evaluation.pictures > 0:
-            masks = "segm" in config.evaluation.iou_types
             write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)
         cost = next((callback for callback in trainer.callbacks if isinstance(callback, StepCost)), None)  # type: ignore[attr-defined]
         write_metrics(
             run_dir / "metrics.json",
-            module.metrics,
+            metrics,
             seconds=time.monotonic() - start,
             errors=errors,
+            mask_errors=mask_errors,
             step_seconds=cost.step_seconds if cost else None,
             peak_memory_bytes=cost.peak_memory_bytes if cost else None,
             command=command,
@@ -307,11 +315,23 @@ def evaluate(
             images=data.numbers_of_images(),
             notes=notes,
         )
-        print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
+        if confusion is not None:
+            write_confusion(run_dir, confusion, dataset.class_names)
+        print_metrics(metrics, title=f"{split} split, {len(dataset)} images")
     for note in notes:
         say(f"note: {note}")
     say(f"metrics, predictions and pictures: {run_dir}")
-    return module.metrics
+    return metrics
+
+
+def _diagnose(evaluator: DetectionEvaluator, wanted: Sequence[str], masks: bool) -> dict[str, float]:
+    """The numbers of `evaluation.diagnostics`, by the names of metrics."""
+    found: dict[str, float] = {}
+    if "tide" in wanted:
+        for iou_type in ("bbox", "segm") if masks else ("bbox",):
+            costs = evaluator.error_costs(iou_type)
+            found |= {PREFIXES[iou_type] + name: cost for name, cost in costs.items() if name != "AP50"}
+    return found | (evaluator.calibration() if "calibration" in wanted else {})
 
 
 def _path_in(run_dir: Path, path: Path) -> str:
@@ -394,19 +414,30 @@ def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True
     Args:
         config, pretrained: see `build_module`.
     """
-    parts = {part: instantiate(config[part]) for part in PARTS if config.get(part)}
-    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
-    body = instantiate(config.backbone, **loading, **_taken(config.backbone, parts))
     node = config.model.copy()
     OmegaConf.set_struct(node, False)
     node.pop("weights", None)
     return instantiate(
         node,
         num_classes=num_classes,
-        body=body,
+        body=build_body(config, pretrained),
         box_pooler=instantiate(config.pooler),
-        **_taken(config.model, parts),
+        **_taken(config.model, _parts(config)),
     )
+
+
+def build_body(config: DictConfig, pretrained: bool = True) -> Body:
+    """The network of feature maps of a config, without what a detector puts on it.
+
+    Args:
+        config, pretrained: see `build_module`.
+    """
+    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
+    return instantiate(config.backbone, **loading, **_taken(config.backbone, _parts(config)))
+
+
+def _parts(config: DictConfig) -> dict[str, Any]:
+    return {part: instantiate(config[part]) for part in PARTS if config.get(part)}
 
 
 def _taken(node: DictConfig, parts: dict[str, Any]) -> dict[str, Any]:
@@ -525,8 +556,11 @@ def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
 def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
     """What would end a run at its first validation ends it before the first step; the names of the metrics."""
     assert module.evaluator is not None
-    if "segm" in config.evaluation.iou_types and not module.model.roi_heads.has_mask():
-        raise ConfigError("evaluation.iou_types: segm needs a model that predicts masks (model=mask_rcnn, ...)")
+    of_masks = [each for each in config.evaluation.iou_types if each != "bbox"]
+    if of_masks and not module.model.roi_heads.has_mask():
+        raise ConfigError(
+            f"evaluation.iou_types: {of_masks[0]} needs a model that predicts masks (model=mask_rcnn, ...)"
+        )
     monitor, names = config.evaluation.monitor, module.evaluator.compute(partial=True)
     if monitor not in names:
         raise ConfigError(
