@@ -5,15 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.heads import ClassMapHead, ClassMapPredictor
 from detpool.detection.proposals import ProposalNetwork
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.transform import NormalizeAndBatch
@@ -57,17 +54,6 @@ def assemble(
     divisor = coarsest if isinstance(coarsest, int) else 2 ** math.ceil(math.log2(coarsest))
     transform = NormalizeAndBatch(body.image_mean, body.image_std, divisor)
     return TwoStageDetector(backbone, proposals, roi_heads, transform)
-
-
-def build_box_predictor(head: Any, num_classes: int) -> nn.Module:
-    """From what a box head gives to class logits, background first, and box deltas.
-
-    Args:
-        head: with `out_channels`.
-        num_classes: classes without background.
-    """
-    kind = ClassMapPredictor if isinstance(head, ClassMapHead) else FastRCNNPredictor
-    return kind(head.out_channels, num_classes + 1)
 
 
 def build_pooler(factory: PoolerFactory, backbone: Backbone, name: str) -> tuple[nn.Module, tuple[int, int, int]]:

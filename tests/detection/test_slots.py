@@ -15,9 +15,8 @@ from torch import nn
 from detpool import layers, ops
 from detpool.config import check
 from detpool.detection import faster_rcnn_c5
-from detpool.detection.assemble import build_box_predictor
 from detpool.detection.backbones import FPNBackbone, SingleMapBackbone, SmallCNN, resnet
-from detpool.detection.heads import ClassMapHead, ConvHead, FlattenHead, PooledHead, TokenHead
+from detpool.detection.heads import ClassMapHead, ConvHead, FlattenHead, PooledHead, TokenHead, build_box_predictor
 from detpool.errors import ConfigError
 
 MEMBERS = {
@@ -212,8 +211,10 @@ def test_heads_take_no_roi_and_any_bins(name):
     head = layer("head_pool", name)((8, 5, 6), channels=16).eval()
     for count in (0, 3):
         rois = torch.rand(count, 8, 5, 6)
-        logits, deltas = build_box_predictor(head, 2)(head(rois))
-        assert (logits.shape, deltas.shape) == ((count, 3), (count, 12))
+        for agnostic in (False, True):
+            logits, deltas = build_box_predictor(head, 2, agnostic)(head(rois))
+            assert (logits.shape, deltas.shape) == ((count, 3), (count, 12))
+            assert not agnostic or torch.equal(deltas[:, :4], deltas[:, 8:])
 
 
 def test_class_maps_average_to_logits_without_a_fully_connected_layer():
@@ -281,9 +282,12 @@ def test_the_reduction_group_is_the_operator_librarys_code():
             ["backbone=timm", "backbone.name=resnet18", "stem_pool=max"],
             r"has no stem_pool; these do: backbone=convnext_tiny, .*vgg16",
         ),
-        (["model=rfcn", "+head_pool=flatten"], r"has no head_pool; these do: model=fast_rcnn, faster_rcnn, .*spp_net"),
-        (["model=rfcn", "head_pool=flatten"], "the model that was chosen has no head_pool; these do: model=fast_rcnn"),
-        (["mask_pooler=roi_pool"], "has no mask_pooler; these do: model=mask_rcnn, mask_rcnn_c4, mask_rcnn_c5"),
+        (["model=rfcn", "+head_pool=flatten"], r"has no head_pool; these do: model=cascade_mask_rcnn, .*spp_net"),
+        (["model=rfcn", "head_pool=flatten"], "the model that was chosen has no head_pool; these do: model=cascade"),
+        (
+            ["mask_pooler=roi_pool"],
+            "has no mask_pooler; these do: model=cascade_mask_rcnn, mask_rcnn, mask_rcnn_c4, mask_rcnn_c5",
+        ),
         (["pooler=roi_pool", "reduction=mean"], r"no argument 'reduction'.*these take it: pooler=all_levels, pool, .*"),
         (
             ["pooler=spp", "reduction=max"],

@@ -1,20 +1,26 @@
 """Heads: from pooled RoIs to what is predicted of them."""
 
 from detpool.detection.heads.box import (
+    ClassAgnosticPredictor,
     ClassMapHead,
     ClassMapPredictor,
+    ConvFCHead,
     ConvHead,
     FlattenHead,
     PooledHead,
     StageHead,
     TokenHead,
+    build_box_predictor,
+    build_predictor,
 )
 from detpool.detection.heads.context import ImageContext
 from detpool.detection.heads.position_sensitive import LargeSeparableConv, Vote, VotePredictor
 
 __all__ = [
+    "ClassAgnosticPredictor",
     "ClassMapHead",
     "ClassMapPredictor",
+    "ConvFCHead",
     "ConvHead",
     "FlattenHead",
     "ImageContext",
@@ -24,4 +30,6 @@ __all__ = [
     "TokenHead",
     "Vote",
     "VotePredictor",
+    "build_box_predictor",
+    "build_predictor",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 from detpool.detection.slots import LayerFactory, build_layer, tried
 from detpool.errors import ConfigError
@@ -176,16 +177,48 @@ class ClassMapPredictor(nn.Module):
     Args:
         in_channels: of the maps.
         num_logits: classes with background.
+        class_agnostic: one box for all classes.
     """
 
-    def __init__(self, in_channels: int, num_logits: int) -> None:
+    def __init__(self, in_channels: int, num_logits: int, class_agnostic: bool = False) -> None:
         super().__init__()
+        self.boxes = 1 if class_agnostic else num_logits
         self.class_maps = nn.Conv2d(in_channels, num_logits, kernel_size=1)
-        self.delta_maps = nn.Conv2d(in_channels, 4 * num_logits, kernel_size=1)
+        self.delta_maps = nn.Conv2d(in_channels, 4 * self.boxes, kernel_size=1)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """(K, C, PH, PW) to logits (K, num_logits) and deltas (K, 4 num_logits)."""
-        return self.class_maps(maps).mean((2, 3)), self.delta_maps(maps).mean((2, 3))
+        logits, deltas = self.class_maps(maps).mean((2, 3)), self.delta_maps(maps).mean((2, 3))
+        return logits, deltas.repeat(1, logits.shape[1] // self.boxes)
+
+
+class ConvFCHead(FastRCNNConvFCHead):
+    """3 x 3 convolutions on the bins, then a fully connected layer: "4conv1fc" (Wu & He, ECCV 2018).
+
+    Args:
+        shape: channels, height and width of the pooled RoIs.
+        channels: width of the fully connected layer.
+        convolutions: how many, each with group normalisation and ReLU.
+        conv_channels: of every convolution.
+        groups: of the normalisation.
+
+    Raises:
+        ConfigError: if `groups` does not divide `conv_channels`.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        channels: int = 1024,
+        convolutions: int = 4,
+        conv_channels: int = 256,
+        groups: int = 32,
+    ) -> None:
+        if groups < 1 or conv_channels % groups:
+            raise ConfigError(f"head_pool.groups must divide head_pool.conv_channels={conv_channels}, got {groups}")
+        normalization = functools.partial(nn.GroupNorm, groups)
+        super().__init__(shape, [conv_channels] * convolutions, [channels], normalization)
+        self.out_channels = channels
 
 
 class StageHead(nn.Module):
@@ -203,3 +236,33 @@ class StageHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.stage(pooled).mean(dim=(2, 3))
+
+
+class ClassAgnosticPredictor(FastRCNNPredictor):
+    """`FastRCNNPredictor` with one box for all classes (R-FCN, Cascade R-CNN).
+
+    Args:
+        in_channels: of the features of each RoI.
+        num_classes: with background.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (K, num_classes) and deltas (K, 4 num_classes), the same four for every class."""
+        logits, deltas = super().forward(x)
+        return logits, deltas.repeat(1, logits.shape[1])
+
+
+def build_predictor(in_channels: int, num_classes: int, class_agnostic: bool) -> FastRCNNPredictor:
+    """Class logits and box deltas of features of RoIs, for so many classes without background."""
+    return (ClassAgnosticPredictor if class_agnostic else FastRCNNPredictor)(in_channels, num_classes + 1)
+
+
+def build_box_predictor(head: Any, num_classes: int, class_agnostic: bool = False) -> nn.Module:
+    """What follows a box head with `out_channels`, for so many classes without background."""
+    if isinstance(head, ClassMapHead):
+        return ClassMapPredictor(head.out_channels, num_classes + 1, class_agnostic)
+    return build_predictor(head.out_channels, num_classes, class_agnostic)
