@@ -109,6 +109,9 @@ class OnTokens(nn.Module):
 
 CASES: dict[str, Case] = {
     "AvgPool2d": Case(SLIDING, lambda _: layers.AvgPool2d(*WINDOW)),
+    "MeanPool2d": Case(SLIDING, lambda _: layers.MeanPool2d(*WINDOW)),
+    "MeanPool2d same": Case(SLIDING, lambda _: layers.MeanPool2d(3, 2, "same")),
+    "SoftmaxPool2d same": Case(SLIDING, lambda _: layers.SoftmaxPool2d(3, 2, "same")),
     "SumPool2d": Case(SLIDING, lambda _: layers.SumPool2d(*WINDOW)),
     "LpPool2d p=1": Case(SLIDING, lambda _: layers.LpPool2d(*WINDOW, p=1)),
     "L2Pool2d": Case(SLIDING, lambda _: layers.L2Pool2d(*WINDOW)),
@@ -154,6 +157,7 @@ CASES: dict[str, Case] = {
     "TreePool2d": Case(SLIDING, lambda channels: layers.TreePool2d(channels, *WINDOW)),
     "ASPP": Case(DENSE, lambda channels: layers.ASPP(channels, channels)),
     "LearnedMeanTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.LearnedMeanTokenPool(channels)), tokens=True),
+    "ConcatTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.ConcatTokenPool(channels)), tokens=True),
     "AttentionTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.AttentionTokenPool(channels)), tokens=True),
 }
 
