@@ -68,7 +68,7 @@ def _beyond_both(found: Difference, comparisons: int) -> str:
 
 def _cost(costs: pd.DataFrame | None, label: str, other: str) -> str:
     if costs is None or not {label, other} <= {*costs.index}:
-        return "not measured; `python tools/cost.py`, with the choices of the study, measures it"
+        return "not measured: tools/cost.py, with the choices of the study, measures it"
     ratios = {phase: costs[f"{phase}_ms"][label] / costs[f"{phase}_ms"][other] for phase in ("step", "inference")}
     return f"{ratios['step']:.2f} × a training step, {ratios['inference']:.2f} × the inference of {other}"
 
