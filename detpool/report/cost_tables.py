@@ -27,11 +27,11 @@ _COUNTS = {
 }
 """What numbers are called, their unit, and digits."""
 _TIMES_NOTE = (
-    "Milliseconds a batch, the median over turns, and below it the median over turns of the ratio to {baseline}, both "
-    "of the same turn, with its 95 % interval (order statistics). {measured}"
+    "Milliseconds a batch, the median over turns, and in brackets the median over turns of the ratio to {baseline}, "
+    "both of the same turn, with its 95 % interval (order statistics). {measured}"
 )
 _COUNTS_NOTE = (
-    "Of a batch. Parameters are those that are trained; GFLOP and MiB of a step are of forward and backward: "
+    "Of a batch, in brackets the ratio to the baseline where it is not 1. Parameters are those that are trained; GFLOP and MiB of a step are of forward and backward: "
     "multiplications and additions of convolutions, matrices and RoI poolings, and the most memory that PyTorch had "
     "handed out beyond what the model itself holds. The receptive field is that of a cell of each map, in rows of the "
     "image, of several maps each number once."
@@ -75,16 +75,16 @@ def both(rows: pd.DataFrame, costs: Costs) -> tuple[Table, Table]:
 
 
 def _interval(row: Mapping[str, Any], phase: str) -> str:
-    text = f"× {row[f'{phase}_ratio']:.3f}"
+    text = f"{row[f'{phase}_ratio']:.3f}"
     low, high = row[f"{phase}_low"], row[f"{phase}_high"]
-    return text if math.isnan(low) else f"{text} [{low:.3f}, {high:.3f}]"
+    return f"({text})" if math.isnan(low) else f"({text} [{low:.3f}, {high:.3f}])"
 
 
 def _count(row: Mapping[str, Any], name: str, factor: float, digits: int) -> str:
     """A number, and its ratio to the baseline's where it is another."""
     relative = row[f"{name}_ratio"]
     number = f"{factor * row[name]:.{digits}f}"
-    return number if math.isnan(relative) or round(relative, 3) == 1 else f"{number}\n× {relative:.3f}"
+    return number if math.isnan(relative) or round(relative, 3) == 1 else f"{number}\n({relative:.3f})"
 
 
 def match(section: Section, found: Sequence[Costs]) -> tuple[pd.DataFrame, Costs] | None:

@@ -79,7 +79,7 @@ def test_a_report_takes_the_costs_beside_its_runs(measured: Path) -> None:
     times = tables["Time of a training step and of inference"].cells.set_index("configuration")
     # The report's baseline, which is not that of the measurement.
     assert times.loc["pooler=pr_roi_pool", "step, ms"] == "5000.0"
-    assert times.loc["pooler=roi_pool", "step, ms"] == "4000.0\n× 0.800 [0.800, 0.800]"
+    assert times.loc["pooler=roi_pool", "step, ms"] == "4000.0\n(0.800 [0.800, 0.800])"
     assert list(times.index) == ["pooler=roi_pool", "pooler=pr_roi_pool"]
     assert "python tools/cost.py ..." in tables["Time of a training step and of inference"].note
     counts = tables["Memory and operations"].cells.set_index("configuration")
