@@ -15,7 +15,8 @@ from torchvision.ops import clip_boxes_to_image
 from detpool.detection.assignment import BoxCoder, match_boxes
 from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import jittered_boxes
-from detpool.detection.sampling import count_samples, draw_samples, suppress
+from detpool.detection.sampling import count_samples, draw_samples
+from detpool.detection.suppression import suppress
 from detpool.errors import ConfigError
 
 
@@ -34,6 +35,8 @@ class ProposalNetwork(RegionProposalNetwork):
         batch_size_per_image: anchors an image whose losses count.
         positive_fraction: the fraction of objects among these, at most.
         score_thresh: score in [0, 1] below which a proposal is dropped.
+        strides: of the maps in pixels; anchors of cell i are about pixel i x stride where one of them is not whole.
+            None, or whole ones: what torchvision takes of the sizes of image and map.
 
     Raises:
         ConfigError: if `anchor_sizes` does not have one list for each map, or `batch_size_per_image` is less than 1.
@@ -56,6 +59,7 @@ class ProposalNetwork(RegionProposalNetwork):
         batch_size_per_image: int = 256,
         positive_fraction: float = 0.5,
         score_thresh: float = 0.0,
+        strides: Sequence[float] | None = None,
     ) -> None:
         if len(anchor_sizes) != len(map_names):
             raise ConfigError(
@@ -81,6 +85,7 @@ class ProposalNetwork(RegionProposalNetwork):
         )
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.map_names = list(map_names)
+        self.strides = list(strides) if strides and any(stride != int(stride) for stride in strides) else None
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
@@ -90,7 +95,7 @@ class ProposalNetwork(RegionProposalNetwork):
         objectness, deltas = self.head(maps)
         # Boxes keep float32 where maps have half precision, which knows only every fourth pixel from 512 on (bfloat16).
         exact = torch.promote_types(maps[0].dtype, torch.float32)
-        anchors = self.anchor_generator(images, [m.new_empty(m.shape[-2:], dtype=exact) for m in maps])
+        anchors = self._anchors(images, maps, exact)
         anchors_per_map = [scores[0].numel() for scores in objectness]
         objectness, deltas = (values.to(exact) for values in concat_box_prediction_layers(objectness, deltas))
         # Detached: Faster R-CNN is trained as if proposals were given.
@@ -104,6 +109,16 @@ class ProposalNetwork(RegionProposalNetwork):
         drawn = draw_samples(self.fg_bg_sampler, labels, [count[1:] for count in counts])
         losses = self._losses(objectness, deltas, labels, self.box_coder.encode(matched, anchors), drawn)
         return _first(found, [count[0] for count in counts]), losses
+
+    def _anchors(self, images: ImageList, maps: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The anchors (n, 4) of each image, map after map."""
+        if self.strides is None:
+            return self.anchor_generator(images, [m.new_empty(m.shape[-2:], dtype=dtype) for m in maps])
+        # The generator divides sizes as whole numbers, and would have 1 for the square root of 2.
+        self.anchor_generator.set_cell_anchors(dtype, maps[0].device)
+        sizes = [list(m.shape[-2:]) for m in maps]
+        anchors = self.anchor_generator.grid_anchors(sizes, [[stride, stride] for stride in self.strides])
+        return [torch.cat(anchors)] * len(images.image_sizes)
 
     def _suppress(
         self, boxes: Tensor, objectness: Tensor, image_sizes: list[tuple[int, int]], anchors_per_map: list[int]

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from detpool.evaluation.errors import ERRORS
+from detpool.evaluation.matches import MATCHES
 from detpool.report.costs import FILE as COSTS
 from detpool.report.costs import Costs, read_costs
 from detpool.run_config import read_run_config
@@ -43,6 +44,7 @@ class Run:
             absent if they were not recorded. Metrics are numbers in 0 .. 1, NaN if undefined.
         curves: `train/loss` and `val/<metric>`, a column each, by epoch (from 1); empty without Lightning's CSV file.
         finished: when `metrics.json` was written, in seconds since 1970.
+        matches: its file of `detpool.evaluation.matches`, or that of a later evaluation of it; None if there is none.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Run:
     record: dict[str, Any]
     curves: pd.DataFrame
     finished: float
+    matches: Path | None = None
 
     @property
     def seed(self) -> int:
@@ -211,7 +214,9 @@ def _read_run(folder: Path) -> Run:
             raise ValueError(f"metrics.json: errors lacks {', '.join(lacking)}")
         if odd := [f"{kind}={count!r}" for kind, count in errors.items() if type(count) is not int or count < 0]:
             raise ValueError(f"metrics.json: errors must be counts, got {', '.join(odd)}")
-    return Run(folder, config, record, _read_curves(folder), path.stat().st_mtime)
+    matches = folder / MATCHES
+    curves, finished = _read_curves(folder), path.stat().st_mtime
+    return Run(folder, config, record, curves, finished, matches if matches.is_file() else None)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

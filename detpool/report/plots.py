@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from detpool.report.groups import Section
-from detpool.report.statistics import Difference, mean_difference
+from detpool.report.statistics import Difference, compare
 from detpool.report.tables import IOUS, error_shares, prefix_of
 from detpool.visualization.style import COLOURS
 
@@ -70,7 +70,7 @@ def plot_metric(section: Section, metric: str) -> Picture:
             if label == section.baseline:
                 right.text(0.5, row, "baseline", transform=right.get_yaxis_transform(), ha="center", va="center")
             else:
-                _interval(right, row, mean_difference(section.gains(label, metric)), look)
+                _interval(right, row, compare(section.gains(label, metric)), look)
         right.axvline(0, color="0.5", linewidth=1)
         right.set_xlabel("points above the baseline (line: 95 % interval)")
     name = "".join(character if character.isalnum() else "_" for character in metric)
@@ -86,7 +86,7 @@ def plot_across(sections: Sequence[Section], metric: str) -> Picture:
         for row, label in enumerate(shown):
             if label in section.runs:
                 y = row + 0.6 * ((number + 0.5) / len(sections) - 0.5)
-                _interval(panel, y, mean_difference(section.gains(label, metric)), look)
+                _interval(panel, y, compare(section.gains(label, metric)), look)
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_xlabel("points above the baseline (line: 95 % interval)")
     _legend(figure, looks)
@@ -104,8 +104,13 @@ def plot_iou(section: Section, metric: str) -> Picture | None:
         mean, std = values.mean(), values.std()
         _band(left, names.values(), pd.DataFrame([mean, mean - std, mean + std]), look)
         for right in others if label != section.baseline else ():
-            found = pd.DataFrame({name: mean_difference(section.gains(label, name))[1:] for name in names})
-            _band(right, names.values(), found, look)
+            found = {name: compare(section.gains(label, name)) for name in names}
+            _band(
+                right,
+                names.values(),
+                pd.DataFrame({n: (each.difference, *each.shown) for n, each in found.items()}),
+                look,
+            )
     left.set_ylabel(f"{prefix}AP, %\n(band: standard deviation)")
     left.set_ylim(bottom=0)
     for right in others:
@@ -246,7 +251,7 @@ def _seeds(panel: Axes, section: Section, metric: str) -> None:
 
 def _interval(panel: Axes, y: float, found: Difference, look: Look) -> None:
     """A mean difference and its interval, in percentage points."""
-    panel.plot([100 * found.low, 100 * found.high], [y, y], color=look["color"], linewidth=2)
+    panel.plot([100 * end for end in found.shown], [y, y], color=look["color"], linewidth=2)
     panel.plot([100 * found.difference], [y], color=look["color"], marker=look["marker"])
 
 

@@ -31,6 +31,7 @@ from detpool.detection.backbones.weights import load_state_dict, read_weights_fi
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
 from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.matches import MATCHES, write_matches
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
 from detpool.evaluation.table import print_metrics
@@ -239,7 +240,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates on `evaluation.split`, and prints a table.
 
-    Writes `metrics.json`, `predictions.json.gz` and `pictures/` into the run directory.
+    Writes `metrics.json`, `predictions.json.gz`, `matches.npz` and `pictures/` into the run directory.
 
     Args:
         start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.
@@ -262,9 +263,11 @@ def evaluate(
     if same:
         validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
-    rows, errors = module.evaluator.results(), module.evaluator.errors()
+    rows, errors, matches = module.evaluator.results(), module.evaluator.errors(), module.evaluator.matches()
     if is_main_process():
         write_results(run_dir / RESULTS, rows)
+        if matches:
+            write_matches(run_dir / MATCHES, matches)
         if config.evaluation.pictures > 0:
             masks = "segm" in config.evaluation.iou_types
             write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)

@@ -6,8 +6,8 @@ import math
 
 import pandas as pd
 
-from detpool.report.statistics import Difference
-from detpool.report.tables import mean_and_std, percentage_points
+from detpool.report.statistics import Difference, Interval
+from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points
 
 
 def test_means_and_standard_deviations():
@@ -19,7 +19,15 @@ def test_means_and_standard_deviations():
 
 
 def test_differences():
-    assert percentage_points(Difference(3, 0.0123, -0.001, 0.03)) == "+1.23 [-0.10, +3.00]"
-    assert percentage_points(Difference(1, -0.0123, math.nan, math.nan)) == "-1.23"
-    assert percentage_points(Difference(2, -1e-9, -1e-9, 0.0)) == "+0.00 [+0.00, +0.00]"
-    assert percentage_points(Difference(0, math.nan, math.nan, math.nan)) == "-"
+    assert percentage_points(Difference(3, 0.0123, Interval(-0.001, 0.03))) == "+1.23 [-0.10, +3.00]"
+    both = Difference(3, 0.0123, Interval(-0.001, 0.03), both=Interval(-0.002, 0.04))
+    assert percentage_points(both) == "+1.23 [-0.20, +4.00]"
+    assert percentage_points(Difference(1, -0.0123)) == "-1.23"
+    assert percentage_points(Difference(2, -1e-9, Interval(-1e-9, 0.0))) == "+0.00 [+0.00, +0.00]"
+    assert percentage_points(Difference(0, math.nan)) == interval(Interval()) == "-"
+
+
+def test_probabilities_and_numbers_needed():
+    assert [p_value(p) for p in (0.0004, 0.0316, 1.0, math.nan)] == ["< 0.001", "0.032", "1.000", "-"]
+    assert [number_needed(n) for n in (7, 99, 101, 3149, 12345)] == ["7", "99", "110", "3,200", "13,000"]
+    assert number_needed(None) == "no number of"
