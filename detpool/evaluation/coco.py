@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.evaluation.detections import Detections, Row, check_known, read_integers, shorten
+from detpool.evaluation.matches import Matches, match
 from detpool.garbage import collection_paused
 from detpool.masks import SegmentationError, to_rles
 
@@ -67,6 +68,7 @@ class CocoEvaluator:
         self.iou_type = iou_type
         self.max_dets = [int(limit) for limit in max_dets]
         self._coco_class, self._eval_class = _load_backend(backend)
+        self._spacing = 0.0 if backend == "faster_coco_eval" else float(np.spacing(1))
 
         categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
         self.class_names: list[str] = [category["name"] for category in categories]
@@ -100,6 +102,25 @@ class CocoEvaluator:
             ValueError: a row or `image_ids` names an image, or a row a category, that is not in the ground
                 truth; or masks are compared and a row has no segmentation or a malformed one.
         """
+        # A class at a time, with the images that have something of it: the libraries take an object of Python for each
+        # detection, each mask, and each pair of image and class.
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print()
+            curves = [self._evaluate_class(*rows) for rows in self._by_class(rows, image_ids)]
+        precision, recall = (np.concatenate(each, axis=-3) for each in zip(*curves, strict=True))
+        return self._metrics(precision, recall)
+
+    @collection_paused()
+    def matches(self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None = None) -> Matches:
+        """Which of `rows` match an object, as `evaluate` counts them over all areas; arguments and errors are its."""
+        wanted = self._image_ids if image_ids is None else np.unique(np.array(list(image_ids), np.int64))
+        numbers = np.array(self._numbers(wanted), np.int64)
+        by_class, limit = self._by_class(rows, image_ids), self.max_dets[-1]
+        return match(by_class, wanted, numbers, self.class_names, limit, self._spacing)
+
+    def _by_class(
+        self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None
+    ) -> Iterator[tuple[list[Row], list[Row]]]:
+        """Objects and detections of each class, in some images, as the libraries read them."""
         wanted = self._image_ids if image_ids is None else np.array(list(image_ids), np.int64)
         if unknown := set(wanted.tolist()).difference(self._image_ids.tolist()):
             raise ValueError(f"image_ids: not in the ground truth: {shorten(unknown)}")
@@ -109,21 +130,11 @@ class CocoEvaluator:
         places = np.isin(found.image_ids, wanted).nonzero()[0]
         places = places[found.category_ids[places].argsort(kind="stable")]
         ends = found.category_ids[places].searchsorted(self._category_ids, side="right")[:-1]
-        # A class at a time, with the images that have something of it: the libraries take an object of Python for each
-        # detection, each mask, and each pair of image and class.
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print()
-            curves = [
-                self._evaluate_class([row for row in objects if row["image_id"] in numbers], found, of_class)
-                for objects, of_class in zip(self._objects, np.split(places, ends), strict=True)
-            ]
-        precision, recall = (np.concatenate(each, axis=-3) for each in zip(*curves, strict=True))
-        return self._metrics(precision, recall)
+        for objects, of_class in zip(self._objects, np.split(places, ends), strict=True):
+            yield [row for row in objects if row["image_id"] in numbers], self._detections(found, of_class)
 
-    def _evaluate_class(
-        self, objects: list[Row], found: Detections, places: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The library's precision and recall of a class: its objects, and which of the detections are of it."""
-        detections = self._detections(found, places)
+    def _evaluate_class(self, objects: list[Row], detections: list[Row]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The library's precision and recall of a class."""
         images = sorted({row["image_id"] for rows in (objects, detections) for row in rows})
         evaluation = self._eval_class(self._index(objects, images), self._index(detections, images), self.iou_type)
         if hasattr(evaluation, "rle_iou_max_workers"):

@@ -17,6 +17,7 @@ from detpool.evaluation.confusion import confusion_matrix
 from detpool.evaluation.detections import Detections, shorten
 from detpool.evaluation.errors import Kind, error_decomposition
 from detpool.evaluation.iou_correlation import iou_correlation
+from detpool.evaluation.matches import Matches
 from detpool.evaluation.results import to_detections
 from detpool.evaluation.tide import error_costs
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
@@ -41,8 +42,8 @@ class DetectionEvaluator:
     """Collects predictions over an epoch, on every process, and computes the metrics of the whole.
 
     Under torch.distributed each process updates its own evaluator with its share of the images. The first of `compute`,
-    `errors` and `results` after that gathers all on the main process, which alone computes: these are collective. The
-    metrics do not depend on the order of the images, nor on how they were shared out.
+    `errors`, `matches` and `results` after that gathers all on the main process, which alone computes: these are
+    collective. The metrics do not depend on the order of the images, nor on how they were shared out.
 
     Args:
         dataset: ground truth in COCO's format; `category_ids` and `class_names` of labels 1, 2, ...
@@ -175,6 +176,15 @@ class DetectionEvaluator:
     def _of_all(self, function: Callable[..., Any], **options: Any) -> Any:
         image_ids, found = self._gather()
         return compute_on_main_process(lambda: function(self._ground_truth, found, image_ids=image_ids, **options))
+
+    def matches(self) -> dict[str, Matches]:
+        """`CocoEvaluator.matches` of the images predicted since the last reset, by IoU type. Collective.
+
+        Raises:
+            ValueError: an image was predicted more than once.
+        """
+        image_ids, found = self._gather()
+        return compute_on_main_process(lambda: {each.iou_type: each.matches(found, image_ids) for each in self._coco})
 
     def compute(self, *, partial: bool = False) -> dict[str, float]:
         """Metrics of everything since the last reset, as floats in 0 .. 1, NaN where undefined. Collective.

@@ -1,1 +1,1 @@
-"""What a pooling keeps of an image, asked without training a detector."""
+"""What poolings keep, asked without training: of a frozen backbone's maps, and of finished weights."""

@@ -39,6 +39,8 @@ MODELS = {
     "mask_rcnn_c5": [*SINGLE, *HEAD, *MASK, *RPN],
     "rfcn": [*SINGLE, *RPN, "model.reduced_channels=8", "pooler.output_size=3"],
     "light_head_rcnn": [*SINGLE, *RPN, "model.head_channels=16", "model.mid_channels=8", "model.kernel_size=5"],
+    "cascade_rcnn": [*PYRAMID, *RPN],
+    "cascade_mask_rcnn": [*PYRAMID, *MASK, *RPN],
     "iou_net": [*PYRAMID, *RPN, "model.iou_channels=16", "model.roi_heads.iou_boxes_per_image=16"],
 }
 

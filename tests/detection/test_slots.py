@@ -217,9 +217,12 @@ def test_the_reduction_group_is_the_operator_librarys_code():
             ["backbone=timm", "backbone.name=resnet18", "stem_pool=max"],
             r"has no stem_pool; these do: backbone=convnext_tiny, .*vgg16",
         ),
-        (["model=rfcn", "+head_pool=flatten"], r"has no head_pool; these do: model=fast_rcnn, faster_rcnn, .*spp_net"),
-        (["model=rfcn", "head_pool=flatten"], "the model that was chosen has no head_pool; these do: model=fast_rcnn"),
-        (["mask_pooler=roi_pool"], "has no mask_pooler; these do: model=mask_rcnn, mask_rcnn_c4, mask_rcnn_c5"),
+        (["model=rfcn", "+head_pool=flatten"], r"has no head_pool; these do: model=cascade_mask_rcnn, .*spp_net"),
+        (["model=rfcn", "head_pool=flatten"], "the model that was chosen has no head_pool; these do: model=cascade"),
+        (
+            ["mask_pooler=roi_pool"],
+            "has no mask_pooler; these do: model=cascade_mask_rcnn, mask_rcnn, mask_rcnn_c4, mask_rcnn_c5",
+        ),
         (["pooler=roi_pool", "reduction=mean"], r"no argument 'reduction'.*these take it: pooler=all_levels, pool, .*"),
         (
             ["pooler=spp", "reduction=max"],

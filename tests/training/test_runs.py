@@ -17,6 +17,8 @@ from omegaconf import OmegaConf
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.errors import ConfigError, DataError, WeightsError
+from detpool.evaluation.matches import MATCHES, read_matches
+from detpool.evaluation.resampling import resampled_ap
 from detpool.evaluation.results import RESULTS, read_results
 from detpool.report.collect import collect
 from detpool.report.groups import make_sections
@@ -63,6 +65,8 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     data = runs.build_data(tiny_config(), ["fit"])
     assert record["images"] == {"train": len(data.train_dataset), "val": len(data.val_dataset)}
     assert isinstance(read_results(folder / RESULTS), list)
+    every_image_once = resampled_ap(read_matches(folder / MATCHES), resamples=1)
+    assert {name: values[0] for name, values in every_image_once.items()}.items() <= metrics.items()
     assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
 
     checkpoint = folder / "checkpoints" / "best.ckpt"

@@ -218,6 +218,14 @@ def _separable(source: Tensor, image: Tensor, iy: Tensor, wy: Tensor, ix: Tensor
 
 def _rotated_sum(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float) -> Tensor:
     """RoIAlign of rotated boxes (K, 5): the bins and points of an aligned box, turned about its centre."""
+    y_taps, x_taps, count = rotated_taps(coords, spec, scale, (features.shape[2], features.shape[3]))
+    values = _sum_taps(features.to(sum_dtype(features.dtype)), image, y_taps, x_taps, (1, 1))
+    values = values.unflatten(3, (spec.output_size[1], -1)).unflatten(2, (spec.output_size[0], -1)).sum(dim=(3, 5))
+    return (values / count[:, None, None, None]).to(features.dtype)
+
+
+def rotated_taps(coords: Tensor, spec: Spec, scale: float, lengths: tuple[int, int]) -> tuple[Taps, Taps, Tensor]:
+    """The taps (y, x) of rotated boxes (K, 5), a bin for each point, and (K,) how many points a bin has."""
     centre, extent = coords[:, :2] * scale - 0.5, coords[:, 2:4] * scale
     y, y_exists, y_count = _centred_positions(extent[:, 1], spec.output_size[0], spec.ratio)
     x, x_exists, x_count = _centred_positions(extent[:, 0], spec.output_size[1], spec.ratio)
@@ -226,14 +234,10 @@ def _rotated_sum(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, sc
     rows = along_y * angle.cos() - along_x * angle.sin() + centre[:, 1, None, None]
     columns = along_y * angle.sin() + along_x * angle.cos() + centre[:, 0, None, None]
     reads = y_exists.flatten(1)[:, :, None] & x_exists.flatten(1)[:, None]
-    height, width = features.shape[2:]
-    for positions, length in ((rows, height), (columns, width)):
+    for positions, length in zip((rows, columns), lengths, strict=True):
         reads = reads & (positions >= -1) & (positions <= length)
-    y_taps, x_taps = bilinear_taps(rows, reads, height), bilinear_taps(columns, reads, width)
-    x_taps = Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight)))
-    values = _sum_taps(features.to(sum_dtype(features.dtype)), image, y_taps, x_taps, (1, 1))
-    values = values.unflatten(3, (spec.output_size[1], -1)).unflatten(2, (spec.output_size[0], -1)).sum(dim=(3, 5))
-    return (values / (y_count * x_count)[:, None, None, None]).to(features.dtype)
+    y_taps, x_taps = bilinear_taps(rows, reads, lengths[0]), bilinear_taps(columns, reads, lengths[1])
+    return y_taps, Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight))), y_count * x_count
 
 
 def _centred_positions(extent: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor, Tensor]:
