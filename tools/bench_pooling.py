@@ -157,7 +157,6 @@ CASES: dict[str, Case] = {
     "TreePool2d": Case(SLIDING, lambda channels: layers.TreePool2d(channels, *WINDOW)),
     "ASPP": Case(DENSE, lambda channels: layers.ASPP(channels, channels)),
     "LearnedMeanTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.LearnedMeanTokenPool(channels)), tokens=True),
-    "ConcatTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.ConcatTokenPool(channels)), tokens=True),
     "AttentionTokenPool": Case(GLOBAL, lambda channels: OnTokens(layers.AttentionTokenPool(channels)), tokens=True),
 }
 

@@ -62,12 +62,12 @@ def plot_class_maps(found: list[ClassMap], image: Tensor) -> Figure:
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
     height, width = image.shape[1:]
-    figure = Figure((WIDTH, WIDTH / columns * rows * height / width + 0.5 * rows), layout="constrained")
+    figure = Figure((WIDTH, rows * (0.87 * WIDTH / columns * height / width + 0.3)), layout="constrained")
     most = max(float(each.map.abs().max()) for each in found)
     norm = Normalize(-most, most)
     for place, each in enumerate(found):
         panel = figure.add_subplot(rows, columns, place + 1)
-        panel.imshow(image.permute(1, 2, 0).numpy())
+        panel.imshow(image.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)  # colors are those of the map
         x1, y1, x2, y2 = each.box
         where = (x1, x2, y2, y1)
         panel.imshow(each.map.numpy(), extent=where, interpolation="nearest", cmap="RdBu_r", norm=norm, alpha=0.6)
