@@ -17,6 +17,7 @@ from ..layout import is_channels_last, memory_format, sum_dtype
 from ..sampling import SAMPLING, Points, Taps, bilinear_taps, call_taps, check_index
 from ..spec import ROTATED, Spec
 
+SumTaps = Callable[[Tensor, Tensor, Taps, Taps, tuple[int, int]], Tensor]
 CHUNK_ELEMENTS = 1 << 23
 POINT_BITS = 15
 """A point's number is its row shifted by so many bits, plus its column."""
@@ -31,14 +32,23 @@ def reasons_against(primitive: str, features: Tensor, spec: Spec) -> list[str]:
 
 
 def weighted_sum(
-    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    spec: Spec,
+    sum_taps: SumTaps | None = None,
 ) -> Tensor:
-    """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
+    """See :func:`detpool.ops.weighted_sum.weighted_sum`.
+
+    ``sum_taps(features, image, y, x, groups)`` sums taps (y, x) of bins, if not as it is done here.
+    """
+    sum_taps = sum_taps or _sum_taps
 
     def pool(features: Tensor, scale: float, rois: Tensor, offsets: Tensor | None, _: None) -> Tensor:
         image = rois[:, 0].to(torch.int64)
         if spec.bins == ROTATED:
-            return _rotated_sum(features, image, rois[:, 1:], spec, scale)
+            return _rotated_sum(features, image, rois[:, 1:], spec, scale, sum_taps)
         lengths = (features.shape[2], features.shape[3])
         rule = SAMPLING[spec.sampling]
         taps = []
@@ -46,7 +56,7 @@ def weighted_sum(
             taps.append(call_taps(rule, axis, length, spec.ratio))
             if checks_values(features.device) and not torch.compiler.is_compiling() and not features.is_meta:
                 check_index(taps[-1].index, length)
-        return _sum_taps(features, image, taps[0], taps[1], spec.groups)
+        return sum_taps(features, image, taps[0], taps[1], spec.groups)
 
     return _by_level(pool, maps, rois, levels, spec, offsets)
 
@@ -216,7 +226,9 @@ def _separable(source: Tensor, image: Tensor, iy: Tensor, wy: Tensor, ix: Tensor
     return torch.cat(parts) if parts else source.new_zeros((0, channels, iy.shape[1], ix.shape[1])) + source.sum() * 0
 
 
-def _rotated_sum(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float) -> Tensor:
+def _rotated_sum(
+    features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float, sum_taps: SumTaps
+) -> Tensor:
     """RoIAlign of rotated boxes (K, 5): the bins and points of an aligned box, turned about its centre."""
     centre, extent = coords[:, :2] * scale - 0.5, coords[:, 2:4] * scale
     y, y_exists, y_count = _centred_positions(extent[:, 1], spec.output_size[0], spec.ratio)
@@ -231,7 +243,7 @@ def _rotated_sum(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, sc
         reads = reads & (positions >= -1) & (positions <= length)
     y_taps, x_taps = bilinear_taps(rows, reads, height), bilinear_taps(columns, reads, width)
     x_taps = Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight)))
-    values = _sum_taps(features.to(sum_dtype(features.dtype)), image, y_taps, x_taps, (1, 1))
+    values = sum_taps(features.to(sum_dtype(features.dtype)), image, y_taps, x_taps, (1, 1))
     values = values.unflatten(3, (spec.output_size[1], -1)).unflatten(2, (spec.output_size[0], -1)).sum(dim=(3, 5))
     return (values / (y_count * x_count)[:, None, None, None]).to(features.dtype)
 
