@@ -185,7 +185,7 @@ class TwoStageHeads(RoIHeads):
         self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: Shapes
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Boxes (n, 4), scores and labels (n,) of each image, best first."""
-        counts = [len(box) for box in proposals]
+        counts = [box.shape[0] for box in proposals]
         boxes = self.box_coder.decode(box_regression, proposals)[:, 1:].split(counts)
         scores = class_logits.softmax(-1)[:, 1:].split(counts)
         classes = class_logits.shape[1] - 1
@@ -193,8 +193,9 @@ class TwoStageHeads(RoIHeads):
         for box, score, shape in zip(boxes, scores, image_shapes, strict=True):
             score = score.reshape(-1)
             rows = torch.where(score > self.score_thresh)[0]
-            if len(rows) > self.pre_nms_top_n:
-                rows = rows[score[rows].topk(self.pre_nms_top_n).indices]
+            if torch.compiler.is_compiling() or len(rows) > self.pre_nms_top_n:  # how many is not known when traced
+                most = torch.sym_min(rows.shape[0], self.pre_nms_top_n)
+                rows = rows[score[rows].topk(most).indices]
             box, score, label = clip_boxes_to_image(box.reshape(-1, 4)[rows], shape), score[rows], rows % classes + 1
             large = remove_small_boxes(box, 1e-2)
             box, score, label = box[large], score[large], label[large]

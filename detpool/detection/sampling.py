@@ -11,6 +11,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.ops import batched_nms, nms
 
+from detpool.ops.registration import fake, operator
+
 
 def count_samples(labels: list[Tensor]) -> Tensor:
     """int64 (images, 2): how many of each image's boxes are of an object (label 1 or more), and background (0)."""
@@ -50,6 +52,9 @@ def _draw(mask: Tensor, count: int, chosen: int) -> Tensor:
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """As torchvision's `batched_nms`, which waits for a GPU several times for each group of many boxes."""
+    if torch.compiler.is_compiling():
+        rows: Tensor = suppress_traced(boxes, scores, groups, threshold)
+        return rows
     if boxes.device.type == "cpu":
         return batched_nms(boxes, scores, groups, threshold)
     return suppress_at_once(boxes, scores, groups, threshold)
@@ -61,3 +66,14 @@ def suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: f
     if len(boxes):
         moved = moved + (groups * (moved.max() - moved.min() + 1))[:, None]
     return nms(moved, scores.double(), threshold)
+
+
+@operator
+def suppress_traced(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """`suppress` as one operator of a traced program, which cannot ask how many boxes there are."""
+    return suppress(boxes, scores, groups, threshold)
+
+
+@fake(suppress_traced)
+def _(boxes: Tensor, *_: object) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)

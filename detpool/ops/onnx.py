@@ -27,7 +27,11 @@ RUNTIME_DTYPES = (torch.float32, torch.float64)
 
 
 def export(
-    module: torch.nn.Module, args: tuple[Any, ...], *, dynamic_shapes: Any = None, **options: Any
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    *,
+    dynamic_shapes: Any = None,
+    **options: Any,
 ) -> torch.onnx.ONNXProgram:
     """A module that calls operators of this package as an ONNX program, which `program.save(path)` writes.
 
@@ -45,6 +49,8 @@ def export(
         ImportError: Without the packages ``onnx`` and ``onnxscript`` (``pip install 'detpool[onnx]'``).
         ValueError: For rotated boxes with adaptive sampling, whose number of points must be known.
     """
+    # ONNX knows no strides: a program traced with others than those of contiguous tensors could not be said there.
+    args = tuple(a.contiguous() if isinstance(a, Tensor) else a for a in args)
     with torch.no_grad():
         program = torch.export.export(module, args, dynamic_shapes=dynamic_shapes)
         program = program.run_decompositions(DECOMPOSITIONS)
