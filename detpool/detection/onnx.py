@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-from typing import Any
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from detpool.detection.detector import Prediction, TwoStageDetector
+from detpool.detection.iou_net import IoUHeads
+from detpool.detection.proposals import ProposalNetwork
 from detpool.detection.sampling import suppress_traced
+from detpool.errors import ConfigError
 from detpool.ops.onnx import export
 
 
-class OneImage(nn.Module):
-    """A detector called with one image (3, H, W), RGB in [0, 1]; returns its prediction, as `evaluate` does."""
+def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> torch.onnx.ONNXProgram:
+    """A detector as an ONNX program, from one image of a fixed size to its detections, however many these are.
 
-    def __init__(self, model: TwoStageDetector) -> None:
+    Its input is `image` (3, H, W), RGB in [0, 1], as `evaluate` takes it; its outputs are those of a prediction by
+    name: `boxes` (n, 4) XYXY in pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if the detector
+    predicts masks. Suppression is part of the program. `program.save(path)` writes it.
+
+    Args:
+        model: the detector, which stays as it is.
+        image_size: `(height, width)` in pixels, for which anchors and maps are made.
+
+    Raises:
+        ConfigError: if the detector takes its proposals from elsewhere, or is an IoU-Net, whose suppression and
+            refinement are loops over values.
+        ImportError: without the packages `onnx` and `onnxscript`.
+    """
+    if not isinstance(model.rpn, ProposalNetwork):
+        raise ConfigError(f"a detector with proposals of {type(model.rpn).__name__} has no ONNX form: it needs an RPN")
+    if isinstance(model.roi_heads, IoUHeads):
+        raise ConfigError("model=iou_net has no ONNX form: its suppression and refinement are loops over values")
+    module = _OneImage(_fix_norms(deepcopy(model).eval())).requires_grad_(False)
+    image = torch.rand(3, *image_size, device=next(model.parameters()).device)
+    names = list(module(image))
+    table = {suppress_traced: _suppress}
+    return export(module, (image,), custom_translation_table=table, input_names=["image"], output_names=names)
+
+
+class _OneImage(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
@@ -24,36 +53,25 @@ class OneImage(nn.Module):
         return prediction
 
 
-def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> torch.onnx.ONNXProgram:
-    """A detector as an ONNX program from one image of a fixed size to its detections, however many these are.
-
-    Its input is `image` (3, H, W), RGB in [0, 1], as `evaluate` takes it; its outputs are those of a prediction by
-    name: `boxes` (n, 4) XYXY in pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if it has
-    masks. All of it is computed in the program, suppression included. `program.save(path)` writes it.
-
-    Args:
-        model: the detector; it is put into evaluation mode.
-        image_size: `(height, width)` in pixels, which anchors and maps are made for.
-
-    Raises:
-        ImportError: without the packages `onnx` and `onnxscript`.
-    """
-    module = OneImage(model.eval())
-    device = next(model.parameters()).device
-    image = torch.rand(3, *image_size, device=device)
-    with torch.no_grad():
-        names = list(module(image))
-    table = {suppress_traced: _suppress}
-    return export(module, (image,), custom_translation_table=table, input_names=["image"], output_names=names)
+def _fix_norms(module: nn.Module) -> nn.Module:
+    """With what batch normalisation does in evaluation in its place: of RoIs it asks whether there are any."""
+    for name, child in module.named_children():
+        fixed = _fix_norms(child)
+        if isinstance(child, nn.BatchNorm2d) and child.track_running_stats:
+            fixed = FrozenBatchNorm2d(child.num_features, child.eps)
+            fixed.load_state_dict(child.state_dict(), strict=False)
+            fixed.to(child.running_mean.device)
+        setattr(module, name, fixed)
+    return module
 
 
-def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def]  # of values in ONNX
+def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def] # values of onnxscript
     """Suppression by ONNX, which takes scores of all boxes for each group: for those of others one below the limit."""
     from onnxscript import opset18 as op
 
     count = op.Add(op.ReduceMax(op.Concat(groups, [0], axis=0), keepdims=0), 1)
     own = op.Equal(op.Unsqueeze(op.Range(0, count, 1), [1]), op.Unsqueeze(groups, [0]))
-    table = op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, [0]), -2.0), [0])  # the RPN has scores of -1
+    table = op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, [0]), -2.0), [0])  # the RPN leaves boxes out by -1
     most = torch.iinfo(torch.int64).max
     found = op.NonMaxSuppression(op.Unsqueeze(boxes, [0]), table, most, threshold, -1.5)
     rows = op.Gather(found, 2, axis=1)

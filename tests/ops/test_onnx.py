@@ -7,7 +7,7 @@ import torch
 from ops_cases import random_boxes
 
 from detpool import ops
-from detpool.poolers import AllLevelsPooler, RoIPooler
+from detpool.poolers import RoIPooler
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
