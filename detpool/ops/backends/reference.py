@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..bins import BINS, Bins, ceil, make_bins
+from ..bins import BINS, Bins, ceil, floor, make_bins
 from ..inputs import checked, checks_values, is_ordered
 from ..layout import is_channels_last, memory_format, sum_dtype
 from ..sampling import SAMPLING, Points, Taps, bilinear_taps, call_taps, check_index
@@ -66,6 +66,8 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
 
     def pool(features: Tensor, scale: float, rois: Tensor, offsets: None, argmax: None) -> Tensor:
         image = rois[:, 0].to(torch.int64)
+        if spec.bins == ROTATED:
+            return _rotated_max(features, image, rois[:, 1:], spec, scale)
         lengths = (features.shape[2], features.shape[3])
         y, x = bins_of(spec, rois, None, scale, lengths)
         windows = SAMPLING[spec.sampling].windows
@@ -230,6 +232,38 @@ def _rotated_sum(
     features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float, sum_taps: SumTaps
 ) -> Tensor:
     """RoIAlign of rotated boxes (K, 5): the bins and points of an aligned box, turned about its centre."""
+    y, x, _, count = _rotated_taps(features, coords, spec, scale)
+    values = sum_taps(features.to(sum_dtype(features.dtype)), image, y, x, (1, 1))
+    return (_by_bin(values, spec).sum(dim=4) / count).to(features.dtype)
+
+
+def _rotated_max(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float) -> Tensor:
+    """(K, C, PH, PW): the maximum over the same points, the first of equals; 0 for a bin without any."""
+    outputs = []
+    y, x, exists, _ = _rotated_taps(features, coords, spec, scale)
+    for k in _chunks(len(image), 4 * features.shape[1] * exists[0].numel() if len(image) else 1):
+        values = _sum_taps(features, image[k], *(Taps(t.index[k], t.weight[k]) for t in (y, x)), (1, 1))
+        values = _by_bin(values, spec).masked_fill(~_by_bin(exists[k, None], spec), -torch.inf)
+        largest = values.max(dim=4).values
+        outputs.append(torch.where(_by_bin(exists[k, None], spec).any(dim=4), largest, 0.0))
+    nothing = features.new_zeros((0, features.shape[1], *spec.output_size)) + features.sum() * 0
+    return torch.cat(outputs) if outputs else nothing
+
+
+def _by_bin(values: Tensor, spec: Spec) -> Tensor:
+    """Values of points (K, C, PH GY, PW GX) as (K, C, PH, PW, GY GX)."""
+    rows, columns = spec.output_size
+    return values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(4)
+
+
+def _rotated_taps(
+    features: Tensor, coords: Tensor, spec: Spec, scale: float
+) -> tuple[Taps, Taps, Tensor, Tensor]:
+    """Of the points of rotated boxes, each a bin of its own: taps (y, x); which exist, (K, PH GY, PW GX); how many
+    each bin has, (K, 1, PH or 1, PW or 1).
+
+    A point of sampling "cells" reads the cell that it lies in, and does not exist outside the image.
+    """
     centre, extent = coords[:, :2] * scale - 0.5, coords[:, 2:4] * scale
     y, y_exists, y_count = _centred_positions(extent[:, 1], spec.output_size[0], spec.ratio)
     x, x_exists, x_count = _centred_positions(extent[:, 0], spec.output_size[1], spec.ratio)
@@ -237,15 +271,18 @@ def _rotated_sum(
     along_y, along_x = y.flatten(1)[:, :, None], x.flatten(1)[:, None]
     rows = along_y * angle.cos() - along_x * angle.sin() + centre[:, 1, None, None]
     columns = along_y * angle.sin() + along_x * angle.cos() + centre[:, 0, None, None]
-    reads = y_exists.flatten(1)[:, :, None] & x_exists.flatten(1)[:, None]
+    exists = y_exists.flatten(1)[:, :, None] & x_exists.flatten(1)[:, None]
+    reads, margin = exists, 1
+    if spec.sampling == "cells":
+        rows, columns, margin = floor(rows + 0.5), floor(columns + 0.5), 0
     height, width = features.shape[2:]
     for positions, length in ((rows, height), (columns, width)):
-        reads = reads & (positions >= -1) & (positions <= length)
+        reads = reads & (positions >= -margin) & (positions <= length - 1 + margin)
     y_taps, x_taps = bilinear_taps(rows, reads, height), bilinear_taps(columns, reads, width)
     x_taps = Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight)))
-    values = sum_taps(features.to(sum_dtype(features.dtype)), image, y_taps, x_taps, (1, 1))
-    values = values.unflatten(3, (spec.output_size[1], -1)).unflatten(2, (spec.output_size[0], -1)).sum(dim=(3, 5))
-    return (values / (y_count * x_count)[:, None, None, None]).to(features.dtype)
+    if spec.sampling == "cells":
+        return y_taps, x_taps, reads, _by_bin(reads[:, None], spec).sum(dim=4).clamp(min=1)
+    return y_taps, x_taps, exists, (y_count * x_count)[:, None, None, None]
 
 
 def _centred_positions(extent: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,12 +307,12 @@ def rotated_points(step: Tensor) -> int:
         ValueError: If they are too many, or where values are not known since a graph is traced.
     """
     if torch.compiler.is_compiling() or step.is_meta:
-        raise ValueError("sampling_ratio must be positive where roi_align_rotated is traced")
+        raise ValueError("sampling_ratio must be positive where rotated boxes are pooled in a traced graph")
     most = max(1, int(ceil(step).max())) if step.numel() else 1
     if most > MOST_ROTATED_POINTS:
         raise ValueError(
             f"boxes need {most} points per bin along one axis, more than {MOST_ROTATED_POINTS}: set a positive "
-            f"sampling_ratio"
+            f"sampling_ratio, where the operator takes one"
         )
     return most
 
