@@ -28,9 +28,13 @@ OPERATORS = {
     "ps_roi_align": ops.ps_roi_align,
     "ps_roi_align max": partial(ops.ps_roi_align, reduction="max"),
     "pr_roi_pool": ops.pr_roi_pool,
-    "deform_roi_pool": lambda f, b, *sizes: ops.deform_roi_pool(f, b, OFFSETS.expand(b.shape[0], -1, -1, -1), *sizes, 2),
+    "deform_roi_pool": lambda f, b, *sizes: ops.deform_roi_pool(
+        f, b, OFFSETS.expand(b.shape[0], -1, -1, -1), *sizes, 2
+    ),
     "deform_roi_pool adaptive": lambda f, b, *s: ops.deform_roi_pool(f, b, OFFSETS.expand(b.shape[0], -1, -1, -1), *s),
-    "deform_ps_roi_pool": lambda f, b, *sizes: ops.deform_ps_roi_pool(f, b, OFFSETS.expand(b.shape[0], -1, -1, -1), *sizes),
+    "deform_ps_roi_pool": lambda f, b, *sizes: ops.deform_ps_roi_pool(
+        f, b, OFFSETS.expand(b.shape[0], -1, -1, -1), *sizes
+    ),
     "roi_align_rotated": lambda f, b, *sizes: ops.roi_align_rotated(f, turned(b), *sizes, 2),
     "spp": lambda f, b, size, scale: ops.spp(f, b, (1, 3), scale),
     "cells of continuous bins, max": partial(ops.pool, bins="continuous", sampling="cells", reduction="max"),

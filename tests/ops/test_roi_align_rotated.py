@@ -109,7 +109,10 @@ def test_gradients_of_maxima(operator: str) -> None:
 
 
 def test_maxima_of_pyramids_and_of_no_boxes() -> None:
-    maps, boxes = (torch.rand(2, 3, 8, 10), torch.rand(2, 3, 4, 5)), torch.tensor([[0, 21.3, 15.2, 17.1, 12.4, 33.0]] * 3)
+    maps, boxes = (
+        (torch.rand(2, 3, 8, 10), torch.rand(2, 3, 4, 5)),
+        torch.tensor([[0, 21.3, 15.2, 17.1, 12.4, 33.0]] * 3),
+    )
     levels, scales = torch.tensor([1, 0, 1]), (0.25, 0.125)
     got = ops.roi_pool_rotated(maps, ops.PyramidRoIs(boxes, levels), 2, scales)
     for row, level in enumerate(levels.tolist()):

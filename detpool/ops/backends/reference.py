@@ -256,9 +256,7 @@ def _by_bin(values: Tensor, spec: Spec) -> Tensor:
     return values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(4)
 
 
-def _rotated_taps(
-    features: Tensor, coords: Tensor, spec: Spec, scale: float
-) -> tuple[Taps, Taps, Tensor, Tensor]:
+def _rotated_taps(features: Tensor, coords: Tensor, spec: Spec, scale: float) -> tuple[Taps, Taps, Tensor, Tensor]:
     """Of the points of rotated boxes, each a bin of its own: taps (y, x); which exist, (K, PH GY, PW GX); how many
     each bin has, (K, 1, PH or 1, PW or 1).
 
