@@ -4,10 +4,11 @@
     python tools/export_onnx.py ckpt_path=logs/train/runs/... output=model.onnx
     python tools/export_onnx.py ckpt_path=... output=model.onnx images=folder/ count=20
 
-The program takes one `image` (3, H, W), RGB in [0, 1], of the size that the first image has after the run's evaluation
-transform, and gives `boxes` (n, 4) XYXY in its pixels, `labels`, `scores`, and `mask_probabilities` if the run has masks.
-`images` is an image file or a folder (default: the run's validation images); the first `count` (default: 5) of that size
-are compared. Further `key=value` change the config of the run, as for `eval.py`. Needs `pip install 'detpool[onnx]'`.
+The program takes one `image` (3, H, W), RGB in [0, 1], of the size that the first image has after the run's
+evaluation transform, and gives `boxes` (n, 4) XYXY in its pixels, `labels`, `scores`, and `mask_probabilities` if
+there are masks. `images` is an image file or a folder (default: the run's validation images); the
+first `count` (default: 5) of that size are compared. Further `key=value` change the config of the run, as for
+`eval.py`. Needs `pip install 'detpool[onnx]'`.
 """
 
 from __future__ import annotations

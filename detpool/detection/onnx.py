@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> tor
     """A detector as an ONNX program, from one image of a fixed size to its detections, however many these are.
 
     Its input is `image` (3, H, W), RGB in [0, 1], as `evaluate` takes it; its outputs are those of a prediction by
-    name: `boxes` (n, 4) XYXY in pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if the detector
-    predicts masks. Suppression is part of the program. `program.save(path)` writes it.
+    name: `boxes` (n, 4) XYXY in pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if there are
+    masks. Suppression is part of the program. `program.save(path)` writes it.
 
     Args:
         model: the detector, which stays as it is.
@@ -67,8 +68,9 @@ def _fix_norms(module: nn.Module) -> nn.Module:
 
 def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def] # values of onnxscript
     """Suppression by ONNX, which takes scores of all boxes for each group: for those of others one below the limit."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
 
+    op: Any = opset18  # whose annotations are of tensors, and take numbers too
     count = op.Add(op.ReduceMax(op.Concat(groups, [0], axis=0), keepdims=0), 1)
     own = op.Equal(op.Unsqueeze(op.Range(0, count, 1), [1]), op.Unsqueeze(groups, [0]))
     table = op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, [0]), -2.0), [0])  # the RPN leaves boxes out by -1

@@ -1,8 +1,8 @@
 """The operators as ONNX programs, for ONNX Runtime and others that read these.
 
-A traced program holds the registered operators of this package. Here each is said in operations that ONNX has: RoIAlign
-and RoIPool are ONNX's own, other means are products of matrices, other maxima gather what bins read. Numbers of RoIs and
-images and sizes of maps may vary, zero RoIs among them.
+A traced program holds the registered operators of this package. Here each is said in operations that ONNX has:
+RoIAlign and RoIPool are ONNX's own, other means are products of matrices, other maxima gather what bins read. Numbers
+of RoIs and images and sizes of maps may vary, zero RoIs among them.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from .inputs import _checked_rois
 from .layout import sum_dtype
 from .levels import _assign_levels, levels_of
 from .sampling import SAMPLING, Points, Taps
-from .spec import ROTATED, Spec
+from .spec import Spec
 from .weighted_sum import _weighted_sum
 from .window_max import _window_max
 
@@ -75,7 +75,7 @@ def _pool_sums(
 
 
 def _pool_maxima(
-    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, text: str, backend: str
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, text: str, backend: str, with_places: bool
 ) -> tuple[Tensor, Tensor]:
     spec = Spec.of(text)
 
@@ -91,7 +91,7 @@ def _pool_maxima(
         return _max_of_cells(features, rois, own)
 
     output = _by_level(pool, maps, rois, levels, None, spec)
-    return output, torch.empty_like(output, dtype=torch.int64)  # places are asked for by gradients alone
+    return output, output.new_empty(output.shape if with_places else 0, dtype=torch.int64)  # for gradients alone
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
@@ -149,29 +149,17 @@ def _sum_taps(features: Tensor, image: Tensor, y: Taps, x: Taps, groups: tuple[i
         values = _gather(source, image, y_index, x_index, groups)
         weights = (y_weight[..., :, None] * x_weight[..., None, :]).flatten(3)
         return (values * weights[:, :, :, None]).sum(4).permute(0, 3, 1, 2).to(features.dtype)
-    images, channels, height, width = source.shape
-    (rows, columns), (bins_y, bins_x) = groups, (y.index.shape[1], x.index.shape[1])
-    own = (torch.arange(images, device=image.device) == image[:, None]).to(dtype)
-    # Weights of every row of every image, (K, GH, PH / GH, GW or 1, PW / GW or 1, N, H), and of every column of one.
-    across = (columns, bins_x // columns) if joint else (1, 1)
-    down = (rows, bins_y // rows) if joint else (1, 1)
-    of_rows = _dense(y_index, y_weight, height).reshape(-1, rows, bins_y // rows, *across, 1, height)
-    of_rows = of_rows * own[:, None, None, None, None, :, None]
+    (images, channels, height, width), (rows, columns) = source.shape, groups
+    bins_y, bins_x = y.index.shape[1], x.index.shape[1]
+    # (K, GH, PH / GH, GW, PW / GW, cells), 1 for the bins of the other axis where it has no part
+    down, across = ((rows, bins_y // rows), (columns, bins_x // columns)) if joint else ((1, 1), (1, 1))
+    of_rows = _dense(y_index, y_weight, height).reshape(-1, rows, bins_y // rows, *across, height)
     of_columns = _dense(x_index, x_weight, width).reshape(-1, *down, columns, bins_x // columns, width)
-    # Groups as batches of a product of matrices: (GH, GW, K x bins, N H) x (GH, GW, N H, C W).
-    maps = source.reshape(images, channels // (rows * columns), rows, columns, height, width)
-    maps = maps.permute(2, 3, 0, 4, 1, 5).reshape(rows, columns, images * height, -1)
-    of_rows = of_rows.permute(1, 3, 0, 2, 4, 5, 6).reshape(rows, across[0], -1, images * height)
-    lines = torch.matmul(of_rows, maps).reshape(
-        rows, columns, -1, bins_y // rows, across[1], channels // (rows * columns), width
-    )
-    # (GH, GW, K, ph, pw or 1, C, W) x (GH or 1, GW, K, ph or 1, pw, W)
-    of_columns = of_columns.permute(1, 3, 0, 2, 4, 5)
-    if joint:
-        pooled = torch.matmul(lines, of_columns[..., None])[..., 0]  # (GH, GW, K, ph, pw, C)
-    else:
-        pooled = torch.matmul(lines[:, :, :, :, 0], of_columns.transpose(-1, -2)).transpose(-1, -2)
-    return pooled.permute(2, 5, 0, 3, 1, 4).reshape(-1, channels // (rows * columns), bins_y, bins_x).to(features.dtype)
+    own = (torch.arange(images, device=image.device) == image[:, None]).to(dtype)
+    source = source.reshape(images, channels // (rows * columns), rows, columns, height, width)
+    lines = torch.einsum("kuivjh,kn,ncuvhw->kuivjcw", of_rows, own, source)
+    pooled = torch.einsum("kuivjcw,kuivjw->kcuivj", lines, of_columns)
+    return pooled.reshape(-1, channels // (rows * columns), bins_y, bins_x).to(features.dtype)
 
 
 def _dense(index: Tensor, weight: Tensor, length: int) -> Tensor:

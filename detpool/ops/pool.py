@@ -62,8 +62,8 @@ def pool(
         bins: "continuous" (equal parts of the box), "aligned" (moved by half a cell, so that integer coordinates are
             the corners of cells), "at_least_one" (continuous, boxes of at least one cell), "rounded" (RoIPool's),
             "ps_rounded" (of torchvision's position-sensitive RoIPool), "rfcn" (R-FCN's), "rfcn_centered" (moved by half
-            a cell), or "rotated" (boxes as in :func:`roi_align_rotated`; the mean or maximum of points, or of the cells that these
-            lie in, of shared channels).
+            a cell), or "rotated" (boxes as in :func:`roi_align_rotated`; the mean or maximum of points, or of the cells
+            that these lie in, of shared channels).
         sampling: "cells", "points", "integral", "counted_points" (of :func:`deform_ps_roi_pool`), a registered name or
             a :class:`Sampling`.
         channels: "shared", or "position_sensitive": bin (i, j) reads input channel ``(c PH + i) PW + j`` for output

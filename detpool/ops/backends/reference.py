@@ -242,7 +242,8 @@ def _rotated_max(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, sc
     outputs = []
     y, x, exists, _ = _rotated_taps(features, coords, spec, scale)
     for k in _chunks(len(image), 4 * features.shape[1] * exists[0].numel() if len(image) else 1):
-        values = _sum_taps(features, image[k], *(Taps(t.index[k], t.weight[k]) for t in (y, x)), (1, 1))
+        some_y, some_x = (Taps(taps.index[k], taps.weight[k]) for taps in (y, x))
+        values = _sum_taps(features, image[k], some_y, some_x, (1, 1))
         values = _by_bin(values, spec).masked_fill(~_by_bin(exists[k, None], spec), -torch.inf)
         largest = values.max(dim=4).values
         outputs.append(torch.where(_by_bin(exists[k, None], spec).any(dim=4), largest, 0.0))
@@ -257,8 +258,10 @@ def _by_bin(values: Tensor, spec: Spec) -> Tensor:
 
 
 def _rotated_taps(features: Tensor, coords: Tensor, spec: Spec, scale: float) -> tuple[Taps, Taps, Tensor, Tensor]:
-    """Of the points of rotated boxes, each a bin of its own: taps (y, x); which exist, (K, PH GY, PW GX); how many
-    each bin has, (K, 1, PH or 1, PW or 1).
+    """The points of rotated boxes, each a bin of its own.
+
+    Returns:
+        their taps (y, x); which of them exist, (K, PH GY, PW GX); how many a bin has, (K, 1, PH or 1, PW or 1).
 
     A point of sampling "cells" reads the cell that it lies in, and does not exist outside the image.
     """
