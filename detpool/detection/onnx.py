@@ -37,15 +37,17 @@ def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> tor
         raise ConfigError(f"a detector with proposals of {type(model.rpn).__name__} has no ONNX form: it needs an RPN")
     if isinstance(model.roi_heads, IoUHeads):
         raise ConfigError("model=iou_net has no ONNX form: its suppression and refinement are loops over values")
-    module = _OneImage(_fix_norms(deepcopy(model).eval())).requires_grad_(False)
-    image = torch.rand(3, *image_size, device=next(model.parameters()).device)
+    copied = deepcopy(model).eval()
+    _fix_norms(copied)
+    module = _OneImage(copied)
+    image = torch.rand(3, *image_size, device=next(module.parameters()).device)
     names = list(module(image))
     table = {suppress_traced: _suppress}
     return export(module, (image,), custom_translation_table=table, input_names=["image"], output_names=names)
 
 
 class _OneImage(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: TwoStageDetector) -> None:
         super().__init__()
         self.model = model
 
@@ -54,16 +56,14 @@ class _OneImage(nn.Module):
         return prediction
 
 
-def _fix_norms(module: nn.Module) -> nn.Module:
-    """With what batch normalisation does in evaluation in its place: of RoIs it asks whether there are any."""
+def _fix_norms(module: nn.Module) -> None:
+    """Puts what batch normalisation does in evaluation in its place: of RoIs it asks whether there are any."""
     for name, child in module.named_children():
-        fixed = _fix_norms(child)
-        if isinstance(child, nn.BatchNorm2d) and child.track_running_stats:
-            fixed = FrozenBatchNorm2d(child.num_features, child.eps)
+        _fix_norms(child)
+        if isinstance(child, nn.BatchNorm2d) and child.running_mean is not None:
+            fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(child.running_mean.device)
             fixed.load_state_dict(child.state_dict(), strict=False)
-            fixed.to(child.running_mean.device)
-        setattr(module, name, fixed)
-    return module
+            setattr(module, name, fixed)
 
 
 def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def] # values of onnxscript

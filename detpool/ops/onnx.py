@@ -84,7 +84,7 @@ def _pool_maxima(
         if SAMPLING[spec.sampling].windows is None:
             return _max_of_points(features, rois, own)
         if spec.bins == "rounded" and spec.sampling == "cells" and spec.group_count == 1:
-            settings = {"pooled_shape": list(spec.output_size), "spatial_scale": scale}
+            settings: dict[str, Any] = {"pooled_shape": list(spec.output_size), "spatial_scale": scale}
             shape = (rois.shape[0], features.shape[1], *spec.output_size)
             single = [features.float(), rois.float()]
             return symbolic("MaxRoiPool", single, settings, dtype=torch.float32, shape=shape).to(features.dtype)
@@ -209,11 +209,12 @@ def _max_of_points(features: Tensor, rois: Tensor, spec: Spec) -> Tensor:
     bins = reference.bins_of(spec, rois, None, spec.scales[0], lengths)
     for points in reference.points_of(spec, *bins, lengths):
         most = _most(points.exists.sum(3))
-        parts.append(Points(*(t[:, :, :, :most] for t in (points.index, points.weight, points.exists)), points.count))
+        index, weight, exists = (t[:, :, :, :most] for t in (points.index, points.weight, points.exists))
+        parts.append(Points(index, weight, exists, points.count))
     y, x = parts
     # each point a bin of its own
     taps = [Taps(axis.index.flatten(1, 3)[:, :, None], axis.weight.flatten(1, 3)[:, :, None]) for axis in parts]
-    values = _sum_taps(features, rois[:, 0].to(torch.int64), *taps, spec.groups)
+    values = _sum_taps(features, rois[:, 0].to(torch.int64), taps[0], taps[1], spec.groups)
     values = values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5).flatten(4)
     return _largest(values, (y.exists[:, :, :, :, None] & x.exists.transpose(1, 2)[:, :, :, None]).flatten(3))
 
