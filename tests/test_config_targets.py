@@ -237,7 +237,8 @@ def test_a_broken_member_breaks_no_other_command(configs, my_package):
     with pytest.raises(ConfigError, match=r"reduction must be text.*these take it: pooler=pool$"):
         check(configs.compose(line), configs, line)
     with pytest.raises(
-        ConfigError, match=r"has no mask_pooler; these do: model=mask_rcnn, mask_rcnn_c4, mask_rcnn_c5$"
+        ConfigError,
+        match=r"has no mask_pooler; these do: model=cascade_mask_rcnn, mask_rcnn, mask_rcnn_c4, mask_rcnn_c5$",
     ):
         configs.compose(["experiment=demo", "pooler@mask_pooler=roi_pool"])
     assert len(plan_sweep(configs, ["study=smallest"]).names or ()) == 4

@@ -121,6 +121,7 @@ CASES: dict[str, Case] = {
     "MixedPool2d eval": Case(SLIDING, lambda _: layers.MixedPool2d(*WINDOW).eval()),
     "LPPool2d": Case(SLIDING, lambda _: layers.LPPool2d(3, 3, 2)),
     "FractionalMaxPool2d": Case(SLIDING, lambda _: layers.FractionalMaxPool2d(3, output_ratio=0.5)),
+    "FractionalRegionPool2d": Case(SLIDING, lambda _: layers.FractionalRegionPool2d(2)),
     "BlurPool2d": Case(SLIDING, lambda _: layers.BlurPool2d(3, 2)),
     "MaxBlurPool2d": Case(DENSE, lambda _: layers.MaxBlurPool2d(3, 2, 1)),
     "TiledPool2d": Case(TILED, lambda _: layers.TiledPool2d(2)),

@@ -26,7 +26,8 @@ from detpool.config.schema import PARTS, fields
 from detpool.config.signatures import argument_of_target
 from detpool.errors import ConfigError, did_you_mean
 
-MOUNTED = {"stem_pool": "downsample", "mask_pooler": "pooler", "iou_pooler": "pooler"}
+MOUNTED = {"stem_pool": "downsample"}
+MOUNTED |= dict.fromkeys(("mask_pooler", "iou_pooler", "stage2_pooler", "stage3_pooler"), "pooler")
 """Parts whose choices are those of another group: `stem_pool=blur` is short for `downsample@stem_pool=blur`."""
 SEVERAL = ("callbacks", "logger")
 """Groups of which a list of members can be chosen, which are put together: `callbacks=[ema,early_stopping]`."""

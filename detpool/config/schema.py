@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 from detpool.config.signatures import Parameter, parameters, resolve
 
-PARTS = ("stem_pool", "downsample", "context", "head_pool", "mask_pooler", "iou_pooler")
+PARTS = (
+    "stem_pool",
+    "downsample",
+    "context",
+    "head_pool",
+    "mask_pooler",
+    "iou_pooler",
+    "stage2_pooler",
+    "stage3_pooler",
+)
 """Keys of parts that are given to the backbone or the model, whichever has an argument of that name."""
 
 
@@ -59,12 +68,13 @@ class Evaluation:
 
     split: Literal["val", "test"]
     monitor: str
-    iou_types: list[Literal["bbox", "segm"]]
+    iou_types: list[Literal["bbox", "segm", "boundary"]]
     voc: bool
     voc_iou_threshold: Annotated[float, Between(0, 1)]
     backend: Literal["pycocotools", "faster_coco_eval", "hotcoco"]
     max_dets: list[Annotated[int, Between(1)]]
     pictures: Annotated[int, Between(0)]
+    diagnostics: list[Literal["tide", "calibration", "confusion"]] = ()  # type: ignore[assignment]
 
 
 @dataclass
@@ -118,6 +128,8 @@ class Config:
     head_pool: Factory | None = None
     mask_pooler: Factory | None = None
     iou_pooler: Factory | None = None
+    stage2_pooler: Factory | None = None
+    stage3_pooler: Factory | None = None
 
 
 def fields(name: str) -> dict[str, Parameter]:

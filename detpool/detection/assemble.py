@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,7 @@ PoolerFactory = Callable[..., nn.Module]
 HeadFactory = Callable[[tuple[int, int, int]], nn.Module]
 """Called with one tuple, (channels, height, width) of pooled RoIs, returns a head with `out_channels`."""
 ProposalFactory = Callable[..., nn.Module]
-"""Called with `map_names` and `channels` of the maps that proposals come from, returns the network that makes them."""
+"""Called with `map_names`, `channels` and `strides` of the maps that proposals come from, returns what makes them."""
 RoIHeadsFactory = Callable[..., TwoStageHeads]
 """Called with the modules of the second stage (see `TwoStageHeads`), returns the second stage."""
 
@@ -46,9 +47,12 @@ def assemble(
         ConfigError: if the RPN has not one list of anchors for each map.
     """
     if proposals is None:
-        proposals = rpn(map_names=backbone.rpn_names, channels=backbone.rpn_channels)
+        proposals = rpn(map_names=backbone.rpn_names, channels=backbone.rpn_channels, strides=backbone.rpn_strides)
     body = backbone.body
-    transform = NormalizeAndBatch(body.image_mean, body.image_std, max(body.strides))
+    coarsest = max(*body.strides, *backbone.strides)
+    # No size is a multiple of a stride that is not whole; the next power of two is one of those of finer maps.
+    divisor = coarsest if isinstance(coarsest, int) else 2 ** math.ceil(math.log2(coarsest))
+    transform = NormalizeAndBatch(body.image_mean, body.image_std, divisor)
     return TwoStageDetector(backbone, proposals, roi_heads, transform)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from torch import nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 
 from detpool.detection.assemble import (
@@ -19,10 +20,13 @@ from detpool.detection.assemble import (
 )
 from detpool.detection.backbones import Body, FPNBackbone, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.heads import FlattenHead, StageHead
+from detpool.detection.heads import FlattenHead, ImageContext, StageHead, build_predictor
+from detpool.detection.iou_heads import build_roi_heads
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
+
+HeadContext = Literal["cls", "mean", "attention"]
 
 
 def faster_rcnn_fpn(
@@ -34,7 +38,11 @@ def faster_rcnn_fpn(
     fpn_channels: int = 256,
     mask_channels: int = 256,
     mask_convolutions: int = 4,
+    class_agnostic: bool = False,
+    iou_pooler: PoolerFactory | None = None,
+    iou_channels: int = 1024,
     context: LayerFactory | None = None,
+    head_context: HeadContext | None = None,
     rpn: ProposalFactory = PYRAMID_RPN,
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
@@ -53,9 +61,15 @@ def faster_rcnn_fpn(
         fpn_channels: channels of every pyramid level.
         mask_channels: channels of the mask head's convolutions.
         mask_convolutions: how many 3 x 3 convolutions the mask head has.
+        class_agnostic: one box for each RoI, not one for each class.
+        iou_pooler: as `box_pooler`, for an IoU head, which `roi_heads=IoUHeads` takes (see `iou_net`); None: none.
+        iou_channels: width of the IoU head's two fully connected layers.
         context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
-        rpn: builds the region proposal network from `map_names` and `channels`; its `anchor_sizes` are a list for each
-            pyramid level and one for the extra coarsest level.
+        head_context: a vector of the whole image for the box head, pooled from the tokens of the body's last map: the
+            "mean" of its cells, the class token ("cls") of a transformer that has one, or "attention" (see
+            `ImageContext`); None: RoIs alone.
+        rpn: builds the region proposal network from `map_names`, `channels` and `strides`; its `anchor_sizes` are a
+            list for each pyramid level and one for the extra coarsest level.
         proposals: where proposals come from in place of the RPN, such as `GivenProposals`; None: the RPN.
         roi_heads: builds the second stage from poolers, heads and predictors.
 
@@ -63,9 +77,12 @@ def faster_rcnn_fpn(
         ConfigError: if the parts do not fit each other.
     """
     backbone = FPNBackbone(body, fpn_channels, context)
-    box = _box_head(backbone, box_pooler, head_pool, num_classes)
-    mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    return assemble(backbone, roi_heads(*box, *mask), rpn, proposals)
+    parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
+    parts += mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
+    heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
+    if head_context is not None:
+        heads.image_context = _image_context(head_context, backbone, heads)
+    return assemble(backbone, heads, rpn, proposals)
 
 
 def faster_rcnn_c5(
@@ -76,7 +93,11 @@ def faster_rcnn_c5(
     mask_pooler: PoolerFactory | None = None,
     mask_channels: int = 256,
     mask_convolutions: int = 4,
+    class_agnostic: bool = False,
+    iou_pooler: PoolerFactory | None = None,
+    iou_channels: int = 1024,
     context: LayerFactory | None = None,
+    head_context: HeadContext | None = None,
     rpn: ProposalFactory = SINGLE_MAP_RPN,
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
@@ -88,17 +109,20 @@ def faster_rcnn_c5(
     the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
 
     Args:
-        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, context, proposals,
-            roi_heads: see `faster_rcnn_fpn`.
+        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, class_agnostic,
+            iou_pooler, iou_channels, context, head_context, proposals, roi_heads: see `faster_rcnn_fpn`.
         rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
     Raises:
         ConfigError: if the parts do not fit each other.
     """
     backbone = SingleMapBackbone(body, context=context)
-    box = _box_head(backbone, box_pooler, head_pool, num_classes)
-    mask = _mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    return assemble(backbone, roi_heads(*box, *mask), rpn, proposals)
+    parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
+    parts += mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
+    heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
+    if head_context is not None:
+        heads.image_context = _image_context(head_context, backbone, heads)
+    return assemble(backbone, heads, rpn, proposals)
 
 
 def faster_rcnn_c4(
@@ -107,6 +131,9 @@ def faster_rcnn_c4(
     box_pooler: PoolerFactory,
     mask_pooler: PoolerFactory | None = None,
     mask_channels: int = 256,
+    class_agnostic: bool = False,
+    iou_pooler: PoolerFactory | None = None,
+    iou_channels: int = 1024,
     context: LayerFactory | None = None,
     rpn: ProposalFactory = SINGLE_MAP_RPN,
     proposals: nn.Module | None = None,
@@ -118,8 +145,9 @@ def faster_rcnn_c4(
     predicts masks from the same stage.
 
     Args:
-        num_classes, body, box_pooler, mask_pooler, context, proposals, roi_heads: see `faster_rcnn_fpn`. The last stage
-            halves the resolution that the poolers give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
+        num_classes, body, box_pooler, mask_pooler, class_agnostic, iou_pooler, iou_channels, context, proposals,
+            roi_heads: see `faster_rcnn_fpn`. The last stage halves the resolution that the poolers of boxes and masks
+            give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
         mask_channels: channels of the deconvolution before the masks.
         rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
@@ -129,24 +157,39 @@ def faster_rcnn_c4(
     stage, channels = body.take_last_stage()
     backbone = SingleMapBackbone(body, context=context)
     pooler, _ = build_pooler(box_pooler, backbone, "pooler")
-    parts: list[nn.Module] = [pooler, StageHead(stage, channels), FastRCNNPredictor(channels, num_classes + 1)]
+    parts: list[nn.Module] = [pooler, StageHead(stage, channels)]
+    parts.append(build_predictor(channels, num_classes, class_agnostic))
     if mask_pooler is not None:
         pooler, _ = _build_mask_pooler(mask_pooler, backbone)
         parts += [pooler, stage, MaskRCNNPredictor(channels, mask_channels, num_classes + 1)]
-    return assemble(backbone, roi_heads(*parts), rpn, proposals)
+    heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
+    return assemble(backbone, heads, rpn, proposals)
 
 
-def _box_head(
-    backbone: Backbone, make_pooler: PoolerFactory, make_head: HeadFactory, num_classes: int
+def box_head(
+    backbone: Backbone, make_pooler: PoolerFactory, make_head: HeadFactory, num_classes: int, class_agnostic: bool
 ) -> list[nn.Module]:
+    """Pooler, head and predictor of boxes."""
     pooler, shape = build_pooler(make_pooler, backbone, "pooler")
-    head = make_head(shape)
-    return [pooler, head, FastRCNNPredictor(head.out_channels, num_classes + 1)]
+    head: Any = make_head(shape)
+    return [pooler, head, build_predictor(head.out_channels, num_classes, class_agnostic)]
 
 
-def _mask_head(
+def _image_context(pool: HeadContext, backbone: Backbone, heads: TwoStageHeads) -> ImageContext:
+    body = backbone.body
+    if pool == "cls" and not body.has_class_token:
+        raise ConfigError(
+            f"model.head_context=cls: {type(body).__name__} has no class token; backbone=vit_small has, and mean and "
+            f"attention need none"
+        )
+    backbone.image_tokens = True
+    return ImageContext(pool, body.channels[-1], heads.box_head.out_channels, body.strides[-1])
+
+
+def mask_head(
     backbone: Backbone, make_pooler: PoolerFactory | None, channels: int, convolutions: int, num_classes: int
 ) -> list[nn.Module]:
+    """Pooler, head and predictor of masks; nothing without a factory of the pooler."""
     if make_pooler is None:
         return []
     pooler, channels_in = _build_mask_pooler(make_pooler, backbone)

@@ -1,168 +1,18 @@
-"""IoU-Net: a head that predicts how well a box fits, for suppression and for refinement."""
+"""IoU-Net: Faster R-CNN with a head that predicts how well a box fits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
+from torch import nn
 
-from detpool.detection.assemble import (
-    PYRAMID_RPN,
-    HeadFactory,
-    PoolerFactory,
-    ProposalFactory,
-    assemble,
-    build_pooler,
-)
-from detpool.detection.backbones import Body, FPNBackbone
-from detpool.detection.detector import Prediction, Target, TwoStageDetector
+from detpool.detection.assemble import PYRAMID_RPN, HeadFactory, PoolerFactory, ProposalFactory
+from detpool.detection.backbones import Body
+from detpool.detection.detector import TwoStageDetector
+from detpool.detection.faster_rcnn import faster_rcnn_fpn
 from detpool.detection.heads import FlattenHead
-from detpool.detection.localization import iou_guided_nms, jittered_boxes, paired_iou, refine_boxes
-from detpool.detection.roi_heads import Shapes, TwoStageHeads
+from detpool.detection.iou_heads import IoUHeads
 from detpool.detection.slots import LayerFactory
-from detpool.errors import ConfigError
-
-
-class IoUHeads(TwoStageHeads):
-    """`TwoStageHeads` with an IoU head.
-
-    Args:
-        heads: the modules of `TwoStageHeads`.
-        iou_pooler, iou_head, iou_predictor: pooled RoIs, their features, and a score (K, classes) that is 4 IoU - 3, so
-            that IoUs from 0.5 to 1 are -1 to 1.
-        iou_boxes_per_image: jittered boxes per image that the IoU head is trained on.
-        iou_guided: suppression by predicted IoU; otherwise by class score.
-        refine_steps: gradient steps on each detected box; 0: no refinement.
-        refine_step_size: see `detpool.detection.localization.refine_boxes`.
-        box: the settings of `TwoStageHeads`.
-
-    Raises:
-        ConfigError: for a count that is out of range.
-    """
-
-    def __init__(
-        self,
-        *heads: nn.Module,
-        iou_pooler: nn.Module,
-        iou_head: nn.Module,
-        iou_predictor: nn.Module,
-        iou_boxes_per_image: int = 512,
-        iou_guided: bool = True,
-        refine_steps: int = 5,
-        refine_step_size: float = 0.02,
-        **box: Any,
-    ) -> None:
-        if iou_boxes_per_image < 1:
-            raise ConfigError(f"model.roi_heads.iou_boxes_per_image must be at least 1, got {iou_boxes_per_image}")
-        if refine_steps < 0:
-            raise ConfigError(f"model.roi_heads.refine_steps must be at least 0, got {refine_steps}")
-        super().__init__(*heads, **box)
-        self.iou_pooler, self.iou_head, self.iou_predictor = iou_pooler, iou_head, iou_predictor
-        self.iou_boxes_per_image, self.iou_guided = iou_boxes_per_image, iou_guided
-        self.refine_steps, self.refine_step_size = refine_steps, refine_step_size
-
-    def losses(
-        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes, targets: list[Target]
-    ) -> dict[str, Tensor]:
-        losses = super().losses(features, proposals, image_shapes, targets)
-        boxes, labels, ious = [], [], []
-        for target, shape, box in zip(targets, image_shapes, proposals, strict=True):
-            objects = target["boxes"].to(box)
-            if len(objects) == 0:
-                boxes.append(objects)
-                continue
-            jittered, rows = jittered_boxes(objects, shape, self.iou_boxes_per_image)
-            boxes.append(jittered)
-            labels.append(target["labels"][rows])
-            ious.append(paired_iou(jittered, objects[rows]))
-        scores = self._scores(features, boxes, image_shapes)
-        # Without any object the sum over no box keeps the head in the graph.
-        mine = scores[torch.arange(len(scores)), torch.cat(labels) - 1] if labels else scores.sum(1)
-        wanted = 4 * torch.cat(ious) - 3 if ious else mine
-        losses["loss_iou"] = F.smooth_l1_loss(mine, wanted, reduction="sum") / max(len(mine), 1)
-        return losses
-
-    def detect(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes) -> list[Prediction]:
-        logits, regression = self.classify(features, proposals, image_shapes)
-        found = [
-            self._candidates(*image)
-            for image in zip(
-                *(values.split([len(p) for p in proposals]) for values in (logits, regression)),
-                proposals,
-                image_shapes,
-                strict=True,
-            )
-        ]
-        ious = self.predict_ious(features, [d["boxes"] for d in found], [d["labels"] for d in found], image_shapes)
-        detections = [self._suppress(d, iou) for d, iou in zip(found, ious, strict=True)]
-        if self.refine_steps > 0:
-            self._refine(features, detections, image_shapes)
-        return detections
-
-    def predict_ious(
-        self, features: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor], image_shapes: Shapes
-    ) -> list[Tensor]:
-        """Predicted IoU (n,) of the boxes (n, 4) of each image with the object of their class (n,) that they mean."""
-        scores = self._scores(features, boxes, image_shapes)
-        mine = scores[torch.arange(len(scores)), torch.cat(labels) - 1]
-        return list(((mine + 3) / 4).split([len(box) for box in boxes]))
-
-    def _scores(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
-        scores = self.iou_predictor(self.iou_head(self.iou_pooler(features, boxes, image_shapes)))
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-    def _candidates(self, logits: Tensor, regression: Tensor, proposals: Tensor, shape: tuple[int, int]) -> Prediction:
-        """Every class of every proposal above the score threshold."""
-        boxes = self.box_coder.decode(regression, [proposals])[:, 1:].reshape(-1, 4)
-        scores = logits.softmax(-1)[:, 1:]
-        labels = torch.arange(1, logits.shape[1], device=logits.device).expand_as(scores).reshape(-1)
-        scores = scores.reshape(-1)
-        rows = torch.where(scores > self.score_thresh)[0]
-        boxes = clip_boxes_to_image(boxes[rows], shape)
-        large = remove_small_boxes(boxes, 1e-2)
-        rows = rows[large]
-        return {"boxes": boxes[large], "labels": labels[rows], "scores": scores[rows]}
-
-    def _suppress(self, found: Prediction, ious: Tensor) -> Prediction:
-        boxes, labels, scores = found["boxes"], found["labels"], found["scores"]
-        if self.iou_guided:
-            rows, scores = iou_guided_nms(boxes, scores, labels, ious, self.nms_thresh)
-        else:
-            rows = batched_nms(boxes, scores, labels, self.nms_thresh)
-            scores = scores[rows]
-        rows, scores = rows[: self.detections_per_img], scores[: self.detections_per_img]
-        return {"boxes": boxes[rows], "labels": labels[rows], "scores": scores, "ious": ious[rows]}
-
-    def _refine(self, features: dict[str, Tensor], detections: list[Prediction], image_shapes: Shapes) -> None:
-        counts = [len(d["boxes"]) for d in detections]
-        labels = torch.cat([d["labels"] for d in detections])
-        image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(labels.device)
-        # Tensors made in inference mode, as Lightning's validation makes them, cannot have gradients; copies can.
-        with torch.inference_mode(False):
-            maps = {name: feature.clone() for name, feature in features.items()}
-            boxes = torch.cat([d["boxes"] for d in detections]).clone()
-            labels, image = labels.clone(), image.clone()
-
-            def predict(moved: Tensor, rows: Tensor) -> Tensor:
-                # Rows are in order, so the images' boxes stay together.
-                split = [image[rows] == number for number in range(len(counts))]
-                ious = self.predict_ious(
-                    maps, [moved[s] for s in split], [labels[rows][s] for s in split], image_shapes
-                )
-                return torch.cat(ious)
-
-            refined = refine_boxes(predict, boxes, self.refine_steps, self.refine_step_size)
-            with torch.no_grad():
-                ious = predict(refined, torch.arange(len(refined), device=refined.device))
-        for detection, shape, box, iou in zip(
-            detections, image_shapes, refined.split(counts), ious.split(counts), strict=True
-        ):
-            detection["boxes"], detection["ious"] = clip_boxes_to_image(box, shape), iou
 
 
 def iou_net(
@@ -173,6 +23,7 @@ def iou_net(
     head_pool: HeadFactory = FlattenHead,
     fpn_channels: int = 256,
     iou_channels: int = 1024,
+    class_agnostic: bool = False,
     context: LayerFactory | None = None,
     rpn: ProposalFactory = PYRAMID_RPN,
     proposals: nn.Module | None = None,
@@ -192,6 +43,7 @@ def iou_net(
         head_pool: called with one tuple (channels, height, width) of pooled RoIs, returns the box head.
         fpn_channels: channels of every pyramid level.
         iou_channels: width of the IoU head's two fully connected layers.
+        class_agnostic: see `detpool.detection.faster_rcnn_fpn`.
         context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
         rpn, proposals: see `detpool.detection.faster_rcnn_fpn`.
         roi_heads: builds the second stage from poolers, heads and predictors.
@@ -200,29 +52,17 @@ def iou_net(
         ConfigError: if the parts do not fit each other, or if refinement is asked for with a pooler that has no
             gradient with respect to boxes.
     """
-    backbone = FPNBackbone(body, fpn_channels, context)
-    pooler, shape = build_pooler(box_pooler, backbone, "pooler")
-    head = head_pool(shape)
-    own_pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")
-    heads = roi_heads(
-        pooler,
-        head,
-        FastRCNNPredictor(head.out_channels, num_classes + 1),
-        iou_pooler=own_pooler,
-        iou_head=FlattenHead(shape, iou_channels),
-        iou_predictor=nn.Linear(iou_channels, num_classes),
+    return faster_rcnn_fpn(
+        num_classes,
+        body,
+        box_pooler,
+        head_pool,
+        fpn_channels=fpn_channels,
+        class_agnostic=class_agnostic,
+        iou_pooler=iou_pooler,
+        iou_channels=iou_channels,
+        context=context,
+        rpn=rpn,
+        proposals=proposals,
+        roi_heads=roi_heads,
     )
-    if heads.refine_steps > 0 and not _has_box_gradient(own_pooler, backbone):
-        raise ConfigError(
-            "iou_pooler: refinement follows the gradient with respect to boxes, which this pooler has not (it rounds "
-            "them); choose iou_pooler=pr_roi_pool or roi_align, or model.roi_heads.refine_steps=0"
-        )
-    return assemble(backbone, heads, rpn, proposals)
-
-
-def _has_box_gradient(pooler: nn.Module, backbone: FPNBackbone) -> bool:
-    maps = {level: torch.rand(1, backbone.out_channels, 8, 8) for level in backbone.level_names}
-    box = torch.tensor([[3.0, 3.0, 17.0, 19.0]], requires_grad=True)
-    with torch.enable_grad():
-        pooled = pooler(maps, [box], [(32, 32)])
-        return pooled.requires_grad and bool(torch.autograd.grad(pooled.sum(), box)[0].any())

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detpool.detection.detector import Prediction, TwoStageDetector
-from detpool.detection.iou_net import IoUHeads
+from detpool.detection.iou_heads import IoUHeads
 from detpool.detection.proposals import ProposalNetwork
-from detpool.detection.sampling import suppress_traced
+from detpool.detection.suppression import suppress_traced
 from detpool.errors import ConfigError
 from detpool.ops.onnx import export
 
@@ -29,14 +29,20 @@ def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> tor
         image_size: `(height, width)` in pixels, for which anchors and maps are made.
 
     Raises:
-        ConfigError: if the detector takes its proposals from elsewhere, or is an IoU-Net, whose suppression and
-            refinement are loops over values.
+        ConfigError: if the detector takes its proposals from elsewhere, has an IoU head, or suppresses by soft-NMS,
+            which are loops over values.
         ImportError: without the packages `onnx` and `onnxscript`.
     """
     if not isinstance(model.rpn, ProposalNetwork):
         raise ConfigError(f"a detector with proposals of {type(model.rpn).__name__} has no ONNX form: it needs an RPN")
     if isinstance(model.roi_heads, IoUHeads):
-        raise ConfigError("model=iou_net has no ONNX form: its suppression and refinement are loops over values")
+        raise ConfigError(
+            "a detector with an IoU head has no ONNX form: suppression and refinement are loops over values"
+        )
+    if model.roi_heads.nms != "hard":
+        raise ConfigError(
+            f"model.roi_heads.nms={model.roi_heads.nms} has no ONNX form, being a loop over values: set it to hard"
+        )
     copied = deepcopy(model).eval()
     _fix_norms(copied)
     module = _OneImage(copied)

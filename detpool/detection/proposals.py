@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +15,9 @@ from torchvision.ops import clip_boxes_to_image
 
 from detpool.detection.assignment import BoxCoder, match_boxes
 from detpool.detection.detector import Target, has_objects
-from detpool.detection.localization import jittered_boxes
-from detpool.detection.sampling import count_samples, draw_samples, suppress
+from detpool.detection.localization import displaced_boxes, jittered_boxes
+from detpool.detection.sampling import count_samples, draw_samples
+from detpool.detection.suppression import suppress
 from detpool.errors import ConfigError
 
 
@@ -34,6 +36,8 @@ class ProposalNetwork(RegionProposalNetwork):
         batch_size_per_image: anchors an image whose losses count.
         positive_fraction: the fraction of objects among these, at most.
         score_thresh: score in [0, 1] below which a proposal is dropped.
+        strides: of the maps in pixels; anchors of cell i are about pixel i x stride where one of them is not whole.
+            None, or whole ones: what torchvision takes of the sizes of image and map.
 
     Raises:
         ConfigError: if `anchor_sizes` does not have one list for each map, or `batch_size_per_image` is less than 1.
@@ -56,6 +60,7 @@ class ProposalNetwork(RegionProposalNetwork):
         batch_size_per_image: int = 256,
         positive_fraction: float = 0.5,
         score_thresh: float = 0.0,
+        strides: Sequence[float] | None = None,
     ) -> None:
         if len(anchor_sizes) != len(map_names):
             raise ConfigError(
@@ -81,6 +86,7 @@ class ProposalNetwork(RegionProposalNetwork):
         )
         self.box_coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
         self.map_names = list(map_names)
+        self.strides = list(strides) if strides and any(stride != int(stride) for stride in strides) else None
 
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
@@ -90,7 +96,7 @@ class ProposalNetwork(RegionProposalNetwork):
         objectness, deltas = self.head(maps)
         # Boxes keep float32 where maps have half precision, which knows only every fourth pixel from 512 on (bfloat16).
         exact = torch.promote_types(maps[0].dtype, torch.float32)
-        anchors = self.anchor_generator(images, [m.new_empty(m.shape[-2:], dtype=exact) for m in maps])
+        anchors = self._anchors(images, maps, exact)
         anchors_per_map = [scores[0].numel() for scores in objectness]
         objectness, deltas = (values.to(exact) for values in concat_box_prediction_layers(objectness, deltas))
         # Detached: Faster R-CNN is trained as if proposals were given.
@@ -104,6 +110,16 @@ class ProposalNetwork(RegionProposalNetwork):
         drawn = draw_samples(self.fg_bg_sampler, labels, [count[1:] for count in counts])
         losses = self._losses(objectness, deltas, labels, self.box_coder.encode(matched, anchors), drawn)
         return _first(found, [count[0] for count in counts]), losses
+
+    def _anchors(self, images: ImageList, maps: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        """The anchors (n, 4) of each image, map after map."""
+        if self.strides is None:
+            return self.anchor_generator(images, [m.new_empty(m.shape[-2:], dtype=dtype) for m in maps])
+        # The generator divides sizes as whole numbers, and would have 1 for the square root of 2.
+        self.anchor_generator.set_cell_anchors(dtype, maps[0].device)
+        sizes = [list(m.shape[-2:]) for m in maps]
+        anchors = self.anchor_generator.grid_anchors(sizes, [[stride, stride] for stride in self.strides])
+        return [torch.cat(anchors)] * len(images.image_sizes)
 
     def _suppress(
         self, boxes: Tensor, objectness: Tensor, image_sizes: list[tuple[int, int]], anchors_per_map: list[int]
@@ -214,9 +230,22 @@ class JitteredProposals(nn.Module):
         boxes_per_object: boxes around each object, evenly spread over IoUs from `min_iou` to 1 (see `jittered_boxes`).
         min_iou: their smallest IoU; below the heads' threshold for an object (0.5) they are background.
         background_per_object: boxes of the objects' sizes anywhere in the image.
+        noise: all boxes around objects at this distance from them, as `displaced_boxes` defines it, in place of evenly
+            spread ones; 0: the objects themselves.
+        iou: all boxes around objects at this IoU with them, likewise.
+
+    Raises:
+        ValueError: an argument is out of range, or both `noise` and `iou` are given.
     """
 
-    def __init__(self, boxes_per_object: int = 8, min_iou: float = 0.3, background_per_object: int = 4) -> None:
+    def __init__(
+        self,
+        boxes_per_object: int = 8,
+        min_iou: float = 0.3,
+        background_per_object: int = 4,
+        noise: float | None = None,
+        iou: float | None = None,
+    ) -> None:
         super().__init__()
         if boxes_per_object < 1:
             raise ValueError(f"boxes_per_object must be at least 1, got {boxes_per_object}")
@@ -224,7 +253,14 @@ class JitteredProposals(nn.Module):
             raise ValueError(f"min_iou must lie between 0 and 1, got {min_iou}")
         if background_per_object < 0:
             raise ValueError(f"background_per_object must be at least 0, got {background_per_object}")
+        if noise is not None and iou is not None:
+            raise ValueError(f"noise and iou both say how far boxes are from objects: give one, got {noise} and {iou}")
+        if noise is not None and not 0 <= noise < math.inf:
+            raise ValueError(f"noise must be at least 0 and finite, got {noise}")
+        if iou is not None and not 0 < iou <= 1:
+            raise ValueError(f"iou must lie above 0 and at most at 1, got {iou}")
         self.boxes_per_object, self.min_iou = boxes_per_object, min_iou
+        self.noise, self.iou = noise, iou
         self.background_per_object = background_per_object
 
     def forward(
@@ -244,7 +280,10 @@ class JitteredProposals(nn.Module):
     def _proposals(self, objects: Tensor, shape: tuple[int, int]) -> Tensor:
         if len(objects) == 0:
             return objects
-        around, _ = jittered_boxes(objects, shape, self.boxes_per_object * len(objects), self.min_iou)
+        if self.noise is None and self.iou is None:
+            around, _ = jittered_boxes(objects, shape, self.boxes_per_object * len(objects), self.min_iou)
+        else:
+            around = displaced_boxes(objects.repeat(self.boxes_per_object, 1), shape, self.noise, self.iou)
         sizes = (objects[:, 2:] - objects[:, :2]).repeat(self.background_per_object, 1)
         room = objects.new_tensor([shape[1], shape[0]]) - sizes
         corners = torch.rand_like(sizes) * room

@@ -6,7 +6,6 @@ import functools
 from typing import Any
 
 from torch import nn
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 
 from detpool.detection.assemble import (
     SINGLE_MAP_RPN,
@@ -18,7 +17,7 @@ from detpool.detection.assemble import (
 )
 from detpool.detection.backbones import Body, SingleMapBackbone
 from detpool.detection.detector import TwoStageDetector
-from detpool.detection.heads import LargeSeparableConv, Vote, VotePredictor
+from detpool.detection.heads import LargeSeparableConv, Vote, VotePredictor, build_predictor
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
 from detpool.errors import ConfigError
@@ -80,6 +79,7 @@ def light_head_rcnn(
     thin_channels: int = 10,
     mid_channels: int = 256,
     kernel_size: int = 15,
+    class_agnostic: bool = False,
     separate_rpn: bool = True,
     context: LayerFactory | None = None,
     rpn: ProposalFactory = SINGLE_MAP_RPN,
@@ -98,6 +98,7 @@ def light_head_rcnn(
         thin_channels: channels of the thin map for each bin (the paper: 10, so 490 for 7 x 7).
         mid_channels: channels within the separable convolution (the paper: 64 or 256).
         kernel_size: of the separable convolution, odd.
+        class_agnostic: one box for each RoI, not one for each class.
         separate_rpn: proposals come from the map before the last, or from the last one.
         context: layer on the body's last map, which it keeps the shape of; None: none.
         rpn, proposals: see `faster_rcnn_c5`.
@@ -114,7 +115,7 @@ def light_head_rcnn(
     backbone = SingleMapBackbone(body, neck, thin, separate_rpn, context)
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], head_channels), nn.ReLU())
-    predictor = FastRCNNPredictor(head_channels, num_classes + 1)
+    predictor = build_predictor(head_channels, num_classes, class_agnostic)
     return assemble(backbone, roi_heads(pooler, head, predictor), rpn, proposals)
 
 

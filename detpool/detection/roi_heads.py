@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple, get_args
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
-from detpool.detection.assignment import BoxCoder, mask_targets, match_boxes
+from detpool.detection.assignment import BoxCoder, Matcher, mask_targets, match_boxes
+from detpool.detection.box_losses import BoxLoss, roi_losses
 from detpool.detection.detector import Prediction, Target, has_objects
-from detpool.detection.sampling import count_samples, draw_samples, places_of, suppress
+from detpool.detection.sampling import count_samples, draw_samples, places_of
+from detpool.detection.suppression import Suppression, soft_nms, suppress
 from detpool.errors import ConfigError
 
 Shapes = list[tuple[int, int]]
 BOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+class Samples(NamedTuple):
+    """The boxes whose losses count: a list of an entry an image each.
+
+    Attributes:
+        boxes: (k, 4) XYXY in pixels.
+        matches: (k,), the object of each.
+        labels: (k,), 0 for background.
+        objects: (k, 4), the boxes of the objects; of background they mean nothing.
+        positive: (p,), which boxes are of an object.
+    """
+
+    boxes: list[Tensor]
+    matches: list[Tensor]
+    labels: list[Tensor]
+    objects: list[Tensor]
+    positive: list[Tensor]
 
 
 class TwoStageHeads(RoIHeads):
@@ -33,15 +55,22 @@ class TwoStageHeads(RoIHeads):
             computed, and the largest of the batch count, `batch_size_per_image` times its images, whatever their image
             and label.
         bbox_reg_weights: of the deltas (x, y, w, h).
-        score_thresh: score below which a detection is dropped.
-        nms_thresh: IoU of two detections of a class one of which is dropped.
+        box_loss: of the boxes: `"smooth_l1"` of the deltas, or `"giou"`, `"diou"`, `"ciou"` of the moved boxes (see
+            `roi_losses`).
+        box_loss_weight: what that loss is multiplied by. (A loss of overlap is at most 2 for an object; common settings
+            for it are 1, detectron2's, to 10, MMDetection's.)
+        score_thresh: score below which a detection is dropped, which soft-NMS may bring about (its paper: 0.001).
+        nms: `"hard"`; or soft-NMS, `"linear"` or `"gaussian"` (see `soft_nms`).
+        nms_thresh: IoU of two detections of a class one of which is dropped, or with `nms="linear"` loses score.
+        nms_sigma: of `nms="gaussian"`.
         detections_per_img: detections an image, at most.
         pre_nms_top_n: boxes of all classes of an image that go to suppression: of more, those with the best scores.
             Where no image has more (1000 proposals have 80,000 of COCO's classes, of which `score_thresh` leaves a few
             thousand at most), detections are those of torchvision, which has no such limit.
 
     Raises:
-        ConfigError: if `batch_size_per_image` or `pre_nms_top_n` is less than 1.
+        ConfigError: if `batch_size_per_image` or `pre_nms_top_n` is less than 1, `box_loss_weight` or `nms_sigma` not
+            more than 0, or `box_loss` or `nms` is none of the words above.
     """
 
     def __init__(
@@ -59,14 +88,24 @@ class TwoStageHeads(RoIHeads):
         positive_fraction: float = 0.25,
         hard_examples: bool = False,
         bbox_reg_weights: tuple[float, float, float, float] = BOX_REG_WEIGHTS,
+        box_loss: BoxLoss = "smooth_l1",
+        box_loss_weight: float = 1.0,
         score_thresh: float = 0.05,
+        nms: Suppression = "hard",
         nms_thresh: float = 0.5,
+        nms_sigma: float = 0.5,
         detections_per_img: int = 100,
         pre_nms_top_n: int = 10_000,
     ) -> None:
         for name, value in {"batch_size_per_image": batch_size_per_image, "pre_nms_top_n": pre_nms_top_n}.items():
             if value < 1:
                 raise ConfigError(f"model.roi_heads.{name} must be at least 1, got {value}")
+        for name, number in {"box_loss_weight": box_loss_weight, "nms_sigma": nms_sigma}.items():
+            if not number > 0:
+                raise ConfigError(f"model.roi_heads.{name} must be more than 0, got {number}")
+        for name, word, known in (("box_loss", box_loss, get_args(BoxLoss)), ("nms", nms, get_args(Suppression))):
+            if word not in known:
+                raise ConfigError(f"model.roi_heads.{name} must be one of {', '.join(known)}, got {word!r}")
         super().__init__(
             box_pooler,
             box_head,
@@ -85,7 +124,9 @@ class TwoStageHeads(RoIHeads):
         )
         self.box_coder = BoxCoder(tuple(bbox_reg_weights))
         self.batch_size_per_image, self.hard_examples = batch_size_per_image, hard_examples
-        self.pre_nms_top_n = pre_nms_top_n
+        self.box_loss, self.box_loss_weight = box_loss, box_loss_weight
+        self.nms, self.nms_sigma, self.pre_nms_top_n = nms, nms_sigma, pre_nms_top_n
+        self.image_context: nn.Module | None = None  # an `ImageContext`, if box heads are to know of the whole image
 
     def forward(
         self,
@@ -106,31 +147,35 @@ class TwoStageHeads(RoIHeads):
             box if len(box) + len(target["boxes"]) > 0 else box.new_tensor([[0, 0, width, height]])
             for box, target, (height, width) in zip(proposals, targets, image_shapes, strict=True)
         ]
-        proposals, matches, labels, deltas, positive = self._sample(proposals, targets)
-        logits, regression = self.classify(features, proposals, image_shapes)
-        class_loss, box_loss = box_losses(logits, regression, torch.cat(labels), torch.cat(deltas))
+        samples = self._sample(proposals, targets)
+        losses = self.box_losses(features, samples, image_shapes, targets)
+        if self.has_mask():
+            losses["loss_mask"] = self._mask_loss(features, samples, image_shapes, targets)
+        return losses
+
+    def box_losses(
+        self, features: dict[str, Tensor], samples: Samples, image_shapes: Shapes, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """The losses of classes and boxes."""
+        return self.mean_losses(*self.classify(features, samples.boxes, image_shapes), samples, self.box_coder)
+
+    def mean_losses(self, logits: Tensor, regression: Tensor, samples: Samples, coder: BoxCoder) -> dict[str, Tensor]:
+        """Means over the boxes of all images, or over the hard examples among them."""
+        labels, boxes, objects = (torch.cat(each) for each in (samples.labels, samples.boxes, samples.objects))
+        class_loss, box_loss = roi_losses(logits, regression, labels, boxes, objects, coder, self.box_loss)
+        box_loss = box_loss * self.box_loss_weight
         count = len(class_loss)
         if self.hard_examples:
-            count = min(count, self.batch_size_per_image * len(proposals))
+            count = min(count, self.batch_size_per_image * len(samples.boxes))
             hardest = (class_loss + box_loss).topk(count).indices
             class_loss, box_loss = class_loss[hardest], box_loss[hardest]
-        losses = {
+        return {
             "loss_classifier": class_loss.sum() / max(count, 1),
             "loss_box_reg": box_loss.sum() / max(count, 1),
         }
-        if self.has_mask():
-            losses["loss_mask"] = self._mask_loss(features, proposals, image_shapes, targets, matches, positive)
-        return losses
 
-    def _sample(
-        self, proposals: list[Tensor], targets: list[Target]
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """The boxes of each image whose losses count, drawn of its proposals and objects as torchvision draws them.
-
-        Returns:
-            the boxes (k, 4); the object of each (k,); its label (k,), 0 for background; the deltas (k, 4) to the
-            object; and which boxes are of an object.
-        """
+    def _sample(self, proposals: list[Tensor], targets: list[Target]) -> Samples:
+        """What is drawn of the proposals and objects of each image, as torchvision draws it."""
         self.check_targets(targets)
         objects = [target["boxes"].to(proposals[0]) for target in targets]
         boxes = self.add_gt_proposals(proposals, objects)
@@ -147,23 +192,28 @@ class TwoStageHeads(RoIHeads):
         boxes, matches, labels = (
             [each[row] for each, row in zip(x, rows, strict=True)] for x in (boxes, matches, labels)
         )
-        wanted = [
-            box[match] if len(box) else torch.zeros_like(own)
-            for box, match, own in zip(objects, matches, boxes, strict=True)
-        ]
         positive = [places_of(label > 0, count) for label, count in zip(labels, positives, strict=True)]
-        return boxes, matches, labels, list(self.box_coder.encode(wanted, boxes)), positive
+        return Samples(boxes, matches, labels, boxes_of_objects(objects, matches), positive)
 
     def assign_targets_to_proposals(
-        self, proposals: list[Tensor], gt_boxes: list[Tensor], gt_labels: list[Tensor]
+        self,
+        proposals: list[Tensor],
+        gt_boxes: list[Tensor],
+        gt_labels: list[Tensor],
+        matcher: Matcher | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each image the object of each box (n,), and its label (n,): 0 for background, -1 for neither."""
+        """Of each image the object of each box (n,), and its label (n,): 0 for background, -1 for neither.
+
+        Args:
+            matcher: default the one of `fg_iou_thresh` and `bg_iou_thresh`.
+        """
+        matcher = matcher or self.proposal_matcher
         matches, labels = [], []
         for boxes, objects, classes in zip(proposals, gt_boxes, gt_labels, strict=True):
-            match = torch.full_like(boxes[:, 0], self.proposal_matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
+            match = torch.full_like(boxes[:, 0], matcher.BELOW_LOW_THRESHOLD, dtype=torch.int64)
             nearest, label = match + 1, match + 1
             if len(objects):
-                match = match_boxes(self.proposal_matcher, objects, boxes)
+                match = match_boxes(matcher, objects, boxes)
                 nearest = match.clamp(min=0)
                 label = torch.where(match >= 0, classes[nearest], match + 1)
             matches.append(nearest)
@@ -171,9 +221,10 @@ class TwoStageHeads(RoIHeads):
         return matches, labels
 
     def detect(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes) -> list[Prediction]:
-        logits, regression = self.classify(features, proposals, image_shapes)
-        found = zip(*self.postprocess_detections(logits, regression, proposals, image_shapes), strict=True)
-        detections = [{"boxes": boxes, "labels": labels, "scores": scores} for boxes, scores, labels in found]
+        scores, boxes = self.score_boxes(features, proposals, image_shapes)
+        counts = [box.shape[0] for box in proposals]
+        each = zip(scores.split(counts), boxes.split(counts), image_shapes, strict=True)
+        detections = self.suppress(features, [self._candidates(*image) for image in each], image_shapes)
         if self.has_mask():
             logits = self._mask_logits(features, [d["boxes"] for d in detections], image_shapes)
             masks = maskrcnn_inference(logits, [d["labels"] for d in detections])
@@ -181,34 +232,65 @@ class TwoStageHeads(RoIHeads):
                 detection["mask_probabilities"] = mask[:, 0]
         return detections
 
-    def postprocess_detections(
-        self, class_logits: Tensor, box_regression: Tensor, proposals: list[Tensor], image_shapes: Shapes
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes (n, 4), scores and labels (n,) of each image, best first."""
-        counts = [box.shape[0] for box in proposals]
-        boxes = self.box_coder.decode(box_regression, proposals)[:, 1:].split(counts)
-        scores = class_logits.softmax(-1)[:, 1:].split(counts)
-        classes = class_logits.shape[1] - 1
-        found = []
-        for box, score, shape in zip(boxes, scores, image_shapes, strict=True):
-            score = score.reshape(-1)
-            rows = torch.where(score > self.score_thresh)[0]
-            if torch.compiler.is_compiling() or len(rows) > self.pre_nms_top_n:  # how many is not known when traced
-                most = torch.sym_min(rows.shape[0], self.pre_nms_top_n)
-                rows = rows[score[rows].topk(most).indices]
-            box, score, label = clip_boxes_to_image(box.reshape(-1, 4)[rows], shape), score[rows], rows % classes + 1
-            large = remove_small_boxes(box, 1e-2)
-            box, score, label = box[large], score[large], label[large]
-            kept = suppress(box, score, label, self.nms_thresh)[: self.detections_per_img]
-            found.append((box[kept], score[kept], label[kept]))
-        found_boxes, found_scores, found_labels = (list(each) for each in zip(*found, strict=True))
-        return found_boxes, found_scores, found_labels
+    def score_boxes(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes
+    ) -> tuple[Tensor, Tensor]:
+        """Probabilities (K, classes + 1) of the proposals of all images, and boxes (K, classes + 1, 4)."""
+        logits, regression = self.classify(features, proposals, image_shapes)
+        return logits.softmax(-1), self.box_coder.decode(regression, proposals)
 
-    def classify(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> tuple[Tensor, Tensor]:
-        """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`."""
-        logits, regression = self.box_predictor(self.box_head(self.box_roi_pool(features, boxes, image_shapes)))
+    def _candidates(self, scores: Tensor, boxes: Tensor, image_shape: tuple[int, int]) -> Prediction:
+        """Every class of every proposal of an image above the score threshold, as far as these are not too many."""
+        classes, score = scores.shape[1] - 1, scores[:, 1:].reshape(-1)
+        rows = torch.where(score > self.score_thresh)[0]
+        if torch.compiler.is_compiling() or len(rows) > self.pre_nms_top_n:  # how many is not known when traced
+            rows = rows[score[rows].topk(torch.sym_min(rows.shape[0], self.pre_nms_top_n)).indices]
+        box = clip_boxes_to_image(boxes[:, 1:].reshape(-1, 4)[rows], image_shape)
+        large = remove_small_boxes(box, 1e-2)
+        rows = rows[large]
+        return {"boxes": box[large], "labels": rows % classes + 1, "scores": score[rows]}
+
+    def suppress(
+        self, features: dict[str, Tensor], candidates: list[Prediction], image_shapes: Shapes
+    ) -> list[Prediction]:
+        """The candidates of each image that are its detections, best first."""
+        found = [(candidate, *self.suppress_by_score(candidate)) for candidate in candidates]
+        return [{"boxes": c["boxes"][rows], "labels": c["labels"][rows], "scores": s} for c, rows, s in found]
+
+    def suppress_by_score(self, found: Prediction) -> tuple[Tensor, Tensor]:
+        """Rows of an image's candidates by falling score, and their scores, which soft-NMS has lowered."""
+        arguments = found["boxes"], found["scores"], found["labels"]
+        if self.nms == "hard":
+            rows = suppress(*arguments, self.nms_thresh)[: self.detections_per_img]
+            return rows, found["scores"][rows]
+        rows, scores = soft_nms(*arguments, self.nms, self.nms_thresh, self.nms_sigma, self.detections_per_img)
+        good = scores > self.score_thresh
+        return rows[good], scores[good]
+
+    def classify(
+        self,
+        features: dict[str, Tensor],
+        boxes: list[Tensor],
+        image_shapes: Shapes,
+        parts: Any = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits and box deltas of boxes, float32 where features have half precision: see `ProposalNetwork`.
+
+        Args:
+            parts: modules (pooler, head, predictor); None: those of boxes.
+        """
+        pooler, head, predictor = parts or (self.box_roi_pool, self.box_head, self.box_predictor)
+        vectors = head(self.pool(pooler, features, boxes, image_shapes))
+        if self.image_context is not None:
+            images = self.image_context(features, image_shapes)
+            vectors = vectors + torch.cat([v.expand(box.shape[0], -1) for v, box in zip(images, boxes, strict=True)])
+        logits, regression = predictor(vectors)
         exact = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(exact), regression.to(exact)
+
+    def pool(self, pooler: nn.Module, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
+        """What the head of boxes works on."""
+        return pooler(features, boxes, image_shapes)
 
     def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
         return self.mask_predictor(self.mask_head(self.mask_roi_pool(features, boxes, image_shapes)))
@@ -216,18 +298,18 @@ class TwoStageHeads(RoIHeads):
     def _mask_loss(
         self,
         features: dict[str, Tensor],
-        proposals: list[Tensor],
+        samples: Samples,
         image_shapes: Shapes,
         targets: list[Target],
-        matches: list[Tensor],
-        positive: list[Tensor],
     ) -> Tensor:
-        if not any(len(rows) for rows in positive):
+        if not any(len(rows) for rows in samples.positive):
             # Batch normalisation of a head does not take an empty batch: one box, whose loss counts nothing.
-            some = [box[:1] for box in proposals]
+            some = [box[:1] for box in samples.boxes]
             return self._mask_logits(features, some, image_shapes).sum() * 0
-        boxes = [box[rows] for box, rows in zip(proposals, positive, strict=True)]
-        matched = [match[rows] for match, rows in zip(matches, positive, strict=True)]
+        boxes, matched = (
+            [each[rows] for each, rows in zip(x, samples.positive, strict=True)]
+            for x in (samples.boxes, samples.matches)
+        )
         logits = self._mask_logits(features, boxes, image_shapes)
         classes = torch.cat([target["labels"][rows] for target, rows in zip(targets, matched, strict=True)])
         wanted = [
@@ -238,13 +320,8 @@ class TwoStageHeads(RoIHeads):
         return F.binary_cross_entropy_with_logits(mine, torch.cat(wanted))
 
 
-def box_losses(logits: Tensor, regression: Tensor, labels: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses (K,) of each RoI: cross entropy, and smooth L1 of the deltas of its class (0 for background).
-
-    Their means are torchvision's `fastrcnn_loss`.
-    """
-    rows = torch.arange(len(labels), device=labels.device)
-    mine = regression.reshape(len(labels), -1, 4)[rows, labels]
-    wanted = torch.where(labels[:, None] > 0, deltas, mine.detach())
-    box_loss = F.smooth_l1_loss(mine, wanted, beta=1 / 9, reduction="none").sum(1)
-    return F.cross_entropy(logits, labels, reduction="none"), box_loss
+def boxes_of_objects(objects: list[Tensor], matches: list[Tensor]) -> list[Tensor]:
+    """The boxes (k, 4) of an image's objects (n, 4) by row (k,); zeros where it has none."""
+    return [
+        box[match] if len(box) else box.new_zeros(len(match), 4) for box, match in zip(objects, matches, strict=True)
+    ]

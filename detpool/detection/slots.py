@@ -30,19 +30,29 @@ def build_layer(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
 
 
 def build_downsampling(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
-    """A layer that halves maps, in place of a stride of 2.
+    """A layer in place of a stride of 2. It halves maps, unless it has a `factor` of its own.
 
     Raises:
-        ConfigError: if it refuses the channels or its own settings, or does not halve maps.
+        ConfigError: if it refuses the channels or its own settings, or does not make maps smaller by its factor.
     """
     layer = build_layer(factory, channels, slot)
+    factor = float(getattr(layer, "factor", 2))
     pooled = tried(layer, torch.zeros(1, channels, 8, 8), slot)
-    if pooled.shape != (1, channels, 4, 4):
+    if pooled.shape[:2] != (1, channels) or any(abs(side - 8 / factor) >= 1 for side in pooled.shape[2:]):
+        made = "halve maps" if factor == 2 else f"make maps {factor:g} times smaller (its factor)"
         raise ConfigError(
-            f"{slot} must halve maps and keep their channels: {channels} channels of 8 x 8 cells became "
+            f"{slot} must {made} and keep their channels: {channels} channels of 8 x 8 cells became "
             f"{tuple(pooled.shape[1:])}; a window of 3 has stride 2 and padding 1, one of 2 stride 2 and padding 0"
         )
     return layer
+
+
+def find_factor(factory: LayerFactory | None, slot: str) -> float:
+    """How many times smaller, along each axis, a slot makes maps: its layer's `factor`, and 2 where it has none."""
+    if factory is None:
+        return 2.0
+    with torch.random.fork_rng(devices=[]):  # the draws of a layer that is thrown away change no other's
+        return float(getattr(build_layer(factory, 8, slot), "factor", 2))
 
 
 def tried(layer: nn.Module, input: Tensor, slot: str) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.evaluation.detections import Detections, Row, check_known, read_integers, shorten
+from detpool.evaluation.matches import Matches, match
 from detpool.garbage import collection_paused
 from detpool.masks import SegmentationError, to_rles
 
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "boundary"]
+PREFIXES: dict[str, str] = {"bbox": "", "segm": "mask_", "boundary": "boundary_"}
+"""Of the names of metrics."""
 Backend = Literal["pycocotools", "faster_coco_eval", "hotcoco"]
 
 _AREAS = {"s": 1, "m": 2, "l": 3}  # the libraries' area ranges; 0 is "all"
@@ -35,7 +38,8 @@ class CocoEvaluator:
         ground_truth: COCO's annotation format (`images`, `annotations`, `categories`), in pixels of the image
             files. Crowds (`iscrowd`) are ignore regions, as COCO defines. Objects flagged `ignore` need not
             be found, and a detection that matches one does not count. The dict is not changed.
-        iou_type: `"bbox"`, or `"segm"` for masks.
+        iou_type: `"bbox"`; `"segm"` for masks; or `"boundary"` for masks whose IoU is the smaller of theirs and that of
+            their pixels near the outline, within 2 % of the image's diagonal (Cheng et al., Boundary IoU, CVPR 2021).
         backend: `"faster_coco_eval"`; or, with the same numbers, `"pycocotools"`, which is slower, or `"hotcoco"`,
             which is to be installed (`pip install 'detpool[hotcoco]'`).
         max_dets: ascending limits on detections per image and class. AR is reported at each; AP and the
@@ -43,7 +47,8 @@ class CocoEvaluator:
 
     Raises:
         ValueError: an argument is none of the accepted values, class names repeat, an area is negative, or
-            `iou_type="segm"` and an object has no segmentation or a malformed one.
+            masks are compared and an object has no segmentation or a malformed one; or `"boundary"` and the backend is
+            not faster-coco-eval.
     """
 
     def __init__(
@@ -58,9 +63,12 @@ class CocoEvaluator:
             raise ValueError(f"iou_type must be one of {', '.join(get_args(IouType))}, got {iou_type!r}")
         if not max_dets or list(max_dets) != sorted(set(max_dets)) or max_dets[0] < 1:
             raise ValueError(f"max_dets must be ascending positive integers, got {list(max_dets)}")
+        if iou_type == "boundary" and backend != "faster_coco_eval":
+            raise ValueError(f"iou_type 'boundary' needs the backend 'faster_coco_eval', got {backend!r}")
         self.iou_type = iou_type
         self.max_dets = [int(limit) for limit in max_dets]
         self._coco_class, self._eval_class = _load_backend(backend)
+        self._spacing = 0.0 if backend == "faster_coco_eval" else float(np.spacing(1))
 
         categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
         self.class_names: list[str] = [category["name"] for category in categories]
@@ -92,8 +100,27 @@ class CocoEvaluator:
 
         Raises:
             ValueError: a row or `image_ids` names an image, or a row a category, that is not in the ground
-                truth; or `iou_type="segm"` and a row has no segmentation or a malformed one.
+                truth; or masks are compared and a row has no segmentation or a malformed one.
         """
+        # A class at a time, with the images that have something of it: the libraries take an object of Python for each
+        # detection, each mask, and each pair of image and class.
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print()
+            curves = [self._evaluate_class(*rows) for rows in self._by_class(rows, image_ids)]
+        precision, recall = (np.concatenate(each, axis=-3) for each in zip(*curves, strict=True))
+        return self._metrics(precision, recall)
+
+    @collection_paused()
+    def matches(self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None = None) -> Matches:
+        """Which of `rows` match an object, as `evaluate` counts them over all areas; arguments and errors are its."""
+        wanted = self._image_ids if image_ids is None else np.unique(np.array(list(image_ids), np.int64))
+        numbers = np.array(self._numbers(wanted), np.int64)
+        by_class, limit = self._by_class(rows, image_ids), self.max_dets[-1]
+        return match(by_class, wanted, numbers, self.class_names, limit, self._spacing)
+
+    def _by_class(
+        self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None
+    ) -> Iterator[tuple[list[Row], list[Row]]]:
+        """Objects and detections of each class, in some images, as the libraries read them."""
         wanted = self._image_ids if image_ids is None else np.array(list(image_ids), np.int64)
         if unknown := set(wanted.tolist()).difference(self._image_ids.tolist()):
             raise ValueError(f"image_ids: not in the ground truth: {shorten(unknown)}")
@@ -103,21 +130,11 @@ class CocoEvaluator:
         places = np.isin(found.image_ids, wanted).nonzero()[0]
         places = places[found.category_ids[places].argsort(kind="stable")]
         ends = found.category_ids[places].searchsorted(self._category_ids, side="right")[:-1]
-        # A class at a time, with the images that have something of it: the libraries take an object of Python for each
-        # detection, each mask, and each pair of image and class.
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print()
-            curves = [
-                self._evaluate_class([row for row in objects if row["image_id"] in numbers], found, of_class)
-                for objects, of_class in zip(self._objects, np.split(places, ends), strict=True)
-            ]
-        precision, recall = (np.concatenate(each, axis=-3) for each in zip(*curves, strict=True))
-        return self._metrics(precision, recall)
+        for objects, of_class in zip(self._objects, np.split(places, ends), strict=True):
+            yield [row for row in objects if row["image_id"] in numbers], self._detections(found, of_class)
 
-    def _evaluate_class(
-        self, objects: list[Row], found: Detections, places: NDArray[np.int64]
-    ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The library's precision and recall of a class: its objects, and which of the detections are of it."""
-        detections = self._detections(found, places)
+    def _evaluate_class(self, objects: list[Row], detections: list[Row]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The library's precision and recall of a class."""
         images = sorted({row["image_id"] for rows in (objects, detections) for row in rows})
         evaluation = self._eval_class(self._index(objects, images), self._index(detections, images), self.iou_type)
         if hasattr(evaluation, "rle_iou_max_workers"):
@@ -196,7 +213,7 @@ class CocoEvaluator:
         """Run-length encodings that are safe to read."""
         for name, segmentation in zip(names, segmentations, strict=True):
             if not segmentation:
-                raise ValueError(f"iou_type 'segm' needs masks: {what} {name} has no segmentation")
+                raise ValueError(f"iou_type {self.iou_type!r} needs masks: {what} {name} has no segmentation")
         try:
             return to_rles(segmentations, [self._sizes[image - 1] for image in images])
         except SegmentationError as error:

@@ -7,6 +7,7 @@ from torch.nn import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, LPPool2d, 
 
 from .blur import BlurPool2d, MaxBlurPool2d
 from .context import ASPP, LocalResponseNorm, SpatialPyramidContext2d
+from .fractional import FractionalMaxPool2d, FractionalRegionPool2d
 from .learned import GatedPool2d, LearnedMixedPool2d, LeNetSubsampling, StridedConv2d, TreePool2d
 from .reductions import (
     L2Pool2d,
@@ -34,7 +35,6 @@ from .tokens import (
 )
 from .windows import (
     AdaptiveTiledPool2d,
-    FractionalMaxPool2d,
     GlobalLpPool2d,
     GlobalPool2d,
     SpatialPyramidPool2d,
@@ -52,6 +52,7 @@ __all__ = [
     "BlurPool2d",
     "ClsTokenPool",
     "FractionalMaxPool2d",
+    "FractionalRegionPool2d",
     "GatedPool2d",
     "GlobalLpPool2d",
     "GlobalPool2d",

@@ -1,4 +1,4 @@
-"""Windows other than a sliding kernel: tiles, the whole map, random ones, a pyramid of grids.
+"""Windows other than a sliding kernel: tiles, the whole map, a pyramid of grids.
 
 PyTorch's own layers are in :mod:`detpool.layers` too, as they are: sliding windows ``MaxPool2d`` and ``AvgPool2d``
 (overlapping where the stride is less than the kernel), and adaptive ones ``AdaptiveMaxPool2d`` and
@@ -16,13 +16,12 @@ from torch.nn.functional import (
     adaptive_avg_pool2d,
     adaptive_max_pool2d,
     avg_pool2d,
-    fractional_max_pool2d,
     max_pool2d,
 )
 
 from detpool.ops import formulas
 from detpool.ops.inputs import check_features, pair
-from detpool.ops.layout import is_channels_last, memory_format
+from detpool.ops.layout import is_channels_last
 
 from . import fused
 from .reductions import checked_power, lp_pool2d, power_for
@@ -158,66 +157,6 @@ class GlobalLpPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if isinstance(self.p, nn.Parameter) else f"p={self.p:g}"
-
-
-class FractionalMaxPool2d(nn.Module):
-    """PyTorch's fractional max pooling, with an evaluation that is deterministic.
-
-    Of P windows of k rows, window i begins at ``floor((i + u) a) - floor(u a)`` with ``a = (H - k) / (P - 1)``, the
-    last at H - k, and columns likewise: pseudorandom steps near a. In training u is drawn for each image, channel and
-    axis; in evaluation it is 1/2. ``torch.manual_seed`` repeats the draws. Source: Graham, arXiv:1412.6071, 2014.
-
-    Args:
-        kernel_size: cells of a window, an integer or (height, width).
-        output_size: windows, likewise; or
-        output_ratio: windows per cell along each axis, between 0 and 1, a number or (height, width).
-
-    Raises:
-        ValueError: both or neither of the last two, or values out of range; in ``forward``, a map too small for them.
-    """
-
-    def __init__(
-        self,
-        kernel_size: Size,
-        output_size: Size | None = None,
-        output_ratio: float | Sequence[float] | None = None,
-    ) -> None:
-        super().__init__()
-        self.kernel_size = pair(kernel_size, "kernel_size")
-        if (output_size is None) == (output_ratio is None):
-            raise ValueError(
-                f"give one of output_size and output_ratio, got output_size={output_size!r} and "
-                f"output_ratio={output_ratio!r}"
-            )
-        self.output_size = None if output_size is None else pair(output_size, "output_size")
-        self.output_ratio: tuple[float, float] | None = None
-        if output_ratio is not None:
-            ratios = tuple(output_ratio) if isinstance(output_ratio, Sequence) else (output_ratio, output_ratio)
-            if len(ratios) != 2 or not all(0 < ratio < 1 for ratio in ratios):
-                raise ValueError(f"output_ratio must lie between 0 and 1, got {output_ratio!r}")
-            self.output_ratio = (ratios[0], ratios[1])
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, OH, OW)."""
-        check_features(input)
-        size = self.output_size
-        if size is None:
-            assert self.output_ratio is not None
-            height, width = (int(n * ratio) for n, ratio in zip(input.shape[2:], self.output_ratio, strict=True))
-            size = (height, width)
-        for length, kernel, windows in zip(input.shape[2:], self.kernel_size, size, strict=True):
-            if not 1 <= windows <= length - kernel + 1:
-                raise ValueError(
-                    f"{windows} windows of {kernel} cells do not fit into {length}: kernel_size {self.kernel_size}, "
-                    f"output {size[0]} x {size[1]}, input {input.shape[2]} x {input.shape[3]}"
-                )
-        samples = input.new_full((*input.shape[:2], 2), 0.5) if not self.training else None
-        pooled = fractional_max_pool2d(input, self.kernel_size, size, _random_samples=samples)
-        return pooled.contiguous(memory_format=memory_format(is_channels_last(input)))
-
-    def extra_repr(self) -> str:
-        size = f"output_size={self.output_size}" if self.output_size else f"output_ratio={self.output_ratio}"
-        return f"kernel_size={self.kernel_size}, {size}"
 
 
 class SpatialPyramidPool2d(nn.Module):

@@ -40,7 +40,7 @@ def lp(means: Means, p: float | Tensor, scale: Tensor, bin_scale: Tensor) -> Ten
     """
     (powers,) = means(lambda values: ((values.abs() / scale) ** p,))
     # The root of a denormal number has a gradient that overflows, and the number itself hardly a digit.
-    some = powers >= torch.finfo(powers.dtype).tiny
+    some = ~(powers < torch.finfo(powers.dtype).tiny)  # NaN is among them, and stays
     roots = torch.where(some, powers, 1.0) ** (1 / p)
     return torch.where(some, roots * bin_scale, 0.0)
 

@@ -38,7 +38,9 @@ class RoIPooler(MultiScaleRoIAlign):
         strides: stride in image pixels of each named map. Default: powers of two inferred from the sizes of the maps
             and of the largest image, as torchvision does.
         canonical_scale: side in image pixels of a box that belongs to `canonical_level` (default 224).
-        canonical_level: level, `log2(stride)`, of a box of that size (default 4, that is stride 16).
+        canonical_level: level, `log2(stride)`, of a box of that size (default 4, that is stride 16). Each box is pooled
+            from the coarsest map whose own level is not above the box's, `canonical_level + log2(side /
+            canonical_scale)`: FPN's equation 1 where strides double from map to map.
 
     Raises:
         ValueError: without map names, if `strides` has another length than `featmap_names` or is not positive, if
@@ -97,9 +99,7 @@ class RoIPooler(MultiScaleRoIAlign):
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         if len(features) == 1:
             return self._pool(features[0], rois, scales[0])
-        levels = assign_levels(
-            rois[:, 1:], len(features), -math.log2(scales[0]), self.canonical_scale, self.canonical_level
-        )
+        levels = self._levels(rois[:, 1:], scales)
         if pools_pyramids(self.operator):
             return self._pool(features, PyramidRoIs(rois, levels), scales)
         # Empty levels are pooled too: they keep every map in the graph, which DDP needs.
@@ -122,6 +122,16 @@ class RoIPooler(MultiScaleRoIAlign):
         dtype = sum_dtype(features[0].dtype)
         rois = join_images(boxes, dtype) if boxes else features[0].new_zeros((0, 5), dtype=dtype)
         return features, rois, self._scales(features, image_shapes)
+
+    def _levels(self, boxes: Tensor, scales: list[float]) -> Tensor:
+        """The level (K,) of each box: the coarsest whose log2(stride) is not above that of the box."""
+        finest, *coarser = (-math.log2(scale) for scale in scales)
+        canonical = self.canonical_scale, self.canonical_level
+        if all(abs(level - finest - i) < 1e-6 for i, level in enumerate(coarser, 1)):
+            return assign_levels(boxes, len(scales), finest, *canonical)
+        # Levels that are not octaves: one by one, whether a box reaches it.
+        reached = [assign_levels(boxes, 2, level - 1, *canonical) for level in coarser]
+        return torch.stack(reached).sum(0)
 
     def _pool(self, features: Any, rois: Any, scale: Any) -> Tensor:
         """One map, RoIs (K, 5) and a scale; or those of a pyramid."""

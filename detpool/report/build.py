@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from detpool.errors import ConfigError, did_you_mean
-from detpool.report import plots, tables
+from detpool.report import cost_tables, plots, tables
+from detpool.report.answer import answer
 from detpool.report.collect import Benchmark, Collected, Problem
+from detpool.report.costs import Costs
 from detpool.report.facts import facts
 from detpool.report.groups import Section, make_sections
 from detpool.report.plots import Picture
-from detpool.report.statistics import COVERAGE
+from detpool.report.resamples import resample
 from detpool.report.tables import Table
 
 
@@ -29,6 +32,7 @@ class Part:
         facts: what was trained, by its kind.
         notes: what to beware of.
         blocks: its content.
+        answer: what it comes to, by question, for the top of the report; of a section with several configurations.
     """
 
     name: str
@@ -36,6 +40,7 @@ class Part:
     notes: list[str]
     blocks: list[Table | Picture]
     facts: Mapping[str, str] = field(default_factory=dict)
+    answer: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,17 +98,27 @@ def build_report(
     title = " and ".join(f"{n} {name}{'s' if n > 1 else ''}" for name, n in counts.items() if n)
     report = Report(title, [str(problem) for problem in problems])
     if runs:
-        _add_runs(report, make_sections(runs, by, baseline, show), metric)
+        sections = make_sections(runs, by, baseline, show)
+        resample(sections)
+        _add_runs(report, sections, metric, collected.costs)
     report.parts += [_benchmark_part(f"benchmark{i}", each) for i, each in enumerate(collected.benchmarks, 1)]
     return report
 
 
-def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
+def _add_runs(report: Report, sections: Sequence[Section], metric: str, costs: Sequence[Costs]) -> None:
     by_data: dict[tuple[str, ...], list[Section]] = {}
+    used = set[Path]()
     for number, section in enumerate(sections, 1):
-        notes, blocks = _notes(section, metric), _blocks(section, metric)
-        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section)))
+        measured = cost_tables.match(section, costs)
+        notes, blocks = _notes(section, metric), _blocks(section, metric, measured)
+        used |= {measured[1].path} if measured else set()
+        first = answer(section, metric, measured[0] if measured else None)
+        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section), first))
         by_data.setdefault(section.data, []).append(section)
+    for path in (each.path for each in costs if each.path not in used):
+        report.problems.append(
+            f"{path}: left out: no run here is of what it measured, or another file has more of them"
+        )
     if len(by_data) > 1:
         report.notes.append(
             f"The runs were evaluated in {len(by_data)} different ways: on other data sets, splits or image sizes, or "
@@ -117,11 +132,12 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str) -> None:
         report.numbers["across"] = pd.concat(map(tables.across_summary, comparable)).set_index("from")
 
 
-def _blocks(section: Section, metric: str) -> list[Table | Picture]:
+def _blocks(section: Section, metric: str, measured: tuple[pd.DataFrame, Costs] | None) -> list[Table | Picture]:
     """All about the runs of a section."""
     iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
         tables.metrics_table(section, metric),
+        tables.comparisons_table(section, metric) if section.others else None,
         tables.configurations_table(section),
         tables.classes_table(section, metric),
         tables.pivot_table(section, metric),
@@ -132,8 +148,8 @@ def _blocks(section: Section, metric: str) -> list[Table | Picture]:
         plots.plot_sizes(section, metric),
         *((errors, tables.errors_table(section)) if errors else ()),
         plots.plot_curves(section, metric),
-        plots.plot_cost(section, metric),
-        tables.cost_table(section),
+        *((plots.plot_cost(section, metric, measured[0]), *cost_tables.both(*measured)) if measured else ()),
+        tables.duration_table(section),
         tables.runs_table(section),
     ]
     return [block for block in blocks if block is not None]
@@ -179,13 +195,11 @@ def _notes(section: Section, metric: str) -> list[str]:
         if len(lacking) == len(pairs):
             who, listed = "No configuration shares", ""
         notes.append(f"{who} two seeds with the baseline{listed}: without, there are no intervals.")
-    if few := sorted({n for n in pairs.values() if n in COVERAGE}):
-        held = ", ".join(f"{COVERAGE[n]} % of the time with {n} seeds" for n in few)
-        notes.append(f"Bootstrap intervals of so few seeds, nominally 95 %, are too narrow: they hold {held}.")
     about: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "git revisions": tables.revision,
         "versions of packages": tables.versions,
         "machines, so that times do not compare": tables.machine,
+        "settings of tools/shift.py": lambda record: record.get("shift", {}).get("settings", "not measured"),
     }
     for what, describe in about.items():
         counts = Counter(describe(run.record) for run in runs)

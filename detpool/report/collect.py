@@ -18,10 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from detpool.evaluation.errors import ERRORS
+from detpool.evaluation.matches import MATCHES
+from detpool.report.costs import FILE as COSTS
+from detpool.report.costs import Costs, read_costs
 from detpool.run_config import read_run_config
 from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
+SHIFT = "shift.json"
+"""In a run directory: its shift consistency, if `tools/shift.py` has measured it."""
 _TYPES = {"a number": (int, float), "a whole number": (int,), "text": (str,), "a list": (list,), "an object": (dict,)}
 _PROVENANCE = {"command": "text", "git": "an object", "git.revision": "text", "versions": "an object"}
 _PROVENANCE |= {"hardware": "an object", "hardware.gpus": "a list"}
@@ -38,9 +43,11 @@ class Run:
         folder: the run directory.
         config: its whole config.
         record: `metrics.json`; what it holds is said by `detpool.run_record.write_metrics`, and entries are null or
-            absent if they were not recorded. Metrics are numbers in 0 .. 1, NaN if undefined.
+            absent if they were not recorded. Metrics are numbers in 0 .. 1, NaN if undefined. `shift` is what
+            `tools/shift.py` has found, its `summary` and `settings`, absent if it was not measured.
         curves: `train/loss` and `val/<metric>`, a column each, by epoch (from 1); empty without Lightning's CSV file.
         finished: when `metrics.json` was written, in seconds since 1970.
+        matches: its file of `detpool.evaluation.matches`, or that of a later evaluation of it; None if there is none.
     """
 
     folder: Path
@@ -48,6 +55,7 @@ class Run:
     record: dict[str, Any]
     curves: pd.DataFrame
     finished: float
+    matches: Path | None = None
 
     @property
     def seed(self) -> int:
@@ -80,6 +88,7 @@ class Run:
             "peak_memory_bytes": self.record.get("peak_memory_bytes"),
             **self.metrics,
             **{f"errors/{kind}": count for kind, count in (self.record.get("errors") or {}).items()},
+            **{f"shift/{name}": value for name, value in self.record.get("shift", {}).get("summary", {}).items()},
             "command": self.record.get("command") or "",
         }
 
@@ -111,6 +120,7 @@ class Collected:
 
     runs: list[Run] = field(default_factory=list)
     benchmarks: list[Benchmark] = field(default_factory=list)
+    costs: list[Costs] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     @contextmanager
@@ -127,7 +137,8 @@ def collect(paths: Iterable[Path]) -> Collected:
 
     A folder with `config.yaml` is a run directory, and incomplete without `metrics.json`; so is a folder that has only
     `status.json` or Hydra's record. A folder with `sweep.json` is a sweep, whose runs are inside it. A JSON file beside
-    a CSV file of the same name with a column `median_ms` is a benchmark. Hidden folders are not searched.
+    a CSV file of the same name with a column `median_ms` is a benchmark; `cost.json` is what `tools/cost.py` measured.
+    Hidden folders are not searched.
 
     Args:
         paths: folders, or single JSON files of benchmarks.
@@ -141,7 +152,7 @@ def collect(paths: Iterable[Path]) -> Collected:
             if folders.setdefault(folder.resolve(), folder) is folder:
                 _read_folder(folder, found)
     places = [run.folder for run in found.runs] + [one.path for one in found.benchmarks]
-    places += [problem.path for problem in found.problems]
+    places += [each.path for each in found.costs] + [problem.path for problem in found.problems]
     for path in paths:
         if not any(place.resolve().is_relative_to(path.resolve()) for place in places):
             message = "is neither a folder nor the JSON file of a benchmark" if path.exists() else "does not exist"
@@ -207,7 +218,22 @@ def _read_run(folder: Path) -> Run:
             raise ValueError(f"metrics.json: errors lacks {', '.join(lacking)}")
         if odd := [f"{kind}={count!r}" for kind, count in errors.items() if type(count) is not int or count < 0]:
             raise ValueError(f"metrics.json: errors must be counts, got {', '.join(odd)}")
-    return Run(folder, config, record, _read_curves(folder), path.stat().st_mtime)
+    if (shift := folder / SHIFT).is_file():
+        record["shift"] = _read_shift(shift)
+    matches = folder / MATCHES
+    curves, finished = _read_curves(folder), path.stat().st_mtime
+    return Run(folder, config, record, curves, finished, matches if matches.is_file() else None)
+
+
+def _read_shift(path: Path) -> dict[str, Any]:
+    """What `tools/shift.py` has found: `summary`, NaN for what is not defined, and `settings` as text."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        summary = {str(n): float("nan") if v is None else float(v) for n, v in found["summary"].items()}
+        settings = f"{found['images']} images moved {found['direction']}, {len(found['shifts'])} shifts"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} is not what tools/shift.py writes: {error!r}") from error
+    return {"summary": summary, "settings": settings}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -254,6 +280,10 @@ def _read_benchmark(path: Path, found: Collected) -> None:
     """Adds a benchmark, or a problem with one; neither, if the file is none."""
     table = path.with_suffix(".csv")
     if path.suffix != ".json" or not table.is_file():
+        return
+    if path.name == COSTS:
+        with found.reading(path):
+            found.costs.append(read_costs(path))
         return
     with table.open(newline="", encoding="utf-8", errors="replace") as file:
         columns, *lines = list(csv.reader(file)) or [[]]

@@ -12,6 +12,7 @@ from detpool.report.groups import Section
 VARIES = "varies"
 _KEYS = {"model": "model", "backbone": "backbone", "proposals": "model.proposals", "pooler": "pooler"}
 _KEYS |= {"mask pooler": "mask_pooler", "IoU pooler": "iou_pooler", "stem pool": "stem_pool"}
+_KEYS |= {"stage 2 pooler": "stage2_pooler", "stage 3 pooler": "stage3_pooler"}
 _KEYS |= {"downsample": "downsample", "context": "context", "head pool": "head_pool", "optimizer": "optim.optimizer"}
 """Parts of a config by what they are called here."""
 

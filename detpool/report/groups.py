@@ -13,14 +13,18 @@ averaged.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from detpool.errors import ConfigError, did_you_mean
 from detpool.report.collect import Run
 from detpool.report.names import by_choice, choices_of, differences, flatten, in_order, label_of, ranks, show
+from detpool.report.statistics import Sample
 from detpool.study.layout import PATHS, RUN_LOCAL, without_neutral
 
 MOST_DRAWN = 8
@@ -47,6 +51,8 @@ class Section:
         notes: runs that were left out, and why.
         baseline: the configuration that others are compared with.
         asked: configurations that plots show in any case.
+        image_ids: of the images that were resampled; none if they were not.
+        resamples: for runs whose images were, by their folder: a row of resamples for each metric.
     """
 
     title: str
@@ -58,6 +64,8 @@ class Section:
     notes: list[str] = field(default_factory=list)
     baseline: str = ""
     asked: list[str] = field(default_factory=list)
+    image_ids: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    resamples: dict[Path, pd.DataFrame] = field(default_factory=dict)
 
     @property
     def others(self) -> list[str]:
@@ -82,9 +90,15 @@ class Section:
         """A number of each run of a configuration, by seed."""
         return self.table.loc[label, name]
 
-    def gains(self, label: str, name: str) -> pd.Series:
-        """By seed, how far a configuration is above the baseline; NaN for a seed that only one of both has."""
-        return self.values(label, name) - self.values(self.baseline, name)
+    def sample(self, label: str, name: str) -> Sample:
+        """A number of each run of a configuration, and what it is on resampled images."""
+        known = {seed: self.resamples.get(run.folder) for seed, run in self.runs[label].items()}
+        rows = {seed: table.loc[name] for seed, table in known.items() if table is not None and name in table.index}
+        return Sample(self.values(label, name), pd.DataFrame(rows).T, self.image_ids)
+
+    def gains(self, label: str, name: str, over: str | None = None) -> Sample:
+        """How far a configuration is above another, the baseline; NaN for a seed that only one of both has."""
+        return self.sample(label, name) - self.sample(over or self.baseline, name)
 
     def drawn(self, metric: str) -> list[str]:
         """The configurations that plots show: the baseline, those asked for and, up to `MOST_DRAWN`, the best."""
@@ -171,8 +185,13 @@ def _section(runs: Sequence[Run], settings: pd.DataFrame, choices: pd.DataFrame)
         # The last of each seed stays.
         sorted_runs = sorted((runs[i] for i in places), key=lambda run: (run.seed, not run.curves.empty, run.finished))
         chosen = section.runs[label] = {run.seed: run for run in sorted_runs}
-        left_out = [(run.folder, kept.folder) for run in sorted_runs if run is not (kept := chosen[run.seed])]
-        section.notes += [f"{one}: left out: it has the settings and seed of {other}" for one, other in left_out]
+        for run in [run for run in sorted_runs if run is not chosen[run.seed]]:
+            kept = chosen[run.seed]
+            if kept.matches is None and run.matches is not None:
+                chosen[run.seed] = replace(kept, matches=run.matches)
+                section.notes.append(f"{kept.folder} has its matches from {run.folder}, an evaluation of it")
+            else:
+                section.notes.append(f"{run.folder}: left out: it has the settings and seed of {kept.folder}")
     section.baseline = next(iter(section.runs))
     return section
 

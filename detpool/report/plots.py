@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from detpool.report.groups import Section
-from detpool.report.statistics import Difference, mean_difference
+from detpool.report.statistics import Difference, compare
 from detpool.report.tables import IOUS, error_shares, prefix_of
 from detpool.visualization.style import COLOURS
 
@@ -29,8 +29,9 @@ _POINTS: Look = {"linestyle": "", "markersize": 6, "alpha": 0.7, "markeredgewidt
 _MEAN: Look = {"color": "black", "linestyle": "", "marker": "|", "markersize": 14, "markeredgewidth": 1.5}
 _SIZES = {"s": "small: below 32² pixels", "m": "medium", "l": "large: above 96² pixels"}
 _COSTS = {
-    "step_seconds": ("milliseconds per training step (median)", 1e3),
-    "peak_memory_bytes": ("MiB per training step (peak)", 2**-20),
+    "step_ms": "milliseconds per training step",
+    "inference_ms": "milliseconds of inference per batch",
+    "step_mib": "MiB per training step (peak)",
 }
 _ERRORS = {
     "correct": ("#009E73", ""),
@@ -69,7 +70,7 @@ def plot_metric(section: Section, metric: str) -> Picture:
             if label == section.baseline:
                 right.text(0.5, row, "baseline", transform=right.get_yaxis_transform(), ha="center", va="center")
             else:
-                _interval(right, row, mean_difference(section.gains(label, metric)), look)
+                _interval(right, row, compare(section.gains(label, metric)), look)
         right.axvline(0, color="0.5", linewidth=1)
         right.set_xlabel("points above the baseline (line: 95 % interval)")
     name = "".join(character if character.isalnum() else "_" for character in metric)
@@ -85,7 +86,7 @@ def plot_across(sections: Sequence[Section], metric: str) -> Picture:
         for row, label in enumerate(shown):
             if label in section.runs:
                 y = row + 0.6 * ((number + 0.5) / len(sections) - 0.5)
-                _interval(panel, y, mean_difference(section.gains(label, metric)), look)
+                _interval(panel, y, compare(section.gains(label, metric)), look)
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_xlabel("points above the baseline (line: 95 % interval)")
     _legend(figure, looks)
@@ -103,8 +104,13 @@ def plot_iou(section: Section, metric: str) -> Picture | None:
         mean, std = values.mean(), values.std()
         _band(left, names.values(), pd.DataFrame([mean, mean - std, mean + std]), look)
         for right in others if label != section.baseline else ():
-            found = pd.DataFrame({name: mean_difference(section.gains(label, name))[1:] for name in names})
-            _band(right, names.values(), found, look)
+            found = {name: compare(section.gains(label, name)) for name in names}
+            _band(
+                right,
+                names.values(),
+                pd.DataFrame({n: (each.difference, *each.shown) for n, each in found.items()}),
+                look,
+            )
     left.set_ylabel(f"{prefix}AP, %\n(band: standard deviation)")
     left.set_ylim(bottom=0)
     for right in others:
@@ -175,21 +181,24 @@ def plot_curves(section: Section, metric: str) -> Picture | None:
     return _picture(figure, "training", "Training, a line per seed")
 
 
-def plot_cost(section: Section, metric: str) -> Picture | None:
-    """What the metric costs: against the seconds and, where known, the memory of a training step; a point per run."""
-    shown = [name for name in _COSTS if section.has(name)]
-    if not shown:
+def plot_cost(section: Section, metric: str, costs: pd.DataFrame) -> Picture | None:
+    """What the metric costs: against the time and memory of a training step and of inference; a point per run.
+
+    Args:
+        costs: of `costs.compare`; configurations that it lacks are not shown.
+    """
+    drawn = {label: look for label, look in _looks(section.drawn(metric)).items() if label in costs.index}
+    if not drawn:
         return None
-    figure, panels = _panels(len(shown))
-    for panel, name in zip(panels, shown, strict=True):
-        title, factor = _COSTS[name]
-        for label, look in _looks(section.drawn(metric)).items():
-            x = factor * section.values(label, name).astype(float)
-            panel.plot(x, 100 * section.values(label, metric), **{**look, **_POINTS})
+    figure, panels = _panels(len(_COSTS))
+    for panel, (name, title) in zip(panels, _COSTS.items(), strict=True):
+        for label, look in drawn.items():
+            values = 100 * section.values(label, metric)
+            panel.plot([costs[name][label]] * len(values), values, **{**look, **_POINTS})
         panel.set_xlabel(title)
         panel.set_ylabel(f"{metric}, %")
-    _legend(figure, {label: {**look, "linestyle": ""} for label, look in _looks(section.drawn(metric)).items()})
-    return _picture(figure, "cost", f"{metric} and what a step costs")
+    _legend(figure, {label: {**look, "linestyle": ""} for label, look in drawn.items()})
+    return _picture(figure, "cost", f"{metric} and what it costs")
 
 
 def _picture(figure: Figure, name: str, title: str, note: str = "") -> Picture:
@@ -242,7 +251,7 @@ def _seeds(panel: Axes, section: Section, metric: str) -> None:
 
 def _interval(panel: Axes, y: float, found: Difference, look: Look) -> None:
     """A mean difference and its interval, in percentage points."""
-    panel.plot([100 * found.low, 100 * found.high], [y, y], color=look["color"], linewidth=2)
+    panel.plot([100 * end for end in found.shown], [y, y], color=look["color"], linewidth=2)
     panel.plot([100 * found.difference], [y], color=look["color"], marker=look["marker"])
 
 

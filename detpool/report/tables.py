@@ -15,11 +15,14 @@ import pandas as pd
 from detpool.evaluation.errors import ERRORS
 from detpool.report.collect import Benchmark
 from detpool.report.groups import Section
-from detpool.report.statistics import Difference, mean_difference, rank
+from detpool.report.statistics import POWER, Difference, Interval, adjust, compare, rank
 
 MOST_CLASSES = 20
 """Classes that a table has a column for."""
 IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
+_WHOSE = "Intervals of 95 % are of seeds and images, or of seeds alone where images are not resampled."
+_SHIFTS = {"AP_range": "AP range over shifts", "mask_AP_range": "mask_AP range over shifts", "iou": "IoU over shifts"}
+"""Of `tools/shift.py`, what the metrics have beside them."""
 _UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
 """Columns that only the benchmark's own CSV file tells."""
 
@@ -56,9 +59,31 @@ def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str
 
 def percentage_points(found: Difference) -> str:
     """Mean difference in percentage points and its interval."""
-    # + 0.0: not -0.00.
-    mean, low, high = (f"{round(100 * value, 2) + 0.0:+.2f}" for value in found[1:])
-    return "-" if not found.pairs else mean if math.isnan(found.low) else f"{mean} [{low}, {high}]"
+    if not found.pairs:
+        return "-"
+    return _points(found.difference) + (f" {interval(found.shown)}" if found.shown.is_known else "")
+
+
+def interval(found: Interval) -> str:
+    """An interval in percentage points."""
+    return f"[{_points(found.low)}, {_points(found.high)}]" if found.is_known else "-"
+
+
+def _points(value: float) -> str:
+    return f"{round(100 * value, 2) + 0.0:+.2f}"  # + 0.0: not -0.00
+
+
+def p_value(p: float) -> str:
+    """A probability to three digits after the point."""
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def number_needed(number: int | None) -> str:
+    """A number of seeds or images to two digits, upwards; None: no number is enough."""
+    if number is None:
+        return "no number of"
+    unit = 10 ** max(0, len(str(number)) - 2)
+    return f"{-(-number // unit) * unit:,}"
 
 
 def revision(record: Mapping[str, Any]) -> str:
@@ -94,9 +119,16 @@ def metrics_table(section: Section, metric: str) -> Table:
     kinds = (prefix_of(metric), "" if prefix_of(metric) else "mask_")
     usual = [f"{kind}AP{of}" for group in (("", "50", "75"), ("s", "m", "l")) for kind in kinds for of in group]
     shown = [metric, *(name for name in usual if name != metric and section.has(name))]
-    cells = _means(section.table[shown])
+    over_shifts = {f"shift/{name}": title for name, title in _SHIFTS.items() if section.has(f"shift/{name}")}
+    cells = _means(section.table[[*shown, *over_shifts]].rename(columns=over_shifts))
     cells.insert(1, "seeds", [str(len(runs)) for runs in section.runs.values()])
-    return Table("Metrics", cells, "Percent, mean ± standard deviation over seeds (n − 1).")
+    note = "Percent, mean ± standard deviation over seeds (n − 1)."
+    if over_shifts:
+        note += (
+            " Over shifts: images moved by less than the coarsest stride (tools/shift.py): the range of AP, and the "
+            "mean IoU of detections with those of the image that was not moved."
+        )
+    return Table("Metrics", cells, note)
 
 
 def configurations_table(section: Section) -> Table | None:
@@ -189,23 +221,16 @@ def errors_table(section: Section) -> Table:
     return Table("Kinds of errors of boxes", cells, "Per 100 objects, mean ± standard deviation.")
 
 
-def cost_table(section: Section) -> Table:
-    """Seconds and memory of a training step, and minutes of a run."""
-    steps = section.table["step_seconds"].astype(float).groupby("configuration", sort=False).mean()
-    relative = (steps / steps[section.baseline]).map("{:.2f}".format).replace("nan", "-")
-    numbers = {"ms per step": ("step_seconds", 1e3, 1), "MiB per step": ("peak_memory_bytes", 2**-20, 0)}
-    numbers["minutes per run"] = ("seconds", 1 / 60, 1)
-    columns = [
-        _means(section.table[[name]], factor, digits).set_index("configuration")[name].rename(title)
-        for title, (name, factor, digits) in numbers.items()
-    ]
-    cells = pd.concat([columns[0], relative.rename("× baseline"), *columns[1:]], axis=1).reset_index()
+def duration_table(section: Section) -> Table | None:
+    """Minutes of a run; None if they are not known."""
+    if not section.has("seconds"):
+        return None
+    cells = _means(section.table[["seconds"]], 1 / 60).rename(columns={"seconds": "minutes per run"})
     note = (
-        "A step is forward, backward and optimizer on one batch (the median of the run); its memory is the peak: on a "
-        "GPU what PyTorch's allocator handed out, on a CPU the resident memory of the process, in a sweep together "
-        "with what earlier runs left. - : not recorded."
+        "Wall time of the whole run, data and evaluation included, whatever else the machine did meanwhile: what "
+        "configurations cost is measured by tools/cost.py, whose cost.json beside the runs is reported here."
     )
-    return Table("Cost", cells, note)
+    return Table("Duration", cells, note, listing=True, folded=True)
 
 
 def runs_table(section: Section) -> Table:
@@ -215,15 +240,46 @@ def runs_table(section: Section) -> Table:
     return Table("Runs", cells, words=len(cells.columns), listing=True, folded=True)
 
 
+def comparisons_table(section: Section, metric: str) -> Table:
+    """The metric of each configuration against the baseline: what of the difference is beyond seeds and images."""
+    found = adjust({label: compare(section.gains(label, metric)) for label in section.others})
+    rows = [
+        [
+            label,
+            str(each.pairs),
+            _points(each.difference) if each.pairs else "-",
+            *map(interval, (each.both, each.seeds, each.images)),
+            p_value(each.adjusted),
+            each.dominates or "-",
+            _needed(each.seeds_needed()) if each.pairs > 1 else "-",
+            _needed(each.images_needed()) if each.pairs > 1 and each.images_drawn else "-",
+        ]
+        for label, each in found.items()
+    ]
+    columns = ["configuration", "pairs", f"Δ {metric}", "seeds and images", "seeds", "images", "p"]
+    cells = pd.DataFrame(rows, columns=[*columns, "larger error", "seeds for 1 point", "images for 1 point"])
+    corrected = f"corrected for {len(rows)} comparisons with the baseline by Holm's method" if len(rows) > 1 else ""
+    note = (
+        f"Baseline: {section.baseline}. Percentage points, mean over the seeds that both have, with 95 % intervals: of "
+        "seeds (Student's t, paired), of images (bootstrap, the same images for both and all seeds) and of both. p: of "
+        f"no difference, two-sided, of seeds and images, or of seeds alone where there is no other interval"
+        f"{'; ' + corrected if corrected else ''}. The last columns: seeds on these images, and images with these "
+        f"seeds, that find a difference of 1 point at a power of {100 * POWER:.0f} %, at the errors measured here; "
+        "none: no number would."
+    )
+    return Table(f"{metric} against {section.baseline}", cells, note)
+
+
+def _needed(number: int | None) -> str:
+    return "none" if number is None else number_needed(number)
+
+
 def differences_table(section: Section, metric: str) -> Table:
     """Paired differences from the baseline, with their intervals."""
     shown = _shown(section, metric, ("AP50", "AP75", "AP@0.90"))
-    found = {label: [mean_difference(section.gains(label, name)) for name in shown] for label in section.others}
-    note = (
-        f"Percentage points, mean over the seeds that both have, with the 95 % bootstrap interval over these pairs. "
-        f"Baseline: {section.baseline}."
-    )
-    return Table(f"Paired differences from {section.baseline}", _points(found, shown), note)
+    found = {label: [compare(section.gains(label, name)) for name in shown] for label in section.others}
+    note = f"Percentage points, mean over the seeds that both have. {_WHOSE} Baseline: {section.baseline}."
+    return Table(f"Paired differences from {section.baseline}", _differences(found, shown), note)
 
 
 def comparable(sections: Sequence[Section]) -> list[Section]:
@@ -244,15 +300,14 @@ def across_table(sections: Sequence[Section], metric: str) -> Table:
     values = ", ".join(section.value for section in others)
     note = (
         f"The difference at {values} minus that at {first.value}, percentage points, mean over the seeds that all four "
-        f"runs have, with the 95 % bootstrap interval over these seeds. Above zero: the gain is larger than at "
-        f"{first.value}."
+        f"runs have. {_WHOSE} Above zero: the gain is larger than at {first.value}."
     )
-    return Table(f"Differences from {first.baseline}: change since {first.value}", _points(found, shown), note)
+    return Table(f"Differences from {first.baseline}: change since {first.value}", _differences(found, shown), note)
 
 
 def across(first: Section, second: Section, label: str, name: str) -> Difference:
     """Difference of differences: how far a configuration is above the baseline in `second`, minus that in `first`."""
-    return mean_difference(second.gains(label, name) - first.gains(label, name))
+    return compare(second.gains(label, name) - first.gains(label, name))
 
 
 def _shown(section: Section, metric: str, usual: Sequence[str]) -> list[str]:
@@ -267,31 +322,43 @@ def _means(numbers: pd.DataFrame, factor: float = 100, digits: int = 1) -> pd.Da
     return means.reset_index()
 
 
-def _points(found: Mapping[str, Sequence[Difference]], metrics: Sequence[str]) -> pd.DataFrame:
+def _differences(found: Mapping[str, Sequence[Difference]], metrics: Sequence[str]) -> pd.DataFrame:
     rows = [[label, str(row[0].pairs), *map(percentage_points, row)] for label, row in found.items()]
     return pd.DataFrame(rows, columns=["configuration", "pairs", *(f"Δ {name}" for name in metrics)])
 
 
 def summary(section: Section) -> pd.DataFrame:
     """Mean and standard deviation of each metric over seeds, and its difference from the baseline."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for name in section.metrics:
+        compared = adjust({label: compare(section.gains(label, name)) for label in section.others})
+        found |= {(label, name): _numbers(each) for label, each in compared.items() if each.pairs}
     rows = []
     for label, name in itertools.product(section.runs, section.metrics):
-        values, found = section.values(label, name), mean_difference(section.gains(label, name))
+        values, of = section.values(label, name), {"configuration": label, "metric": name}
         numbers = {"seeds": values.count(), "mean": values.mean(), "std": values.std(), "baseline": section.baseline}
-        compared = found._asdict() if label != section.baseline and found.pairs else {}
-        rows.append({"data": section.title, "configuration": label, "metric": name, **numbers, **compared})
+        rows.append({"data": section.title, **of, **numbers, **found.get((label, name), {})})
     return pd.DataFrame(rows)
 
 
+def _numbers(found: Difference) -> dict[str, float]:
+    """A difference and its intervals, by columns of CSV files."""
+    intervals = {"seeds": found.seeds, "images": found.images, "both": found.both}
+    ends = {f"{name}_{end}": getattr(each, end) for name, each in intervals.items() for end in ("low", "high")}
+    return {"pairs": found.pairs, "difference": found.difference, **ends, "p": found.p, "p_holm": found.adjusted}
+
+
 def across_summary(sections: Sequence[Section]) -> pd.DataFrame:
-    """The differences of differences of every metric."""
+    """The differences of differences of every metric; p is corrected for the configurations of two sections."""
     first, *others = sections
-    return pd.DataFrame(
-        {"from": first.title, "to": section.title, "configuration": label, "metric": name, "baseline": first.baseline}
-        | across(first, section, label, name)._asdict()
-        for section, label, name in itertools.product(others, first.others, first.metrics)
-        if label in section.runs and name in section.metrics
-    )
+    rows = []
+    for section, name in itertools.product(others, first.metrics):
+        labels = [label for label in first.others if label in section.runs and name in section.metrics]
+        found = adjust({label: across(first, section, label, name) for label in labels})
+        of = {"from": first.title, "to": section.title}
+        of_metric = {"metric": name, "baseline": first.baseline}
+        rows += [{**of, "configuration": label, **of_metric, **_numbers(each)} for label, each in found.items()]
+    return pd.DataFrame(rows)
 
 
 def measurement_table(benchmark: Benchmark) -> Table:

@@ -35,8 +35,9 @@ _IMAGES = ("train_images", "val_images", "test_images")
 _NEUTRAL: dict[str, dict[str, Any]] = {
     "data": {"split": None, "split_seed": 0, "classes": None, "drop_others": "objects"}
     | dict.fromkeys((*_FILES, *_IMAGES)),
-    "model": {"weights": None},
+    "model": {"weights": None, "class_agnostic": False, "roi_heads": {"box_loss": "smooth_l1", "nms": "hard"}},
     "optim": {"backbone_rate": 1.0, "frozen": []},
+    "evaluation": {"diagnostics": []},
 }
 """Settings that came later, at the values that change nothing: runs of before keep their names, and their places in
 reports."""
@@ -84,12 +85,14 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
 
 def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config without settings that came later, where they change nothing: as a run of before has it."""
-    neutral = ((section, _NEUTRAL.get(section, {}), value) for section, value in config.items())
+    return _without(config, _NEUTRAL)
+
+
+def _without(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        section: {k: v for k, v in value.items() if k not in off or v != off[k]}
-        if isinstance(value, Mapping)
-        else value
-        for section, off, value in neutral
+        key: _without(value, neutral[key]) if isinstance(value, Mapping) and key in neutral else value
+        for key, value in config.items()
+        if key not in neutral or value != neutral[key]
     }
 
 

@@ -82,7 +82,7 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
         return Sweep(folder, base, None, is_study=is_study)
     own = len(base.hydra.overrides.hydra)
     if not is_study:
-        for _ in _composed(configs, jobs):
+        for _ in compose_jobs(configs, jobs):
             pass
         return Sweep(folder, base, [str(number) for number in range(len(jobs))], [job[own:] for job in jobs])
     lines, inputs = [shlex.join(job) for job in jobs], hash_inputs(configs, arguments)
@@ -91,7 +91,7 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
     names = {line: known[line] for line in finished}
     unknown = [job for line, job in zip(lines, jobs, strict=True) if line not in finished]
     varied = [str(key) for key in base.hydra.sweeper.params or {}]
-    for job, config, seed in _composed(configs, unknown):
+    for job, config, seed in compose_jobs(configs, unknown):
         names[shlex.join(job)] = run_name(job, varied, config, seed)
     _check_distinct([(line, names[line]) for line in lines])
     left = [job[own:] for job in unknown if not is_finished(folder / names[shlex.join(job)])]
@@ -118,6 +118,11 @@ def sweep_jobs(configs: Configs, arguments: Sequence[str]) -> list[list[str]] | 
     return [[*base.hydra.overrides.hydra, *job] for job in jobs]
 
 
+def sweep_folder(configs: Configs, arguments: Sequence[str]) -> Path:
+    """The folder of a sweep's runs; of a study the same each time."""
+    return Path(configs.load_configuration(configs.name, _as_sweep(arguments), RunMode.MULTIRUN).hydra.sweep.dir)
+
+
 def _as_sweep(arguments: Sequence[str]) -> list[str]:
     return [*(line for line in arguments if not line.startswith("hydra.mode=")), "hydra.mode=MULTIRUN"]
 
@@ -129,7 +134,7 @@ def _check_one_process(config: DictConfig) -> None:
         raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
 
 
-def _composed(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[list[str], DictConfig, int | None]]:
+def compose_jobs(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[list[str], DictConfig, int | None]]:
     """Composes runs, and checks each set of them that differ in the seed alone: the run, their config, its seed."""
     checked: set[int] = set()
     for job in jobs:

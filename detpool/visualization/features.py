@@ -116,7 +116,7 @@ class ImageFeatures:
                 f"the image of {width} x {height} pixels (width x height) must have {before * stride:g} on the left and"
                 f" upper and {after * stride:g} on the right and lower side of the box, got the box {box}"
             )
-        return box, (-(-height // int(stride)), -(-width // int(stride)))
+        return box, (math.ceil(height / stride), math.ceil(width / stride))
 
     def shifts(self, count: int, seed: int) -> list[list[float]]:
         """Moves (right, down) within a cell by whole pixels, drawn, in cells; fewer than asked for."""

@@ -39,14 +39,17 @@ MODELS = {
     "mask_rcnn_c5": [*SINGLE, *HEAD, *MASK, *RPN],
     "rfcn": [*SINGLE, *RPN, "model.reduced_channels=8", "pooler.output_size=3"],
     "light_head_rcnn": [*SINGLE, *RPN, "model.head_channels=16", "model.mid_channels=8", "model.kernel_size=5"],
+    "cascade_rcnn": [*PYRAMID, *RPN],
+    "cascade_mask_rcnn": [*PYRAMID, *MASK, *RPN],
     "iou_net": [*PYRAMID, *RPN, "model.iou_channels=16", "model.roi_heads.iou_boxes_per_image=16"],
 }
 
 
-def composed(model, pooler, overrides):
+def composed(model, pooler, overrides, backbone="small"):
     """The config of a tiny detector; its own pooler if `pooler` is None."""
     pooling = [] if pooler is None else [f"pooler={pooler}"]
-    line = [*COMMON, f"model={model}", *pooling, *MODELS[model], *overrides]
+    common = [word for word in COMMON if backbone == "small" or not word.startswith("backbone.widths")]
+    line = [*common, f"backbone={backbone}", f"model={model}", *pooling, *MODELS[model], *overrides]
     config = CHECKED.compose(line)
     check(config, CHECKED, line)
     return config

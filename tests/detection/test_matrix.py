@@ -19,6 +19,11 @@ POOLERS = {
     "rfcn": POSITION_SENSITIVE,
     "light_head_rcnn": [*POSITION_SENSITIVE, *SHARED],
 }
+IOU_HEAD = [
+    "iou_pooler=pr_roi_pool",
+    "model.roi_heads._target_=detpool.detection.IoUHeads",
+    "model.iou_channels=16",
+]
 PAIRS = [
     # Each detector with one of its poolers, one after the other, and two of them with all.
     pytest.param(
@@ -38,6 +43,16 @@ MORE = [
     ("faster_rcnn", "roi_align", ["pooler.operator.sampling_ratio=[1,2]"]),
     ("faster_rcnn", "spp", []),
     ("faster_rcnn", "roi_align", ["model.roi_heads.hard_examples=true"]),
+    ("faster_rcnn", "roi_align", ["head_pool=conv_fc", "head_pool.conv_channels=32", "model.roi_heads.nms=gaussian"]),
+    ("faster_rcnn_c5", "roi_align", ["model.class_agnostic=true", "model.roi_heads.box_loss=giou"]),
+    ("faster_rcnn_c4", "roi_align", ["model.class_agnostic=true", "model.roi_heads.box_loss=ciou"]),
+    ("light_head_rcnn", "ps_roi_align", ["model.class_agnostic=true", "model.roi_heads.box_loss=diou"]),
+    ("rfcn", "ps_roi_pool", ["model.roi_heads.box_loss=giou", "model.roi_heads.nms=linear"]),
+    ("cascade_rcnn", "roi_align", ["stage2_pooler=pr_roi_pool", "stage3_pooler=all_levels"]),
+    ("cascade_rcnn", "roi_align", ["model.roi_heads.hard_examples=true", "model.class_agnostic=false"]),
+    ("mask_rcnn", "roi_align", IOU_HEAD),
+    ("faster_rcnn_c4", "roi_align", [*IOU_HEAD, "model.class_agnostic=true"]),
+    ("faster_rcnn_c5", "roi_align", [*IOU_HEAD, "model.roi_heads.iou_guided=false", "model.roi_heads.nms=linear"]),
     ("mask_rcnn_c5", "roi_align", ["proposals=jittered"]),
     ("faster_rcnn_c4", "roi_align", ["proposals=given"]),
     ("mask_rcnn", "roi_align", ["mask_pooler=roi_pool", "mask_pooler.output_size=7"]),
@@ -58,7 +73,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
     parts = ["backbone.body", "backbone.neck" if model == "rfcn" else "roi_heads"]
     for part in [*parts, "rpn"] if config.model.proposals is None else parts:
         assert any(name.startswith(part) for name in reached), part
-    assert ("mask_AP" in metrics) == model.startswith("mask")
+    assert ("mask_AP" in metrics) == ("mask" in model)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +90,35 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
             None,
             "model.roi_heads.batch_size_per_image=0",
             "batch_size_per_image must be at least 1",
+        ),
+        ("faster_rcnn", None, "model.roi_heads.nms_sigma=0", "nms_sigma must be more than 0, got 0"),
+        ("faster_rcnn", None, "model.roi_heads.box_loss_weight=-1", "box_loss_weight must be more than 0, got -1"),
+        ("faster_rcnn", None, "head_pool=conv_fc head_pool.groups=3", r"head_pool\.groups must divide .*=256, got 3"),
+        (
+            "faster_rcnn",
+            None,
+            "iou_pooler=roi_align",
+            "no IoU head; model.roi_heads._target_=detpool.detection.IoUHeads",
+        ),
+        (
+            "mask_rcnn_c5",
+            None,
+            "model.roi_heads._target_=detpool.detection.IoUHeads",
+            "an IoU head needs a pooler of its own: iou_pooler=pr_roi_pool",
+        ),
+        (
+            "iou_net",
+            None,
+            "model.roi_heads.nms=linear",
+            "nms=linear suppresses by class score, .*iou_guided must be false",
+        ),
+        ("cascade_rcnn", None, "model.roi_heads.stage_ious=[0.5,0.6]", "an entry for each stage, .* got 2 and 3"),
+        ("cascade_rcnn", None, "model.roi_heads.stage_ious=[0.5,0.6,7]", r"at most 1, got \[0\.5, 0\.6, 7\]"),
+        (
+            "cascade_rcnn",
+            None,
+            "stage3_pooler=roi_pool model.roi_heads.stage_ious=[0.5] model.roi_heads.stage_reg_weights=[[1,1,1,1]]",
+            "stage3_pooler: model.roi_heads.stage_ious has 1 entries, so there is no stage 3",
         ),
         ("iou_net", None, "model.roi_heads.iou_boxes_per_image=0", "iou_boxes_per_image must be at least 1, got 0"),
         ("iou_net", None, "model.roi_heads.refine_steps=-1", "refine_steps must be at least 0, got -1"),

@@ -24,7 +24,12 @@ def detector(model, pooler=None):
 
 @pytest.mark.parametrize(
     ("model", "pooler"),
-    [("faster_rcnn", "roi_align"), ("faster_rcnn", "pr_roi_pool"), ("mask_rcnn", "roi_pool"), ("faster_rcnn_c4", None)],
+    [
+        ("cascade_rcnn", "roi_align"),
+        ("faster_rcnn", "pr_roi_pool"),
+        ("mask_rcnn", "roi_pool"),
+        ("faster_rcnn_c4", None),
+    ],
 )
 def test_detections_in_onnx_runtime_are_the_detectors(model, pooler, tmp_path) -> None:
     built = detector(model, pooler)
@@ -52,9 +57,12 @@ def test_a_detector_without_detections_is_one_in_onnx_runtime_too(tmp_path) -> N
 
 
 def test_what_has_no_onnx_form_says_so() -> None:
-    with pytest.raises(ConfigError, match="model=iou_net has no ONNX form"):
+    with pytest.raises(ConfigError, match="IoU head has no ONNX form"):
         export_detector(detector("iou_net"), (64, 96))
     built = detector("faster_rcnn")
+    built.roi_heads.nms = "linear"
+    with pytest.raises(ConfigError, match="model.roi_heads.nms=linear has no ONNX form"):
+        export_detector(built, (64, 96))
     built.rpn = GivenProposals()
     with pytest.raises(ConfigError, match="proposals of GivenProposals has no ONNX form"):
         export_detector(built, (64, 96))

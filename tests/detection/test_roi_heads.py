@@ -11,8 +11,10 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 
 from detpool import ops
 from detpool.detection import ProposalNetwork, TwoStageHeads, faster_rcnn_fpn
+from detpool.detection.assignment import BoxCoder
 from detpool.detection.backbones import SmallCNN
-from detpool.detection.roi_heads import BOX_REG_WEIGHTS, box_losses
+from detpool.detection.box_losses import roi_losses
+from detpool.detection.roi_heads import BOX_REG_WEIGHTS
 from detpool.poolers import RoIPooler
 from detpool.training.runs import build_module
 
@@ -37,6 +39,11 @@ def batch():
             mask[y1:y2, x1 : (x1 + x2) // 2] = 1
         targets.append({"boxes": box, "labels": torch.arange(1, len(box) + 1), "masks": masks})
     return images, targets
+
+
+def random_boxes(generator, *shape):
+    corner = torch.rand(*shape, 2, generator=generator) * 60
+    return torch.cat([corner, corner + 8 + torch.rand(*shape, 2, generator=generator) * 28], -1)
 
 
 def pyramid(generator):
@@ -80,10 +87,11 @@ def test_losses_are_torchvisions():
 def test_mean_of_the_losses_of_rois_is_torchvisions_loss():
     generator = torch.Generator().manual_seed(0)
     logits, regression = torch.randn(20, 4, generator=generator), torch.randn(20, 16, generator=generator)
-    labels, deltas = torch.randint(4, (20,), generator=generator), torch.randn(20, 4, generator=generator)
+    labels, (boxes, objects) = torch.randint(4, (20,), generator=generator), random_boxes(generator, 2, 20)
+    coder = BoxCoder(BOX_REG_WEIGHTS)
     for mine, reference in zip(
-        box_losses(logits, regression, labels, deltas),
-        fastrcnn_loss(logits, regression, [labels], [deltas]),
+        roi_losses(logits, regression, labels, boxes, objects, coder),
+        fastrcnn_loss(logits, regression, [labels], [coder.encode_single(objects, boxes)]),
         strict=True,
     ):
         assert mine.shape == (20,)
@@ -176,7 +184,7 @@ def test_batches_without_objects_or_proposals_train(model):
         assert proposals or len(predictions[0]["boxes"]) == 0
 
 
-@pytest.mark.parametrize("model", ["faster_rcnn", "rfcn", "iou_net"])
+@pytest.mark.parametrize("model", ["faster_rcnn", "rfcn", "iou_net", "cascade_rcnn"])
 def test_boxes_and_scores_keep_float32_in_mixed_precision(model):
     """bfloat16 has 8 bits: boxes beyond pixel 512 would be multiples of 4, objects' boxes in the losses too."""
     config = composed(

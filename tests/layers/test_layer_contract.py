@@ -34,6 +34,8 @@ FREE: dict[str, Callable[[], nn.Module]] = {
     "GlobalPool2d": layers.GlobalPool2d,
     "GlobalLpPool2d": layers.GlobalLpPool2d,
     "FractionalMaxPool2d": lambda: layers.FractionalMaxPool2d(1, 1),
+    "FractionalRegionPool2d": layers.FractionalRegionPool2d,
+    "FractionalRegionPool2d disjoint": lambda: layers.FractionalRegionPool2d(1.3, False, "pseudorandom"),
     "SpatialPyramidPool2d": layers.SpatialPyramidPool2d,
     "SpatialPyramidContext2d": layers.SpatialPyramidContext2d,
 }

@@ -74,7 +74,8 @@ def test_values_that_are_not_finite_are_not_hidden() -> None:
     x[..., 0, 0] = torch.nan
     for layer in [*(kind(2).eval() for kind in kinds), layers.StochasticPool2d(2)]:
         assert layer(x).isnan().tolist() == [[[[True, False]]]]
-    assert layers.StochasticPool2d(2)(x.double()).isnan().tolist() == [[[[True, False]]]]
+    for layer in (layers.StochasticPool2d(2), layers.LpPool2d(2, p=1.5), layers.SoftmaxPool2d(2)):  # by formulas
+        assert layer(x.double()).isnan().tolist() == [[[[True, False]]]]
     x[..., 0, 0] = torch.inf
     assert layers.LpPool2d(2, p=3)(x).flatten().tolist() == [math.inf, 1.0]
 

@@ -1,4 +1,4 @@
-"""Tiled, adaptive, global, fractional and pyramid windows against slices in NumPy."""
+"""Tiled, adaptive, global and pyramid windows against slices in NumPy."""
 
 import math
 
@@ -70,32 +70,6 @@ def test_generalised_mean() -> None:
     assert torch.autograd.gradcheck(call, (x[1:].clone().requires_grad_(), learned.p))
 
 
-def test_fractional_windows() -> None:
-    x = random_map(2, 3, 11, 9).requires_grad_()
-    layer = layers.FractionalMaxPool2d(2, output_size=(6, 5)).eval()
-    got = layer(x)
-
-    def starts(length: int, windows: int) -> list[int]:
-        step = (length - 2) / (windows - 1)
-        first = [math.floor((i + 0.5) * step) - math.floor(0.5 * step) for i in range(windows - 1)]
-        return [*first, length - 2]
-
-    values = x.detach().numpy()
-    for i, top in enumerate(starts(11, 6)):
-        for j, left in enumerate(starts(9, 5)):
-            expected = values[:, :, top : top + 2, left : left + 2].max((2, 3))
-            torch.testing.assert_close(got[:, :, i, j], torch.from_numpy(expected))
-    assert torch.equal(layer(x), got)
-    assert torch.autograd.gradcheck(layer, x)
-    layer.train()
-    torch.manual_seed(0)
-    drawn = layer(x)
-    assert not torch.equal(layer(x), drawn)
-    torch.manual_seed(0)
-    assert torch.equal(layer(x), drawn)
-    assert layers.FractionalMaxPool2d(2, output_ratio=(0.5, 0.7))(x).shape == (2, 3, 5, 6)
-
-
 def test_spatial_pyramid() -> None:
     x = random_map(2, 256, 5, 11)
     expected = []
@@ -132,13 +106,6 @@ def test_wrong_arguments() -> None:
         (lambda: layers.SpatialPyramidPool2d(()), r"levels must be a sequence of at least one grid, got \(\)"),
         (lambda: layers.SpatialPyramidPool2d(3), "levels must be a sequence of at least one grid, got 3"),
         (lambda: layers.GlobalLpPool2d(0.9), "p must be at least 1 and finite, got 0.9"),
-        (lambda: layers.FractionalMaxPool2d(2), "give one of output_size and output_ratio"),
-        (lambda: layers.FractionalMaxPool2d(2, 3, 0.5), "give one of output_size and output_ratio"),
-        (lambda: layers.FractionalMaxPool2d(2, None, 1.5), "output_ratio must lie between 0 and 1, got 1.5"),
-        (
-            lambda: layers.FractionalMaxPool2d(3, 4)(torch.zeros(1, 1, 5, 9)),
-            "4 windows of 3 cells do not fit into 5: .* input 5 x 9",
-        ),
     ):
         with pytest.raises(ValueError, match=message):
             build()

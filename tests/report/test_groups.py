@@ -39,6 +39,7 @@ def test_seeds_and_places_make_no_difference(make_run, tmp_path):
 def test_runs_of_before_a_setting_are_those_of_today_where_it_changes_nothing(make_run, tmp_path):
     make_run("0", seed=0)
     off = {"optim.backbone_rate": 1.0, "optim.frozen": [], "data.drop_others": "objects", "data.split_seed": 0}
+    off |= {"model.roi_heads": {"nms": "hard", "box_loss": "smooth_l1"}, "model.class_agnostic": False}
     make_run("1", seed=1, **off)
     make_run("2", seed=2, **off | {"optim.backbone_rate": 0.1})
     (section,) = sections_of(tmp_path)

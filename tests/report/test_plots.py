@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -10,6 +11,10 @@ from detpool.report.collect import collect
 from detpool.report.groups import make_sections
 
 LONG = "a_pooler_with_a_rather_long_name_that_no_line_of_a_legend_of_many_columns_would_hold"
+
+
+COSTS = {"step_ms": 250.0, "inference_ms": 90.0, "step_mib": 40.0}
+"""Of every configuration."""
 
 
 @pytest.fixture
@@ -22,8 +27,10 @@ def figures(monkeypatch):
 
 def draw_all(folder, by=None):
     sections = make_sections(collect([folder]).runs, by)
-    for draw in (plots.plot_metric, plots.plot_iou, plots.plot_curves, plots.plot_cost, plots.plot_sizes):
+    for draw in (plots.plot_metric, plots.plot_iou, plots.plot_curves, plots.plot_sizes):
         draw(sections[0], "AP")
+    costs = pd.DataFrame(COSTS, sections[0].runs)
+    plots.plot_cost(sections[0], "AP", costs)
     plots.plot_errors(sections[0], "AP")
     if by:
         plots.plot_across(sections, "AP")
@@ -63,4 +70,4 @@ def test_panels_show_what_was_recorded(make_run, tmp_path, figures):
     points, mean = panel.lines
     assert points.get_xdata() == pytest.approx([40, 60])
     assert mean.get_xdata() == pytest.approx([50])
-    assert figures["cost"].axes[0].lines[0].get_xdata() == pytest.approx([250, 250])
+    assert figures["cost"].axes[0].lines[0].get_xdata().tolist() == [250, 250]

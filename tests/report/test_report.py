@@ -10,11 +10,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import report
+from interval_coverage import write_study
 
+from detpool.evaluation.matches import read_matches
+from detpool.evaluation.resampling import resampled_ap
 from detpool.report import plots
 from detpool.report.plots import Picture
+from detpool.report.statistics import RESAMPLES
 
 ROOT = Path(__file__).parents[2]
 without_plots = pytest.mark.usefixtures("_without_plots")
@@ -93,16 +98,19 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
         ["pooler=roi_pool", "3", "51.0 ± 1.0", "76.5 ± 1.5", "63.4 ± 1.2", "40.8 ± 0.8", "56.1 ± 1.1"],
         ["pooler=pr_roi_pool", "3", "54.0 ± 3.0", "81.0 ± 4.5", "67.1 ± 3.7", "43.2 ± 2.4", "59.4 ± 3.3"],
     ]
-    # All resamples of 1, 2 and 6: 1/27 of them has the mean 1, and 1/27 the mean 6.
-    assert tables[1][1][:3] == ["pooler=pr_roi_pool", "3", "+3.00 [+1.00, +6.00]"]
-    assert "nominally 95 %, are too narrow: they hold 75 % of the time with 3 seeds" in said
-    assert tables[3][1][:4] == ["pooler=roi_pool", "60.0 ± 0.0", "5.0 ± 0.0", "10.0 ± 0.0"]
-    assert tables[4][1] == ["pooler=roi_pool", "250.0 ± 0.0", "1.00", "3 ± 0", "2.0 ± 0.0"]
-    assert len(tables[5]) == 7
-    assert tables[5][1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 10, "train.py pooler=roi_pool seed=0"]
+    # Of 1, 2 and 6: 3 +- 4.303 sqrt(7 / 3), and 44 seeds of that spread for 1 point.
+    seeds, *_ = needed = tables[1][1][4:]
+    assert tables[1][1][:4] == ["pooler=pr_roi_pool", "3", "+3.00", "-"]
+    assert (seeds, needed[1:]) == ("[-3.57, +9.57]", ["-", "0.188", "-", "57", "-"])
+    assert tables[2][1][:3] == ["pooler=pr_roi_pool", "3", "+3.00 [-3.57, +9.57]"]
+    assert "6 of 6 runs have no matches.npz that can be used" in said
+    assert tables[4][1][:4] == ["pooler=roi_pool", "60.0 ± 0.0", "5.0 ± 0.0", "10.0 ± 0.0"]
+    assert tables[5][1] == ["pooler=roi_pool", "2.0 ± 0.0"]
+    assert len(tables[6]) == 7
+    assert tables[6][1] == ["pooler=roi_pool", "0", str(sweep / "0"), "a" * 10, "train.py pooler=roi_pool seed=0"]
 
     timed = [row for row in table_of(ROOT / "results" / "ops_cpu" / "bench.csv") if row["status"] == "timed"]
-    facts, times = tables[6:]
+    facts, times = tables[7:]
     assert facts[1][1].startswith("python tools/bench_ops.py")
     assert len(times) == 1 + len(timed)
     assert {key: value for key, value in zip(times[0], times[1], strict=True) if value}.items() <= timed[0].items()
@@ -113,18 +121,27 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
     text = (folder / "report.md").read_text()
     assert text.startswith("# 6 runs and 1 benchmark\n")
     pictures = [line.split("](")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["]
-    assert len(pictures) == 7
+    assert len(pictures) == 6
     assert all((folder / picture).is_file() for picture in pictures)
-    assert len(list((folder / "plots").glob("*.pdf"))) == 6
-    assert r"pooler=pr\_roi\_pool & 3 & +3.00 [+1.00, +6.00]" in (folder / "report.tex").read_text()
+    assert len(list((folder / "plots").glob("*.pdf"))) == 5
+    assert r"pooler=pr\_roi\_pool & 3 & +3.00 [$-$3.57, +9.57]" in (folder / "report.tex").read_text()
     assert [(row["configuration"], row["seed"], row["AP"]) for row in table_of(folder / "runs.csv")][:2] == [
         ("pooler=roi_pool", "0", "0.5"),
         ("pooler=roi_pool", "1", "0.52"),
     ]
     rows = table_of(folder / "summary.csv")
     (row,) = [row for row in rows if row["metric"] == "AP" and row["baseline"] != row["configuration"]]
-    numbers = {name: float(row[name]) for name in ("mean", "std", "difference", "low", "high")}
-    assert numbers == pytest.approx({"mean": 0.54, "std": 0.03, "difference": 0.03, "low": 0.01, "high": 0.06})
+    numbers = {name: float(row[name]) for name in ("mean", "std", "difference", "seeds_low", "seeds_high", "p_holm")}
+    expected = {
+        "mean": 0.54,
+        "std": 0.03,
+        "difference": 0.03,
+        "seeds_low": -0.0357,
+        "seeds_high": 0.0957,
+        "p_holm": 0.1885,
+    }
+    assert numbers == pytest.approx(expected, abs=1e-4)
+    assert row["images_low"] == row["both_high"] == ""
 
     # The page needs no other file.
     page = Tags((folder / "report.html").read_text())
@@ -132,8 +149,8 @@ def test_files_of_a_sweep_and_a_benchmark(sweep, run_report, tmp_path):
     assert page.addresses == ["#1", "#benchmark1", *page.pictures]
     assert page.sections == ["1", "benchmark1"]
     kinds = [source.partition(";base64,") for source in page.pictures]
-    assert [kind for kind, _, _ in kinds] == ["data:image/svg+xml"] * 6 + ["data:image/png"]
-    for _, _, content in kinds[:6]:
+    assert [kind for kind, _, _ in kinds] == ["data:image/svg+xml"] * 5 + ["data:image/png"]
+    for _, _, content in kinds[:5]:
         root = ElementTree.fromstring(base64.b64decode(content, validate=True))
         links = [v for element in root.iter() for k, v in element.attrib.items() if k.endswith("href")]
         assert all(link.startswith(("#", "data:")) for link in links)
@@ -154,11 +171,11 @@ def test_boxes_and_masks_stand_beside_each_other(make_run, run_report, tmp_path)
     assert header[2:5] == ["mask_AP75", "mask_AP", "mask_AP50"]
     assert header[5:] == ["AP", "AP50", "AP75", "mask_APs", "mask_APm", "APs", "APm"]
     assert (align[3], align[5]) == ("40.0 ± 0.0", "50.0 ± 0.0")
-    assert tables[1][0][-1] == "Δ AP"
-    assert tables[1][1][-1].startswith("+10.00 [")
+    assert tables[2][0][-1] == "Δ AP"
+    assert tables[2][1][-1].startswith("+10.00 [")
     tables, _ = run_report(tmp_path / "logs")
     assert tables[0][0][2:8] == ["AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75"]
-    assert tables[1][0][-1] == "Δ mask_AP"
+    assert tables[2][0][-1] == "Δ mask_AP"
 
 
 @without_plots
@@ -189,15 +206,17 @@ def test_values_of_a_setting_get_parts_of_their_own_that_are_compared(make_run, 
     tables, said = run_report(*arguments, "--by", "optim.optimizer.lr")
     titles = list(dict.fromkeys(row["data"] for row in table_of(tmp_path / "report" / "runs.csv")))
     assert titles == [f"shapes, test split (optim.optimizer.lr={rate})" for rate in gains]
-    differences = [table[1][:3] for table in tables if table[0][1] == "pairs"]
+    differences = [table[1][:3] for table in tables if table[0][1] == "pairs" and table[0][-1] != "images for 1 point"]
     del differences[2]  # without the baseline
     assert [row[:2] for row in differences] == [["pooler=roi_align", "2"]] * 3
     # The last: 5 - 1 and 4 - 3, by how much more the configuration is above the baseline.
     assert [row[2].split()[0] for row in differences] == ["+2.00", "+4.50", "+2.50"]
-    assert differences[2][2] == "+2.50 [+1.00, +4.00]"
+    # Of 1 and 4: 2.5 +- 12.71 x 1.5.
+    assert differences[2][2] == "+2.50 [-16.56, +21.56]"
     (row,) = [row for row in table_of(tmp_path / "report" / "across.csv") if row["metric"] == "AP"]
     assert [row["from"], row["to"]] == titles[:2]
-    assert [float(row[name]) for name in ("difference", "low", "high")] == pytest.approx([0.025, 0.01, 0.04])
+    numbers = [float(row[name]) for name in ("difference", "seeds_low", "seeds_high")]
+    assert numbers == pytest.approx([0.025, -0.1656, 0.2156], abs=1e-4)
     assert f"{titles[2]} is not compared with {titles[0]}" in said
     assert "different ways" not in said
     # No tables of an earlier report stay.
@@ -219,7 +238,7 @@ def test_a_grid_is_a_table_and_its_configurations_are_ranked(make_run, run_repor
         for seed in range(2):
             settings = {"backbone": {"_target_": "a.backbone", "output_stride": stride}}
             make_run(f"logs/{pooler}-{stride}-{seed}", ap + 0.002 * seed, seed=seed, pooler=pooler, **settings)
-    _, pivot, ranking, *_ = run_report(tmp_path / "logs", "--show", "pooler=roi_pool")[0]
+    _, _, pivot, ranking, *_ = run_report(tmp_path / "logs", "--show", "pooler=roi_pool")[0]
     assert pivot == [
         ["backbone.output_stride", "pooler=roi_align", "pooler=roi_pool"],
         ["8", "50.1 ± 0.1", "30.1 ± 0.1"],
@@ -251,12 +270,93 @@ def test_notes_on_runs_and_intervals(sweep, make_run, run_report, tmp_path):
         assert f"<li>{note}" in page
     assert [row[1] for row in tables[0][1:]] == ["3", "2"]
     # Of the seeds that both have: 1 and 2.
-    assert tables[1][1][1:3] == ["2", "+1.50 [+1.00, +2.00]"]
+    assert tables[2][1][1:3] == ["2", "+1.50 [-4.85, +7.85]"]
     make_run("logs/7", pooler="roi_warp")
     _, said = run_report(sweep)
     assert "Not all configurations share two seeds with the baseline (not pooler=roi_warp)" in said
     assert "pooler=roi_warp has no finished run of seeds 1, 2, which others have" in said
-    assert "50 % of the time with 2 seeds" in said
+
+
+@without_plots
+def test_the_report_begins_with_its_answer(sweep, make_run, run_report, tmp_path):
+    def answers():
+        text = (tmp_path / "report" / "report.md").read_text().replace("\\", "")
+        return dict(re.findall("^- (.*?): (.*)", text.partition("## ")[0], re.MULTILINE))
+
+    run_report(sweep)
+    assert answers() == {
+        "best": "pooler=pr_roi_pool: AP 54.0 ± 3.0 %, 3 seeds",
+        "by how much": "+3.00 [-3.57, +9.57] points above pooler=roi_pool, the baseline (95 % interval, seeds alone)",
+        "beyond seeds": "no, [-3.57, +9.57] (Student's t, 3 pairs)",
+        "beyond images": "not known",
+        "beyond both": "not known",
+        "not told apart": "pooler=roi_pool",
+        "cost": "not measured; `python tools/cost.py`, with the choices of the study, measures it",
+        "to see 1 point": "57 seeds on these images",
+    }
+    for seed in range(3):  # 30 points worse in each seed, so that the baseline is the best
+        make_run(f"logs/{seed + 6}", 0.24 + 0.01 * seed, seed=seed, pooler="roi_warp")
+    run_report(sweep, "--baseline", "pooler=pr_roi_pool")
+    assert answers()["by how much"].startswith("+3.00 [-3.57, +9.57] points above pooler=roi_pool, the second best")
+    assert answers()["not told apart"] == "pooler=roi_pool"
+
+
+@pytest.fixture
+def simulated(tmp_path):
+    """Two poolers with two seeds and matches, the second of which is better."""
+    write_study(tmp_path / "study", images=40, configurations=2, seeds=2)
+    return tmp_path / "study"
+
+
+@without_plots
+def test_images_are_resampled_where_runs_have_matches(simulated, run_report, tmp_path):
+    tables, said = run_report(simulated)
+    assert "matches" not in said
+    runs = [[read_matches(simulated / f"pool_{i}_seed_{seed}" / "matches.npz") for seed in range(2)] for i in range(2)]
+    values = [[resampled_ap(run, RESAMPLES) for run in each] for each in runs]
+    for name in ("AP", "AP75"):
+        gains = np.mean([second[name] - first[name] for first, second in zip(*values, strict=True)], axis=0)
+        (row,) = [r for r in table_of(tmp_path / "report" / "summary.csv") if r["metric"] == name and r["difference"]]
+        assert float(row["difference"]) == pytest.approx(gains[0], abs=1e-12)
+        low, high = np.quantile(gains[1:], [0.025, 0.975])
+        assert [float(row["images_low"]), float(row["images_high"])] == pytest.approx([low, high])
+        assert float(row["both_low"]) < low < high < float(row["both_high"])
+    shown = tables[1][1]
+    assert all(re.fullmatch(r"\[[+-].*, [+-].*\]", shown[i]) for i in (3, 4, 5))
+    assert shown[7] in ("seeds", "images")
+    assert "(bootstrap, 40 images)" in (tmp_path / "report" / "report.html").read_text()
+    # AP of small objects is not resampled.
+    (row,) = [r for r in table_of(tmp_path / "report" / "summary.csv") if r["metric"] == "APs" and r["difference"]]
+    assert row["seeds_low"] != row["images_low"] == row["both_low"] == ""
+
+
+@without_plots
+def test_matches_of_a_later_evaluation_serve_the_run_and_bad_ones_do_not(simulated, run_report, tmp_path):
+    first, second, third, _ = sorted(simulated.iterdir())
+    kept = (first / "matches.npz").read_bytes()
+    (first / "matches.npz").unlink()
+    _, said = run_report(simulated)
+    assert "1 of 4 runs have no matches.npz that can be used" in said
+    assert f"`python eval.py ckpt_path=RUN run_dir=RUN/eval` adds it, for instance with RUN={first};" in said
+    # What that command leaves; the run has training curves, and stays.
+    (first / "csv").mkdir()
+    (first / "csv" / "metrics.csv").write_text("epoch,val/AP\n0,0.1\n")
+    (first / "eval").mkdir()
+    for name in ("config.yaml", "metrics.json"):
+        shutil.copy(first / name, first / "eval" / name)
+    (first / "eval" / "matches.npz").write_bytes(kept)
+    _, said = run_report(simulated)
+    assert f"{first} has its matches from {first / 'eval'}, an evaluation of it" in said
+    assert "no matches.npz" not in said
+    assert "left out" not in said
+    assert len(table_of(tmp_path / "report" / "runs.csv")) == 4
+
+    (second / "matches.npz").write_bytes(kept)  # of another run
+    (third / "matches.npz").write_bytes(kept[:100])
+    _, said = run_report(simulated)
+    assert f"{second / 'matches.npz'} gives AP 0." in said
+    assert f"{third / 'matches.npz'} is no file of matches, or damaged" in said
+    assert "2 of 4 runs have no matches.npz that can be used" in said
 
 
 @without_plots
@@ -281,7 +381,6 @@ def test_notes_on_what_differs_and_what_runs_say(make_run, run_report, tmp_path)
         "evaluated in 2 different ways: on other data sets, splits or image sizes",
     ):
         assert note in said
-    assert "too narrow" not in said
     summaries = [table[1] for table in tables if table[0][:2] == ["configuration", "seeds"]]
     assert [row[1:3] for row in summaries] == [["1", "50.0"], ["1", "60.0"]]
 
@@ -314,8 +413,13 @@ def test_what_was_trained_stands_on_top_and_what_failed_is_folded(make_run, run_
         "batch size": "8",
         "seeds": "0, 1",
     }
-    assert re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page) == list(facts.items())
-    assert re.findall("^- (.*?): (.*)", text.replace("\\", ""), re.MULTILINE)[1 : len(facts) + 1] == list(facts.items())
+    questions = ["best", "by how much", "beyond seeds", "beyond images", "beyond both", "not told apart", "cost"]
+    for pairs in (
+        re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", page),
+        re.findall(r"^- (?!\*)(.*?): (.*)", text.replace("\\", ""), re.MULTILINE),
+    ):
+        assert [name for name, _ in pairs[: len(questions)]] == questions
+        assert pairs[len(questions) :] == list(facts.items())
     assert re.findall("^%   (.*?): (.*)", latex, re.MULTILINE) == list(facts.items())
     summary = "<details><summary>Not in the numbers: 1 (failed, incomplete, unreadable or left out)</summary>"
     folded = page.partition(summary)[2].partition("</details>")[0]
@@ -332,8 +436,8 @@ def test_classes_that_differ_most_have_a_table(make_run, run_report, tmp_path):
             make_run(f"logs/{pooler}{seed}", seed=seed, pooler=pooler, record={"metrics": {"AP": 0.5} | metrics})
     tables, _ = run_report(tmp_path / "logs")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert tables[1][0] == ["configuration", *(f"{i:02}" for i in range(79, 59, -1))]
-    assert tables[1][1][1:3] == ["42.1 ± 0.0", "57.8 ± 0.0"]
+    assert tables[2][0] == ["configuration", *(f"{i:02}" for i in range(79, 59, -1))]
+    assert tables[2][1][1:3] == ["42.1 ± 0.0", "57.8 ± 0.0"]
     assert "The 20 of 80 classes whose means differ most between configurations, by that; summary.csv has all" in text
     assert len([row for row in table_of(tmp_path / "report" / "summary.csv") if row["metric"] == "AP/05"]) == 2
     # Of one configuration those of the lowest AP.
@@ -360,9 +464,9 @@ def test_one_run_of_an_older_version(make_run, run_report, tmp_path):
     make_run("logs/0", curves=False, record=nothing | {"metrics": {"AP": 0.5}})
     tables, said = run_report(tmp_path / "logs")
     assert said == ""
-    metrics, cost, runs = tables
+    metrics, duration, runs = tables
     assert metrics[1] == ["pooler=roi_align", "1", "50.0"]
-    assert cost[1] == ["pooler=roi_align", "-", "-", "-", "2.0"]
+    assert duration[1] == ["pooler=roi_align", "2.0"]
     assert runs[1][3] == "unknown"
     # Nothing to compare between sections either.
     make_run("logs/1", pooler="roi_pool", **{"optim.optimizer.lr": 1})

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from detpool.errors import ConfigError
 
@@ -17,25 +21,50 @@ class Body(nn.Module):
 
     Args:
         channels: C_l of each map.
-        strides: stride of each map in pixels of the network's input.
+        strides: stride of each map in pixels of the network's input, whole or not (see `FractionalRegionPool2d`).
         image_mean, image_std: per-channel normalisation the weights expect, for RGB images in [0, 1].
     """
+
+    has_class_token = False
+    """Whether the first of the tokens beside the last map is one of class."""
 
     def __init__(
         self,
         channels: Sequence[int],
-        strides: Sequence[int],
+        strides: Sequence[float],
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         super().__init__()
         self.channels = list(channels)
-        self.strides = list(strides)
+        # Two factors of the square root of 2 are one of 2.
+        self.strides = [round(s) if math.isclose(s, round(s), rel_tol=1e-9) else s for s in strides]
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         raise NotImplementedError
+
+    def maps_and_prefix(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """The maps, and tokens (N, P, C) of the whole image beside the cells of the last one: a transformer's, or None.
+
+        In evaluation the mean over passes where layers ask for several (`FractionalRegionPool2d`): detections of passes
+        do not correspond, as the classifications do that Graham averages, and cells do.
+        """
+        passes = 1 if self.training else max(getattr(layer, "test_passes", 1) for layer in self.modules())
+        maps, prefix = self.pass_once(images)
+        for number in range(2, passes + 1):
+            more, _ = self.pass_once(images)
+            maps = [torch.lerp(mean, one, 1 / number) for mean, one in zip(maps, more, strict=True)]
+        return maps, prefix
+
+    def pass_once(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """What `maps_and_prefix` averages: of a convolutional network the maps alone."""
+        return self(images), None
+
+    def pyramid(self, out_channels: int) -> tuple[nn.Module, list[float]]:
+        """A pyramid on maps by name, with a level by max pooling beyond the last, and strides of the others."""
+        return FeaturePyramidNetwork(self.channels, out_channels, extra_blocks=LastLevelMaxPool()), self.strides
 
     def take_last_stage(self) -> tuple[nn.Module, int]:
         """Removes the last stage, which then works on each RoI (the "C4" detectors), and gives it away.
@@ -48,7 +77,7 @@ class Body(nn.Module):
         """
         raise ConfigError(
             f"model: this detector takes the last stage of its backbone for a head, and {type(self).__name__} has none "
-            f"that works alone; backbone=small and backbone=resnet50 (and the other ResNets) have"
+            f"that works alone; backbone=small, backbone=resnet50 (and the other ResNets) and backbone=vgg16 have"
         )
 
 
@@ -68,7 +97,7 @@ class StagedBody(Body):
         stem: Mapping[str, nn.Module],
         stages: Mapping[str, nn.Module],
         channels: Sequence[int],
-        strides: Sequence[int],
+        strides: Sequence[float],
         first: int = 0,
         image_mean: Sequence[float] = IMAGENET_MEAN,
         image_std: Sequence[float] = IMAGENET_STD,

@@ -6,18 +6,21 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from detpool.detection.backbones.body import Body
 from detpool.detection.slots import LayerFactory, build_layer, tried
 from detpool.errors import ConfigError
 
 RPN_MAP = "rpn"
+IMAGE_MAP, IMAGE_PREFIX = "image", "image_prefix"
+"""What heads know of the whole image, if `image_tokens` is set: the last map, and a transformer's tokens beside it."""
 
 
 class FPNBackbone(nn.Module):
-    """Feature pyramid network (Lin et al., CVPR 2017) over all maps of a body, and a coarsest level by max pooling.
+    """A pyramid over all maps of a body, and a coarsest level by max pooling.
+
+    It is the feature pyramid network (Lin et al., CVPR 2017), of a plain transformer the simple feature pyramid (Li et
+    al., ViTDet, arXiv:2203.16527, 2022).
 
     Args:
         body: the feature maps to build on.
@@ -40,15 +43,16 @@ class FPNBackbone(nn.Module):
             )
         self.body = body
         self.context = _build_context(context, body)
-        self.fpn = FeaturePyramidNetwork(body.channels, out_channels, extra_blocks=LastLevelMaxPool())
+        self.fpn, strides = body.pyramid(out_channels)
         self.out_channels = self.rpn_channels = out_channels
-        self.level_names = [str(i) for i in range(len(body.channels))]
+        self.level_names = [str(i) for i in range(len(strides))]
         self.rpn_names = [*self.level_names, "pool"]
-        self.strides = list(body.strides)
+        self.strides, self.rpn_strides = list(strides), [*strides, 2 * strides[-1]]
+        self.image_tokens = False
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = _with_context(self.body(images), self.context)
-        return self.fpn(OrderedDict(zip(self.level_names, maps, strict=True)))
+        maps, image = _maps(self, images)
+        return {**self.fpn(OrderedDict((str(i), map) for i, map in enumerate(maps))), **image}
 
 
 class SingleMapBackbone(nn.Module):
@@ -90,10 +94,12 @@ class SingleMapBackbone(nn.Module):
         self.level_names = ["0"]
         self.rpn_names = ["0"] if neck is None and not separate_rpn else [RPN_MAP]
         self.strides = body.strides[-1:]
+        self.rpn_strides = body.strides[-1:]
+        self.image_tokens = False
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = _with_context(self.body(images), self.context)
-        features = {"0": maps[-1] if self.neck is None else self.neck(maps[-1])}
+        maps, image = _maps(self, images)
+        features = {"0": maps[-1] if self.neck is None else self.neck(maps[-1]), **image}
         if self.rpn_names == [RPN_MAP]:
             features[RPN_MAP] = maps[-2] if self.separate_rpn else maps[-1]
         return features
@@ -110,5 +116,10 @@ def _build_context(context: LayerFactory | None, body: Body) -> nn.Module | None
     return layer
 
 
-def _with_context(maps: list[Tensor], context: nn.Module | None) -> list[Tensor]:
-    return maps if context is None else [*maps[:-1], context(maps[-1])]
+def _maps(backbone: FPNBackbone | SingleMapBackbone, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The body's maps, the last one in its context, and what heads may know of the whole image."""
+    maps, prefix = backbone.body.maps_and_prefix(images)
+    if backbone.context is not None:
+        maps = [*maps[:-1], backbone.context(maps[-1])]
+    image = {IMAGE_MAP: maps[-1]} if backbone.image_tokens else {}
+    return maps, image | ({IMAGE_PREFIX: prefix} if image and prefix is not None else {})

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torchvision
-from torch import Tensor, nn
-from torchvision.models import get_model_weights
+from torch import nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from detpool.detection.backbones.body import StagedBody
-from detpool.detection.backbones.weights import download, load_state_dict, read_weights_file
-from detpool.detection.slots import LayerFactory, build_downsampling
-from detpool.errors import ConfigError, WeightsError, did_you_mean
+from detpool.detection.backbones.weights import load_state_dict, torchvision_weights
+from detpool.detection.slots import LayerFactory, build_downsampling, find_factor
+from detpool.errors import ConfigError, did_you_mean
 
 _STEM = ("conv1", "bn1", "relu", "maxpool")
 _STAGES = ("layer1", "layer2", "layer3", "layer4")
@@ -30,7 +28,7 @@ def resnet(
     stem_pool: LayerFactory | None = None,
     downsample: LayerFactory | None = None,
 ) -> StagedBody:
-    """A torchvision ResNet, maps at strides 4, 8, 16 and 32.
+    """A torchvision ResNet, maps at strides 4, 8, 16 and 32 unless `stem_pool` or `downsample` has another factor.
 
     Args:
         name: `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet152`, or a ResNeXt or wide ResNet of torchvision.
@@ -50,8 +48,8 @@ def resnet(
 
     Raises:
         ConfigError: for an unknown network, a `trainable_stages` outside 0..5, an `output_stride` that the network
-            cannot have (those of basic blocks, resnet18 and resnet34, have only 32), or if `stem_pool` or `downsample`
-            does not halve maps.
+            cannot have (those of basic blocks, resnet18 and resnet34, have only 32; so has any whose maps are not
+            halved), or if `stem_pool` or `downsample` makes maps of other sizes than it says.
         WeightsError: if the weights are unknown, cannot be downloaded or read, or do not fit.
     """
     known = [n for n in torchvision.models.list_models() if n.startswith(("resnet", "resnext", "wide_resnet"))]
@@ -62,6 +60,11 @@ def resnet(
 
     if output_stride not in (8, 16, 32):
         raise ConfigError(f"backbone.output_stride must be 32, 16 or 8, got {output_stride}")
+    stem, factor = find_factor(stem_pool, "stem_pool"), find_factor(downsample, "downsample")
+    if output_stride != 32 and (stem, factor) != (2, 2):
+        raise ConfigError(
+            f"backbone.output_stride must be 32 where stem_pool or downsample do not halve maps, got {output_stride}"
+        )
     dilated = [False, output_stride <= 8, output_stride <= 16]
 
     norm_layer = FrozenBatchNorm2d if weights is not None and frozen_norm else nn.BatchNorm2d
@@ -76,7 +79,7 @@ def resnet(
         ) from error
     if weights is not None:
         if pretrained:
-            load_state_dict(network, _state_dict(name, weights), source=weights, optional_prefixes=("fc.",))
+            load_state_dict(network, torchvision_weights(name, weights), source=weights, optional_prefixes=("fc.",))
         stages = ["layer4", "layer3", "layer2", "layer1", "conv1"][:trainable_stages]
         if trainable_stages == 5:
             stages.append("bn1")
@@ -93,7 +96,7 @@ def resnet(
         {name: network.get_submodule(name) for name in _STEM},
         {name: network.get_submodule(name) for name in _STAGES},
         [width // 8, width // 4, width // 2, width],
-        [min(stride, output_stride) for stride in (4, 8, 16, 32)],
+        [min(2 * stem * factor**level, output_stride) for level in range(4)],
     )
 
 
@@ -105,17 +108,3 @@ def _replace_stride(block: Any, downsample: LayerFactory) -> None:
     for name, layers in ((following, [getattr(block, following)]), ("downsample", block.downsample)):
         pool = build_downsampling(downsample, layers[0].in_channels, "downsample")
         setattr(block, name, nn.Sequential(pool, *layers))
-
-
-def _state_dict(name: str, weights: str) -> dict[str, Tensor]:
-    if weights.endswith((".pth", ".pt", ".ckpt", ".safetensors")):
-        return read_weights_file(weights)
-    choices = [*get_model_weights(name).__members__, "DEFAULT"]
-    if weights not in choices:
-        raise WeightsError(
-            f"backbone.weights={weights!r} is neither a file (.pth, .pt, .safetensors) nor the name of weights that "
-            f"torchvision has for {name}{did_you_mean(weights, choices)}"
-        )
-    entry = get_model_weights(name)[weights]
-    cache = f"{torch.hub.get_dir()}/checkpoints"
-    return download(entry.url, lambda: entry.get_state_dict(progress=False, check_hash=True), cache)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detpool.detection.backbones.body import StagedBody
-from detpool.detection.slots import LayerFactory, build_downsampling
+from detpool.detection.slots import LayerFactory, build_downsampling, find_factor
 from detpool.errors import ConfigError
 
 
@@ -52,37 +53,46 @@ class _Residual(nn.Module):
 
 
 class SmallCNN(StagedBody):
-    """A ResNet with a thin two-convolution stem; its stages have strides 4, 8, 16, ...
+    """A ResNet with a thin two-convolution stem; its stages have strides 4, 8, 16, ..., or what pools make of them.
 
     Args:
         widths: channels of each stage (default four stages, strides 4 to 32).
         depth: residual blocks per stage.
-        min_stride: stride in pixels of the finest map returned; 8 leaves out the first stage's, and with it most of
-            the cost of a pyramid on top.
+        min_stride: stride in pixels, to a thousandth, of the finest map returned; 8 leaves out the first stage's, and
+            with it most of the cost of a pyramid on top.
         output_stride: stages beyond this stride keep the resolution, their convolutions dilated instead.
         stem_pool: layer in place of the stem's second stride of 2, behind that convolution and its activation.
         downsample: layer in place of the stride of 2 of each stage that has one, behind the first convolution and its
             activation, and in front of the shortcut's. Without either, strided convolutions.
 
     Raises:
-        ConfigError: if no stage has the stride `min_stride` or `output_stride`, if `stem_pool` or `downsample` does not
-            halve maps, or if no stage has a stride that `downsample` could replace.
+        ConfigError: if no stage has the stride `min_stride` or `output_stride`, if `stem_pool` or `downsample` makes
+            maps of other sizes than it says, if no stage has a stride that `downsample` could replace, or stages that
+            it makes smaller by another factor than 2 were to be dilated.
     """
 
     def __init__(
         self,
         widths: Sequence[int] = (32, 64, 96, 128),
         depth: int = 1,
-        min_stride: int = 4,
+        min_stride: float = 4,
         output_stride: int = 32,
         stem_pool: LayerFactory | None = None,
         downsample: LayerFactory | None = None,
     ) -> None:
-        strides = [4 * 2**level for level in range(len(widths))]
-        for name, value in {"min_stride": min_stride, "output_stride": output_stride}.items():
-            # A body of fewer stages than the default's four ends before the default output stride.
-            if value not in strides and not (name == "output_stride" and value > strides[-1]):
-                raise ConfigError(f"backbone.{name} must be one of {strides}, the strides of the stages, got {value}")
+        factor = find_factor(downsample, "downsample")
+        strides = [2 * find_factor(stem_pool, "stem_pool") * factor**level for level in range(len(widths))]
+        starts = [level for level, stride in enumerate(strides) if math.isclose(stride, min_stride, rel_tol=1e-3)]
+        inner = any(math.isclose(output_stride, stride) for stride in strides) and factor == 2
+        # A body of fewer stages than the default's four ends before the default output stride.
+        for name, value, fits in (
+            ("min_stride", min_stride, bool(starts)),
+            ("output_stride", output_stride, inner or output_stride > strides[-1] - 1e-6),
+        ):
+            if not fits:
+                known = f"[{', '.join(f'{stride:.4g}' for stride in strides)}], the strides of the stages"
+                dilated = f"; stages that downsample makes {factor:.4g} times smaller cannot be dilated" * (factor != 2)
+                raise ConfigError(f"backbone.{name} must be one of {known}, got {value}{dilated}")
         if downsample is not None and min(output_stride, strides[-1]) == strides[0]:
             raise ConfigError(
                 f"downsample replaces strides between stages, and with backbone.output_stride={output_stride} and "
@@ -95,11 +105,9 @@ class SmallCNN(StagedBody):
         stages = {}
         for level, (width, stride) in enumerate(zip(widths, strides, strict=True)):
             # The convolution that would have had stride 2 reads what it would have read; those after it are dilated.
-            before, dilation = (max(1, s // output_stride) for s in (stride // 2, stride))
+            before, dilation = (max(1, int(s // output_stride)) for s in (stride / 2, stride))
             step = 1 if level == 0 or dilation > 1 else 2
             blocks = [_Residual(widths[max(level - 1, 0)], width, step, (before, dilation), downsample)]
             blocks += [_Residual(width, width, 1, (dilation, dilation)) for _ in range(depth - 1)]
             stages[f"stage{level + 1}"] = nn.Sequential(*blocks)
-        super().__init__(
-            {"stem": stem}, stages, widths, [min(s, output_stride) for s in strides], strides.index(min_stride)
-        )
+        super().__init__({"stem": stem}, stages, widths, [min(s, output_stride) for s in strides], starts[0])

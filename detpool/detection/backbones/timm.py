@@ -28,7 +28,8 @@ class TimmBody(Body):
     ) -> None:
         super().__init__(network.feature_info.channels(), strides, image_mean, image_std)
         self.network = network
-        self.channels_last = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
+        # An enumeration, whose members print as Format.NHWC.
+        self.channels_last = getattr(getattr(network, "output_fmt", None), "value", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.network(images)
@@ -66,52 +67,84 @@ def timm_body(
         WeightsError: if the weights cannot be had or do not fit.
     """
     timm = _import_timm()
-    if not timm.is_model(name):
-        hint = did_you_mean(name.split(".")[0], timm.list_models())
-        raise ConfigError(f"backbone.name={name!r} is not a model of timm {timm.__version__}{hint}")
-
-    has_weights = weights is not None or state_dict is not None
-    pretrained = pretrained and has_weights
-    if pretrained and state_dict is None and weights != "DEFAULT":
-        state_dict = read_weights_file(str(weights))
+    _check_name(name)
     reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    if len(set(reductions)) == 1:
+        raise ConfigError(
+            f"backbone.name={name!r} has maps of one stride, {reductions[0]}, as plain vision transformers have: "
+            f"backbone=vit_small backbone.name={name} has a simple feature pyramid on the last one"
+        )
     absent = [stride for stride in strides if stride not in reductions]
     if absent:
         raise ConfigError(f"backbone.strides: {name} has maps at strides {reductions}, not at {absent}")
-    # Windowed transformers insist on one image size unless told otherwise.
-    fixed_size = timm.get_pretrained_cfg(name).fixed_input_size
-
-    def create() -> Any:
-        return timm.create_model(
-            name,
-            features_only=True,
-            pretrained=pretrained,
-            pretrained_cfg_overlay=None if state_dict is None else {"state_dict": state_dict},
-            out_indices=[reductions.index(stride) for stride in strides],
-            **({"strict_img_size": False} if fixed_size else {}),
-            **({"output_stride": output_stride} if output_stride != 32 else {}),
-        )
-
-    if pretrained and state_dict is None:
-        network = download(f"timm's weights of {name}", create, cache="the Hugging Face cache")
-    else:
-        try:
-            network = create()
-        except RuntimeError as error:
-            raise WeightsError(f"weights {weights!r} do not fit {name}: {error}") from error
-        except (AssertionError, NotImplementedError, TypeError) as error:
-            raise ConfigError(
-                f"backbone: {name} takes images of one size only, or cannot have output_stride {output_stride}: {error}"
-            ) from error
+    network = create_network(
+        name,
+        weights,
+        pretrained,
+        f"backbone: {name} takes images of one size only, or cannot have output_stride {output_stride}",
+        state_dict,
+        features_only=True,
+        out_indices=[reductions.index(stride) for stride in strides],
+        # Windowed transformers insist on one image size unless told otherwise.
+        **({"strict_img_size": False} if timm.get_pretrained_cfg(name).fixed_input_size else {}),
+        **({"output_stride": output_stride} if output_stride != 32 else {}),
+    )
     strides = [min(stride, output_stride) for stride in strides]
     if network.feature_info.reduction() != strides:
         raise ConfigError(
             f"backbone.output_stride={output_stride}: {name} keeps its strides {network.feature_info.reduction()}"
         )
-    if has_weights and frozen_norm:
+    if frozen_norm and (weights is not None or state_dict is not None):
         network = timm.utils.model.freeze_batch_norm_2d(network)
     mean, std = (given or network.pretrained_cfg[key] for key, given in (("mean", image_mean), ("std", image_std)))
     return TimmBody(network, strides, mean, std)
+
+
+def create_network(
+    name: str,
+    weights: str | None,
+    pretrained: bool,
+    refusal: str,
+    state_dict: dict[str, Tensor] | None = None,
+    **arguments: Any,
+) -> Any:
+    """A network of timm.
+
+    Args:
+        name, weights, pretrained, state_dict: see `timm_body`.
+        refusal: what an error begins with if the network does not take the arguments.
+        arguments: of `timm.create_model`.
+
+    Raises:
+        ConfigError, WeightsError: see `timm_body`.
+    """
+    timm = _import_timm()
+    _check_name(name)
+    pretrained = pretrained and (weights is not None or state_dict is not None)
+    if pretrained and state_dict is None and weights != "DEFAULT":
+        state_dict = read_weights_file(str(weights))
+    overlay = None if state_dict is None else {"state_dict": state_dict}
+
+    def create() -> Any:
+        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, **arguments)
+
+    try:
+        if pretrained and state_dict is None:
+            return download(f"timm's weights of {name}", create, cache="the Hugging Face cache")
+        return create()
+    except WeightsError:
+        raise
+    except RuntimeError as error:
+        raise WeightsError(f"weights {weights!r} do not fit {name}: {error}") from error
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        raise ConfigError(f"{refusal}: {error}") from error
+
+
+def _check_name(name: str) -> None:
+    timm = _import_timm()
+    if not timm.is_model(name):
+        hint = did_you_mean(name.split(".")[0], timm.list_models())
+        raise ConfigError(f"backbone.name={name!r} is not a model of timm {timm.__version__}{hint}")
 
 
 def lite0(

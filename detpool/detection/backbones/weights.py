@@ -10,8 +10,9 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 
-from detpool.errors import WeightsError
+from detpool.errors import WeightsError, did_you_mean
 
 
 def read_weights_file(path: str) -> dict[str, Tensor]:
@@ -89,3 +90,22 @@ def download(name: str, fetch: Callable[[], Any], cache: str) -> Any:
             f"could not download {name} ({error}). Without a network, copy them from a machine that has them in "
             f"{cache}, or pass backbone.weights=<path of a file>, or start from random weights: backbone.weights=null"
         ) from error
+
+
+def torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
+    """The state dict of a network of torchvision: of a file, or of torchvision's own, downloaded once.
+
+    Raises:
+        WeightsError: if the file cannot be read, or torchvision has no such weights or they cannot be downloaded.
+    """
+    if weights.endswith((".pth", ".pt", ".ckpt", ".safetensors")):
+        return read_weights_file(weights)
+    choices = [*get_model_weights(name).__members__, "DEFAULT"]
+    if weights not in choices:
+        raise WeightsError(
+            f"backbone.weights={weights!r} is neither a file (.pth, .pt, .safetensors) nor the name of weights that "
+            f"torchvision has for {name}{did_you_mean(weights, choices)}"
+        )
+    entry = get_model_weights(name)[weights]
+    cache = f"{torch.hub.get_dir()}/checkpoints"
+    return download(entry.url, lambda: entry.get_state_dict(progress=False, check_hash=True), cache)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 from detpool.detection.slots import LayerFactory, build_layer, tried
 from detpool.errors import ConfigError
@@ -128,6 +130,35 @@ class ConvHead(nn.Sequential):
         self.out_channels = channels if convolutions else shape[0]
 
 
+class ConvFCHead(FastRCNNConvFCHead):
+    """3 x 3 convolutions on the bins, then a fully connected layer: "4conv1fc" (Wu & He, ECCV 2018).
+
+    Args:
+        shape: channels, height and width of the pooled RoIs.
+        channels: width of the fully connected layer.
+        convolutions: how many, each with group normalisation and ReLU.
+        conv_channels: of every convolution.
+        groups: of the normalisation.
+
+    Raises:
+        ConfigError: if `groups` does not divide `conv_channels`.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        channels: int = 1024,
+        convolutions: int = 4,
+        conv_channels: int = 256,
+        groups: int = 32,
+    ) -> None:
+        if groups < 1 or conv_channels % groups:
+            raise ConfigError(f"head_pool.groups must divide head_pool.conv_channels={conv_channels}, got {groups}")
+        normalization = functools.partial(nn.GroupNorm, groups)
+        super().__init__(shape, [conv_channels] * convolutions, [channels], normalization)
+        self.out_channels = channels
+
+
 class StageHead(nn.Module):
     """The backbone's own last stage on each RoI, then the average: "C4" detectors (He et al., CVPR 2016).
 
@@ -143,3 +174,26 @@ class StageHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         return self.stage(pooled).mean(dim=(2, 3))
+
+
+class ClassAgnosticPredictor(FastRCNNPredictor):
+    """`FastRCNNPredictor` with one box for all classes (R-FCN, Cascade R-CNN).
+
+    Args:
+        in_channels: of the features of each RoI.
+        num_classes: with background.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes)
+        self.bbox_pred = nn.Linear(in_channels, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (K, num_classes) and deltas (K, 4 num_classes), the same four for every class."""
+        logits, deltas = super().forward(x)
+        return logits, deltas.repeat(1, logits.shape[1])
+
+
+def build_predictor(in_channels: int, num_classes: int, class_agnostic: bool) -> FastRCNNPredictor:
+    """Class logits and box deltas of features of RoIs, for so many classes without background."""
+    return (ClassAgnosticPredictor if class_agnostic else FastRCNNPredictor)(in_channels, num_classes + 1)

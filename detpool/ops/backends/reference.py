@@ -232,7 +232,7 @@ def _rotated_sum(
     features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float, sum_taps: SumTaps
 ) -> Tensor:
     """RoIAlign of rotated boxes (K, 5): the bins and points of an aligned box, turned about its centre."""
-    y, x, _, count = _rotated_taps(features, coords, spec, scale)
+    y, x, _, count = rotated_taps(coords, spec, scale, (features.shape[2], features.shape[3]))
     values = sum_taps(features.to(sum_dtype(features.dtype)), image, y, x, (1, 1))
     return (_by_bin(values, spec).sum(dim=4) / count).to(features.dtype)
 
@@ -240,7 +240,7 @@ def _rotated_sum(
 def _rotated_max(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float) -> Tensor:
     """(K, C, PH, PW): the maximum over the same points, the first of equals; 0 for a bin without any."""
     outputs = []
-    y, x, exists, _ = _rotated_taps(features, coords, spec, scale)
+    y, x, exists, _ = rotated_taps(coords, spec, scale, (features.shape[2], features.shape[3]))
     for k in _chunks(len(image), 4 * features.shape[1] * exists[0].numel() if len(image) else 1):
         some_y, some_x = (Taps(taps.index[k], taps.weight[k]) for taps in (y, x))
         values = _sum_taps(features, image[k], some_y, some_x, (1, 1))
@@ -257,8 +257,10 @@ def _by_bin(values: Tensor, spec: Spec) -> Tensor:
     return values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(4)
 
 
-def _rotated_taps(features: Tensor, coords: Tensor, spec: Spec, scale: float) -> tuple[Taps, Taps, Tensor, Tensor]:
-    """The points of rotated boxes, each a bin of its own.
+def rotated_taps(
+    coords: Tensor, spec: Spec, scale: float, lengths: tuple[int, int]
+) -> tuple[Taps, Taps, Tensor, Tensor]:
+    """The points of rotated boxes (K, 5), each a bin of its own.
 
     Returns:
         their taps (y, x); which of them exist, (K, PH GY, PW GX); how many a bin has, (K, 1, PH or 1, PW or 1).
@@ -276,10 +278,9 @@ def _rotated_taps(features: Tensor, coords: Tensor, spec: Spec, scale: float) ->
     reads, margin = exists, 1
     if spec.sampling == "cells":
         rows, columns, margin = floor(rows + 0.5), floor(columns + 0.5), 0
-    height, width = features.shape[2:]
-    for positions, length in ((rows, height), (columns, width)):
+    for positions, length in zip((rows, columns), lengths, strict=True):
         reads = reads & (positions >= -margin) & (positions <= length - 1 + margin)
-    y_taps, x_taps = bilinear_taps(rows, reads, height), bilinear_taps(columns, reads, width)
+    y_taps, x_taps = bilinear_taps(rows, reads, lengths[0]), bilinear_taps(columns, reads, lengths[1])
     x_taps = Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight)))
     if spec.sampling == "cells":
         return y_taps, x_taps, reads, _by_bin(reads[:, None], spec).sum(dim=4).clamp(min=1)

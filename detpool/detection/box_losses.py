@@ -1,0 +1,53 @@
+"""Losses of the second stage for each RoI: of its class, and of its box by smooth L1 or by overlap."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+
+from detpool.detection.assignment import BoxCoder
+
+BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
+_OF_OVERLAP = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+
+
+def roi_losses(
+    logits: Tensor,
+    regression: Tensor,
+    labels: Tensor,
+    boxes: Tensor,
+    objects: Tensor,
+    coder: BoxCoder,
+    kind: BoxLoss = "smooth_l1",
+) -> tuple[Tensor, Tensor]:
+    """Losses (K,) of each RoI: cross entropy, and that of the box of its class (0 for background).
+
+    The means of cross entropy and smooth L1 are torchvision's `fastrcnn_loss`.
+
+    Args:
+        logits: (K, classes + 1), background first.
+        regression: (K, 4 (classes + 1)), box deltas.
+        labels: (K,), 0 for background.
+        boxes: (K, 4) XYXY in pixels, which the deltas move.
+        objects: (K, 4), where they should go; of background nothing is read.
+        coder: between deltas and boxes.
+        kind: `"smooth_l1"` of the deltas; or of the moved box in pixels `"giou"` (Rezatofighi et al., CVPR 2019),
+            `"diou"` or `"ciou"` (Zheng et al., AAAI 2020), as torchvision computes them.
+    """
+    rows = torch.arange(len(labels), device=labels.device)
+    mine, positive = regression.reshape(*logits.shape, 4)[rows, labels], labels[:, None] > 0
+    if kind == "smooth_l1":
+        wanted = torch.where(positive, coder.encode_single(objects, boxes), mine.detach())
+        box_loss = F.smooth_l1_loss(mine, wanted, beta=1 / 9, reduction="none").sum(1)
+    else:
+        # Of background the unit square: a box without area, whose loss is not finite, would spoil the gradients of all.
+        square = torch.zeros_like(boxes)
+        square[:, 2:] = 1
+        moved = coder.decode_single(torch.where(positive, mine, 0), torch.where(positive, boxes, square))
+        overlap = _OF_OVERLAP[kind](moved, torch.where(positive, objects, square))
+        box_loss = torch.where(positive[:, 0], overlap, 0)
+    return F.cross_entropy(logits, labels, reduction="none"), box_loss

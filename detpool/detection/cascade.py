@@ -1,0 +1,172 @@
+"""Cascade R-CNN: box heads one after another, each for better boxes than the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import clip_boxes_to_image
+
+from detpool.detection.assemble import PYRAMID_RPN, HeadFactory, PoolerFactory, ProposalFactory, assemble
+from detpool.detection.assignment import BoxCoder
+from detpool.detection.backbones import Body, FPNBackbone
+from detpool.detection.detector import Target, TwoStageDetector
+from detpool.detection.faster_rcnn import box_head, mask_head
+from detpool.detection.heads import FlattenHead
+from detpool.detection.roi_heads import Samples, Shapes, TwoStageHeads, boxes_of_objects
+from detpool.detection.slots import LayerFactory
+from detpool.errors import ConfigError
+
+STAGE_IOUS = (0.5, 0.6, 0.7)
+STAGE_REG_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
+
+
+class CascadeHeads(TwoStageHeads):
+    """`TwoStageHeads` of several stages: each classifies the boxes that the one before has moved, and moves them on.
+
+    In training the proposals of the first stage are sampled; the boxes of later ones are all of the stage before,
+    labelled anew by the higher threshold. The losses of the stages are summed, and what comes back from each through
+    pooling to the feature maps is divided by their number, as in detectron2 (MMDetection weighs losses instead, 1, 0.5
+    and 0.25). A detection has the last stage's box, and the mean of the probabilities that every stage gave it, each
+    for its own box. Masks, where there are any, are learned on the samples of the first stage.
+
+    Args:
+        heads: the modules of `TwoStageHeads`, those of boxes for the first stage.
+        make_stage: called with 1, 2, ... for the stages after the first, returns pooler, head and predictor.
+        stage_ious: of each stage the IoU with an object from which a box is of that one, and below which background.
+        stage_reg_weights: of each stage those of the deltas (x, y, w, h).
+        box: the other settings of `TwoStageHeads`.
+
+    Raises:
+        ConfigError: if there is no stage, or not as many of weights as of thresholds.
+    """
+
+    def __init__(
+        self,
+        *heads: nn.Module,
+        make_stage: Callable[[int], Sequence[nn.Module]],
+        stage_ious: Sequence[float] = STAGE_IOUS,
+        stage_reg_weights: Sequence[tuple[float, float, float, float]] = STAGE_REG_WEIGHTS,
+        **box: Any,
+    ) -> None:
+        if not stage_ious or len(stage_ious) != len(stage_reg_weights):
+            raise ConfigError(
+                f"model.roi_heads.stage_ious and stage_reg_weights must have an entry for each stage, one stage at "
+                f"least, got {len(stage_ious)} and {len(stage_reg_weights)}"
+            )
+        if not all(0 < iou <= 1 for iou in stage_ious):
+            raise ConfigError(f"model.roi_heads.stage_ious must be above 0 and at most 1, got {list(stage_ious)}")
+        first = stage_ious[0]
+        super().__init__(*heads, fg_iou_thresh=first, bg_iou_thresh=first, bbox_reg_weights=stage_reg_weights[0], **box)
+        self.matchers = [Matcher(iou, iou, allow_low_quality_matches=False) for iou in stage_ious]
+        self.box_coders = [BoxCoder(tuple(weights)) for weights in stage_reg_weights]
+        self.later_stages = nn.ModuleList(nn.ModuleList(make_stage(number)) for number in range(1, len(stage_ious)))
+
+    def box_losses(
+        self, features: dict[str, Tensor], samples: Samples, image_shapes: Shapes, targets: list[Target]
+    ) -> dict[str, Tensor]:
+        """The losses of classes and boxes of all stages, those of the second named `loss_classifier_2` and so on."""
+        losses: dict[str, Tensor] = {}
+        objects = [target["boxes"].to(samples.boxes[0]) for target in targets]
+        stages = self.run_stages(features, samples.boxes, image_shapes)
+        for number, (logits, regression, boxes) in enumerate(stages):
+            if number > 0:
+                matches, labels = self.assign_targets_to_proposals(
+                    boxes, objects, [target["labels"] for target in targets], self.matchers[number]
+                )
+                samples = samples._replace(
+                    boxes=boxes, matches=matches, labels=labels, objects=boxes_of_objects(objects, matches)
+                )
+            found = self.mean_losses(logits, regression, samples, self.box_coders[number])
+            losses |= {f"{name}_{number + 1}" if number else name: loss for name, loss in found.items()}
+        return losses
+
+    def score_boxes(
+        self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes
+    ) -> tuple[Tensor, Tensor]:
+        """Mean probabilities (K, classes + 1) of the stages, and the last one's boxes (K, classes + 1, 4)."""
+        stages = list(self.run_stages(features, proposals, image_shapes))
+        scores = torch.stack([logits.softmax(-1) for logits, _, _ in stages]).mean(0)
+        _, regression, boxes = stages[-1]
+        return scores, self.box_coders[-1].decode(regression, boxes)
+
+    def run_stages(
+        self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes
+    ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """Of each stage class logits (K, classes + 1), deltas, and the boxes (k, 4) of each image that they are of."""
+        logits, regression = self.classify(features, boxes, image_shapes)
+        yield logits, regression, boxes
+        for parts, coder in zip(self.later_stages, self.box_coders[:-1], strict=True):
+            boxes = move_boxes(logits.detach(), regression.detach(), boxes, coder, image_shapes)
+            logits, regression = self.classify(features, boxes, image_shapes, parts)
+            yield logits, regression, boxes
+
+    def pool(self, pooler: nn.Module, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
+        pooled = pooler(features, boxes, image_shapes)
+        if pooled.requires_grad:
+            pooled.register_hook(lambda gradient: gradient / len(self.box_coders))
+        return pooled
+
+
+def move_boxes(
+    logits: Tensor, regression: Tensor, boxes: list[Tensor], coder: BoxCoder, image_shapes: Shapes
+) -> list[Tensor]:
+    """The boxes (k, 4) of each image moved by the deltas of their best class, and cut to their image."""
+    best = logits[:, 1:].argmax(1) + 1
+    mine = regression.reshape(*logits.shape, 4)[torch.arange(best.shape[0], device=best.device), best]
+    moved = coder.decode_single(mine, torch.cat(boxes)).split([box.shape[0] for box in boxes])
+    return [clip_boxes_to_image(box, shape) for box, shape in zip(moved, image_shapes, strict=True)]
+
+
+def cascade_rcnn(
+    num_classes: int,
+    body: Body,
+    box_pooler: PoolerFactory,
+    head_pool: HeadFactory = FlattenHead,
+    stage2_pooler: PoolerFactory | None = None,
+    stage3_pooler: PoolerFactory | None = None,
+    mask_pooler: PoolerFactory | None = None,
+    fpn_channels: int = 256,
+    mask_channels: int = 256,
+    mask_convolutions: int = 4,
+    class_agnostic: bool = True,
+    context: LayerFactory | None = None,
+    rpn: ProposalFactory = PYRAMID_RPN,
+    proposals: nn.Module | None = None,
+    roi_heads: Callable[..., CascadeHeads] = CascadeHeads,
+) -> TwoStageDetector:
+    """Cascade R-CNN (Cai & Vasconcelos, CVPR 2018) with a feature pyramid; with masks Cascade Mask R-CNN.
+
+    Every stage has a head and a predictor of its own, and a pooler of its own. With one stage it is Faster R-CNN.
+
+    Args:
+        num_classes, body, head_pool, mask_pooler, fpn_channels, mask_channels, mask_convolutions, context, rpn,
+            proposals: see `detpool.detection.faster_rcnn_fpn`.
+        box_pooler: of the first stage, and of those that are given no other.
+        stage2_pooler, stage3_pooler: of the second and the third stage; None: `box_pooler`.
+        class_agnostic: one box for each RoI, as in the paper; False: one for each class, of which that of the best
+            class goes on to the next stage.
+        roi_heads: builds the stages from poolers, heads and predictors.
+
+    Raises:
+        ConfigError: if the parts do not fit each other, or a stage that has a pooler does not exist.
+    """
+    backbone = FPNBackbone(body, fpn_channels, context)
+    poolers = {1: stage2_pooler, 2: stage3_pooler}
+
+    def make_stage(number: int) -> list[nn.Module]:
+        pooler = poolers.get(number) or box_pooler
+        return box_head(backbone, pooler, head_pool, num_classes, class_agnostic)
+
+    parts = make_stage(0) + mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
+    heads = roi_heads(*parts, make_stage=make_stage)
+    for number, pooler in poolers.items():
+        if pooler is not None and number > len(heads.later_stages):
+            raise ConfigError(
+                f"stage{number + 1}_pooler: model.roi_heads.stage_ious has {len(heads.later_stages) + 1} entries, so "
+                f"there is no stage {number + 1}"
+            )
+    return assemble(backbone, heads, rpn, proposals)

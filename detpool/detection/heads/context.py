@@ -1,0 +1,54 @@
+"""What a box head knows of the whole image."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from detpool.detection.backbones.maps import IMAGE_MAP, IMAGE_PREFIX
+from detpool.detection.slots import build_layer
+from detpool.layers import AttentionTokenPool, ClsTokenPool, MeanTokenPool, to_tokens
+
+POOLS = {"cls": ClsTokenPool, "mean": MeanTokenPool, "attention": AttentionTokenPool}
+
+
+class ImageContext(nn.Module):
+    """One vector an image, added to those of its RoIs in front of the predictors of classes and boxes.
+
+    The vector is pooled from the tokens of the backbone's last map, and passes layer normalisation and a linear layer.
+    Predictors are linear, so a vector that is added stands for one that is concatenated: W (x + V g) = [W, W V] [x, g].
+    Cells beyond the image, which a batch is padded with, do not count.
+
+    Args:
+        pool: "cls": a transformer's class token; "mean": the average of the cells (global average pooling: Lin et al.,
+            arXiv:1312.4400, 2013); "attention": that of a learned seed to cells, class token and registers
+            (`AttentionTokenPool`).
+        channels: of the map.
+        out_channels: of RoIs.
+        stride: of the map in pixels.
+
+    Raises:
+        ConfigError: if the attention's heads do not divide `channels`.
+    """
+
+    def __init__(self, pool: str, channels: int, out_channels: int, stride: float) -> None:
+        super().__init__()
+        self.stride = stride
+        self.reads_prefix = pool != "mean"
+        self.pool = build_layer(POOLS[pool], channels, "model.head_context")
+        self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, out_channels))
+
+    def forward(self, features: dict[str, Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        """The maps by name and (height, width) in pixels of each of N images to (N, out_channels)."""
+        map = features[IMAGE_MAP]
+        inside = torch.zeros((len(map), *map.shape[2:]), dtype=torch.bool, device=map.device)
+        for image, (height, width) in zip(inside, image_shapes, strict=True):
+            image[: math.ceil(height / self.stride), : math.ceil(width / self.stride)] = True
+        tokens, mask = to_tokens(map), inside.flatten(1)
+        if self.reads_prefix and IMAGE_PREFIX in features:
+            prefix = features[IMAGE_PREFIX]
+            tokens = torch.cat([prefix, tokens], 1)
+            mask = torch.cat([mask.new_ones(prefix.shape[:2]), mask], 1)
+        return self.project(self.pool(tokens, mask).flatten(1))

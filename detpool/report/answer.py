@@ -1,0 +1,84 @@
+"""What a reader wants to know first: which configuration is best, by how much, beyond what chance, at what cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from detpool.report.groups import Section
+from detpool.report.statistics import LEVEL, Difference, Interval, adjust, compare
+from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points
+
+
+def answer(section: Section, metric: str, costs: pd.DataFrame | None) -> dict[str, str]:
+    """The answer of a section, by its questions; empty where there is nothing to compare.
+
+    Args:
+        section: runs of the same data.
+        metric: by which configurations are ranked.
+        costs: of `detpool.report.costs.compare`, where `tools/cost.py` measured them.
+    """
+    means = {label: section.values(label, metric).mean() for label in section.runs}
+    ranked = sorted((label for label in means if means[label] == means[label]), key=lambda label: -means[label])
+    if len(ranked) < 2 or section.baseline not in ranked:
+        return {}
+    best = ranked[0]
+    other = section.baseline if best != section.baseline else ranked[1]
+    which = "the baseline" if other == section.baseline else "the second best"
+    # Corrected together with the comparisons that tables show; those of the best with all others are a family too.
+    against = adjust({label: compare(section.gains(label, metric)) for label in section.others})
+    of_best = adjust({label: compare(section.gains(best, metric, label)) for label in ranked[1:]})
+    found = replace(of_best[other], adjusted=against[best if other == section.baseline else other].adjusted)
+    of = "seeds and images" if found.both.is_known else "seeds alone"
+    alike = [label for label, each in of_best.items() if not each.adjusted < LEVEL]
+    shown = {
+        "best": f"{best}: {metric} {mean_and_std(section.values(best, metric))} %"
+        f", {_count(len(section.runs[best]), 'seed')}",
+        "by how much": f"{percentage_points(found)} points above {other}, {which}"
+        + (f" (95 % interval, {of})" if found.shown.is_known else ""),
+        "beyond seeds": _beyond(found.seeds, f"Student's t, {_count(found.pairs, 'pair')}"),
+        "beyond images": _beyond(found.images, f"bootstrap, {len(section.image_ids)} images"),
+        "beyond both": _beyond_both(found, len(against)),
+        "not told apart": "; ".join(alike)
+        or "none: all others are beyond seeds and images, corrected by Holm's method",
+        "cost": _cost(costs, best, other),
+        "to see 1 point": _needed(found),
+    }
+    return {question: text for question, text in shown.items() if text}
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _beyond(found: Interval, how: str) -> str:
+    if not found.is_known:
+        return "not known"
+    return f"{'yes' if found.excludes_zero else 'no'}, {interval(found)} ({how})"
+
+
+def _beyond_both(found: Difference, comparisons: int) -> str:
+    if not found.both.is_known:
+        return "not known"
+    corrected = f" (Holm, {comparisons} comparisons with the baseline)" if comparisons > 1 else ""
+    p = p_value(found.adjusted)
+    return f"{'yes' if found.adjusted < LEVEL else 'no'}, p {p if p.startswith('<') else f'= {p}'}{corrected}"
+
+
+def _cost(costs: pd.DataFrame | None, label: str, other: str) -> str:
+    if costs is None or not {label, other} <= {*costs.index}:
+        return "not measured; `python tools/cost.py`, with the choices of the study, measures it"
+    ratios = {phase: costs[f"{phase}_ms"][label] / costs[f"{phase}_ms"][other] for phase in ("step", "inference")}
+    return f"{ratios['step']:.2f} × a training step, {ratios['inference']:.2f} × the inference of {other}"
+
+
+def _needed(found: Difference) -> str:
+    """What would resolve a difference of one point."""
+    if found.pairs < 2:
+        return ""
+    parts = [f"{number_needed(found.seeds_needed())} seeds on these images"]
+    if found.images_drawn:
+        parts.append(f"{number_needed(found.images_needed())} images with these seeds")
+    larger = f"; the larger error is that of {found.dominates}" if found.dominates else ""
+    return f"{', or '.join(parts)}{larger}"

@@ -1,0 +1,110 @@
+"""Tables of what configurations cost, and which of a report's configurations were measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from detpool.report.costs import PHASES, Cost, Costs, compare
+from detpool.report.groups import Section
+from detpool.report.tables import Table, machine
+from detpool.study.layout import fingerprint
+
+_COUNTS = {
+    "parameters": ("parameters, M", 1e-6, 3),
+    "step_gflop": ("GFLOP a step", 1, 2),
+    "inference_gflop": ("GFLOP, inference", 1, 2),
+    "step_mib": ("MiB a step", 1, 1),
+    "inference_mib": ("MiB, inference", 1, 1),
+    "step_joules": ("J a step", 1, 1),
+    "inference_joules": ("J, inference", 1, 1),
+    "step_rois": ("RoIs a step", 1, 0),
+    "inference_detections": ("detections", 1, 0),
+}
+"""What numbers are called, their unit, and digits."""
+_TIMES_NOTE = (
+    "Milliseconds a batch, the median over turns, and below it the median over turns of the ratio to {baseline}, both "
+    "of the same turn, with its 95 % interval (order statistics). {measured}"
+)
+_COUNTS_NOTE = (
+    "Of a batch. Parameters are those that are trained; GFLOP and MiB of a step are of forward and backward: "
+    "multiplications and additions of convolutions, matrices and RoI poolings, and the most memory that PyTorch had "
+    "handed out beyond what the model itself holds. The receptive field is that of a cell of each map, in rows of the "
+    "image, of several maps each number once."
+)
+
+
+def times_table(rows: pd.DataFrame, measured: str) -> Table:
+    """Times and their ratios.
+
+    Args:
+        rows: of `compare`.
+        measured: how, in words that begin with a capital.
+    """
+    cells = {
+        f"{phase}, ms": [
+            f"{row[f'{phase}_ms']:.1f}" + ("" if label == row["baseline"] else f"\n{_interval(row, phase)}")
+            for label, row in rows.iterrows()
+        ]
+        for phase in PHASES
+    }
+    note = _TIMES_NOTE.format(baseline=rows["baseline"].iloc[0], measured=measured)
+    return Table("Time of a training step and of inference", pd.DataFrame({"configuration": rows.index, **cells}), note)
+
+
+def counts_table(rows: pd.DataFrame) -> Table:
+    """Parameters, operations, memory, energy where it is known, and receptive fields."""
+    cells = {
+        title: [_count(row, name, factor, digits) for _, row in rows.iterrows()]
+        for name, (title, factor, digits) in _COUNTS.items()
+        if rows[name].notna().any()
+    }
+    reaches = [dict.fromkeys(one.partition(":")[2] for one in text.split()) for text in rows["receptive_field"]]
+    fields = {"receptive field, px": [" / ".join(values) for values in reaches]}
+    return Table("Memory and operations", pd.DataFrame({"configuration": rows.index, **cells, **fields}), _COUNTS_NOTE)
+
+
+def both(rows: pd.DataFrame, costs: Costs) -> tuple[Table, Table]:
+    """The two tables of a report, the first of which says by which command and where they were measured."""
+    where = f"{costs.record['measured']}; by `{costs.record.get('command')}`, {machine(costs.record)}."
+    return times_table(rows, where), counts_table(rows)
+
+
+def _interval(row: Mapping[str, Any], phase: str) -> str:
+    text = f"× {row[f'{phase}_ratio']:.3f}"
+    low, high = row[f"{phase}_low"], row[f"{phase}_high"]
+    return text if math.isnan(low) else f"{text} [{low:.3f}, {high:.3f}]"
+
+
+def _count(row: Mapping[str, Any], name: str, factor: float, digits: int) -> str:
+    """A number, and its ratio to the baseline's where it is another."""
+    relative = row[f"{name}_ratio"]
+    number = f"{factor * row[name]:.{digits}f}"
+    return number if math.isnan(relative) or round(relative, 3) == 1 else f"{number}\n× {relative:.3f}"
+
+
+def match(section: Section, found: Sequence[Costs]) -> tuple[pd.DataFrame, Costs] | None:
+    """`compare` of a section's configurations, from the file that knows most of them, of several the last.
+
+    The baseline is the section's, or the first configuration that was measured. None: no file knows any.
+    """
+    prints = {
+        label: {fingerprint(OmegaConf.create(run.config)) for run in runs.values()}
+        for label, runs in section.runs.items()
+    }
+    best: dict[str, Cost] = {}
+    chosen = None
+    for costs in found:
+        known: dict[str, Cost] = {}
+        for label, mine in prints.items():
+            if fitting := [cost for cost in costs.configurations if mine & {*cost.runs}]:
+                known[label] = fitting[0]
+        if known and len(known) >= len(best):
+            best, chosen = known, costs
+    if chosen is None:
+        return None
+    return compare(best, section.baseline if section.baseline in best else next(iter(best))), chosen

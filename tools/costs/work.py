@@ -1,0 +1,235 @@
+"""One model and the work that it is given: the same batches, boxes and draws as all others, and each time again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import detpool.ops.flops  # noqa: F401 (registers formulas)
+from detpool.detection import JitteredProposals
+from detpool.errors import ConfigError
+from detpool.training.module import to_unit_range
+from detpool.training.runs import build_module, build_trainer
+
+from .energy import UNAVAILABLE, find_meter, joules_between
+from .memory import peak_bytes
+from .receptive_field import receptive_fields
+from .shared import STAGES, Shared, plain
+
+STEPS = 5
+"""Steps that the optimizer makes of the same gradients, of which the mean counts: one is over too soon to be timed."""
+
+
+class FixedProposals(nn.Module):
+    """Hands over the boxes that it was given, in place of a module without weights that makes or takes some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes: list[Tensor] = []
+
+    def forward(self, *_: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+        return self.boxes, {}
+
+
+class Work:
+    """A model that trains and detects on fixed batches; each call begins from the same weights and random state.
+
+    Args:
+        config: a composed config.
+        shared: what it has in common with the models before it.
+        threads: of the CPU.
+
+    Raises:
+        ConfigError, DataError, WeightsError: if the model or its data cannot be built.
+    """
+
+    def __init__(self, config: DictConfig, shared: Shared, threads: int) -> None:
+        config.data.num_workers = 0
+        config.class_names, batches = shared.read(config)
+        seed_everything(config.seed, verbose=False)
+        trainer = build_trainer(config, [], [])
+        torch.set_num_threads(threads)  # after the trainer, which may choose another number
+        self.device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
+        self._clip = (
+            config.trainer.get("gradient_clip_val") or 0,
+            GradClipAlgorithmType(config.trainer.get("gradient_clip_algorithm") or "norm"),
+        )
+        module: Any = build_module(config, pretrained=False)
+        shared.share_weights(module)
+        parts = {key: plain(config.get(key)) for key in ("backbone", "stem_pool", "downsample", "context", "model")}
+        parts["model"] = {key: value for key, value in parts["model"].items() if key not in ("rpn", "roi_heads")}
+        self._fields = shared.once("fields", parts, lambda: receptive_fields(module.model.backbone))
+        self.module: Any = module.to(self.device)
+        self._precision.convert_module(module)  # in place
+        self.model: Any = module.model
+        self.optimizer = self.module.build_optimizer()
+        self._batches = {stage: move_data_to_device(some, self.device) for stage, some in batches.items()}
+        settings = [plain(node) for node in (config.data, config.model.get("rpn"), config.model.get("proposals"))]
+        self._boxes = {
+            stage: shared.once(f"boxes of {stage}", settings, lambda stage=stage: self._make_boxes(stage))  # type: ignore[misc]
+            for stage in STAGES
+        }
+        self._proposals = FixedProposals()
+        if _has_weights(self.model.rpn):
+            self.model.rpn.register_forward_hook(lambda _, args, found: (self._proposals.boxes, found[1]))
+        else:
+            self.model.rpn = self._proposals
+        self._start = [(value, value.detach().clone()) for value in self.module.state_dict().values()]
+        self._fix_detections()
+        self._clock = time.process_time if self.device.type == "cpu" else self._gpu_clock
+        self._meter, self._limits = find_meter(self.device)
+
+    def _make_boxes(self, stage: str) -> list[list[Tensor]]:
+        """Of each batch the boxes (n, 4) of each image that the second stage is given.
+
+        An RPN of random weights finds no object. Its boxes, in their order, make room at their front for boxes made of
+        the objects; there are as many as it has handed over, or as are made of the objects, whichever are more.
+        """
+        model, found = self.module.train(stage == "fit").model, []
+        for images, targets in self._batches[stage]:
+            torch.manual_seed(0)
+            with torch.no_grad():
+                batch, targets = model.transform(to_unit_range(images), targets)
+                try:
+                    boxes = model.rpn(batch, model.backbone(batch.tensors), targets)[0]
+                except ValueError as error:  # such as proposals that are to come from a file, and none is named
+                    raise ConfigError(str(error)) from error
+                if _has_weights(model.rpn):
+                    near = JitteredProposals()(batch, {}, targets)[0]
+                    boxes = [torch.cat([a, b])[: max(len(a), len(b))] for a, b in zip(near, boxes, strict=True)]
+            found.append(boxes)
+        return found
+
+    def _fix_detections(self) -> None:
+        """Has detection do as much work as after training, and mask heads the same in all models.
+
+        Random weights score all classes about alike. As many scores pass the threshold as there are proposals; and what
+        goes on, say to a mask head, are the first proposals, as many as there may be detections.
+        """
+        heads = self.model.roi_heads
+        scores: list[Tensor] = []
+        hook = heads.box_predictor.register_forward_hook(lambda *call: scores.append(call[-1][0].softmax(-1)[:, 1:]))
+        heads.score_thresh = 1.0
+        self._detect_all()
+        hook.remove()
+        proposals = sum(map(len, (box for boxes in self._boxes["val"] for box in boxes)))
+        flat = torch.cat([score.flatten() for score in scores]).float()
+        heads.score_thresh = float(flat.topk(min(proposals + 1, len(flat))).values[-1]) if len(flat) else 0.0
+        suppress, most = heads.postprocess_detections, heads.detections_per_img
+
+        def postprocess(logits: Tensor, regression: Tensor, proposals: list[Tensor], shapes: Any) -> Any:
+            suppress(logits, regression, proposals, shapes)
+            boxes = [box[:most] for box in proposals]
+            return boxes, [torch.ones_like(box[:, 0]) for box in boxes], [box[:, 0].long() * 0 + 1 for box in boxes]
+
+        heads.postprocess_detections = postprocess
+
+    def _gpu_clock(self) -> float:
+        torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _each(self, stage: str) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
+        """Batches; before each, all is as it was at the start."""
+        self.module.train(stage == "fit")
+        for batch, boxes in zip(self._batches[stage], self._boxes[stage], strict=True):
+            with torch.no_grad():
+                for value, start in self._start:
+                    value.copy_(start)
+            torch.manual_seed(0)
+            self._proposals.boxes = boxes
+            yield batch
+
+    def _losses(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Tensor:
+        with self._precision.forward_context():
+            return torch.stack(list(self.model(to_unit_range(images), targets).values())).sum()
+
+    def _predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections as evaluation makes them: masks are not pasted into images."""
+        with torch.inference_mode(), self._precision.forward_context():
+            found: list[dict[str, Tensor]] = self.model.evaluate(to_unit_range(images))[0]
+            return found
+
+    def _train_all(self) -> None:
+        """Forward and backward of each batch, whose gradients are dropped."""
+        for images, targets in self._each("fit"):
+            self._losses(images, targets).backward()
+            self.optimizer.zero_grad()
+
+    def _detect_all(self) -> int:
+        """Detections in each batch; how many there are."""
+        return sum(len(image["boxes"]) for images, _ in self._each("val") for image in self._predict(images))
+
+    def time(self) -> dict[str, float]:
+        """Seconds of each phase of a training step and of inference, and joules if they can be had; mean of a batch."""
+        clock, totals = self._clock, dict.fromkeys(("forward", "backward", "optimizer", "inference"), 0.0)
+        joules = {"step": 0.0, "inference": 0.0}
+        for images, targets in self._each("fit"):
+            energy, begin = self._meter(), clock()
+            loss = self._losses(images, targets)
+            forward = clock()
+            loss.backward()
+            backward = clock()
+            for _ in range(STEPS):
+                self._precision.clip_gradients(self.optimizer, *self._clip)
+                self.optimizer.step()
+            end = clock()
+            joules["step"] += joules_between(energy, self._meter(), self._limits)
+            totals["forward"] += forward - begin
+            totals["backward"] += backward - forward
+            totals["optimizer"] += (end - backward) / STEPS
+            del loss
+            self.optimizer.zero_grad()
+        for images, _ in self._each("val"):
+            energy, begin = self._meter(), clock()
+            self._predict(images)
+            totals["inference"] += clock() - begin
+            joules["inference"] += joules_between(energy, self._meter(), self._limits)
+        if self._limits:
+            totals |= {f"{name}_joules": value for name, value in joules.items()}
+        return {
+            name: value / len(self._batches["val" if name.startswith("inference") else "fit"])
+            for name, value in totals.items()
+        }
+
+    def count(self) -> dict[str, Any]:
+        """What no clock tells, of one batch; trained parameters; and the receptive field of each map, in pixels."""
+        rois: list[int] = []
+        hook = self.model.roi_heads.box_roi_pool.register_forward_hook(
+            lambda _, args, found: rois.append(sum(map(len, args[1])))
+        )
+        self._train_all()
+        hook.remove()
+        steps, batches = len(self._batches["fit"]), len(self._batches["val"])
+        numbers: dict[str, Any] = {
+            "parameters": sum(p.numel() for p in self.module.parameters() if p.requires_grad),
+            "step_rois": sum(rois) / steps,
+            "inference_detections": self._detect_all() / batches,
+        }
+        for name, call, number in (("step", self._train_all, steps), ("inference", self._detect_all, batches)):
+            with FlopCounterMode(display=False) as counter:
+                call()
+            numbers[f"{name}_gflop"] = 1e-9 * counter.get_total_flops() / number
+            numbers[f"{name}_mib"] = 2**-20 * peak_bytes(call, self.device)
+        return {**numbers, "receptive_field": self._fields}
+
+    @property
+    def measured(self) -> str:
+        """How time is told, and what energy is."""
+        threads = torch.get_num_threads()
+        how = f"CPU time of the process, {threads} thread{'s' if threads > 1 else ''}"
+        if self.device.type == "cuda":
+            how = f"wall time on {torch.cuda.get_device_name(self.device)}, from idle to idle"
+        return f"{how}; energy {'of the whole device' if self._limits else UNAVAILABLE}"
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
