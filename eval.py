@@ -6,7 +6,8 @@ Without a run, `model.weights=` names a detector (a `.pth` of torchvision's, ...
 `ckpt_path` is a checkpoint, or a run directory, of which the best one is taken. The model is restored from the config
 of the run that wrote the checkpoint; any value of that config can be changed with `key=value` (`data.root=...`,
 `evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`). If it names code of your own, add
-`imports=[my_package]`. With `data=coco data.root=...` it is evaluated on other data, on the classes that both have.
+`imports=[my_package]`. With `data=coco data.root=...` it is evaluated on other data, on the classes that both have;
+with `pooler=roi_pool` or `proposals=jittered` with another pooler or proposals (`tools/probe.py` compares several).
 """
 
 import sys
@@ -14,7 +15,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from detpool.config import apply_overrides, check, parse_command_line, replace_data
+from detpool.config import apply_overrides, check, parse_command_line, replace_data, replace_parts
 from detpool.errors import ConfigError, exit_with_message
 from detpool.files import naming_full_disks
 from detpool.run_config import load_config
@@ -42,7 +43,7 @@ def main() -> None:
             config = load_config(path)
             others = [argument for argument in arguments if not argument.startswith("ckpt_path=")]
             left = replace_data(config, others, CONFIGS)
-            apply_overrides(config, [folder, *left])
+            apply_overrides(config, [folder, *replace_parts(config, left, CONFIGS)])
             check(config)
         else:
             raise ConfigError(f"give one checkpoint with ckpt_path=..., or model.weights=..., got {given}")

@@ -50,18 +50,30 @@ def load_config(checkpoint: Path) -> DictConfig:
     Raises:
         ConfigError: if there is no such config, or it cannot be read.
     """
+    path = find_run(checkpoint) / "config.yaml"
+    try:
+        config = read_run_config(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path} is not the config of a run")
+    config.imports = []
+    return config
+
+
+def find_run(checkpoint: Path) -> Path:
+    """The run directory of a checkpoint: the nearest folder with a `config.yaml`, its own or up to four above it.
+
+    Args:
+        checkpoint: a checkpoint, or a run directory.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     checkpoint = checkpoint.absolute()
     for folder in [checkpoint, *checkpoint.parents][:5]:  # a metric in the checkpoint's name makes folders (val/AP)
-        path = folder / "config.yaml"
-        if os.path.isfile(path):  # pathlib raises errors for names that are too long
-            try:
-                config = read_run_config(path)
-            except (OSError, ValueError, YAMLError) as error:
-                raise ConfigError(f"{path} cannot be read: {error}") from error
-            if not isinstance(config, DictConfig):
-                raise ConfigError(f"{path} is not the config of a run")
-            config.imports = []
-            return config
+        if os.path.isfile(folder / "config.yaml"):  # pathlib raises errors for names that are too long
+            return folder
     if not os.path.exists(checkpoint):
         raise ConfigError(f"ckpt_path={checkpoint} does not exist (looked from {Path.cwd()})")
     raise ConfigError(f"no config.yaml beside {checkpoint} or up to three folders up: it says which model to restore")

@@ -26,6 +26,7 @@ def write_metrics(
     *,
     seconds: float,
     errors: Mapping[str, int] | None = None,
+    mask_errors: Mapping[str, int] | None = None,
     step_seconds: float | None = None,
     peak_memory_bytes: int | None = None,
     command: Sequence[str] | None = None,
@@ -43,7 +44,8 @@ def write_metrics(
         path: the file.
         metrics: name to number, e.g. what `DetectionEvaluator.compute` returns.
         seconds: wall-clock time of the run.
-        errors: counts of `detpool.evaluation.errors.error_decomposition`.
+        errors: counts of `detpool.evaluation.errors.error_decomposition`, of boxes.
+        mask_errors: the same of masks.
         step_seconds: median wall-clock time of a training step.
         peak_memory_bytes: peak memory of the training steps.
         command: the command line. Default: that of this process.
@@ -62,6 +64,7 @@ def write_metrics(
         "images": None if images is None else dict(images),
         "notes": list(notes),
         "errors": None if errors is None else dict(errors),
+        "mask_errors": None if mask_errors is None else dict(mask_errors),
         "seconds": round(float(seconds), 3),
         "step_seconds": step_seconds,
         "peak_memory_bytes": peak_memory_bytes,

@@ -304,7 +304,10 @@ def checked(*overrides):
         ("callbacks.best=3", "callbacks.best must be an object"),
         ("logger.csv.name=5", "logger.csv.name must be text or null, got 5"),
         ("evaluation.split=train", "evaluation.split must be val or test, got 'train'"),
-        ("evaluation.iou_types=bbox", "evaluation.iou_types must be a list (bbox or segm each), got 'bbox'"),
+        (
+            "evaluation.iou_types=bbox",
+            "evaluation.iou_types must be a list (bbox or segm or boundary each), got 'bbox'",
+        ),
         ("evaluation.voc_iou_threshold=50", "evaluation.voc_iou_threshold must be a number in 0 .. 1, got 50"),
         (
             "evaluation.backend=coco",

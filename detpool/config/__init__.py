@@ -6,6 +6,7 @@
 | `overrides.py` | `key=value` arguments, and setting them in a config |
 | `configs.py` | the config files that a command line sees, and what is composed of them |
 | `other_data.py` | the data of a finished run, replaced by other data |
+| `other_parts.py` | its poolers and proposals, replaced by others |
 | `check.py` | a composed config against `schema.py` and the signatures of what its `_target_`s name |
 | `extras.py` | which packages a training needs that detpool does not |
 | `values.py` | whether a value is of an annotated type |
@@ -19,6 +20,7 @@ from detpool.config.command_line import CommandLine, parse_command_line
 from detpool.config.configs import Configs
 from detpool.config.extras import check_extras
 from detpool.config.other_data import replace_data
+from detpool.config.other_parts import replace_parts
 from detpool.config.overrides import apply_overrides, parse_override
 from detpool.config.schema import PARTS
 
@@ -33,4 +35,5 @@ __all__ = [
     "parse_command_line",
     "parse_override",
     "replace_data",
+    "replace_parts",
 ]

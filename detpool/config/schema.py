@@ -68,12 +68,13 @@ class Evaluation:
 
     split: Literal["val", "test"]
     monitor: str
-    iou_types: list[Literal["bbox", "segm"]]
+    iou_types: list[Literal["bbox", "segm", "boundary"]]
     voc: bool
     voc_iou_threshold: Annotated[float, Between(0, 1)]
     backend: Literal["pycocotools", "faster_coco_eval", "hotcoco"]
     max_dets: list[Annotated[int, Between(1)]]
     pictures: Annotated[int, Between(0)]
+    diagnostics: list[Literal["tide", "calibration", "confusion"]] = ()  # type: ignore[assignment]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from detpool.detection.assignment import BoxCoder, match_boxes
 from detpool.detection.detector import Target, has_objects
-from detpool.detection.localization import jittered_boxes
+from detpool.detection.localization import displaced_boxes, jittered_boxes
 from detpool.detection.sampling import count_samples, draw_samples
 from detpool.detection.suppression import suppress
 from detpool.errors import ConfigError
@@ -229,9 +230,22 @@ class JitteredProposals(nn.Module):
         boxes_per_object: boxes around each object, evenly spread over IoUs from `min_iou` to 1 (see `jittered_boxes`).
         min_iou: their smallest IoU; below the heads' threshold for an object (0.5) they are background.
         background_per_object: boxes of the objects' sizes anywhere in the image.
+        noise: all boxes around objects at this distance from them, as `displaced_boxes` defines it, in place of evenly
+            spread ones; 0: the objects themselves.
+        iou: all boxes around objects at this IoU with them, likewise.
+
+    Raises:
+        ValueError: an argument is out of range, or both `noise` and `iou` are given.
     """
 
-    def __init__(self, boxes_per_object: int = 8, min_iou: float = 0.3, background_per_object: int = 4) -> None:
+    def __init__(
+        self,
+        boxes_per_object: int = 8,
+        min_iou: float = 0.3,
+        background_per_object: int = 4,
+        noise: float | None = None,
+        iou: float | None = None,
+    ) -> None:
         super().__init__()
         if boxes_per_object < 1:
             raise ValueError(f"boxes_per_object must be at least 1, got {boxes_per_object}")
@@ -239,7 +253,14 @@ class JitteredProposals(nn.Module):
             raise ValueError(f"min_iou must lie between 0 and 1, got {min_iou}")
         if background_per_object < 0:
             raise ValueError(f"background_per_object must be at least 0, got {background_per_object}")
+        if noise is not None and iou is not None:
+            raise ValueError(f"noise and iou both say how far boxes are from objects: give one, got {noise} and {iou}")
+        if noise is not None and not 0 <= noise < math.inf:
+            raise ValueError(f"noise must be at least 0 and finite, got {noise}")
+        if iou is not None and not 0 < iou <= 1:
+            raise ValueError(f"iou must lie above 0 and at most at 1, got {iou}")
         self.boxes_per_object, self.min_iou = boxes_per_object, min_iou
+        self.noise, self.iou = noise, iou
         self.background_per_object = background_per_object
 
     def forward(
@@ -259,7 +280,10 @@ class JitteredProposals(nn.Module):
     def _proposals(self, objects: Tensor, shape: tuple[int, int]) -> Tensor:
         if len(objects) == 0:
             return objects
-        around, _ = jittered_boxes(objects, shape, self.boxes_per_object * len(objects), self.min_iou)
+        if self.noise is None and self.iou is None:
+            around, _ = jittered_boxes(objects, shape, self.boxes_per_object * len(objects), self.min_iou)
+        else:
+            around = displaced_boxes(objects.repeat(self.boxes_per_object, 1), shape, self.noise, self.iou)
         sizes = (objects[:, 2:] - objects[:, :2]).repeat(self.background_per_object, 1)
         room = objects.new_tensor([shape[1], shape[0]]) - sizes
         corners = torch.rand_like(sizes) * room

@@ -21,7 +21,9 @@ from detpool.evaluation.matches import Matches, match
 from detpool.garbage import collection_paused
 from detpool.masks import SegmentationError, to_rles
 
-IouType = Literal["bbox", "segm"]
+IouType = Literal["bbox", "segm", "boundary"]
+PREFIXES: dict[str, str] = {"bbox": "", "segm": "mask_", "boundary": "boundary_"}
+"""Of the names of metrics."""
 Backend = Literal["pycocotools", "faster_coco_eval", "hotcoco"]
 
 _AREAS = {"s": 1, "m": 2, "l": 3}  # the libraries' area ranges; 0 is "all"
@@ -36,7 +38,8 @@ class CocoEvaluator:
         ground_truth: COCO's annotation format (`images`, `annotations`, `categories`), in pixels of the image
             files. Crowds (`iscrowd`) are ignore regions, as COCO defines. Objects flagged `ignore` need not
             be found, and a detection that matches one does not count. The dict is not changed.
-        iou_type: `"bbox"`, or `"segm"` for masks.
+        iou_type: `"bbox"`; `"segm"` for masks; or `"boundary"` for masks whose IoU is the smaller of theirs and that of
+            their pixels near the outline, within 2 % of the image's diagonal (Cheng et al., Boundary IoU, CVPR 2021).
         backend: `"faster_coco_eval"`; or, with the same numbers, `"pycocotools"`, which is slower, or `"hotcoco"`,
             which is to be installed (`pip install 'detpool[hotcoco]'`).
         max_dets: ascending limits on detections per image and class. AR is reported at each; AP and the
@@ -44,7 +47,8 @@ class CocoEvaluator:
 
     Raises:
         ValueError: an argument is none of the accepted values, class names repeat, an area is negative, or
-            `iou_type="segm"` and an object has no segmentation or a malformed one.
+            masks are compared and an object has no segmentation or a malformed one; or `"boundary"` and the backend is
+            not faster-coco-eval.
     """
 
     def __init__(
@@ -59,6 +63,8 @@ class CocoEvaluator:
             raise ValueError(f"iou_type must be one of {', '.join(get_args(IouType))}, got {iou_type!r}")
         if not max_dets or list(max_dets) != sorted(set(max_dets)) or max_dets[0] < 1:
             raise ValueError(f"max_dets must be ascending positive integers, got {list(max_dets)}")
+        if iou_type == "boundary" and backend != "faster_coco_eval":
+            raise ValueError(f"iou_type 'boundary' needs the backend 'faster_coco_eval', got {backend!r}")
         self.iou_type = iou_type
         self.max_dets = [int(limit) for limit in max_dets]
         self._coco_class, self._eval_class = _load_backend(backend)
@@ -94,7 +100,7 @@ class CocoEvaluator:
 
         Raises:
             ValueError: a row or `image_ids` names an image, or a row a category, that is not in the ground
-                truth; or `iou_type="segm"` and a row has no segmentation or a malformed one.
+                truth; or masks are compared and a row has no segmentation or a malformed one.
         """
         # A class at a time, with the images that have something of it: the libraries take an object of Python for each
         # detection, each mask, and each pair of image and class.
@@ -207,7 +213,7 @@ class CocoEvaluator:
         """Run-length encodings that are safe to read."""
         for name, segmentation in zip(names, segmentations, strict=True):
             if not segmentation:
-                raise ValueError(f"iou_type 'segm' needs masks: {what} {name} has no segmentation")
+                raise ValueError(f"iou_type {self.iou_type!r} needs masks: {what} {name} has no segmentation")
         try:
             return to_rles(segmentations, [self._sizes[image - 1] for image in images])
         except SegmentationError as error:

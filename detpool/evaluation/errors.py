@@ -1,24 +1,26 @@
 """What kinds of errors a detector makes, counted.
 
-The kinds are those of TIDE (Bolya et al., ECCV 2020). TIDE weighs each kind by the AP that mending it would give;
-here detections are counted, as Hoiem et al. (Diagnosing error in object detectors, ECCV 2012) do: of each class as many
-of the best-scored detections as it has objects. There precision equals recall, no score threshold needs choosing, and
-a perfect detector makes no error.
+The kinds are those of TIDE (Bolya et al., ECCV 2020). TIDE weighs each kind by the AP that mending it would give
+(`detpool.evaluation.tide`); here detections are counted, as Hoiem et al. (Diagnosing error in object detectors, ECCV
+2012) do: of each class as many of the best-scored detections as it has objects. There precision equals recall, no score
+threshold needs choosing, and a perfect detector makes no error.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
 from detpool.evaluation.detections import Detections, Row
+from detpool.masks import to_rles
 
+Kind = Literal["bbox", "segm"]
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 """Kinds of errors: those of detections, then the objects that no detection accounts for."""
 
@@ -28,6 +30,7 @@ def error_decomposition(
     rows: Detections | Iterable[Row],
     *,
     image_ids: Collection[int] | None = None,
+    iou_type: Kind = "bbox",
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
 ) -> dict[str, int]:
@@ -49,11 +52,11 @@ def error_decomposition(
 
     Args:
         ground_truth: COCO's annotation format, in pixels of the image files.
-        rows: detections, as `Detections` or in COCO's result format; boxes are compared. Between equal scores the
-            earlier goes first.
+        rows: detections, as `Detections` or in COCO's result format. Between equal scores the earlier goes first.
         image_ids: the images to look at; default all of the ground truth's.
-        iou_threshold: smallest IoU of a correct box.
-        background_threshold: smallest IoU of a box that means an object at all.
+        iou_type: what is compared, boxes or, `"segm"`, masks, which all must have.
+        iou_threshold: smallest IoU of a correct detection.
+        background_threshold: smallest IoU of one that means an object at all.
 
     Returns:
         numbers of `objects`, considered `detections`, `correct` and each of `ERRORS`; all but `missed` and `objects`
@@ -63,39 +66,92 @@ def error_decomposition(
         ValueError: not 0 < background_threshold <= iou_threshold <= 1, or a row names an image or a category that is
             not in the ground truth.
     """
-    if not 0 < background_threshold <= iou_threshold <= 1:
-        raise ValueError(
-            f"0 < background_threshold <= iou_threshold <= 1 must hold, got {background_threshold} and {iou_threshold}"
-        )
-    all_images = {image["id"] for image in ground_truth["images"]}
-    wanted = all_images if image_ids is None else set(image_ids)
-    categories = sorted(category["id"] for category in ground_truth["categories"])
-    found = Detections.of(rows)
-    found.check(all_images, categories)
-
-    annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)  # by image
-    for annotation in ground_truth["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
-    images = {image: _Image.of(annotations[image]) for image in wanted}
-    objects = Counter(category for image in images.values() for category in image.categories[image.counted].tolist())
-    in_wanted = np.isin(found.image_ids, np.array(list(wanted), np.int64))
-
+    judge = Judge(ground_truth, Detections.of(rows), image_ids, iou_type, iou_threshold, background_threshold)
     counts = dict.fromkeys(("objects", "detections", "correct", *ERRORS), 0)
-    for category in categories:
-        left = objects[category]
+    for category, left in judge.objects().items():
         counts["objects"] += left
-        of_class = (in_wanted & (found.category_ids == category)).nonzero()[0]
-        for place in of_class[np.argsort(-found.scores[of_class], kind="stable")].tolist():
-            if left == 0:
-                break
-            image = images[int(found.image_ids[place])]
-            kind = image.judge(category, found.boxes[place], iou_threshold, background_threshold)
-            if kind is not None:
+        judged = judge.judge_class(category)
+        while left and (found := next(judged, None)) is not None:
+            if (kind := found[1]) is not None:
                 counts[kind] += 1
                 counts["detections"] += 1
                 left -= 1
-    counts["missed"] = sum(int((image.counted & ~image.taken & ~image.explained).sum()) for image in images.values())
+    counts["missed"] = sum(judge.missed().values())
     return counts
+
+
+class Judge:
+    """Judges the detections of a data set, a class after the other; arguments and errors as `error_decomposition`'s."""
+
+    def __init__(
+        self,
+        ground_truth: Mapping[str, Any],
+        found: Detections,
+        image_ids: Collection[int] | None = None,
+        iou_type: Kind = "bbox",
+        iou_threshold: float = 0.5,
+        background_threshold: float = 0.1,
+    ) -> None:
+        if not 0 < background_threshold <= iou_threshold <= 1:
+            raise ValueError(
+                f"0 < background_threshold <= iou_threshold <= 1 must hold, got {background_threshold} and "
+                f"{iou_threshold}"
+            )
+        self._thresholds, self._masks, self._found = (iou_threshold, background_threshold), iou_type == "segm", found
+        self._sizes = {row["id"]: (row.get("height", 0), row.get("width", 0)) for row in ground_truth["images"]}
+        self.categories: list[int] = sorted(category["id"] for category in ground_truth["categories"])
+        found.check(self._sizes, self.categories)
+        annotations: dict[int, list[Mapping[str, Any]]] = {
+            image: [] for image in (self._sizes if image_ids is None else image_ids)
+        }
+        for annotation in ground_truth["annotations"]:
+            if annotation["image_id"] in annotations:
+                annotations[annotation["image_id"]].append(annotation)
+        self._images = {image: _Image.of(rows, self._shapes(image, rows)) for image, rows in annotations.items()}
+
+    def judge_class(self, category: int) -> Iterator[tuple[int, str | None, tuple[int, int] | None]]:
+        """Judges the detections of a class, best scores first, no further than is asked for.
+
+        Returns:
+            of each its place among the detections, its kind ("correct", one of `ERRORS`, or None if it lies on a crowd
+            or an ignored object), and, if it is correct, of the wrong class or misplaced, the object that it means: its
+            image's id, and its place among the annotations of that.
+        """
+        found = self._found
+        of_class = np.isin(found.image_ids, np.array(list(self._images), np.int64)) & (found.category_ids == category)
+        places = of_class.nonzero()[0]
+        for place in places[np.argsort(-found.scores[places], kind="stable")].tolist():
+            image = int(found.image_ids[place])
+            shape: Any = found.boxes[place : place + 1]
+            if self._masks:
+                shape = to_rles([found.segmentations[place]], [self._sizes[image]])
+            kind, of = self._images[image].judge(category, shape, *self._thresholds)
+            yield place, kind, None if of is None else (image, of)
+
+    def objects(self) -> dict[int, int]:
+        """How many objects each class has, crowds and ignored ones left out."""
+        return self._count(lambda image: image.counted)
+
+    def missed(self) -> dict[int, int]:
+        """How many of them no detection that was judged accounts for."""
+        return self._count(lambda image: image.counted & ~image.taken & ~image.explained)
+
+    def category_of(self, of: tuple[int, int]) -> int:
+        """The class of an object."""
+        return int(self._images[of[0]].categories[of[1]])
+
+    def is_taken(self, of: tuple[int, int]) -> bool:
+        """Whether a detection that was judged is correct for an object."""
+        return bool(self._images[of[0]].taken[of[1]])
+
+    def _count(self, which: Callable[[_Image], NDArray[np.bool_]]) -> dict[int, int]:
+        counts = Counter(label for image in self._images.values() for label in image.categories[which(image)].tolist())
+        return {category: counts[category] for category in self.categories}
+
+    def _shapes(self, image: int, annotations: Sequence[Mapping[str, Any]]) -> Any:
+        if self._masks:
+            return to_rles([a.get("segmentation") for a in annotations], [self._sizes[image]] * len(annotations))
+        return _boxes(annotations)
 
 
 @dataclass(frozen=True)
@@ -123,15 +179,14 @@ def judge_image(
         rows: its detections, in COCO's result format.
         iou_threshold, background_threshold: as for `error_decomposition`.
     """
-    image = _Image.of(list(annotations))
+    image = _Image.of(annotations, _boxes(annotations))
     kinds: list[str | None] = [None] * len(rows)
     objects: list[int | None] = [None] * len(rows)
     for place in np.argsort([-row["score"] for row in rows], kind="stable").tolist():
-        row, before = rows[place], image.taken.copy()
-        box = np.array(row["bbox"], np.float64)
-        kinds[place] = image.judge(row["category_id"], box, iou_threshold, background_threshold)
+        box = np.array([rows[place]["bbox"]], np.float64)
+        kinds[place], of = image.judge(rows[place]["category_id"], box, iou_threshold, background_threshold)
         if kinds[place] == "correct":
-            objects[place] = int((image.taken & ~before).argmax())
+            objects[place] = of
     return Verdicts(kinds, objects, (image.counted & ~image.taken & ~image.explained).tolist())
 
 
@@ -139,7 +194,7 @@ def judge_image(
 class _Image:
     """The objects of one image, and what detections have made of them so far; arrays of one entry an object."""
 
-    boxes: NDArray[np.float64]  # (objects, 4) xywh
+    shapes: Any  # boxes (objects, 4) xywh, or run lengths of masks
     categories: NDArray[np.int64]
     crowd: NDArray[np.uint8]
     counted: NDArray[np.bool_]  # neither crowd nor ignored
@@ -147,11 +202,11 @@ class _Image:
     explained: NDArray[np.bool_]  # not found because its detection has the wrong class or place
 
     @classmethod
-    def of(cls, annotations: list[Mapping[str, Any]]) -> _Image:
+    def of(cls, annotations: Sequence[Mapping[str, Any]], shapes: Any) -> _Image:
         crowd = np.array([a.get("iscrowd", 0) for a in annotations], dtype=np.uint8)
         ignored = np.array([a.get("ignore", 0) for a in annotations], dtype=np.uint8)
         return cls(
-            boxes=np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
+            shapes=shapes,
             categories=np.array([a["category_id"] for a in annotations], dtype=np.int64),
             crowd=crowd,
             counted=(crowd == 0) & (ignored == 0),
@@ -160,21 +215,21 @@ class _Image:
         )
 
     def judge(
-        self, category: int, box: NDArray[np.float64], iou_threshold: float, background_threshold: float
-    ) -> str | None:
-        """The kind of a detection, noted in the objects it concerns; None if it is not considered."""
-        if not len(self.boxes):
-            return "background"
-        iou = rle.iou(box[None], self.boxes, self.crowd)[0]
+        self, category: int, shape: Any, iou_threshold: float, background_threshold: float
+    ) -> tuple[str | None, int | None]:
+        """The kind of a detection, noted in the object that it means, and that object; None if not considered."""
+        if not len(self.shapes):
+            return "background", None
+        iou = rle.iou(shape, self.shapes, self.crowd)[0]
         own = self.categories == category
         on, near = iou >= iou_threshold, iou >= background_threshold
 
         free = own & on & self.counted & ~self.taken
         if free.any():
-            self.taken[_nearest(iou, free)] = True
-            return "correct"
+            self.taken[nearest := _nearest(iou, free)] = True
+            return "correct", nearest
         if (own & on & ~self.counted).any():
-            return None
+            return None, None
         for kind, which in (
             ("duplicate", own & on),
             ("classification", ~own & on & self.counted),
@@ -183,9 +238,14 @@ class _Image:
         ):
             if which.any():
                 if kind in ("classification", "localisation"):
-                    self.explained[_nearest(iou, which)] = True
-                return kind
-        return "background"
+                    self.explained[nearest := _nearest(iou, which)] = True
+                    return kind, nearest
+                return kind, None
+        return "background", None
+
+
+def _boxes(annotations: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+    return np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4)
 
 
 def _nearest(iou: NDArray[np.float64], among: NDArray[np.bool_]) -> int:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from detpool.distributed import compute_on_main_process, gather
-from detpool.evaluation.coco import Backend, CocoEvaluator, IouType
+from detpool.evaluation.calibration import calibration
+from detpool.evaluation.coco import PREFIXES, Backend, CocoEvaluator, IouType
+from detpool.evaluation.confusion import confusion_matrix
 from detpool.evaluation.detections import Detections, shorten
-from detpool.evaluation.errors import error_decomposition
+from detpool.evaluation.errors import Kind, error_decomposition
 from detpool.evaluation.iou_correlation import iou_correlation
 from detpool.evaluation.matches import Matches
 from detpool.evaluation.results import to_detections
+from detpool.evaluation.tide import error_costs
 from detpool.evaluation.voc import check_iou_threshold, voc_metrics
 from detpool.garbage import collection_paused
 
@@ -44,7 +48,8 @@ class DetectionEvaluator:
     Args:
         dataset: ground truth in COCO's format; `category_ids` and `class_names` of labels 1, 2, ...
         metrics: which metrics: `"coco"`, `"voc"` (keys begin with `voc_`), or both.
-        iou_types: what the COCO metrics compare: `"bbox"`, and `"segm"` for masks (keys begin with `mask_`).
+        iou_types: what the COCO metrics compare: `"bbox"`, and for masks `"segm"` (keys begin with `mask_`) and
+            `"boundary"` (`boundary_`).
         backend: library of the COCO metrics: `"faster_coco_eval"`, `"pycocotools"` or `"hotcoco"`.
         max_dets: ascending limits on detections per image and class of the COCO metrics; raise the last for
             dense images.
@@ -72,19 +77,20 @@ class DetectionEvaluator:
         check_iou_threshold(voc_iou_threshold)
         self.metrics = tuple(metrics)
         self.voc_iou_threshold = voc_iou_threshold
+        self._max_dets = int(max_dets[-1])
         self._category_ids = list(dataset.category_ids)
         self._ground_truth = dataset.ground_truth()
         self._image_ids = {image["id"] for image in self._ground_truth["images"]}
         annotations = self._ground_truth["annotations"]
         if (
             "coco" in metrics
-            and "segm" in iou_types
+            and (masks := [each for each in iou_types if each != "bbox"])
             and annotations
             and not any("segmentation" in row for row in annotations)
         ):
             raise ValueError(
-                "iou_type 'segm' needs masks, and the data set gives none: set data.masks=true (Pascal VOC's layout "
-                "has no masks), or evaluation.iou_types=[bbox]"
+                f"iou_type {masks[0]!r} needs masks, and the data set gives none: set data.masks=true (Pascal VOC's "
+                "layout has no masks), or evaluation.iou_types=[bbox]"
             )
         self._coco = [
             CocoEvaluator(self._ground_truth, iou_type=iou_type, backend=backend, max_dets=max_dets)
@@ -147,23 +153,41 @@ class DetectionEvaluator:
         """
         return self._gather()[1]
 
-    def errors(self) -> dict[str, int]:
+    def errors(self, iou_type: Kind = "bbox") -> dict[str, int]:
         """What `error_decomposition` counts in the images predicted since the last reset. Collective.
 
         Raises:
             ValueError: an image was predicted more than once.
         """
+        return self._of_all(error_decomposition, iou_type=iou_type)
+
+    def error_costs(self, iou_type: Kind = "bbox") -> dict[str, float]:
+        """The AP that mending each kind of error would give (`detpool.evaluation.tide`). Collective."""
+        return self._of_all(error_costs, iou_type=iou_type, max_dets=self._max_dets)
+
+    def calibration(self) -> dict[str, float]:
+        """`detpool.evaluation.calibration.calibration` of the images predicted since the last reset. Collective."""
+        return self._of_all(calibration)
+
+    def confusion(self) -> NDArray[np.int64]:
+        """The `confusion_matrix` of the images predicted since the last reset. Collective."""
+        return self._of_all(confusion_matrix)
+
+    def _of_all(self, function: Callable[..., Any], **options: Any) -> Any:
         image_ids, found = self._gather()
-        return compute_on_main_process(lambda: error_decomposition(self._ground_truth, found, image_ids=image_ids))
+        return compute_on_main_process(lambda: function(self._ground_truth, found, image_ids=image_ids, **options))
 
     def matches(self) -> dict[str, Matches]:
         """`CocoEvaluator.matches` of the images predicted since the last reset, by IoU type. Collective.
+
+        Of boxes and masks: those of boundaries are the library's own affair.
 
         Raises:
             ValueError: an image was predicted more than once.
         """
         image_ids, found = self._gather()
-        return compute_on_main_process(lambda: {each.iou_type: each.matches(found, image_ids) for each in self._coco})
+        kept = [each for each in self._coco if each.iou_type != "boundary"]
+        return compute_on_main_process(lambda: {each.iou_type: each.matches(found, image_ids) for each in kept})
 
     def compute(self, *, partial: bool = False) -> dict[str, float]:
         """Metrics of everything since the last reset, as floats in 0 .. 1, NaN where undefined. Collective.
@@ -190,7 +214,7 @@ class DetectionEvaluator:
             )
         computed: dict[str, float] = {}
         for coco in self._coco:
-            prefix = "mask_" if coco.iou_type == "segm" else ""
+            prefix = PREFIXES[coco.iou_type]
             computed |= {prefix + name: value for name, value in coco.evaluate(found, image_ids).items()}
         if "voc" in self.metrics:
             threshold = self.voc_iou_threshold

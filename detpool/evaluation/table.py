@@ -12,8 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 _SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-_KINDS = {"": "box", "mask_": "mask"}  # prefix of the COCO metrics -> what they compare
-_CLASS_COLUMNS = {"AP": "AP", "mask_AP": "mask AP", "voc_AP": "VOC AP", "voc_AP11": "VOC AP11"}
+_KINDS = {"": "box", "mask_": "mask", "boundary_": "boundary"}  # prefix of the COCO metrics -> what they compare
+_CLASS_COLUMNS = {
+    "AP": "AP",
+    "mask_AP": "mask AP",
+    "boundary_AP": "boundary AP",
+    "voc_AP": "VOC AP",
+    "voc_AP11": "VOC AP11",
+    "ECE": "ECE",
+    "iou_ECE": "ECE of IoU",
+}
 _ROWS = 20  # classes under each other before a second table stands beside the first
 
 
@@ -27,7 +35,8 @@ def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Ren
         title: a line above the tables.
     """
     parts: list[RenderableType] = [Text(title, style="bold")] if title else []
-    parts += [table for table in (_class_tables(metrics), _coco_table(metrics), _voc_table(metrics)) if table]
+    tables = (_class_tables, _costs_table, _calibration_table, _coco_table, _voc_table)
+    parts += [table for make in tables if (table := make(metrics))]
     return Group(*parts)
 
 
@@ -45,6 +54,25 @@ def _coco_table(metrics: Mapping[str, float]) -> Table | None:
     table = _table("COCO, %", *columns)
     for kind, prefix in rows.items():
         table.add_row(kind, *(_percent(metrics.get(prefix + column)) for column in columns))
+    return table
+
+
+def _costs_table(metrics: Mapping[str, float]) -> Table | None:
+    rows = {kind: f"{prefix}dAP50/" for prefix, kind in _KINDS.items() if f"{prefix}dAP50/missed" in metrics}
+    if not rows:
+        return None
+    table = _table("mended error", *(f"{kind} AP50 gained, %" for kind in rows))
+    for name in (name.partition("/")[2] for name in metrics if name.startswith("dAP50/")):
+        table.add_row(name.replace("_", " "), *(_percent(metrics.get(prefix + name)) for prefix in rows.values()))
+    return table
+
+
+def _calibration_table(metrics: Mapping[str, float]) -> Table | None:
+    names = [name for name in ("ECE", "iou_ECE") if name in metrics]
+    if not names:
+        return None
+    table = _table("calibration error, %", *(_CLASS_COLUMNS[name] for name in names))
+    table.add_row("all classes", *(_percent(metrics[name]) for name in names))
     return table
 
 

@@ -199,6 +199,7 @@ def _notes(section: Section, metric: str) -> list[str]:
         "git revisions": tables.revision,
         "versions of packages": tables.versions,
         "machines, so that times do not compare": tables.machine,
+        "settings of tools/shift.py": lambda record: record.get("shift", {}).get("settings", "not measured"),
     }
     for what, describe in about.items():
         counts = Counter(describe(run.record) for run in runs)

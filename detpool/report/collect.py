@@ -25,6 +25,8 @@ from detpool.run_config import read_run_config
 from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
+SHIFT = "shift.json"
+"""In a run directory: its shift consistency, if `tools/shift.py` has measured it."""
 _TYPES = {"a number": (int, float), "a whole number": (int,), "text": (str,), "a list": (list,), "an object": (dict,)}
 _PROVENANCE = {"command": "text", "git": "an object", "git.revision": "text", "versions": "an object"}
 _PROVENANCE |= {"hardware": "an object", "hardware.gpus": "a list"}
@@ -41,7 +43,8 @@ class Run:
         folder: the run directory.
         config: its whole config.
         record: `metrics.json`; what it holds is said by `detpool.run_record.write_metrics`, and entries are null or
-            absent if they were not recorded. Metrics are numbers in 0 .. 1, NaN if undefined.
+            absent if they were not recorded. Metrics are numbers in 0 .. 1, NaN if undefined. `shift` is what
+            `tools/shift.py` has found, its `summary` and `settings`, absent if it was not measured.
         curves: `train/loss` and `val/<metric>`, a column each, by epoch (from 1); empty without Lightning's CSV file.
         finished: when `metrics.json` was written, in seconds since 1970.
         matches: its file of `detpool.evaluation.matches`, or that of a later evaluation of it; None if there is none.
@@ -85,6 +88,7 @@ class Run:
             "peak_memory_bytes": self.record.get("peak_memory_bytes"),
             **self.metrics,
             **{f"errors/{kind}": count for kind, count in (self.record.get("errors") or {}).items()},
+            **{f"shift/{name}": value for name, value in self.record.get("shift", {}).get("summary", {}).items()},
             "command": self.record.get("command") or "",
         }
 
@@ -214,9 +218,22 @@ def _read_run(folder: Path) -> Run:
             raise ValueError(f"metrics.json: errors lacks {', '.join(lacking)}")
         if odd := [f"{kind}={count!r}" for kind, count in errors.items() if type(count) is not int or count < 0]:
             raise ValueError(f"metrics.json: errors must be counts, got {', '.join(odd)}")
+    if (shift := folder / SHIFT).is_file():
+        record["shift"] = _read_shift(shift)
     matches = folder / MATCHES
     curves, finished = _read_curves(folder), path.stat().st_mtime
     return Run(folder, config, record, curves, finished, matches if matches.is_file() else None)
+
+
+def _read_shift(path: Path) -> dict[str, Any]:
+    """What `tools/shift.py` has found: `summary`, NaN for what is not defined, and `settings` as text."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        summary = {str(n): float("nan") if v is None else float(v) for n, v in found["summary"].items()}
+        settings = f"{found['images']} images moved {found['direction']}, {len(found['shifts'])} shifts"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} is not what tools/shift.py writes: {error!r}") from error
+    return {"summary": summary, "settings": settings}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ MOST_CLASSES = 20
 """Classes that a table has a column for."""
 IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
 _WHOSE = "Intervals of 95 % are of seeds and images, or of seeds alone where images are not resampled."
+_SHIFTS = {"AP_range": "AP range over shifts", "mask_AP_range": "mask_AP range over shifts", "iou": "IoU over shifts"}
+"""Of `tools/shift.py`, what the metrics have beside them."""
 _UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
 """Columns that only the benchmark's own CSV file tells."""
 
@@ -117,9 +119,16 @@ def metrics_table(section: Section, metric: str) -> Table:
     kinds = (prefix_of(metric), "" if prefix_of(metric) else "mask_")
     usual = [f"{kind}AP{of}" for group in (("", "50", "75"), ("s", "m", "l")) for kind in kinds for of in group]
     shown = [metric, *(name for name in usual if name != metric and section.has(name))]
-    cells = _means(section.table[shown])
+    over_shifts = {f"shift/{name}": title for name, title in _SHIFTS.items() if section.has(f"shift/{name}")}
+    cells = _means(section.table[[*shown, *over_shifts]].rename(columns=over_shifts))
     cells.insert(1, "seeds", [str(len(runs)) for runs in section.runs.values()])
-    return Table("Metrics", cells, "Percent, mean ± standard deviation over seeds (n − 1).")
+    note = "Percent, mean ± standard deviation over seeds (n − 1)."
+    if over_shifts:
+        note += (
+            " Over shifts: images moved by less than the coarsest stride (tools/shift.py): the range of AP, and the "
+            "mean IoU of detections with those of the image that was not moved."
+        )
+    return Table("Metrics", cells, note)
 
 
 def configurations_table(section: Section) -> Table | None:

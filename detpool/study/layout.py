@@ -37,6 +37,7 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     | dict.fromkeys((*_FILES, *_IMAGES)),
     "model": {"weights": None, "class_agnostic": False, "roi_heads": {"box_loss": "smooth_l1", "nms": "hard"}},
     "optim": {"backbone_rate": 1.0, "frozen": []},
+    "evaluation": {"diagnostics": []},
 }
 """Settings that came later, at the values that change nothing: runs of before keep their names, and their places in
 reports."""

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,13 @@ from detpool.config import PARTS, naming_files
 from detpool.config.signatures import argument_of_target
 from detpool.data.datamodule import DetectionDataModule
 from detpool.detection import GivenProposals, TwoStageDetector
+from detpool.detection.backbones.body import Body
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
 from detpool.evaluation import DetectionEvaluator, write_results
+from detpool.evaluation.coco import PREFIXES
+from detpool.evaluation.confusion import write_confusion
 from detpool.evaluation.matches import MATCHES, write_matches
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import RESULTS
@@ -58,6 +61,9 @@ from detpool.training.module import DetectionModule
 from detpool.training.shared_classes import SharedClasses
 from detpool.training.splits import split_notes
 
+_REPLACEABLE = ("rpn", *(f"roi_heads.{head}_roi_pool" for head in ("box", "mask", "iou")))
+"""Modules of a detector that an evaluation can put others in the place of."""
+_say_once = functools.cache(say)
 _KEPT = ": a finished run can be trained on if it was made with keep_checkpoints=all"
 
 
@@ -96,7 +102,7 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     with naming_files(config):
         module = build_module(config, pretrained=config.ckpt_path is None)
         module.build_optimizer()  # what it refuses is no error of the training
-    _check_proposals(module, data, ["train", "val", split])
+    check_proposals(module, data, ["train", "val", split])
     if split == "test" and data.test_dataset is not data.val_dataset:
         module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
     module.prepare_evaluation(data.val_dataset)
@@ -188,20 +194,14 @@ def restore_and_evaluate(
         ConfigError: if the data has no class that the model was trained for, or a file cannot be written.
     """
     split = config.evaluation.split
-    stages = ["validate"] if split == "val" else ["validate", "test"]
-    data = build_data(config, stages)
+    data = build_data(config, stages_of(split))
     notes: list[str] = []
     if checkpoint is None:
         config.class_names = list(data.class_names)
         module = build_module(config)
+        check_proposals(module, data, [split])
     else:
-        shared = None
-        if list(data.class_names) != list(config.class_names):
-            data, notes = _with_shared_classes(config, data, stages)
-            shared = SharedClasses(config.class_names, data.class_names)
-        module = restore(config, checkpoint)
-        module.shared_classes = shared
-    _check_proposals(module, data, [split])
+        module, data, notes = restore_on(config, checkpoint, data)
     trainer = build_trainer(config, [], [])
     save_config(config, Path(config.run_dir))
     chosen = checkpoint is not None and not other_data and is_kept_as_best(checkpoint)
@@ -209,9 +209,34 @@ def restore_and_evaluate(
     return evaluate(config, trainer, module, data, start, checkpoint=checkpoint, notes=notes)
 
 
-def _with_shared_classes(
-    config: DictConfig, data: DetectionDataModule, stages: Sequence[str]
-) -> tuple[DetectionDataModule, list[str]]:
+def restore_on(
+    config: DictConfig, checkpoint: Path, data: DetectionDataModule
+) -> tuple[DetectionModule, DetectionDataModule, list[str]]:
+    """A checkpoint's detector, ready to be evaluated on data, on the classes that both have.
+
+    Args:
+        config: that of its run, with what is to differ.
+        checkpoint: a file (`find_checkpoint`).
+        data: the data of `config`, with what is evaluated (`stages_of`).
+
+    Returns:
+        the detector; the data with the shared classes; and what to say of others.
+
+    Raises:
+        ConfigError: if no class is shared, or the model takes proposals that the data has not.
+        WeightsError: if the file is damaged or belongs to another model.
+    """
+    shared, notes = None, list[str]()
+    if list(data.class_names) != list(config.class_names):
+        data, notes = _with_shared_classes(config, data)
+        shared = SharedClasses(config.class_names, data.class_names)
+    module = restore(config, checkpoint)
+    module.shared_classes = shared
+    check_proposals(module, data, [config.evaluation.split])
+    return module, data, notes
+
+
+def _with_shared_classes(config: DictConfig, data: DetectionDataModule) -> tuple[DetectionDataModule, list[str]]:
     """The data with those of its classes that the checkpoint was trained for, and what to say of others."""
     shared = [name for name in data.class_names if name in config.class_names]
     absent = [name for name in data.class_names if name not in config.class_names]
@@ -222,7 +247,7 @@ def _with_shared_classes(
     if not absent:
         return data, []
     OmegaConf.update(config, "data.classes", shared, force_add=True)
-    return build_data(config, stages), [
+    return build_data(config, stages_of(config.evaluation.split)), [
         f"Evaluated on the classes that the checkpoint was trained for, {listed(shared)}; not on {listed(absent)}."
     ]
 
@@ -264,19 +289,24 @@ def evaluate(
         validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
     rows, errors, matches = module.evaluator.results(), module.evaluator.errors(), module.evaluator.matches()
+    masks = "segm" in config.evaluation.iou_types
+    mask_errors = module.evaluator.errors("segm") if masks else None
+    diagnostics = config.evaluation.get("diagnostics") or []
+    metrics = module.metrics | _diagnose(module.evaluator, diagnostics, masks)
+    confusion = module.evaluator.confusion() if "confusion" in diagnostics else None
     if is_main_process():
         write_results(run_dir / RESULTS, rows)
         if matches:
             write_matches(run_dir / MATCHES, matches)
         if config.evaluation.pictures > 0:
-            masks = "segm" in config.evaluation.iou_types
             write_pictures(run_dir / "pictures", dataset, rows, limit=config.evaluation.pictures, masks=masks)
         cost = next((callback for callback in trainer.callbacks if isinstance(callback, StepCost)), None)  # type: ignore[attr-defined]
         write_metrics(
             run_dir / "metrics.json",
-            module.metrics,
+            metrics,
             seconds=time.monotonic() - start,
             errors=errors,
+            mask_errors=mask_errors,
             step_seconds=cost.step_seconds if cost else None,
             peak_memory_bytes=cost.peak_memory_bytes if cost else None,
             command=command,
@@ -285,16 +315,33 @@ def evaluate(
             images=data.numbers_of_images(),
             notes=notes,
         )
-        print_metrics(module.metrics, title=f"{split} split, {len(dataset)} images")
+        if confusion is not None:
+            write_confusion(run_dir, confusion, dataset.class_names)
+        print_metrics(metrics, title=f"{split} split, {len(dataset)} images")
     for note in notes:
         say(f"note: {note}")
     say(f"metrics, predictions and pictures: {run_dir}")
-    return module.metrics
+    return metrics
+
+
+def _diagnose(evaluator: DetectionEvaluator, wanted: Sequence[str], masks: bool) -> dict[str, float]:
+    """The numbers of `evaluation.diagnostics`, by the names of metrics."""
+    found: dict[str, float] = {}
+    if "tide" in wanted:
+        for iou_type in ("bbox", "segm") if masks else ("bbox",):
+            costs = evaluator.error_costs(iou_type)
+            found |= {PREFIXES[iou_type] + name: cost for name, cost in costs.items() if name != "AP50"}
+    return found | (evaluator.calibration() if "calibration" in wanted else {})
 
 
 def _path_in(run_dir: Path, path: Path) -> str:
     path, run_dir = path.resolve(), run_dir.resolve()
     return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
+
+
+def stages_of(split: str) -> list[str]:
+    """What of the data an evaluation of a split sets up, for `build_data`."""
+    return ["validate"] if split == "val" else ["validate", "test"]
 
 
 def build_data(config: DictConfig, stages: Sequence[str] = ("validate",)) -> DetectionDataModule:
@@ -336,24 +383,28 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
     model = build(len(config.class_names))
     if weights is not None:
         start_from(model, weights, list(config.class_names), build)
-    evaluator = functools.partial(
+    return DetectionModule(
+        model,
+        instantiate(config.optim.optimizer),
+        instantiate(config.optim.schedule),
+        evaluator_of(config),
+        seed=config.seed,
+        channels_last=config.channels_last,
+        backbone_rate=config.optim.get("backbone_rate", 1.0),
+        frozen=config.optim.get("frozen", ()),
+        monitor=config.evaluation.monitor,
+    )
+
+
+def evaluator_of(config: DictConfig) -> Callable[..., DetectionEvaluator]:
+    """What makes the evaluator that a config asks for, of a data set."""
+    return functools.partial(
         DetectionEvaluator,
         metrics=("coco", "voc") if config.evaluation.voc else ("coco",),
         iou_types=tuple(config.evaluation.iou_types),
         voc_iou_threshold=config.evaluation.voc_iou_threshold,
         backend=config.evaluation.backend,
         max_dets=tuple(config.evaluation.max_dets),
-    )
-    return DetectionModule(
-        model,
-        instantiate(config.optim.optimizer),
-        instantiate(config.optim.schedule),
-        evaluator,
-        seed=config.seed,
-        channels_last=config.channels_last,
-        backbone_rate=config.optim.get("backbone_rate", 1.0),
-        frozen=config.optim.get("frozen", ()),
-        monitor=config.evaluation.monitor,
     )
 
 
@@ -363,19 +414,30 @@ def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True
     Args:
         config, pretrained: see `build_module`.
     """
-    parts = {part: instantiate(config[part]) for part in PARTS if config.get(part)}
-    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
-    body = instantiate(config.backbone, **loading, **_taken(config.backbone, parts))
     node = config.model.copy()
     OmegaConf.set_struct(node, False)
     node.pop("weights", None)
     return instantiate(
         node,
         num_classes=num_classes,
-        body=body,
+        body=build_body(config, pretrained),
         box_pooler=instantiate(config.pooler),
-        **_taken(config.model, parts),
+        **_taken(config.model, _parts(config)),
     )
+
+
+def build_body(config: DictConfig, pretrained: bool = True) -> Body:
+    """The network of feature maps of a config, without what a detector puts on it.
+
+    Args:
+        config, pretrained: see `build_module`.
+    """
+    loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
+    return instantiate(config.backbone, **loading, **_taken(config.backbone, _parts(config)))
+
+
+def _parts(config: DictConfig) -> dict[str, Any]:
+    return {part: instantiate(config[part]) for part in PARTS if config.get(part)}
 
 
 def _taken(node: DictConfig, parts: dict[str, Any]) -> dict[str, Any]:
@@ -475,17 +537,30 @@ def restore(config: DictConfig, checkpoint: Path) -> DetectionModule:
 def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
     """Loads the weights of a checkpoint, tensors only.
 
+    Those of a region proposal network or a pooler are left out, and that is said, where the model has in its place
+    something without weights.
+
     Raises:
         WeightsError: if the file is damaged or belongs to another model.
     """
-    load_state_dict(module, read_weights_file(str(checkpoint)), source=str(checkpoint))
+    weights, own = read_weights_file(str(checkpoint)), module.state_dict()
+    for part in _REPLACEABLE:
+        unused = [name for name in weights if name.startswith(f"model.{part}.")]
+        if unused and not any(name.startswith(f"model.{part}.") for name in own):
+            kind = type(module.model.get_submodule(part)).__name__
+            _say_once(f"note: {len(unused)} weights of {part} in {checkpoint} are not used: {kind} is in its place")
+            weights = {name: value for name, value in weights.items() if name not in unused}
+    load_state_dict(module, weights, source=str(checkpoint))
 
 
 def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
     """What would end a run at its first validation ends it before the first step; the names of the metrics."""
     assert module.evaluator is not None
-    if "segm" in config.evaluation.iou_types and not module.model.roi_heads.has_mask():
-        raise ConfigError("evaluation.iou_types: segm needs a model that predicts masks (model=mask_rcnn, ...)")
+    of_masks = [each for each in config.evaluation.iou_types if each != "bbox"]
+    if of_masks and not module.model.roi_heads.has_mask():
+        raise ConfigError(
+            f"evaluation.iou_types: {of_masks[0]} needs a model that predicts masks (model=mask_rcnn, ...)"
+        )
     monitor, names = config.evaluation.monitor, module.evaluator.compute(partial=True)
     if monitor not in names:
         raise ConfigError(
@@ -494,7 +569,7 @@ def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
     return list(names)
 
 
-def _check_proposals(module: DetectionModule, data: DetectionDataModule, splits: list[str]) -> None:
+def check_proposals(module: DetectionModule, data: DetectionDataModule, splits: list[str]) -> None:
     """A file of proposals that a split lacks is asked for before the first step, not when the split is first read."""
     if isinstance(module.model.rpn, GivenProposals) and (missing := data.missing_proposals(splits)):
         raise ConfigError(

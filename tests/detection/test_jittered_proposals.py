@@ -42,6 +42,31 @@ def test_repeats_with_the_seed():
     assert torch.equal(*draws)
 
 
+def test_no_noise_gives_the_objects_and_an_iou_boxes_of_that_iou():
+    only = {"boxes_per_object": 3, "background_per_object": 0}
+    assert torch.equal(propose(OBJECTS, noise=0.0, **only), OBJECTS.repeat(3, 1))
+    inside = torch.tensor([[40.0, 30, 70, 55], [50.0, 40, 58, 49]])  # so far from the border that nothing is cut
+    proposals = propose(inside, iou=0.6, boxes_per_object=200, background_per_object=0)
+    found = box_iou(proposals, inside)[torch.arange(400), torch.arange(400) % 2]
+    # Coordinates of 100 have steps of 8e-6 pixels; an edge of 8 pixels that is off by one changes IoU by 1e-6.
+    torch.testing.assert_close(found, torch.full((400,), 0.6), atol=1e-5, rtol=0)
+
+
+def test_noise_moves_and_stretches_boxes_by_that_distance_on_the_same_rays():
+    def displacement(noise):
+        torch.manual_seed(1)
+        found = propose(inside, noise=noise, boxes_per_object=500, background_per_object=0)
+        centre, size = (found[:, :2] + found[:, 2:]) / 2, found[:, 2:] - found[:, :2]
+        return torch.cat([(centre - torch.tensor([60.0, 45])) / 16, (size / 16).log()], 1)
+
+    inside = torch.tensor([[52.0, 37, 68, 53]])
+    near, far = displacement(0.1), displacement(0.3)
+    torch.testing.assert_close(near.norm(dim=1), torch.full((500,), 0.1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(far, 3 * near, atol=2e-5, rtol=0)
+    # Of a direction drawn evenly each square of a coordinate is 1 / 4 on average, standard deviation 0.0088 of 500.
+    torch.testing.assert_close((near / 0.1).square().mean(0), torch.full((4,), 0.25), atol=0.045, rtol=0)
+
+
 def test_no_object_no_proposal():
     assert propose(OBJECTS[:0]).shape == (0, 4)
 
@@ -51,6 +76,10 @@ def test_refuses_targets_without_objects_and_settings_out_of_range():
     for targets in (None, [{}]):
         with pytest.raises(ValueError, match="proposals=jittered: the targets must hold the objects' 'boxes'"):
             JitteredProposals()(images, {}, targets)
-    for name, value in {"boxes_per_object": 0, "min_iou": 1.0, "background_per_object": -1}.items():
+    assert propose(OBJECTS[:0], iou=0.5).shape == (0, 4)
+    with pytest.raises(ValueError, match="give one, got 0.1 and 0.9"):
+        JitteredProposals(noise=0.1, iou=0.9)
+    wrong = {"boxes_per_object": 0, "min_iou": 1.0, "background_per_object": -1, "noise": -0.1, "iou": 0.0}
+    for name, value in wrong.items():
         with pytest.raises(ValueError, match=name):
             JitteredProposals(**{name: value})

@@ -6,31 +6,9 @@ import random
 from typing import Any
 
 import pytest
+from error_cases import AWAY, BOX, CAT, DOG, FAR, HALF_OFF, NEAR, masked, row, truth
 
 from detpool.evaluation.errors import ERRORS, error_decomposition
-
-CAT, DOG = 3, 7
-BOX = [0.0, 0.0, 10.0, 10.0]
-HALF_OFF = [4.0, 0.0, 10.0, 10.0]  # IoU with BOX: 60 / 140 = 0.43
-NEAR = [2.0, 0.0, 10.0, 10.0]  # 80 / 120 = 0.67
-FAR = [9.0, 0.0, 10.0, 10.0]  # 10 / 190 = 0.05
-
-
-def truth(*objects: tuple[int, list[float]], images: int = 1, **flags: int) -> dict[str, Any]:
-    """Objects (category, box) of image 0; `flags` are those of the last one."""
-    annotations: list[dict[str, Any]] = [
-        {"id": n, "image_id": 0, "category_id": category, "bbox": box} for n, (category, box) in enumerate(objects)
-    ]
-    annotations[-1].update(flags)
-    return {
-        "images": [{"id": i} for i in range(images)],
-        "categories": [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}],
-        "annotations": annotations,
-    }
-
-
-def row(category: int, box: list[float], score: float = 0.5, image: int = 0) -> dict[str, Any]:
-    return {"image_id": image, "category_id": category, "bbox": box, "score": score}
 
 
 def counted(ground_truth: dict[str, Any], *rows: dict[str, Any], **options: Any) -> dict[str, int]:
@@ -38,9 +16,6 @@ def counted(ground_truth: dict[str, Any], *rows: dict[str, Any], **options: Any)
     counts = error_decomposition(ground_truth, rows, **options)
     assert set(counts) == {"objects", "detections", "correct", *ERRORS}
     return {name: count for name, count in counts.items() if count and name != "objects"}
-
-
-AWAY = (CAT, [100.0, 100.0, 10.0, 10.0])  # a second object, so that two detections are considered
 
 
 @pytest.mark.parametrize(
@@ -124,3 +99,15 @@ def test_sums_and_order_of_rows():
         assert explained <= counts["classification"] + counts["localisation"]
         draw.shuffle(rows)
         assert error_decomposition(ground_truth, rows) == counts
+
+
+def test_kinds_of_errors_of_masks():
+    """Of masks that fill their boxes the errors are those of boxes; one beside its object in the same box is none's."""
+    ground_truth = truth((CAT, BOX), (DOG, AWAY[1]), (CAT, [40.0, 40.0, 10.0, 10.0]), images=2)
+    rows = [row(CAT, NEAR, 0.9), row(CAT, AWAY[1], 0.8), row(DOG, FAR, 0.7)]
+    filled = masked(ground_truth), [masked(each) for each in rows]
+    assert counted(*filled[:1], *filled[1], iou_type="segm") == counted(ground_truth, *rows)
+    halves = [[0.0, 0.0, 10.0, 5.0], [0.0, 5.0, 10.0, 5.0]]
+    truth_above, row_below = masked(truth((CAT, BOX)), halves[0]), masked(row(CAT, BOX), halves[1])
+    assert counted(truth_above, row_below) == {"detections": 1, "correct": 1}
+    assert counted(truth_above, row_below, iou_type="segm") == {"detections": 1, "background": 1, "missed": 1}

@@ -64,3 +64,14 @@ def test_a_terminal_without_unicode() -> None:
     print_metrics(COCO | RECALL, console=Console(file=file, width=80))
     file.flush()
     assert b"57.8" in file.buffer.getvalue()
+
+
+def test_diagnostics() -> None:
+    costs = {"dAP50/missed": 0.2, "dAP50/false_positive": 0.05, "mask_dAP50/missed": 0.3}
+    lines = printed(COCO | RECALL | costs | {"AP/cat": 0.5, "ECE": 0.12, "ECE/cat": 0.125, "boundary_AP": 0.25})
+    words = [line.split() for line in lines]
+    assert ["missed", "20.0", "30.0"] in words
+    assert ["false", "positive", "5.0", "-"] in words
+    assert ["cat", "50.0", "12.5"] in words
+    assert ["all", "classes", "12.0"] in words
+    assert ["boundary", "25.0", *"-" * 8] in words

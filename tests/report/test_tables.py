@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pandas as pd
 
+from detpool.report.build import build_report
+from detpool.report.collect import collect
+from detpool.report.groups import make_sections
 from detpool.report.statistics import Difference, Interval
-from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points
+from detpool.report.tables import interval, mean_and_std, metrics_table, number_needed, p_value, percentage_points
 
 
 def test_means_and_standard_deviations():
@@ -31,3 +35,21 @@ def test_probabilities_and_numbers_needed():
     assert [p_value(p) for p in (0.0004, 0.0316, 1.0, math.nan)] == ["< 0.001", "0.032", "1.000", "-"]
     assert [number_needed(n) for n in (7, 99, 101, 3149, 12345)] == ["7", "99", "110", "3,200", "13,000"]
     assert number_needed(None) == "no number of"
+
+
+def test_shifts_stand_beside_the_metrics_where_they_were_measured(make_run, tmp_path):
+    for seed, (span, iou) in enumerate([(0.01, 0.9), (0.03, None)]):
+        folder = make_run(f"runs/{seed}", seed=seed)
+        record = {"summary": {"AP_range": span, "iou": iou}, "images": 50 + seed, "direction": "right", "shifts": [{}]}
+        (folder / "shift.json").write_text(json.dumps(record))
+    make_run("runs/2", seed=0, pooler="roi_pool")
+    found = collect([tmp_path / "runs"])
+    cells = metrics_table(make_sections(found.runs)[0], "AP").cells.set_index("configuration")
+    assert cells["AP range over shifts"].tolist() == ["2.0 ± 1.4", "-"]
+    assert cells["IoU over shifts"].tolist() == ["90.0 (n = 1)", "-"]
+    (note,) = [note for note in build_report(found).parts[0].notes if "tools/shift.py" in note]
+    assert "50 images moved right, 1 shifts (1 run); 51 images" in note
+    assert "not measured (1 run)" in note
+    (folder / "shift.json").write_text("{}")
+    (problem,) = collect([folder]).problems
+    assert "shift.json is not what tools/shift.py writes: KeyError('summary')" in str(problem)

@@ -99,7 +99,8 @@ def test_runs_of_before_a_setting_keep_their_names() -> None:
     config = composed()
     name = fingerprint(config)
     OmegaConf.set_struct(config, False)
-    for section, key in (("model", "weights"), ("optim", "backbone_rate"), ("optim", "frozen")):
+    later = (("model", "weights"), ("optim", "backbone_rate"), ("optim", "frozen"), ("evaluation", "diagnostics"))
+    for section, key in later:
         assert key in config[section]
         del config[section][key]
     assert fingerprint(config) == name

@@ -576,3 +576,20 @@ def test_what_lightning_refuses_is_a_message(tiny_config, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"monitor=val/AP_50 is not a metric .* 'val/AP50'"):
         runs.train(tiny_config("callbacks.best.monitor=val/AP_50", name="misspelt"))
     assert not (tmp_path / "misspelt").exists()
+
+
+def test_diagnostics_that_are_asked_for(tiny_config, tmp_path, capsys):
+    asked = "evaluation.diagnostics=[tide,calibration,confusion]"
+    masks = ["model=mask_rcnn", "data.masks=true", "evaluation.iou_types=[bbox,segm,boundary]"]
+    runs.train(tiny_config("trainer.max_epochs=1", *masks, asked))
+    record = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    names = {"ECE", "ECE/circle", "dAP50/missed", "mask_dAP50/false_positive", "boundary_AP75"}
+    assert names <= record["metrics"].keys()
+    assert record["mask_errors"].keys() == record["errors"].keys()
+    assert record["mask_errors"]["objects"] == record["errors"]["objects"]
+    assert (tmp_path / "run" / "confusion.png").is_file()
+    header, *lines = (tmp_path / "run" / "confusion.csv").read_text().splitlines()
+    assert header.startswith("object,circle,")
+    counted = sum(int(number) for line in lines[:-1] for number in line.split(",")[1:])
+    assert counted == record["errors"]["objects"]
+    assert "mended error" in capsys.readouterr().out

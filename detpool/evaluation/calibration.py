@@ -1,0 +1,98 @@
+"""Whether scores, and predicted IoUs, mean what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.errors import Judge
+from detpool.evaluation.overlaps import nearest_objects
+
+BINS = 15
+
+
+def calibration_error(said: NDArray[np.float64], true: NDArray[np.float64], bins: int = BINS) -> float:
+    """Expected calibration error: the mean distance of what was said from what was true, by bins of the former.
+
+    The sum over bins of the bin's share of all entries times |mean of `true` - mean of `said`| (Guo et al., ICML 2017,
+    equation 3, with its 15 bins), of bins of equal width over 0 .. 1, each with its upper end.
+
+    Args:
+        said: (n,), numbers in 0 .. 1.
+        true: (n,), outcomes in 0 .. 1.
+        bins: number of bins.
+
+    Returns:
+        a number in 0 .. 1; NaN of no entries.
+    """
+    if len(said) == 0:
+        return math.nan
+    of = np.ceil(said * bins).astype(np.int64).clip(1, bins) - 1
+    return float(np.abs(np.bincount(of, true - said, bins)).sum() / len(said))
+
+
+def calibration(
+    ground_truth: Mapping[str, Any],
+    rows: Detections | Iterable[Row],
+    *,
+    image_ids: Collection[int] | None = None,
+    iou_threshold: float = 0.5,
+) -> dict[str, float]:
+    """Calibration of scores, and of predicted IoUs where there are any, over all detections and by class.
+
+    A score should be the probability that the detection is correct: that its box has IoU >= `iou_threshold` with an
+    object of its class that no better-scored one has. A predicted IoU should be that with the nearest object of its
+    class, 0 where the image has none. Detections on crowds and ignored objects do not count.
+
+    Args:
+        ground_truth, rows, image_ids: see `detpool.evaluation.errors.error_decomposition`.
+        iou_threshold: smallest IoU of a correct box.
+
+    Returns:
+        `ECE` and `ECE/<class>`, the `calibration_error` of scores; `iou_ECE` and `iou_ECE/<class>` of predicted IoUs.
+        NaN where there is no detection.
+
+    Raises:
+        ValueError: see `error_decomposition`.
+    """
+    found = Detections.of(rows)
+    judge = Judge(ground_truth, found, image_ids, iou_threshold=iou_threshold, background_threshold=iou_threshold)
+    names = {category["id"]: category["name"] for category in ground_truth["categories"]}
+    scores, ious = {}, {}
+    for category in judge.categories:
+        judged = [(place, kind) for place, kind, _ in judge.judge_class(category) if kind is not None]
+        places = np.array([place for place, _ in judged], np.int64)
+        correct = np.array([kind == "correct" for _, kind in judged], np.float64)
+        scores[names[category]] = found.scores[places], correct
+        places = places[~np.isnan(found.ious[places])]
+        ious[names[category]] = found.ious[places], _true_ious(ground_truth, category, found, places)
+    result = _errors("ECE", scores)
+    return result if np.isnan(found.ious).all() else result | _errors("iou_ECE", ious)
+
+
+def _errors(name: str, by_class: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> dict[str, float]:
+    said, true = (np.concatenate([np.zeros(0), *column]) for column in zip(*by_class.values(), strict=True))
+    by_name = {f"{name}/{label}": calibration_error(*columns) for label, columns in by_class.items()}
+    return {name: calibration_error(said, true), **by_name}
+
+
+def _true_ious(
+    ground_truth: Mapping[str, Any], category: int, found: Detections, places: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    objects = [
+        row
+        for row in ground_truth["annotations"]
+        if row["category_id"] == category and not row.get("iscrowd") and not row.get("ignore")
+    ]
+    _, ious = nearest_objects(
+        found.image_ids[places],
+        found.boxes[places],
+        np.array([row["image_id"] for row in objects], np.int64),
+        np.array([row["bbox"] for row in objects], np.float64).reshape(-1, 4),
+    )
+    return ious.clip(min=0)

@@ -1,0 +1,132 @@
+"""What each kind of error costs: the AP that mending it would give (TIDE: Bolya et al., ECCV 2020)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.errors import ERRORS, Judge, Kind
+
+MENDED = (*ERRORS, "false_positive", "false_negative")
+"""What is mended in turn: a kind of error, all wrong detections, or all objects that are not found."""
+_RECALLS = np.linspace(0, 1, 101)  # COCO's
+
+
+def error_costs(
+    ground_truth: Mapping[str, Any],
+    rows: Detections | Iterable[Row],
+    *,
+    image_ids: Collection[int] | None = None,
+    iou_type: Kind = "bbox",
+    max_dets: int = 100,
+) -> dict[str, float]:
+    """How much AP at IoU 0.5 is gained where all errors of one kind, and no others, are mended (TIDE, section 2.3).
+
+    Kinds are those of `error_decomposition`, here of every detection. (TIDE asks the same questions in another order,
+    which matters only for a detection that is several kinds at once.) Mending means:
+
+    - *classification*, *localisation*: the detection gets the object's class or place; of several that mean the same
+      object the best-scored one does, and all others, or all if a detection is correct for it, are removed,
+    - *both*, *duplicate*, *background*: the detection is removed,
+    - *missed*: the object is no longer asked for,
+    - *false_positive*: every detection that is not correct is removed,
+    - *false_negative*: every object for which no detection is correct is no longer asked for.
+
+    Gains do not add up to 1 - AP: errors hide each other.
+
+    Args:
+        ground_truth, rows, image_ids, iou_type: see `error_decomposition`.
+        max_dets: of each image and class so many detections count, those of the highest scores.
+
+    Returns:
+        `AP50`, COCO's, and `dAP50/<kind>` for each of `MENDED`; NaN where no class has an object. Of a class of which
+        no object is asked for any more AP is 0 while there are detections, and else it is left out.
+
+    Raises:
+        ValueError: see `error_decomposition`.
+    """
+    found = Detections.of(rows)
+    found = found.take(_best(found, max_dets))
+    judge = Judge(ground_truth, found, image_ids, iou_type)
+    judged = [one for category in judge.categories for one in judge.judge_class(category)]
+    objects, missed = {category: count for category, count in judge.objects().items() if count}, judge.missed()
+    if not objects:
+        return dict.fromkeys(["AP50", *(f"dAP50/{kind}" for kind in MENDED)], math.nan)
+    points = [
+        _Point(int(found.category_ids[place]), float(found.scores[place]), kind, of)
+        for place, kind, of in judged
+        if kind is not None
+    ]
+    correct = {category: sum(p.kind == "correct" and p.category == category for p in points) for category in objects}
+    base = _mean_ap(points, objects)
+    costs = {"AP50": base}
+    for kind in MENDED:
+        left, asked = points, objects
+        if kind in ("classification", "localisation"):
+            left = _moved(points, kind, judge)
+        elif kind == "missed":
+            asked = {category: count - missed[category] for category, count in objects.items()}
+        elif kind == "false_negative":
+            asked = correct
+        else:
+            gone = set(ERRORS) if kind == "false_positive" else {kind}
+            left = [point for point in points if point.kind not in gone]
+        costs[f"dAP50/{kind}"] = _mean_ap(left, asked) - base
+    return costs
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A detection that counts."""
+
+    category: int
+    score: float
+    kind: str
+    of: tuple[int, int] | None
+
+
+def _moved(points: list[_Point], kind: str, judge: Judge) -> list[_Point]:
+    """With the errors of a kind mended: best scores first, so the first that means a free object gets it."""
+    taken: set[Any] = set()
+    moved = []
+    for point in sorted(points, key=lambda point: -point.score):
+        if point.kind != kind:
+            moved.append(point)
+        elif point.of is not None and not judge.is_taken(point.of) and point.of not in taken:
+            taken.add(point.of)
+            moved.append(_Point(judge.category_of(point.of), point.score, "correct", point.of))
+    return moved
+
+
+def _mean_ap(points: list[_Point], objects: Mapping[int, int]) -> float:
+    values = []
+    for category, count in objects.items():
+        of_class = sorted((p for p in points if p.category == category), key=lambda p: -p.score)
+        if count:
+            values.append(_ap(np.array([p.kind == "correct" for p in of_class], bool), count))
+        elif of_class:
+            values.append(0.0)
+    return float(np.mean(values)) if values else math.nan
+
+
+def _ap(correct: NDArray[np.bool_], objects: int) -> float:
+    """COCO's mean of the precision at 101 recalls, of detections by falling score."""
+    true = correct.cumsum()
+    precision = np.maximum.accumulate((true / np.arange(1, len(true) + 1))[::-1])[::-1]
+    places = np.searchsorted(true / objects, _RECALLS)
+    return float(np.append(precision, 0.0)[places].mean())
+
+
+def _best(found: Detections, limit: int) -> NDArray[np.int64]:
+    """Places of the detections that are among the best of their image and class, in their order."""
+    order = np.lexsort((-found.scores, found.category_ids, found.image_ids))
+    keys = np.stack([found.image_ids[order], found.category_ids[order]])
+    starts = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))[: len(order)].nonzero()[0]
+    ranks = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return np.sort(order[ranks < limit])

@@ -1,0 +1,1 @@
+"""What poolings keep, asked without training: of a frozen backbone's maps, and of finished weights."""

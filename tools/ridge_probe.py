@@ -1,0 +1,158 @@
+#!/usr/bin/env python
+"""Compares poolings without training: what linear heads read from pooled maps of a frozen backbone.
+
+    python tools/ridge_probe.py backbone=lite0 data=shapes data.size=256 pooler=roi_pool,roi_align,pr_roi_pool
+    python tools/ridge_probe.py study=pooling_shapes backbone=lite0 seed=0 output=results/probe/shapes
+    python tools/ridge_probe.py ckpt_path=logs/demo/runs/<timestamp> data=shapes pooler=roi_pool,roi_align
+
+Arguments are train.py's; several values of a key, or a study, are poolings to compare (or backbones, data, seeds). Of a
+backbone the last map is pooled (backbone.output_stride sets its stride), of `ckpt_path`, a run or its checkpoint, whose
+backbone takes the place of the one chosen, all maps that its detector pools. `backbone.weights=null` is an untrained
+network. Proposals are made of the objects (model.proposals, if set). Also: images=200 training images to fit to,
+held_out=100 validation images to measure on, features=1568 numbers of a box, boxes=64 an image to fit to, threads=2,
+output=logs/ridge_probe. Prints a table and writes probe.csv and probe.json; docs/probe.md says what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench.output import Table
+from command_line import Parser, positive_int
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from detpool.config import check, check_extras, parse_command_line
+from detpool.detection.assemble import build_pooler
+from detpool.detection.backbones import SingleMapBackbone
+from detpool.detection.proposals import JitteredProposals
+from detpool.detection.transform import NormalizeAndBatch
+from detpool.errors import ConfigError, exit_with_message
+from detpool.evaluation import DetectionEvaluator
+from detpool.files import write_csv_atomically, write_json_atomically
+from detpool.probing.linear_heads import PENALTIES, LinearHeads
+from detpool.probing.ridge_probe import Settings, probe
+from detpool.run_config import load_config
+from detpool.run_record import provenance
+from detpool.study.plan import sweep_jobs
+from detpool.training import runs
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+COLUMNS = ("R2/box", "R2/class", "R2/mask", "IoU/before", "IoU/after", "AP", "AP75", "mask_AP", "mask_AP75")
+_OF_MAPS = ("data", "backbone", "stem_pool", "downsample", "seed", "imports")
+"""Parts of a config that decide which boxes of which maps are pooled, with `model.proposals`."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    defaults = {"images": 200, "held_out": 100, "boxes": 64, "features": 1568, "threads": 2}
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name}", type=positive_int, default=default, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path("logs/ridge_probe"), help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
+    options, overrides = parser.parse_with_overrides(argv)
+    with exit_with_message():
+        start = time.perf_counter()
+        torch.set_num_threads(options.threads)
+        rows = []
+        for group in _groups(overrides):
+            rows += _probe_group(group, options)
+        write_csv_atomically(options.output / "probe.csv", rows)
+        settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
+        record = {
+            "settings": settings | {"penalties": list(PENALTIES)},
+            "seconds": round(time.perf_counter() - start, 1),
+            **provenance(["python", "tools/ridge_probe.py", *(sys.argv[1:] if argv is None else argv)], ["timm"]),
+        }
+        write_json_atomically(options.output / "probe.json", record)
+        print(f"{options.output}: probe.csv, probe.json")
+
+
+Job = tuple[dict[str, str], DictConfig]
+"""What sets a configuration apart from the others of a command, and the configuration."""
+
+
+def _groups(overrides: Sequence[str]) -> list[list[Job]]:
+    """The configurations of a command line, checked, those of the same maps and boxes together."""
+    line = parse_command_line(overrides, CONFIGS, "train")
+    jobs = sweep_jobs(line.configs, line.overrides)
+    if jobs is None:
+        raise ConfigError("a sweeper chooses as it goes, and there is nothing to choose by: leave it out")
+    common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
+    groups: dict[str, list[Job]] = {}
+    for job in jobs:
+        config = line.configs.compose(job)
+        check(config, line.configs, job)
+        check_extras(config)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        key = json.dumps([[plain.get(part) for part in _OF_MAPS], plain["model"].get("proposals")])
+        varied = dict(word.split("=", 1) for word in job if word not in common and not word.startswith("hydra."))
+        groups.setdefault(key, []).append((varied or {"pooler": "as given"}, config))
+    return list(groups.values())
+
+
+def _probe_group(jobs: Sequence[Job], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each configuration of the same maps and boxes; prints them."""
+    config = jobs[0][1]
+    torch.manual_seed(config.seed)  # of random weights
+    if "train_transform" in config.data:
+        # Training images as they are evaluated: what is random in training would be different for no reason.
+        config.data.train_transform = config.data.get("eval_transform")
+    data = runs.build_data(config, ["fit"])
+    config.class_names = list(data.class_names)
+    backbone = _backbone(config, options.ckpt_path)
+    masks = "masks" in data.val_dataset[0][1]
+    proposals = config.model.get("proposals")
+    heads = {}
+    for number, (_, each) in enumerate(jobs):
+        pooler, shape = build_pooler(instantiate(each.pooler), backbone, "pooler")
+        try:
+            heads[str(number)] = LinearHeads(pooler.eval(), shape, len(data.class_names), options.features, masks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    limits = tuple(config.evaluation.max_dets)
+    found = probe(
+        backbone.to(memory_format=torch.channels_last) if config.channels_last else backbone,
+        NormalizeAndBatch(backbone.body.image_mean, backbone.body.image_std, max(backbone.body.strides)),
+        JitteredProposals() if proposals is None else instantiate(proposals),
+        heads,
+        data.train_dataset,
+        data.val_dataset,
+        lambda with_masks: DetectionEvaluator(
+            data.val_dataset,
+            iou_types=("bbox", "segm") if with_masks else ("bbox",),
+            backend=config.evaluation.backend,
+            max_dets=limits,
+        ),
+        limits[-1],
+        Settings(options.images, options.held_out, options.boxes, data.eval_batch_size, data.num_workers, config.seed),
+    )
+    rows = [varied | found[str(number)] for number, (varied, _) in enumerate(jobs)]
+    names = list(jobs[0][0])
+    table = Table("held-out images; R2, IoU, AP in percent", names, [*COLUMNS, "seconds"])
+    for row in rows:
+        values = [f"{100 * row[name]:.1f}" if name in row else "-" for name in COLUMNS]
+        table.add_row(*(str(row[name]) for name in names), *values, f"{row['seconds']:.1f}")
+    print(table, flush=True)
+    return rows
+
+
+def _backbone(config: DictConfig, checkpoint: Path | None) -> Any:
+    """The maps that poolings are compared on, without gradients."""
+    if checkpoint is None:
+        backbone = SingleMapBackbone(runs.build_body(config))
+    else:
+        checkpoint = runs.find_checkpoint(checkpoint)
+        backbone = runs.restore(load_config(checkpoint), checkpoint).model.backbone
+    return backbone.eval().requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()
