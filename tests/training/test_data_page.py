@@ -15,9 +15,10 @@ from detpool.config import check, parse_command_line
 from detpool.training import runs
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/data.md").read_text().partition("## Published data sets")[0]
 COMMANDS = [
     line
-    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     for line in block.replace("\\\n", "").splitlines()
 ]
 SMALL = [
