@@ -27,8 +27,8 @@ ROLE = re.compile(r":(?:mod|func|class|meth|attr|data|exc):<code>~?(?:[\w.]*\.)?
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the notebook's page, and files outside of docs/ that pages link to, directly or through each other."""
-    page = _notebook(files, config)
-    waiting = [(f"docs/{file.src_uri}", _text(file)) for file in files.documentation_pages()] + [page]
+    waiting = [(f"docs/{file.src_uri}", Path(str(file.abs_src_path)).read_text()) for file in files.documentation_pages()]
+    waiting.append(_notebook(files, config))
     waiting += [(name, _add(name, files, config)) for name in ("CONTRIBUTING.md", "CHANGELOG.md")]
     while waiting:
         source, text = waiting.pop()
@@ -79,10 +79,6 @@ def _add(target: str, files: Files, config: MkDocsConfig) -> str:
         return text
     files.append(File.generated(config, _uri(target), abs_src_path=str(path)))
     return path.read_text() if path.suffix == ".md" else ""
-
-
-def _text(file: File) -> str:
-    return Path(str(file.abs_src_path)).read_text()
 
 
 def _outside_code(text: str) -> str:
