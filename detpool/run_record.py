@@ -17,7 +17,7 @@ from typing import Any
 import detpool
 from detpool.files import write_json_atomically
 
-_PACKAGES = ("detpool", "torch", "torchvision", "lightning")
+_PACKAGES = ("torch", "torchvision", "lightning")
 
 
 def write_metrics(
@@ -99,13 +99,13 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
         packages: whose versions matter besides those of detpool, PyTorch and Lightning.
 
     Returns:
-        `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python and of packages, None for one
-        that is not installed; `hardware`: the `platform`, the processor's model (`cpu`), the `cores` that this process
+        `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python, of detpool, which is all that
+        tells an installed one's code, and of packages, None for one that is not installed; `hardware`: the `platform`, the processor's model (`cpu`), the `cores` that this process
         may use, and the models of the `gpus`.
     """
     import torch  # takes seconds, and records are read without
 
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "detpool": detpool.__version__}
     for package in dict.fromkeys((*_PACKAGES, *packages)):
         try:
             versions[package] = metadata.version(package)
@@ -123,6 +123,16 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def shell_command(words: Sequence[str]) -> str:
+    """A command line as it is typed: `python train.py ...`, or `detpool-train ...` where there is no checkout.
+
+    Args:
+        words: as in `sys.argv`, the program first.
+    """
+    program = Path(words[0])
+    return shlex.join(["python", *words] if program.suffix == ".py" else [program.name, *words[1:]])
 
 
 def git_state(checkout: Path) -> dict[str, Any]:

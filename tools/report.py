@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_with_message():
         report = build_report(collect(options.logs), options.metric, options.baseline, options.by, options.show)
         command = shlex.join(["python", "tools/report.py", *(sys.argv[1:] if argv is None else argv)])
-        made_at = revision({"git": git_state(Path(detpool.__file__).parents[1])})
+        made_at = revision(
+            {"git": git_state(Path(detpool.__file__).parents[1]), "versions": {"detpool": detpool.__version__}}
+        )
         with writing(options.output):
             write(report, options.output, f"Made by `{command}` at revision {made_at}.")
     for note in [
