@@ -100,8 +100,8 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
 
     Returns:
         `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python, of detpool, which is all that
-        tells an installed one's code, and of packages, None for one that is not installed; `hardware`: the `platform`, the processor's model (`cpu`), the `cores` that this process
-        may use, and the models of the `gpus`.
+        tells the code of an installed one, and of packages, None for one that is not installed; `hardware`: the
+        `platform`, the processor's model (`cpu`), the `cores` that this process may use, and the models of the `gpus`.
     """
     import torch  # takes seconds, and records are read without
 
