@@ -55,14 +55,16 @@ def window_max(
     chosen = choose(backend, "window_max", maps[0], spec)
     if chosen == "reference":
         return reference.window_max(maps, rois, levels, spec)
-    return _window_max(maps, rois, levels, spec.text, chosen)[0]
+    followed = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*maps, rois))
+    return _window_max(maps, rois, levels, spec.text, chosen, followed)[0]
 
 
 @operator
 def _window_max(
-    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: str, backend: str
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: str, backend: str, with_places: bool
 ) -> tuple[Tensor, Tensor]:
-    return PRIMITIVES[backend].window_max(maps, rois, levels, Spec.of(spec))
+    """The maxima and their places, which are as many bytes again: of no elements if no gradient will ask for them."""
+    return PRIMITIVES[backend].window_max(maps, rois, levels, Spec.of(spec), with_places)
 
 
 @operator
@@ -95,9 +97,12 @@ def _window_max_roi_grads(
 
 
 @fake(_window_max)
-def _(maps: Sequence[Tensor], rois: Tensor, levels: Any, spec: str, backend: str) -> tuple[Tensor, Tensor]:
+def _(
+    maps: Sequence[Tensor], rois: Tensor, levels: Any, spec: str, backend: str, with_places: bool
+) -> tuple[Tensor, Tensor]:
     output = empty_pooled(maps[0], rois.shape[0], Spec.of(spec))
-    return output, torch.empty_like(output, dtype=argmax_dtype(maps, Spec.of(spec)))
+    dtype = argmax_dtype(maps, Spec.of(spec))
+    return output, torch.empty_like(output, dtype=dtype) if with_places else output.new_empty(0, dtype=dtype)
 
 
 @fake(_window_max_of_grad)
@@ -111,7 +116,7 @@ def _(grad: Tensor, argmax: Any, maps: Any, rois: Tensor, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    maps, rois, levels, spec, backend = inputs
+    maps, rois, levels, spec, backend, _ = inputs
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # or the places would get a gradient of zeros, as large as the output
     of_rois = rois.requires_grad
@@ -122,13 +127,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
     if grad is None:
-        return [None] * len(ctx.like), None, None, None, None
+        return [None] * len(ctx.like), None, None, None, None, None
     argmax, rois, levels, *maps = ctx.saved_tensors
     spec, backend, of_rois = ctx.rest
     of_maps = ctx.needs_input_grad[0]
     if torch.is_grad_enabled():
         # the gradients are to be differentiated in their turn
-        return *_differentiable_grads(ctx, grad, argmax, rois, levels, maps, Spec.of(spec)), None, None, None
+        return *_differentiable_grads(ctx, grad, argmax, rois, levels, maps, Spec.of(spec)), None, None, None, None
     grad_maps: list[Any] = [None] * len(of_maps)
     grad_rois = None
     if any(of_maps):
@@ -137,7 +142,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Any, ...]:
         grad_maps = _window_max_of_grad(grad, argmax, rois, levels, shapes, last, spec, backend)
     if of_rois:
         grad_rois = _window_max_roi_grads(grad, argmax, maps, rois, levels, spec, backend)
-    return grad_maps, grad_rois, None, None, None
+    return grad_maps, grad_rois, None, None, None, None
 
 
 def _differentiable_grads(

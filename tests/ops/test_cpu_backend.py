@@ -99,6 +99,8 @@ def test_equals_the_reference(name: str, layout: str, dtype: torch.dtype) -> Non
         cotangent = torch.linspace(-1, 1, output.numel()).view(output.shape).to(dtype)
         inputs = (features, coords, offsets)
         results[backend] = (output, *torch.autograd.grad(output, inputs, cotangent, allow_unused=True))
+        with torch.no_grad():  # which saves maxima their places
+            assert torch.equal(function(features, coords, offsets, backend), output)
     for part, expected, got in zip(("output", "features", "boxes", "offsets"), *results.values(), strict=True):
         if expected is None:
             assert got is None, f"{part}: the reference has no gradient"
@@ -122,6 +124,8 @@ def test_maxima_of_infinite_and_missing_values_and_ties_equal_the_reference(name
         output = POOLS[name][1](features, boxes, None, backend)
         cotangent = torch.linspace(-1, 1, output.numel()).view(output.shape).where(output.isfinite(), 0.0)
         results.append((output.detach(), torch.autograd.grad(output, features, cotangent)[0]))
+        without = POOLS[name][1](source, boxes, None, backend)
+        torch.testing.assert_close(without, output.detach(), atol=0, rtol=0, equal_nan=True)
     # the order of a sum of four decides between NaN and infinity only
     exact = {"atol": 0, "rtol": 0} if "cells" in name else {"atol": 1e-5, "rtol": 1e-5}
     torch.testing.assert_close(results[1][0], results[0][0], equal_nan=True, **exact)

@@ -65,9 +65,10 @@ def test_opcheck_of_the_weighted_sum(name: str, channels_last: bool) -> None:
 def test_opcheck_of_the_window_maximum(name: str) -> None:
     spec = SPECS[name]
     maps, rois = maps_of(spec), BOXES.clone().requires_grad_(name == "points")
-    torch.library.opcheck(torch.ops.detpool.window_max, (maps, rois, LEVELS, spec.text, "cpu"))
+    torch.library.opcheck(torch.ops.detpool.window_max, (maps, rois, LEVELS, spec.text, "cpu", True))
     bare = [m.detach() for m in maps]
-    argmax = torch.ops.detpool.window_max(bare, BOXES, LEVELS, spec.text, "cpu")[1]
+    torch.library.opcheck(torch.ops.detpool.window_max, (bare, BOXES, LEVELS, spec.text, "cpu", False))
+    argmax = torch.ops.detpool.window_max(bare, BOXES, LEVELS, spec.text, "cpu", True)[1]
     grad, shapes = torch.randn(argmax.shape), [n for m in maps for n in m.shape]
     how = (spec.text, "cpu")
     of_maps = (grad, argmax, BOXES, LEVELS, shapes, [False, True], *how)

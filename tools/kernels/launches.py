@@ -134,7 +134,7 @@ def _call_linear(operator: str, dtype: torch.dtype, layout: torch.memory_format)
 def _call_maximum(operator: str, dtype: torch.dtype, layout: torch.memory_format) -> None:
     spec = MAXIMUM[operator]
     features, pooled, rois = _tensors(spec, dtype, layout)
-    _, argmax = primitives.window_max([features], rois, None, spec)
+    _, argmax = primitives.window_max([features], rois, None, spec, with_places=True)
     for _ in _both_forms():
         shape = (IMAGES, features.shape[1], HEIGHT, WIDTH)
         primitives.window_max_of_grad(pooled, argmax, rois, None, [shape], [layout == torch.channels_last], spec)

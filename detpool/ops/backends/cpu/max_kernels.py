@@ -42,9 +42,30 @@ def _first_maximum(source, step, shift, cells, n, best, where):
             best[c], where[c] = r if wins else b, p3 if wins else w
 
 
+@compiled
+def _larger(a, b):
+    """The larger of two numbers, the first of equal ones; NaN if one is."""
+    return a if (a >= b) | (a != a) else b
+
+
+@compiled
+def _maximum(source, step, shift, cells, n, best):
+    """As :func:`_first_maximum`, without places."""
+    for q in range(0, n, 4):
+        f0, f1 = source[cells[q] * step + shift], source[cells[q + 1] * step + shift]
+        f2, f3 = source[cells[q + 2] * step + shift], source[cells[q + 3] * step + shift]
+        if q == 0:
+            for c in range(best.shape[0]):
+                best[c] = _larger(_larger(f0[c], f1[c]), _larger(f2[c], f3[c]))
+        else:
+            for c in range(best.shape[0]):
+                best[c] = _larger(best[c], _larger(_larger(f0[c], f1[c]), _larger(f2[c], f3[c])))
+
+
 @kernel
 def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, channels_last, out, argmax):
-    """The maximum over cells."""
+    """The maximum over cells, and its places where ``argmax`` has room for them."""
+    with_places = argmax.size > 0
     shared = g.group_rows * g.group_columns == 1
     i0, i1, j0, j1 = block_of(group, g)
     tiled = shared and not channels_last
@@ -77,15 +98,31 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
                     cells[count] = cells[count - 1]
                     count += 1
                 step, shift = place_of(i, j, group, g)
-                _first_maximum(source, step, shift, cells, count, best, where)
+                if with_places:
+                    _first_maximum(source, step, shift, cells, count, best, where)
+                else:
+                    _maximum(source, step, shift, cells, count, best)
         if tiled:
             transpose(tile, out[k])
+        if not with_places:
+            continue
+        if tiled:
             transpose(where_tile, argmax[k])
         else:
             for i in range(i0, i1):
                 for j in range(j0, j1):
                     p = i * g.columns + j
                     copy(where_tile[p], argmax[k, p] if channels_last else argmax[p, k])
+
+
+@compiled
+def _add_at(where, values, base, step, shift, cells, out):
+    """out[where[c] step + shift, base + c] += values[c], where ``where[c]`` is one of the cells."""
+    for c in range(values.shape[0]):
+        # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
+        cell = np.uint32(np.int32(where[c]))
+        if cell < cells:
+            out[cell * step + shift, base + np.uint64(c)] += values[c]
 
 
 @kernel
@@ -115,11 +152,10 @@ def add_to_cells(grad, numbers, span, group, g, part, argmax, channels_last, out
                     values, where = grad_tile[0], where_tile[0]
                     copy(grad[p, k, part.first : last], values)
                     copy(argmax[p, k, part.first : last], where)
-                for c in range(part.channels):
-                    # as unsigned numbers one comparison finds both kinds of cells that are outside, -1 among them
-                    cell = np.uint32(np.int32(where[c]))
-                    if cell < plane_cells:
-                        out[cell * step + shift, base + np.uint64(c)] += values[c]
+                if shared:  # by constants, or the multiplication takes a tenth of the time
+                    _add_at(where, values, base, np.uint64(1), np.uint64(0), plane_cells, out)
+                else:
+                    _add_at(where, values, base, step, shift, plane_cells, out)
 
 
 @compiled
@@ -136,19 +172,24 @@ def _bilinear_rows(source, step, shift, y, v, x, u, g):
 
 @kernel
 def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, channels_last, out, argmax):
-    """The maximum over bilinear points."""
+    """The maximum over bilinear points, and its places where ``argmax`` has room for them."""
+    with_places = argmax.size > 0
     shared = g.group_rows * g.group_columns == 1
     i0, i1, j0, j1 = block_of(group, g)
     tiled = shared and not channels_last
-    shape = (g.rows * g.columns if tiled else 0, features.shape[2])
-    tile, where_tile = np.empty(shape, out.dtype), np.empty(shape, np.int32)
+    bins = g.rows * g.columns if tiled else 0
+    tile = np.empty((bins, features.shape[2]), out.dtype)
+    where_tile = np.empty((bins if with_places else 1, features.shape[2]), np.int32)
     for n in range(span[0], span[1]):
         k = numbers[n]
         source = features[int(rois[k, 0]) if group < 0 else 0]
         for i in range(i0, i1):
             for j in range(j0, j1):
                 best = bin_of(out, tile, k, i * g.columns + j, shared, channels_last)
-                where = bin_of(argmax, where_tile, k, i * g.columns + j, shared, channels_last)
+                if with_places:
+                    where = bin_of(argmax, where_tile, k, i * g.columns + j, shared, channels_last)
+                else:
+                    where = where_tile[0]  # which tells the first point from others
                 p, q = n * g.rows + i, n * g.columns + j
                 step, shift = place_of(i, j, group, g)
                 for c in range(best.shape[0]):
@@ -175,7 +216,8 @@ def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, c
                             best[c], where[c] = value if wins else m, number if wins else w
         if tiled:
             transpose(tile, out[k])
-            transpose(where_tile, argmax[k])
+            if with_places:
+                transpose(where_tile, argmax[k])
 
 
 @compiled

@@ -118,11 +118,13 @@ def weighted_sum_tap_grads(
     return torch.from_numpy(by_y).view(of_y.shape).to(of_y.dtype), grad_x.to(of_x.dtype)
 
 
-def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
-    """The maxima and their places."""
+def window_max(
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec, with_places: bool
+) -> tuple[Tensor, Tensor]:
+    """The maxima and their places, or an empty tensor in place of these."""
     dtype, last = rois.dtype, is_channels_last(maps[0])
     out, target = _empty_pooled(maps[0], len(rois), spec, dtype, last)
-    argmax, places = _empty_pooled(maps[0], len(rois), spec, argmax_dtype(maps, spec), last)
+    argmax, places = _empty_pooled(maps[0], len(rois) if with_places else 0, spec, argmax_dtype(maps, spec), last)
     for features, read in zip(maps, read_rois(rois, levels, None, spec, list(map(_SHAPE, maps))), strict=True):
         tables: tuple[Any, ...]
         if _has_windows(spec):
@@ -132,7 +134,7 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
         _over_bins(features, read, spec, dtype, kernel, *tables, last, target, places)
     if spec.group_count > 1:
         out, argmax = _order(out, last), _order(argmax, last)
-    return out.to(maps[0].dtype), argmax
+    return out.to(maps[0].dtype), argmax if with_places else argmax.new_empty(0)
 
 
 def window_max_of_grad(

@@ -212,8 +212,8 @@ def weighted_sum_roi_grads(out: Tensor, grad: Tensor, features: Tensor, call: Ca
     )
 
 
-def window_max(out: Tensor, argmax: Tensor, features: Tensor, call: Call) -> None:
-    """See :func:`window_max_kernels.forward`; ``argmax`` has the strides of ``out``."""
+def window_max(out: Tensor, argmax: Tensor | None, features: Tensor, call: Call) -> None:
+    """See :func:`window_max_kernels.forward`; ``argmax`` has the strides of ``out``, or is None: not wanted."""
     block = channel_block((features, out), out.shape[1])
     sizes = (features.shape[0], out.shape[1], *features.shape[3:])
     options = _options((features, out), out.shape[1], block)

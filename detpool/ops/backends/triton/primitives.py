@@ -157,20 +157,23 @@ def weighted_sum_roi_grads(
     return grad_rois, by_bin[..., 4:].permute(0, 3, 1, 2).contiguous()
 
 
-def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
-    """The maxima and their places."""
+def window_max(
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec, with_places: bool
+) -> tuple[Tensor, Tensor]:
+    """The maxima and their places, or an empty tensor in place of these."""
     if spec.sampling == "points":
-        return _max_of_points(maps, rois, levels, spec)
+        return _max_of_points(maps, rois, levels, spec, with_places)
     _check(rois, None, maps[0].shape[0])
     last, dtype = is_channels_last(maps[0]), argmax_dtype(maps, spec)
     maps = [_to_read(features, rois, spec) for features in maps]
     out = _empty_pooled(maps[0], len(rois), spec, last)
-    argmax = torch.empty_like(out, dtype=dtype)
+    argmax = torch.empty_like(out, dtype=dtype) if with_places else None
     if out.numel():
         for level, features in enumerate(maps):
             launch.window_max(out, argmax, features, launch.Call(rois, levels, None, spec, level))
     layout = memory_format(last)
-    return out.contiguous(memory_format=layout), argmax.contiguous(memory_format=layout)
+    places = out.new_empty(0, dtype=dtype) if argmax is None else argmax.contiguous(memory_format=layout)
+    return out.contiguous(memory_format=layout), places
 
 
 def window_max_of_grad(
@@ -216,12 +219,17 @@ def _single_points(spec: Spec) -> Spec:
     return replace(spec, output_size=(rows * spec.ratio, columns * spec.ratio), ratio=1)
 
 
-def _max_of_points(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec) -> tuple[Tensor, Tensor]:
+def _max_of_points(
+    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec: Spec, with_places: bool
+) -> tuple[Tensor, Tensor]:
     values = weighted_sum(maps, rois, levels, None, _single_points(spec))
+    layout = memory_format(is_channels_last(maps[0]))
+    if not with_places:
+        out = max_pool2d(values, spec.ratio)
+        return out.contiguous(memory_format=layout), out.new_empty(0, dtype=torch.int32)
     out, index = max_pool2d(values, spec.ratio, return_indices=True)
     row, column = index // values.shape[3], index % values.shape[3]
     argmax = (row % spec.ratio << POINT_BITS) + column % spec.ratio
-    layout = memory_format(is_channels_last(maps[0]))
     return out.contiguous(memory_format=layout), argmax.to(torch.int32).contiguous(memory_format=layout)
 
 

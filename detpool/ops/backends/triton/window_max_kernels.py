@@ -2,7 +2,8 @@
 
 Shapes: ``features`` (N, C, GH GW, H, W), ``rois`` (K, 5), ``levels`` (K,) int64 or None, ``out``, ``argmax`` and
 ``grad`` (K, C, PH, PW), any strides (``argmax`` those of ``out``). ``argmax`` holds ``y W + x`` of the first maximum in
-row-major order, -1 for a bin without cells. Channels of groups, and levels, as in ``weighted_sum_kernels``.
+row-major order, -1 for a bin without cells; None: places are not stored. Channels of groups, and levels, as in
+``weighted_sum_kernels``.
 
 A RoI that is not valid (see ``bins.load_roi``) reads nothing: its output is NaN and its argmax -1.
 """
@@ -53,7 +54,7 @@ def forward(
     """Maximum and argmax.
 
     One program computes a block of channels of one bin of one RoI: it visits the cells of the bin once, each visit a
-    load of neighbouring channels, and stores both results once. Programs share nothing. A NaN wins over numbers, and
+    load of neighbouring channels, and stores its results once. Programs share nothing. A NaN wins over numbers, and
     the first NaN over later ones.
     """
     k, i, j = bin_of_program(PH, PW)
@@ -84,7 +85,8 @@ def forward(
     mask = channel_mask(c, tl.where(here, channels, 0), ALIGNED)
     at = pooled_offset(k, i, j, out_k, out_h, out_w, ALIGNED) + offsets_of(c, out_c, WIDE)
     tl.store(out + at, best, mask=mask)
-    tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
+    if argmax is not None:
+        tl.store(argmax + at, where.to(argmax.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
