@@ -125,14 +125,23 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
     }
 
 
+def program(script: str) -> str:
+    """The first word of a command line: a script of the checkout, `detpool-NAME` where there is none.
+
+    Args:
+        script: relative to the checkout: `train.py`, `tools/report.py`.
+    """
+    return script if (Path(detpool.__file__).parents[1] / script).is_file() else f"detpool-{Path(script).stem}"
+
+
 def shell_command(words: Sequence[str]) -> str:
     """A command line as it is typed: `python train.py ...`, or `detpool-train ...` where there is no checkout.
 
     Args:
         words: as in `sys.argv`, the program first.
     """
-    program = Path(words[0])
-    return shlex.join(["python", *words] if program.suffix == ".py" else [program.name, *words[1:]])
+    first = Path(words[0])
+    return shlex.join(["python", *words] if first.suffix == ".py" else [first.name, *words[1:]])
 
 
 def git_state(checkout: Path) -> dict[str, Any]:

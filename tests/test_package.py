@@ -30,7 +30,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 HINT = "not installed: pip install 'detpool[train]'"
 PARTS = ["ops", "poolers", "layers", "detection"]
 """Those whose docstrings name papers."""
-NEEDING = ["cli.train", "cli.eval", "config", "data", "detection", "evaluation", "report", "study", "training"]
+NEEDING = ["cli.train", "cli.report", "config", "data", "detection", "evaluation", "report", "study", "training"]
 
 
 def start(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -161,6 +161,9 @@ def test_wheel_and_sdist_in_a_clean_environment(environment: Path, tmp_path: Pat
     assert content["versions"]["detpool"] == detpool.__version__
     run(environment / "detpool-eval", f"ckpt_path={record.parent}", "run_dir=evaluated")
     assert json.loads((tmp_path / "evaluated" / "metrics.json").read_text())["metrics"] == content["metrics"]
+
+    run(environment / "detpool-report", "logs/demo")
+    assert f"detpool {detpool.__version__}" in (tmp_path / "logs/report/report.md").read_text()
 
     run(environment / "pip", "install", "--no-deps", "--force-reinstall", sdist)
     shown = run(environment / "detpool-train", "experiment=demo", "--cfg", "job")

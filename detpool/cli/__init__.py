@@ -1,4 +1,4 @@
-"""The programs: `train.py` and `eval.py` of a checkout, `detpool-train` and `detpool-eval` of an installation.
+"""Programs that an installation has too: `train.py` as `detpool-train`, `eval.py` and `tools/report.py` likewise.
 
 Without what they need, importing them ends the process with the message alone.
 """
