@@ -180,11 +180,14 @@ class DetectionEvaluator:
     def matches(self) -> dict[str, Matches]:
         """`CocoEvaluator.matches` of the images predicted since the last reset, by IoU type. Collective.
 
+        Of boxes and masks: those of boundaries are the library's own affair.
+
         Raises:
             ValueError: an image was predicted more than once.
         """
         image_ids, found = self._gather()
-        return compute_on_main_process(lambda: {each.iou_type: each.matches(found, image_ids) for each in self._coco})
+        kept = [each for each in self._coco if each.iou_type != "boundary"]
+        return compute_on_main_process(lambda: {each.iou_type: each.matches(found, image_ids) for each in kept})
 
     def compute(self, *, partial: bool = False) -> dict[str, float]:
         """Metrics of everything since the last reset, as floats in 0 .. 1, NaN where undefined. Collective.

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-import pandas as pd
-
+from detpool.report.costs import Cost, by_phase, ratio
 from detpool.report.groups import Section
 from detpool.report.statistics import LEVEL, Difference, Interval, adjust, compare
 from detpool.report.tables import interval, mean_and_std, number_needed, p_value, percentage_points
 
+UNMEASURED = "not measured (tools/cost.py does it)"
 
-def answer(section: Section, metric: str, costs: pd.DataFrame | None) -> dict[str, str]:
+
+def answer(section: Section, metric: str, costs: Mapping[str, Cost]) -> dict[str, str]:
     """The answer of a section, by its questions; empty where there is nothing to compare.
 
     Args:
-        section: runs of the same data.
-        metric: by which configurations are ranked.
-        costs: of `detpool.report.costs.compare`, where `tools/cost.py` measured them.
+        section: whose configurations are compared.
+        metric: by which.
+        costs: what is known of them by `tools/cost.py`, by label.
     """
     means = {label: section.values(label, metric).mean() for label in section.runs}
     ranked = sorted((label for label in means if means[label] == means[label]), key=lambda label: -means[label])
@@ -42,7 +44,7 @@ def answer(section: Section, metric: str, costs: pd.DataFrame | None) -> dict[st
         "beyond both": _beyond_both(found, len(against)),
         "not told apart": "; ".join(alike)
         or "none: all others are beyond seeds and images, corrected by Holm's method",
-        "cost": _cost(costs, best, other),
+        "cost": _cost(costs[best], costs[other], other) if best in costs and other in costs else UNMEASURED,
         "to see 1 point": _needed(found),
     }
     return {question: text for question, text in shown.items() if text}
@@ -66,11 +68,11 @@ def _beyond_both(found: Difference, comparisons: int) -> str:
     return f"{'yes' if found.adjusted < LEVEL else 'no'}, p {p if p.startswith('<') else f'= {p}'}{corrected}"
 
 
-def _cost(costs: pd.DataFrame | None, label: str, other: str) -> str:
-    if costs is None or not {label, other} <= {*costs.index}:
-        return "not measured; `python tools/cost.py`, with the choices of the study, measures it"
-    ratios = {phase: costs[f"{phase}_ms"][label] / costs[f"{phase}_ms"][other] for phase in ("step", "inference")}
-    return f"{ratios['step']:.2f} × a training step, {ratios['inference']:.2f} × the inference of {other}"
+def _cost(mine: Cost, others: Cost, label: str) -> str:
+    times = [by_phase(cost.seconds)["step"] for cost in (mine, others)]
+    found = ratio(*times)
+    interval = "" if found.low != found.low else f" [{found.low:.3f}, {found.high:.3f}]"
+    return f"{found.median:.3f}{interval} × the time of a training step of {label}"
 
 
 def _needed(found: Difference) -> str:

@@ -111,9 +111,9 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str, costs: S
     for number, section in enumerate(sections, 1):
         measured = cost_tables.match(section, costs)
         notes, blocks = _notes(section, metric), _blocks(section, metric, measured)
-        used |= {measured[1].path} if measured else set()
-        first = answer(section, metric, measured[0] if measured else None)
-        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section), first))
+        used |= {measured.source.path} if measured else set()
+        shown = answer(section, metric, measured.costs if measured else {})
+        report.parts.append(Part(str(number), section.title, notes, blocks, facts(section), shown))
         by_data.setdefault(section.data, []).append(section)
     for path in (each.path for each in costs if each.path not in used):
         report.problems.append(
@@ -132,7 +132,7 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str, costs: S
         report.numbers["across"] = pd.concat(map(tables.across_summary, comparable)).set_index("from")
 
 
-def _blocks(section: Section, metric: str, measured: tuple[pd.DataFrame, Costs] | None) -> list[Table | Picture]:
+def _blocks(section: Section, metric: str, measured: cost_tables.Measured | None) -> list[Table | Picture]:
     """All about the runs of a section."""
     iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
@@ -148,7 +148,7 @@ def _blocks(section: Section, metric: str, measured: tuple[pd.DataFrame, Costs] 
         plots.plot_sizes(section, metric),
         *((errors, tables.errors_table(section)) if errors else ()),
         plots.plot_curves(section, metric),
-        *((plots.plot_cost(section, metric, measured[0]), *cost_tables.both(*measured)) if measured else ()),
+        *((plots.plot_cost(section, metric, measured.rows), *measured.tables()) if measured else ()),
         tables.duration_table(section),
         tables.runs_table(section),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -27,15 +28,36 @@ _COUNTS = {
 }
 """What numbers are called, their unit, and digits."""
 _TIMES_NOTE = (
-    "Milliseconds a batch, the median over turns, and below it the median over turns of the ratio to {baseline}, both "
-    "of the same turn, with its 95 % interval (order statistics). {measured}"
+    "Milliseconds a batch, the median over turns, and in brackets the median over turns of the ratio to {baseline}, "
+    "both of the same turn, with its 95 % interval (order statistics). {measured}"
 )
 _COUNTS_NOTE = (
-    "Of a batch. Parameters are those that are trained; GFLOP and MiB of a step are of forward and backward: "
-    "multiplications and additions of convolutions, matrices and RoI poolings, and the most memory that PyTorch had "
-    "handed out beyond what the model itself holds. The receptive field is that of a cell of each map, in rows of the "
-    "image, of several maps each number once."
+    "Of a batch, in brackets the ratio to the baseline where it is not 1. Parameters are those that are trained; GFLOP "
+    "and MiB of a step are of forward and backward: multiplications and additions of convolutions, matrices and RoI "
+    "poolings, and the most memory that PyTorch had handed out beyond what the model itself holds. The receptive field "
+    "is that of a cell of each map, in rows of the image, of several maps each number once."
 )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of the configurations of a section.
+
+    Attributes:
+        costs: by label; not all may have been measured.
+        source: the file that they are from.
+        rows: `compare` with the section's baseline, or the first configuration that was measured.
+    """
+
+    costs: dict[str, Cost]
+    source: Costs
+    rows: pd.DataFrame
+
+    def tables(self) -> tuple[Table, Table]:
+        """The tables of a report, the first of which says by which command and where it was measured."""
+        record = self.source.record
+        where = f"{record['measured']}; by `{record.get('command')}`, {machine(record)}."
+        return times_table(self.rows, where), counts_table(self.rows)
 
 
 def times_table(rows: pd.DataFrame, measured: str) -> Table:
@@ -68,43 +90,32 @@ def counts_table(rows: pd.DataFrame) -> Table:
     return Table("Memory and operations", pd.DataFrame({"configuration": rows.index, **cells, **fields}), _COUNTS_NOTE)
 
 
-def both(rows: pd.DataFrame, costs: Costs) -> tuple[Table, Table]:
-    """The two tables of a report, the first of which says by which command and where they were measured."""
-    where = f"{costs.record['measured']}; by `{costs.record.get('command')}`, {machine(costs.record)}."
-    return times_table(rows, where), counts_table(rows)
-
-
 def _interval(row: Mapping[str, Any], phase: str) -> str:
-    text = f"× {row[f'{phase}_ratio']:.3f}"
+    text = f"{row[f'{phase}_ratio']:.3f}"
     low, high = row[f"{phase}_low"], row[f"{phase}_high"]
-    return text if math.isnan(low) else f"{text} [{low:.3f}, {high:.3f}]"
+    return f"({text})" if math.isnan(low) else f"({text} [{low:.3f}, {high:.3f}])"
 
 
 def _count(row: Mapping[str, Any], name: str, factor: float, digits: int) -> str:
     """A number, and its ratio to the baseline's where it is another."""
     relative = row[f"{name}_ratio"]
     number = f"{factor * row[name]:.{digits}f}"
-    return number if math.isnan(relative) or round(relative, 3) == 1 else f"{number}\n× {relative:.3f}"
+    return number if math.isnan(relative) or round(relative, 3) == 1 else f"{number}\n({relative:.3f})"
 
 
-def match(section: Section, found: Sequence[Costs]) -> tuple[pd.DataFrame, Costs] | None:
-    """`compare` of a section's configurations, from the file that knows most of them, of several the last.
-
-    The baseline is the section's, or the first configuration that was measured. None: no file knows any.
-    """
+def match(section: Section, found: Sequence[Costs]) -> Measured | None:
+    """The costs of a section's configurations, from the file that knows most of them, of several the last; or None."""
     prints = {
         label: {fingerprint(OmegaConf.create(run.config)) for run in runs.values()}
-        for label, runs in section.runs.items()
+        for label, runs in (section.runs.items() if found else ())
     }
-    best: dict[str, Cost] = {}
-    chosen = None
-    for costs in found:
+    best: Measured | None = None
+    for source in found:
         known: dict[str, Cost] = {}
         for label, mine in prints.items():
-            if fitting := [cost for cost in costs.configurations if mine & {*cost.runs}]:
+            if fitting := [cost for cost in source.configurations if mine & {*cost.runs}]:
                 known[label] = fitting[0]
-        if known and len(known) >= len(best):
-            best, chosen = known, costs
-    if chosen is None:
-        return None
-    return compare(best, section.baseline if section.baseline in best else next(iter(best))), chosen
+        if known and (best is None or len(known) >= len(best.costs)):
+            baseline = section.baseline if section.baseline in known else next(iter(known))
+            best = Measured(known, source, compare(known, baseline))
+    return best

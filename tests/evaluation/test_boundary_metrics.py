@@ -59,5 +59,6 @@ def test_names_and_what_it_needs():
     evaluator = DetectionEvaluator(Data(), iou_types=("bbox", "segm", "boundary"))
     names = set(evaluator.compute(partial=True))
     assert {"AP75", "mask_AP75", "boundary_AP75", "boundary_AP/square"} <= names
+    assert set(evaluator.matches()) == {"bbox", "segm"}  # of which alone AP of other choices of images follows
     with pytest.raises(ValueError, match="iou_type 'boundary' needs the backend 'faster_coco_eval', got 'pycocotools'"):
         DetectionEvaluator(Data(), iou_types=("boundary",), backend="pycocotools")

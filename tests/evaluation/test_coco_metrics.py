@@ -206,7 +206,7 @@ def test_what_is_wrong_is_named() -> None:
 
     for call, message in (
         (lambda: CocoEvaluator(truth, backend="pycoco"), "one of pycocotools, faster_coco_eval, hotcoco, got 'pycoco'"),
-        (lambda: CocoEvaluator(truth, iou_type="mask"), "iou_type must be one of bbox, segm, got 'mask'"),
+        (lambda: CocoEvaluator(truth, iou_type="mask"), "iou_type must be one of bbox, segm, boundary, got 'mask'"),
         (lambda: CocoEvaluator(truth, max_dets=(100, 10)), r"must be ascending positive integers, got \[100, 10\]"),
         (lambda: CocoEvaluator(truth, max_dets=()), "max_dets must be ascending"),
         (lambda: CocoEvaluator(truth, iou_type="segm"), "annotation 0 has no segmentation"),

@@ -79,13 +79,14 @@ def test_a_report_takes_the_costs_beside_its_runs(measured: Path) -> None:
     times = tables["Time of a training step and of inference"].cells.set_index("configuration")
     # The report's baseline, which is not that of the measurement.
     assert times.loc["pooler=pr_roi_pool", "step, ms"] == "5000.0"
-    assert times.loc["pooler=roi_pool", "step, ms"] == "4000.0\n× 0.800 [0.800, 0.800]"
+    assert times.loc["pooler=roi_pool", "step, ms"] == "4000.0\n(0.800 [0.800, 0.800])"
     assert list(times.index) == ["pooler=roi_pool", "pooler=pr_roi_pool"]
     assert "python tools/cost.py ..." in tables["Time of a training step and of inference"].note
+    expected = "1.250 [1.250, 1.250] × the time of a training step of pooler=roi_pool"
+    assert report.parts[0].answer["cost"] == expected  # 5 s of the best, 4 s of the other
     counts = tables["Memory and operations"].cells.set_index("configuration")
     assert counts.loc["pooler=roi_pool", "receptive field, px"] == "31 / image / -"
     assert "AP and what it costs" in tables
-    assert report.parts[0].answer["cost"].startswith("1.25 × a training step, 1.00 × the inference of pooler=roi_pool")
     # What runs have collected themselves is not told as a cost.
     assert list(tables["Duration"].cells.columns) == ["configuration", "minutes per run"]
     assert report.problems == []

@@ -291,7 +291,7 @@ def test_the_report_begins_with_its_answer(sweep, make_run, run_report, tmp_path
         "beyond images": "not known",
         "beyond both": "not known",
         "not told apart": "pooler=roi_pool",
-        "cost": "not measured; `python tools/cost.py`, with the choices of the study, measures it",
+        "cost": "not measured (tools/cost.py does it)",
         "to see 1 point": "57 seeds on these images",
     }
     for seed in range(3):  # 30 points worse in each seed, so that the baseline is the best
