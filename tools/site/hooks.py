@@ -13,7 +13,7 @@ from pathlib import Path
 import nbclient
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
@@ -58,7 +58,8 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
 
 def _notebook(files: Files, config: MkDocsConfig) -> tuple[str, str]:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
+    client = nbclient.NotebookClient(notebook, timeout=600, extra_arguments=["--IPKernelApp.log_level=ERROR"])
+    client.execute(cwd=str(ROOT))
     text, resources = MarkdownExporter().from_notebook_node(
         notebook, {"unique_key": "pooling", "output_files_dir": "images/pooling"}
     )
@@ -71,13 +72,13 @@ def _notebook(files: Files, config: MkDocsConfig) -> tuple[str, str]:
 
 def _add(target: str, files: Files, config: MkDocsConfig) -> str:
     """A file or folder of the checkout as a file of the site; the text of a page."""
-    path = ROOT / target
+    path, level = ROOT / target, InclusionLevel.NOT_IN_NAV  # those of the navigation are there nevertheless
     if path.is_dir():
         entries = sorted(entry.name for entry in path.iterdir() if entry.is_file())
         text = f"# {target}\n\n" + "\n".join(f"- [{name}]({name})" for name in entries) + "\n"
-        files.append(File.generated(config, _uri(target), content=text))
+        files.append(File.generated(config, _uri(target), content=text, inclusion=level))
         return text
-    files.append(File.generated(config, _uri(target), abs_src_path=str(path)))
+    files.append(File.generated(config, _uri(target), abs_src_path=str(path), inclusion=level))
     return path.read_text() if path.suffix == ".md" else ""
 
 
