@@ -4,7 +4,7 @@ VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-lowest gpu lint clean
+.PHONY: demo test test-slow test-lowest gpu docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py experiment=demo
@@ -37,6 +37,10 @@ gpu:
 	PYTHONPATH=. $(GPU_PYTHON) tools/bench_ops.py --device cuda --box-gradients --dtypes float32 float16 --output \
 		"results/ops_$$($(GPU_PYTHON) -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "_"))')"
 
+# The pages of docs/, the API reference and the executed notebook as a site in site/; any warning, of links too, is an error.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/python -m mkdocs build --strict
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,7 +48,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/codespell *.md docs detpool tools configs tests train.py eval.py
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamps make the second start instant; a change of the dependencies installs again.
 $(VENV)/bin/python:
@@ -56,6 +60,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --editable ".[docs]"
 	touch $@ $(VENV)/installed
 
 # pip takes the highest versions; uv can take the lowest.

@@ -87,7 +87,7 @@ def operators() -> dict[str, Figure]:
 
 
 def _as_shown(name: str) -> Operator:
-    arguments = {}
+    arguments: dict[str, bool | int] = {}
     if name == "roi_align":
         arguments["aligned"] = True
     if name.endswith(("align", "warp")):
@@ -119,7 +119,9 @@ def _rotated() -> Figure:
             )
             middle = (i, j) == (rows // 2, columns // 2)
             place = (corners * size) @ turn.T + centre
-            panel.add_patch(Polygon(place.numpy(), fill=False, edgecolor=COLOURS[0], linewidth=2.2 if middle else 1, zorder=3))
+            panel.add_patch(
+                Polygon(place.numpy(), fill=False, edgecolor=COLOURS[0], linewidth=2.2 if middle else 1, zorder=3)
+            )
     panel.set_xlabel(panel.get_xlabel().partition(", off by")[0], fontsize=10)  # of the upright box, which it is not in
     panel.set_xlim(0, 76)
     panel.set_ylim(62, 0)

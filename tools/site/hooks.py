@@ -27,7 +27,9 @@ ROLE = re.compile(r":(?:mod|func|class|meth|attr|data|exc):<code>~?(?:[\w.]*\.)?
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the notebook's page, and files outside of docs/ that pages link to, directly or through each other."""
-    waiting = [(f"docs/{file.src_uri}", Path(str(file.abs_src_path)).read_text()) for file in files.documentation_pages()]
+    waiting = [
+        (f"docs/{file.src_uri}", Path(str(file.abs_src_path)).read_text()) for file in files.documentation_pages()
+    ]
     waiting.append(_notebook(files, config))
     waiting += [(name, _add(name, files, config)) for name in ("CONTRIBUTING.md", "CHANGELOG.md")]
     while waiting:
