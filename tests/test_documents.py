@@ -154,3 +154,9 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text()
     assert [page for page in PAGES if page != "README.md" and page.removeprefix("docs/") not in navigation] == []
+
+
+def test_every_group_of_configs_is_on_its_page() -> None:
+    page = (ROOT / "docs/configuration.md").read_text()
+    groups = {path.name for path in CONFIGS.iterdir() if path.is_dir()} - {"hydra"}
+    assert {group for group in groups if f"`{group}=`" not in page} == set()

@@ -76,7 +76,7 @@ def _add(target: str, files: Files, config: MkDocsConfig) -> str:
     """A file or folder of the checkout as a file of the site; the text of a page."""
     path, level = ROOT / target, InclusionLevel.NOT_IN_NAV  # those of the navigation are there nevertheless
     if path.is_dir():
-        entries = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        entries = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith((".", "__")))
         text = f"# {target}\n\n" + "\n".join(f"- [{name}]({name})" for name in entries) + "\n"
         files.append(File.generated(config, _uri(target), content=text, inclusion=level))
         return text
