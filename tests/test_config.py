@@ -50,7 +50,21 @@ def test_every_config_composes_and_has_only_known_arguments(choice):
     check(config, ALL, overrides)
 
 
-@pytest.mark.parametrize("pooler", ["all_levels", "pool", "pr_roi_pool", "roi_align", "roi_pool", "roi_warp", "spp"])
+@pytest.mark.parametrize(
+    "pooler",
+    [
+        "all_levels",
+        "deform_roi_pool",
+        "groie",
+        "panet",
+        "pool",
+        "pr_roi_pool",
+        "roi_align",
+        "roi_pool",
+        "roi_warp",
+        "spp",
+    ],
+)
 @pytest.mark.parametrize("experiment", ["demo", "nuclei"])
 def test_experiments_that_set_the_canonical_size_take_any_shared_pooler(experiment, pooler):
     check(ALL.compose([f"experiment={experiment}", f"pooler={pooler}"]))

@@ -11,6 +11,7 @@ from torchvision.ops import MultiScaleRoIAlign
 from detpool import ops
 from detpool.poolers import (
     AllLevelsPooler,
+    DeformRoIPooler,
     RoIPooler,
     SpatialPyramidPooler,
     assign_levels,
@@ -209,8 +210,54 @@ def test_all_levels_are_joined():
         pooler.mix.weight.zero_()
         pooler.mix.bias.copy_(torch.tensor([0.0, 50, 0, 0]))
     torch.testing.assert_close(pooler(pyramid(), boxes, sizes), pooled[1])
-    with pytest.raises(ValueError, match="fusion must be one of sum, concat, attention, got 'mean'"):
+    pooler = AllLevelsPooler(NAMES, 3, ops.roi_align, strides=STRIDES, fusion="max")
+    assert torch.equal(pooler(pyramid(), boxes, sizes), torch.stack(pooled).max(0).values)
+    with pytest.raises(ValueError, match="fusion must be one of sum, max, concat, attention, got 'mean'"):
         AllLevelsPooler(NAMES, 3, ops.roi_align, fusion="mean")
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_convolutions_before_and_after_levels_are_joined(shared):
+    boxes, sizes = [random_boxes(10, 1), random_boxes(5, 2)], [(256, 320)] * 2
+    torch.manual_seed(0)
+    choices = {"fusion": "max", "before": 3, "shared": shared, "after": 5}
+    pooler = AllLevelsPooler(NAMES, 3, ops.roi_align, strides=STRIDES, channels=3, **choices)
+    sides = [tuple(p.shape[2:]) for p in pooler.parameters() if p.dim() == 4]
+    assert sides == [(3, 3)] * (1 if shared else 4) + [(5, 5)]
+    parts = []
+    for number, (name, stride) in enumerate(zip(NAMES, STRIDES, strict=True)):
+        pooled = ops.roi_align(pyramid()[name], boxes, 3, 1 / stride)
+        own = pooler.before[0 if shared else number][0]
+        parts.append(torch.nn.functional.conv2d(pooled, own.weight, own.bias, padding=1).relu())
+    joined, last = torch.stack(parts).amax(0), pooler.after[0]
+    expected = torch.nn.functional.conv2d(joined, last.weight, last.bias, padding=2).relu()
+    torch.testing.assert_close(pooler(pyramid(), boxes, sizes), expected)
+    with pytest.raises(ValueError, match="before must be 0 or the odd side of a convolution, got 2"):
+        AllLevelsPooler(NAMES, 3, ops.roi_align, before=2)
+    with pytest.raises(ValueError, match="is built for channels=256, the operator gives 3"):
+        AllLevelsPooler(NAMES, 3, ops.roi_align, after=3)(pyramid(), boxes, sizes)
+
+
+def test_deformable_bins_move_by_what_a_layer_makes_of_the_roi():
+    boxes, sizes = [random_boxes(10, 1), random_boxes(5, 2)], [(256, 320)] * 2
+    operator = functools.partial(ops.deform_roi_pool, sampling_ratio=2, trans_std=0.2)
+    pooler = DeformRoIPooler(NAMES, (2, 3), operator, channels=3, canonical_scale=56)
+    align = functools.partial(ops.roi_align, sampling_ratio=2, aligned=True)
+    in_place = RoIPooler(NAMES, (2, 3), align, canonical_scale=56)(pyramid(), boxes, sizes)
+    torch.testing.assert_close(pooler(pyramid(), boxes, sizes), in_place)  # it begins with zeros
+    torch.manual_seed(0)
+    torch.nn.init.normal_(pooler.offset.weight, std=0.2)
+    offsets = torch.nn.functional.linear(in_place.flatten(1), pooler.offset.weight).view(-1, 2, 2, 3)
+    levels = assign_levels(torch.cat(boxes), 4, 2, canonical_scale=56).tolist()
+    out = pooler(pyramid(), boxes, sizes)
+    for row, (box, level) in enumerate(zip(torch.cat(boxes), levels, strict=True)):
+        rois = torch.cat([torch.tensor([0.0 if row < 10 else 1.0]), box])[None]
+        single = operator(pyramid()[str(level)], rois, offsets[row : row + 1], (2, 3), 1 / STRIDES[level])
+        torch.testing.assert_close(out[row], single[0])
+    out.sum().backward()
+    assert pooler.offset.weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="pooler is built for channels=256, the operator gives 3"):
+        DeformRoIPooler(NAMES, 2, operator)(pyramid(), boxes, sizes)
 
 
 def test_spatial_pyramid_is_a_column_of_all_bins():

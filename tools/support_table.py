@@ -34,9 +34,11 @@ OPERATORS = {
     "deform_roi_pool": partial(ops.deform_roi_pool, output_size=SIZE),
     "deform_ps_roi_pool": partial(ops.deform_ps_roi_pool, output_size=SIZE),
     "roi_align_rotated": partial(ops.roi_align_rotated, output_size=SIZE),
+    "roi_align_rotated, maximum": partial(ops.roi_align_rotated, output_size=SIZE, reduction="max"),
+    "roi_pool_rotated": partial(ops.roi_pool_rotated, output_size=SIZE),
     "spp": partial(ops.spp, levels=[1, 2]),
 }
-MAXIMA = {"roi_pool", "roi_align, maximum", "roi_align, maximum, adaptive", "spp"}
+MAXIMA = {name for name in OPERATORS if "maximum" in name or name in ("roi_pool", "roi_pool_rotated", "spp")}
 """Those whose reduction is the maximum."""
 
 

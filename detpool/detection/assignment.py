@@ -22,6 +22,10 @@ class BoxCoder(torchvision_utils.BoxCoder):
     def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
         return encode_boxes(reference_boxes, proposals, self.weights)
 
+    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+        # torchvision asks whether there are boxes, which traced code does not know
+        return self.decode_single(rel_codes, torch.cat(boxes)).unflatten(1, (-1, 4))
+
 
 def match_boxes(matcher: Matcher, objects: Tensor, boxes: Tensor) -> Tensor:
     """`matcher(box_iou(objects, boxes))` without the whole matrix.

@@ -116,8 +116,8 @@ def move_boxes(
 ) -> list[Tensor]:
     """The boxes (k, 4) of each image moved by the deltas of their best class, and cut to their image."""
     best = logits[:, 1:].argmax(1) + 1
-    mine = regression.reshape(*logits.shape, 4)[torch.arange(len(best), device=best.device), best]
-    moved = coder.decode_single(mine, torch.cat(boxes)).split([len(box) for box in boxes])
+    mine = regression.reshape(*logits.shape, 4)[torch.arange(best.shape[0], device=best.device), best]
+    moved = coder.decode_single(mine, torch.cat(boxes)).split([box.shape[0] for box in boxes])
     return [clip_boxes_to_image(box, shape) for box, shape in zip(moved, image_shapes, strict=True)]
 
 

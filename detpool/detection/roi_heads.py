@@ -222,7 +222,7 @@ class TwoStageHeads(RoIHeads):
 
     def detect(self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes) -> list[Prediction]:
         scores, boxes = self.score_boxes(features, proposals, image_shapes)
-        counts = [len(box) for box in proposals]
+        counts = [box.shape[0] for box in proposals]
         each = zip(scores.split(counts), boxes.split(counts), image_shapes, strict=True)
         detections = self.suppress(features, [self._candidates(*image) for image in each], image_shapes)
         if self.has_mask():
@@ -243,8 +243,8 @@ class TwoStageHeads(RoIHeads):
         """Every class of every proposal of an image above the score threshold, as far as these are not too many."""
         classes, score = scores.shape[1] - 1, scores[:, 1:].reshape(-1)
         rows = torch.where(score > self.score_thresh)[0]
-        if len(rows) > self.pre_nms_top_n:
-            rows = rows[score[rows].topk(self.pre_nms_top_n).indices]
+        if torch.compiler.is_compiling() or len(rows) > self.pre_nms_top_n:  # how many is not known when traced
+            rows = rows[score[rows].topk(torch.sym_min(rows.shape[0], self.pre_nms_top_n)).indices]
         box = clip_boxes_to_image(boxes[:, 1:].reshape(-1, 4)[rows], image_shape)
         large = remove_small_boxes(box, 1e-2)
         rows = rows[large]
@@ -283,7 +283,7 @@ class TwoStageHeads(RoIHeads):
         vectors = head(self.pool(pooler, features, boxes, image_shapes))
         if self.image_context is not None:
             images = self.image_context(features, image_shapes)
-            vectors = vectors + torch.cat([v.expand(len(box), -1) for v, box in zip(images, boxes, strict=True)])
+            vectors = vectors + torch.cat([v.expand(box.shape[0], -1) for v, box in zip(images, boxes, strict=True)])
         logits, regression = predictor(vectors)
         exact = torch.promote_types(logits.dtype, torch.float32)
         return logits.to(exact), regression.to(exact)

@@ -9,12 +9,16 @@ from torch import Tensor
 from torchvision.ops import batched_nms, nms
 
 from detpool.detection.localization import paired_iou
+from detpool.ops.registration import fake, operator
 
 Suppression = Literal["hard", "linear", "gaussian"]
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """As torchvision's `batched_nms`, which waits for a GPU several times for each group of many boxes."""
+    if torch.compiler.is_compiling():
+        rows: Tensor = suppress_traced(boxes, scores, groups, threshold)
+        return rows
     if boxes.device.type == "cpu":
         return batched_nms(boxes, scores, groups, threshold)
     return suppress_at_once(boxes, scores, groups, threshold)
@@ -26,6 +30,17 @@ def suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: f
     if len(boxes):
         moved = moved + (groups * (moved.max() - moved.min() + 1))[:, None]
     return nms(moved, scores.double(), threshold)
+
+
+@operator
+def suppress_traced(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """`suppress` as one operator of a traced program, which cannot ask how many boxes there are."""
+    return suppress(boxes, scores, groups, threshold)
+
+
+@fake(suppress_traced)
+def _(boxes: Tensor, *_: object) -> Tensor:
+    return boxes.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.int64)
 
 
 def soft_nms(

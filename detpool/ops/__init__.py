@@ -14,6 +14,7 @@ from .ps_roi_pool import ps_roi_pool
 from .roi_align import roi_align
 from .roi_align_rotated import roi_align_rotated
 from .roi_pool import roi_pool
+from .roi_pool_rotated import roi_pool_rotated
 from .roi_warp import roi_warp
 from .samples import Samples
 from .sampling import Points, Sampling, Taps, register_sampling
@@ -47,6 +48,7 @@ __all__ = [
     "roi_align",
     "roi_align_rotated",
     "roi_pool",
+    "roi_pool_rotated",
     "roi_warp",
     "spp",
 ]

@@ -4,12 +4,13 @@ Shapes: K RoIs, P bins along the axis, J bins along the other axis where a bin d
 where it does not. All is plain PyTorch, so gradients with respect to boxes are PyTorch's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Pair = tuple[float, float]
 LARGEST = {torch.float32: 1e30, torch.float64: 1e300}
 """Coordinates in cells are kept within these, so that differences of finite boxes are finite."""
 
@@ -153,6 +154,30 @@ def make_bins(
             upper = torch.minimum(upper, length - 1 - origin)
         axes.append(Bins(origin, lower, upper, step))
     return axes[0], axes[1]
+
+
+def scale_axes(bins: str, rois: Tensor, levels: Tensor | None, scales: Sequence[Pair]) -> tuple[str, Tensor]:
+    """RoIs in cells, where the axes have scales of their own, and the rule that makes the bins of ``bins`` of them.
+
+    Args:
+        bins: a key of :data:`BINS`.
+        rois: (K, 5), in pixels.
+        levels: (K,) int64, the map of each RoI; None for one map.
+        scales: feature cells per pixel as (height, width), for each map.
+    """
+    table = rois.new_tensor([(x, y, x, y) for y, x in scales])
+    factors = table[0] if levels is None else table[levels.clamp(0, len(scales) - 1)]
+    coords = rois[:, 1:]
+    if bins in _OF_PIXELS:  # rounded before they are scaled
+        low, high = round_half_away(coords[:, :2]) * factors[..., :2], round_half_away(coords[:, 2:]) + 1
+        high = low + (high * factors[..., 2:] - low).clamp(min=0.1)
+        coords = torch.cat([low, high], dim=1)
+    else:
+        coords = coords * factors
+    return _OF_PIXELS.get(bins, bins), torch.cat([rois[:, :1], coords], dim=1)
+
+
+_OF_PIXELS = {"rfcn": "continuous", "rfcn_centered": "aligned"}
 
 
 def _bounded(cells: Tensor) -> Tensor:

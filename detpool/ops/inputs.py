@@ -24,6 +24,7 @@ class PyramidRoIs:
 
 
 Boxes = Tensor | Sequence[Tensor] | PyramidRoIs
+Scale = float | Sequence[float]
 INTEGERS = (int, torch.SymInt)
 
 
@@ -45,8 +46,8 @@ def check_features(features: Tensor, name: str = "input") -> None:
 
 
 def parse(
-    input: Tensor | Sequence[Tensor], boxes: Boxes, spatial_scale: float | Sequence[float], coordinates: int
-) -> tuple[list[Tensor], Tensor, Tensor | None, tuple[float, ...]]:
+    input: Tensor | Sequence[Tensor], boxes: Boxes, spatial_scale: Scale | Sequence[Scale], coordinates: int
+) -> tuple[list[Tensor], Tensor, Tensor | None, tuple[Scale, ...]]:
     """One map or those of a pyramid as (maps, RoIs, levels or None, scales), all but the values of scales checked.
 
     For RoIs see :func:`to_rois`.
@@ -107,8 +108,38 @@ def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
 def check_ratio(sampling_ratio: int, name: str = "sampling_ratio") -> int:
     """``sampling_ratio`` as an int. Raises TypeError if it is not an integer."""
     if not isinstance(sampling_ratio, INTEGERS) or isinstance(sampling_ratio, bool):
-        raise TypeError(f"{name} must be an integer, the same for both axes, got {sampling_ratio!r}")
+        raise TypeError(f"{name} must be an integer, got {sampling_ratio!r}")
     return int(sampling_ratio)
+
+
+def split_ratio(sampling_ratio: int | Sequence[int], sampling: object) -> tuple[int, tuple[int, int]]:
+    """Points per bin along (y, x) as a number for both axes and the parts that each bin falls into before.
+
+    Raises:
+        TypeError, ValueError: If there are not two, they are not of single points, or one alone is adaptive.
+    """
+    if not isinstance(sampling_ratio, Sequence) or isinstance(sampling_ratio, str):
+        return sampling_ratio, (1, 1)
+    if len(sampling_ratio) != 2:
+        raise ValueError(f"sampling_ratio must be an integer or two of them (height, width), got {sampling_ratio!r}")
+    y, x = (max(0, check_ratio(ratio)) for ratio in sampling_ratio)
+    if y == x:
+        return y, (1, 1)
+    if sampling != "points" or min(y, x) == 0:
+        raise ValueError(
+            f"sampling_ratio must be the same for both axes, unless sampling is 'points' and both are positive, got "
+            f"{tuple(sampling_ratio)} for sampling {sampling!r}"
+        )
+    both = math.gcd(y, x)
+    return both, (y // both, x // both)
+
+
+def pair_of_scales(spatial_scale: Any) -> tuple[float, float]:
+    """``spatial_scale``, one number or two, as (height, width). Raises TypeError or ValueError if it is neither."""
+    scales = tuple(spatial_scale) if isinstance(spatial_scale, Sequence) else (spatial_scale, spatial_scale)
+    if len(scales) != 2 or isinstance(spatial_scale, str):
+        raise ValueError(f"spatial_scale must be a number or two of them (height, width), got {spatial_scale!r}")
+    return check_scale(scales[0]), check_scale(scales[1])
 
 
 def check_scale(spatial_scale: Any, name: str = "spatial_scale") -> float:

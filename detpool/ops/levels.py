@@ -43,6 +43,11 @@ def _assign_levels(boxes: Tensor, levels: int, shift: float, canonical_scale: fl
     if backend == "triton":
         out: Tensor = PRIMITIVES[backend].assign_levels(boxes, levels, shift, canonical_scale)
         return out
+    return levels_of(boxes, levels, shift, canonical_scale)
+
+
+def levels_of(boxes: Tensor, levels: int, shift: float, canonical_scale: float) -> Tensor:
+    """The formula of :func:`assign_levels` in PyTorch, `shift` the canonical level counted from the finest map."""
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
     level = torch.floor(shift + torch.log2(side / canonical_scale) + 1e-6)
     return level.nan_to_num(nan=0.0).clamp(min=0, max=levels - 1).to(torch.int64)

@@ -1,6 +1,7 @@
 """The general operator: any bins, sampling, channels and reduction. Every named operator is one call of it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 
 from . import inputs
-from .bins import BINS
+from .bins import BINS, scale_axes
 from .samples import Samples
 from .sampling import SAMPLING, Sampling, name_of
 from .spec import ROTATED, Spec
@@ -35,13 +36,13 @@ def pool(
     input: Tensor | Sequence[Tensor],
     boxes: inputs.Boxes,
     output_size: int | Sequence[int],
-    spatial_scale: float | Sequence[float] = 1.0,
+    spatial_scale: inputs.Scale | Sequence[inputs.Scale] = 1.0,
     *,
     bins: str = "aligned",
     sampling: str | Sampling = "points",
     channels: str = "shared",
     reduction: str | Reduction = "mean",
-    sampling_ratio: int = -1,
+    sampling_ratio: int | Sequence[int] = -1,
     offsets: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
@@ -56,19 +57,21 @@ def pool(
         boxes: (K, 5) rows (image index, x1, y1, x2, y2), or a list of N tensors (L, 4), in pixels; ``x1 <= x2``,
             ``y1 <= y2``. For a pyramid: :class:`PyramidRoIs`.
         output_size: bins as (height, width), or one integer for both.
-        spatial_scale: feature cells per pixel of box coordinates; one number for each level of a pyramid.
+        spatial_scale: feature cells per pixel of box coordinates, or two numbers (height, width) where they differ,
+            as in a map that is stretched; of a pyramid one or two for each level. Rotated boxes take one.
         bins: "continuous" (equal parts of the box), "aligned" (moved by half a cell, so that integer coordinates are
             the corners of cells), "at_least_one" (continuous, boxes of at least one cell), "rounded" (RoIPool's),
             "ps_rounded" (of torchvision's position-sensitive RoIPool), "rfcn" (R-FCN's), "rfcn_centered" (moved by half
-            a cell), or "rotated" (boxes as in :func:`roi_align_rotated`; the mean of points of shared channels).
+            a cell), or "rotated" (boxes as in :func:`roi_align_rotated`; the mean or maximum of points, or of the cells
+            that these lie in, of shared channels).
         sampling: "cells", "points", "integral", "counted_points" (of :func:`deform_ps_roi_pool`), a registered name or
             a :class:`Sampling`.
         channels: "shared", or "position_sensitive": bin (i, j) reads input channel ``(c PH + i) PW + j`` for output
             channel c.
         reduction: "mean", "max", "sum", a registered name, or a callable such as the modules of
             :mod:`detpool.ops.reductions`.
-        sampling_ratio: points per bin along each axis; zero or less: as many as the bin has cells, rounded up. Only
-            "points" take it.
+        sampling_ratio: points per bin along each axis, or two numbers (height, width); zero or less: as many as the
+            bin has cells, rounded up. Only "points" take it.
         offsets: (K, 2, height, width), by which each bin is moved, along x and then along y, in units of the RoI's
             size. None: no bin moves.
         backend: "triton", "cpu" or "reference"; None takes the first of these that can serve the call.
@@ -89,8 +92,11 @@ def pool(
         return handle_torch_function(pool, traced, input, boxes, output_size, spatial_scale, **choices)
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
     maps, rois, levels, scales = inputs.parse(input, boxes, spatial_scale, 5 if bins == ROTATED else 4)
+    if any(isinstance(scale, Sequence) for scale in scales):
+        bins, rois, scales = _to_cells(bins, rois, levels, scales, maps[0].shape[0])
+    ratio, parts = inputs.split_ratio(sampling_ratio, sampling)
     name = reduction if isinstance(reduction, str) else None  # not the module itself, which a cache would keep alive
-    choices_made = (bins, sampling, channels, name, sampling_ratio, scales, *sizes)
+    choices_made = (bins, sampling, channels, name, ratio, scales, *sizes)
     describe = _describe
     if not torch.compiler.is_compiling():
         try:
@@ -106,8 +112,26 @@ def pool(
         if offsets.device != rois.device:
             raise ValueError(f"offsets must be on the device of input, {rois.device}, got {offsets.device}")
         offsets = offsets.to(rois.dtype)
+    if parts != (1, 1):
+        size = spec.output_size[0] * parts[0], spec.output_size[1] * parts[1]
+        spec = replace(spec, output_size=size)
+        if offsets is not None:
+            offsets = offsets.repeat_interleave(parts[0], dim=2).repeat_interleave(parts[1], dim=3)
     reduce = REDUCTIONS[reduction] if isinstance(reduction, str) else reduction
-    return reduce(Samples(maps, rois, levels, offsets, spec, backend))
+    return reduce(Samples(maps, rois, levels, offsets, spec, backend, parts))
+
+
+def _to_cells(
+    bins: str, rois: Tensor, levels: Tensor | None, scales: tuple[inputs.Scale, ...], images: int
+) -> tuple[str, Tensor, tuple[float, ...]]:
+    """The bin rule, RoIs and scales of RoIs in cells, where a map has a scale for each axis."""
+    if bins not in BINS:
+        raise ValueError(f"spatial_scale must be one number for bins {bins!r}, got {scales[0]!r}")
+    pairs = [inputs.pair_of_scales(scale) for scale in scales]
+    if inputs.checks_values(rois.device):
+        rois = inputs.checked(rois, None, images)  # while they are in pixels
+    bins, rois = scale_axes(bins, rois, levels, pairs)
+    return bins, rois, (1.0,) * len(pairs)
 
 
 def _describe(
@@ -116,7 +140,7 @@ def _describe(
     channels: str,
     reduction: str | None,
     sampling_ratio: int,
-    scales: tuple[float, ...],
+    scales: tuple[Any, ...],
     *sizes: int,
 ) -> Spec:
     """The choices of :func:`pool`, checked."""
@@ -135,8 +159,8 @@ def _describe(
                 f"{hint if name in ('sampling', 'reduction') else ''}"
             )
     rule = SAMPLING[sampling] if isinstance(sampling, str) else sampling
-    if bins == ROTATED and (sampling != "points" or channels != "shared"):
-        raise ValueError("bins 'rotated' go with sampling 'points' and channels 'shared' only")
+    if bins == ROTATED and (sampling not in ("points", "cells") or channels != "shared"):
+        raise ValueError("bins 'rotated' go with sampling 'points' or 'cells' and channels 'shared' only")
     if ratio > 0 and rule.points is None and rule.windows is not None:
         raise ValueError(f"sampling_ratio {ratio} has no meaning for sampling {sampling!r}: all cells count")
     if ratio <= 0 and sampling == "counted_points":

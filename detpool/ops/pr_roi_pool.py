@@ -12,7 +12,7 @@ def pr_roi_pool(
     input: Tensor,
     boxes: Boxes,
     output_size: int | Sequence[int],
-    spatial_scale: float = 1.0,
+    spatial_scale: float | Sequence[float] = 1.0,
     *,
     aligned: bool = False,
     position_sensitive: bool = False,

@@ -14,7 +14,7 @@ def ps_roi_pool(
     input: Tensor,
     boxes: Boxes,
     output_size: int | Sequence[int],
-    spatial_scale: float = 1.0,
+    spatial_scale: float | Sequence[float] = 1.0,
     *,
     convention: str = "torchvision",
     backend: str | None = None,

@@ -12,7 +12,7 @@ def roi_pool(
     input: Tensor,
     boxes: Boxes,
     output_size: int | Sequence[int],
-    spatial_scale: float = 1.0,
+    spatial_scale: float | Sequence[float] = 1.0,
     *,
     backend: str | None = None,
 ) -> Tensor:

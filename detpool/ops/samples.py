@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from . import formulas
 from .backends import reference
@@ -32,6 +34,13 @@ class Samples:
     """(K, 2, PH, PW), see :func:`~detpool.ops.weighted_sum.weighted_sum`"""
     spec: Spec
     backend: str | None
+    parts: tuple[int, int] = (1, 1)
+    """how many bins of ``spec`` along (y, x) make up a bin, where the axes have other numbers of points"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(PH, PW), bins of the result."""
+        return self.spec.output_size[0] // self.parts[0], self.spec.output_size[1] // self.parts[1]
 
     @property
     def features(self) -> Tensor:
@@ -47,7 +56,8 @@ class Samples:
     def mean(self, features: Tensor | None = None) -> Tensor:
         """(K, C, PH, PW), the mean over each bin; of ``features`` in place of the operator's own if given."""
         maps = self.maps if features is None else [features]
-        return weighted_sum(maps, self.rois, self.levels, self.offsets, self.spec, self.backend)
+        output = weighted_sum(maps, self.rois, self.levels, self.offsets, self.spec, self.backend)
+        return output if self.parts == (1, 1) else avg_pool2d(output, self.parts)
 
     def max(self, features: Tensor | None = None) -> Tensor:
         """(K, C, PH, PW), the maximum over each bin, 0 for one without samples; of ``features`` if given.
@@ -56,13 +66,13 @@ class Samples:
             ValueError: If bins are deformable, or the sampling rule has no single values.
         """
         rule = SAMPLING[self.spec.sampling]
-        if self.offsets is not None or self.spec.bins == ROTATED:
-            raise ValueError("the maximum takes neither deformable nor rotated bins")
+        if self.offsets is not None:
+            raise ValueError("the maximum takes no deformable bins")
         if rule.windows is None and rule.points is None:
             reference.points_of(self.spec, *self.bins, self._lengths)
-        return window_max(
-            self.maps if features is None else [features], self.rois, self.levels, self.spec, self.backend
-        )
+        maps = self.maps if features is None else [features]
+        output = window_max(maps, self.rois, self.levels, self.spec, self.backend)
+        return output if self.parts == (1, 1) else max_pool2d(output, self.parts)
 
     def sum(self) -> Tensor:
         """(K, C, PH, PW), the sum over cells or points, or the integral.
@@ -81,10 +91,10 @@ class Samples:
             ValueError: If the sampling rule has no single values.
         """
         features = self.features if features is None else features
-        spec, (rows, columns) = self.spec, self.spec.output_size
+        spec, (rows, columns) = self.spec, self.size
         if spec.sampling == "points" and spec.ratio > 0 and self.offsets is None:
             # point t of a bin is the one point of the t-th of equal parts of the bin
-            size = (rows * spec.ratio, columns * spec.ratio)
+            size = (spec.output_size[0] * spec.ratio, spec.output_size[1] * spec.ratio)
             single = replace(spec, output_size=size, ratio=1)
             grid = weighted_sum([features], self.rois, self.levels, None, single, self.backend)
             grid = grid.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(4)
@@ -105,7 +115,7 @@ class Samples:
             raise ValueError("this reduction needs a sampling rule that counts its samples (`measure`)")
         y, x = (measure(axis, n, self.spec.ratio) for axis, n in zip(self.bins, self._lengths, strict=True))
         product = (y * x.transpose(1, 2)).to(sum_dtype(self.features.dtype))
-        return product.expand(-1, *self.spec.output_size)[:, None]
+        return product.expand(-1, *self.size)[:, None] * prod(self.parts)
 
     def by_bin(self, values: Tensor) -> Tensor:
         """Values of images and channels (N, C, 1, 1) as values of bins: (K, C', 1, 1), (K, C', PH, PW) with groups."""
@@ -114,7 +124,7 @@ class Samples:
         if (rows, columns) == (1, 1):
             return chosen
         chosen = chosen.reshape(len(chosen), values.shape[1] // (rows * columns), rows, columns)
-        height, width = self.spec.output_size
+        height, width = self.size
         return chosen.repeat_interleave(height // rows, dim=2).repeat_interleave(width // columns, dim=3)
 
     @cached_property
@@ -122,10 +132,10 @@ class Samples:
         """The bins of both axes, as (y, x), in feature cells.
 
         Raises:
-            ValueError: If boxes are rotated, which have no bins along an axis: only their mean is defined.
+            ValueError: If boxes are rotated, which have no bins along an axis.
         """
         if self.spec.bins == ROTATED:
-            raise ValueError("rotated boxes have no upright bins: only their mean is defined")
+            raise ValueError("rotated boxes have no upright bins: only their mean and maximum are defined")
         return reference.bins_of(self.spec, self.rois, self.offsets, self.spec.scales[0], self._lengths)
 
     @cached_property

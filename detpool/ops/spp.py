@@ -13,7 +13,7 @@ def spp(
     input: Tensor,
     boxes: Boxes,
     levels: Sequence[int | Sequence[int]] = (1, 2, 3, 6),
-    spatial_scale: float = 1.0,
+    spatial_scale: float | Sequence[float] = 1.0,
     *,
     backend: str | None = None,
 ) -> Tensor:

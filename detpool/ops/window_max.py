@@ -43,7 +43,7 @@ def window_max(
             that they cannot be numbered: a ``ratio``, or with adaptive sampling twice a side of a map, of 2^15.
         BackendError: If ``backend`` cannot serve the call.
     """
-    if BINS[spec.bins].rounds or SAMPLING[spec.sampling].windows is not None:
+    if spec.bins in BINS and (BINS[spec.bins].rounds or SAMPLING[spec.sampling].windows is not None):
         rois = rois.detach()  # of rounded edges or whole cells: nothing moves with them
     longest = max(max(features.shape[2:]) for features in maps)
     most = spec.ratio if spec.ratio > 0 else 2 * longest + 6

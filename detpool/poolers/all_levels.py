@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detpool.poolers.roi_pooler import Operator, RoIPooler
 
-FUSIONS = ("sum", "concat", "attention")
+FUSIONS = ("sum", "max", "concat", "attention")
 
 
 class AllLevelsPooler(RoIPooler):
@@ -17,23 +17,30 @@ class AllLevelsPooler(RoIPooler):
 
     With P_l the RoI pooled from level l of L, the result is
 
-    - `fusion="sum"`: the sum of the P_l, the extractor of GRoIE (Rossi et al., ICPR 2020) without its convolutions;
+    - `fusion="sum"`: the sum of the P_l, as in GRoIE (Rossi et al., ICPR 2020, arXiv:2004.13665);
+    - `"max"`: their element-wise maximum, as in PANet's adaptive feature pooling (Liu et al., CVPR 2018, section 3.2);
     - `"concat"`: a 1 x 1 convolution of their concatenation back to C channels;
     - `"attention"`: sum of a_l P_l, where a 1 x 1 convolution of the concatenation and a softmax over levels give the
       weights a of each bin.
+
+    Both papers put a layer between pooling and fusion (PANet: `before=3` in its mask branch; GRoIE: `before=5,
+    shared=True`), and GRoIE another behind it.
 
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
         output_size: pooled size, an int or `(height, width)`, in bins.
         operator: see `RoIPooler`.
-        fusion: "sum", "concat" or "attention".
-        channels: channels the operator gives, which the convolution of "concat" and "attention" is built for.
+        fusion: "sum", "max", "concat" or "attention".
+        channels: channels the operator gives, which convolutions are built for.
+        before: side of a convolution of each P_l, with a ReLU, before they are joined; odd, 0 for none.
+        shared: whether it has the same weights for all levels.
+        after: side of a convolution of the result, with a ReLU; odd, 0 for none.
         strides: see `RoIPooler`.
         canonical_scale, canonical_level: without effect, since no level is chosen; taken so that this pooler can stand
             wherever a config that sets them has a `RoIPooler`.
 
     Raises:
-        ValueError: for another `fusion`, or as `RoIPooler`.
+        ValueError: for another `fusion`, an even side of a convolution, or as `RoIPooler`.
     """
 
     def __init__(
@@ -44,6 +51,9 @@ class AllLevelsPooler(RoIPooler):
         *,
         fusion: str = "sum",
         channels: int = 256,
+        before: int = 0,
+        shared: bool = False,
+        after: int = 0,
         strides: Sequence[float] | None = None,
         canonical_scale: int = 224,
         canonical_level: int = 4,
@@ -58,28 +68,46 @@ class AllLevelsPooler(RoIPooler):
         )
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
+        for name, side in (("before", before), ("after", after)):
+            if side != 0 and (side < 0 or side % 2 == 0):
+                raise ValueError(f"{name} must be 0 or the odd side of a convolution, got {side}")
         self.fusion = fusion
         self.channels = channels
         levels = len(self.featmap_names)
-        if fusion != "sum":
+        self.before = nn.ModuleList(_convolve(channels, before) for _ in range(1 if shared else levels))
+        self.after = _convolve(channels, after)
+        self.convolves = fusion in ("concat", "attention") or before + after > 0
+        if fusion in ("concat", "attention"):
             self.mix = nn.Conv2d(levels * channels, channels if fusion == "concat" else levels, kernel_size=1)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         """Arguments, result and errors are those of `RoIPooler.forward`.
 
         Raises:
-            ValueError: too, if "concat" or "attention" was built for another number of channels.
+            ValueError: too, if there are convolutions for another number of channels.
         """
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         pooled = [self._pool(feature, rois, scale) for feature, scale in zip(features, scales, strict=True)]
-        if self.fusion == "sum":
-            return torch.stack(pooled).sum(0)
-        if pooled[0].shape[1] != self.channels:
+        if self.convolves and pooled[0].shape[1] != self.channels:
             raise ValueError(
                 f"fusion={self.fusion!r} is built for channels={self.channels}, the operator gives {pooled[0].shape[1]}"
             )
+        layers = list(self.before) * (len(pooled) // len(self.before))
+        return self.after(self._fuse([layer(part) for layer, part in zip(layers, pooled, strict=True)]))
+
+    def _fuse(self, pooled: list[Tensor]) -> Tensor:
+        if self.fusion == "sum":
+            return torch.stack(pooled).sum(0)
+        if self.fusion == "max":
+            return torch.stack(pooled).amax(0)
         mixed = self.mix(torch.cat(pooled, 1))
         if self.fusion == "concat":
             return mixed
         weights = mixed.softmax(1).unbind(1)
         return torch.stack([weight[:, None] * part for weight, part in zip(weights, pooled, strict=True)]).sum(0)
+
+
+def _convolve(channels: int, side: int) -> nn.Module:
+    if side == 0:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(channels, channels, side, padding=side // 2), nn.ReLU())

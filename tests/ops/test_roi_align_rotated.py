@@ -1,6 +1,10 @@
+import math
+
+import numpy as np
 import pytest
 import torch
 from ops_cases import random_boxes
+from scipy.ndimage import map_coordinates
 
 from detpool import ops
 
@@ -43,6 +47,77 @@ def test_gradients() -> None:
 
     assert torch.autograd.gradcheck(function, (features, box), eps=1e-7, atol=1e-5, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, (features, box), eps=1e-7, atol=1e-5, fast_mode=True)
+
+
+def points_of(box, size, count):
+    """The points of a rotated box (x, y, width, height, angle) in cells, (PH, PW, points, 2) as (y, x)."""
+    x, y, width, height, angle = box
+    cosine, sine = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    found = np.empty((*size, count[0] * count[1], 2))
+    for i, j in np.ndindex(*size):
+        for n, (t, u) in enumerate(np.ndindex(*count)):
+            down = (i + (t + 0.5) / count[0]) * height / size[0] - height / 2
+            across = (j + (u + 0.5) / count[1]) * width / size[1] - width / 2
+            found[i, j, n] = y + down * cosine - across * sine, x + down * sine + across * cosine
+    return found
+
+
+def test_the_maximum_of_points_is_a_formula() -> None:
+    """Interpolated by SciPy; the box lies within the image."""
+    features, box, size = torch.rand(1, 1, 12, 14), (6.3, 5.8, 7.4, 5.1, 25.0), (2, 3)
+    places = points_of(box, size, (2, 3)) - 0.5
+    values = map_coordinates(features[0, 0].double().numpy(), places.reshape(-1, 2).T, order=1)
+    expected = values.reshape(*size, -1)
+    rois = torch.tensor([[0, *box]])
+    for reduction, of_points in (("max", expected.max(-1)), ("mean", expected.mean(-1))):
+        got = ops.roi_align_rotated(features, rois, size, 1.0, (2, 3), reduction=reduction)
+        np.testing.assert_allclose(got[0, 0].numpy(), of_points, atol=1e-5)
+
+
+@pytest.mark.parametrize("box", [(6.3, 5.8, 7.4, 5.1, 25.0), (1.2, 10.9, 9.3, 6.2, -70.0), (30.0, 5.0, 4.0, 4.0, 10.0)])
+def test_roi_pool_reads_the_cells_that_points_lie_in(box) -> None:
+    features, size = torch.rand(1, 1, 12, 14) - 2, (2, 3)
+    count = math.ceil(box[3] / size[0]), math.ceil(box[2] / size[1])
+    cells = np.floor(points_of(box, size, count)).astype(int)
+    inside = ((cells >= 0) & (cells < (12, 14))).all(-1)
+    values = np.where(inside, features[0, 0].numpy()[cells[..., 0].clip(0, 11), cells[..., 1].clip(0, 13)], -np.inf)
+    expected = np.where(inside.any(-1), values.max(-1), 0)
+    got = ops.roi_pool_rotated(features, torch.tensor([[0, *box]]), size)
+    np.testing.assert_array_equal(got[0, 0].numpy(), expected.astype(np.float32))
+    mean = ops.pool(features, torch.tensor([[0, *box]]), size, bins="rotated", sampling="cells")[0, 0].numpy()
+    sums = np.where(inside, values, 0).sum(-1)
+    np.testing.assert_allclose(mean, sums / np.maximum(inside.sum(-1), 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("operator", ["maximum", "roi_pool_rotated"])
+def test_gradients_of_maxima(operator: str) -> None:
+    torch.manual_seed(1)
+    features = torch.randn(1, 2, 8, 10, dtype=torch.float64, requires_grad=True)
+    box = torch.tensor([[21.3, 15.2, 17.1, 12.4, 33.0]], dtype=torch.float64, requires_grad=True)
+    if operator == "roi_pool_rotated":
+        assert torch.autograd.gradcheck(lambda f: ops.roi_pool_rotated(f, [box], (3, 2), 0.25), features)
+        pooled = ops.roi_pool_rotated(features, [box], (3, 2), 0.25)
+        assert torch.autograd.grad(pooled.sum(), box, allow_unused=True) == (None,)
+        return
+
+    def function(features, box):
+        return ops.roi_align_rotated(features, [box], (3, 2), 0.25, 2, reduction="max")
+
+    assert torch.autograd.gradcheck(function, (features, box), eps=1e-7, atol=1e-5)
+    with pytest.raises(ops.BackendError, match="of rotated bins only the mean of points is compiled"):
+        ops.roi_align_rotated(features, [box], 2, backend="cpu", reduction="max")
+
+
+def test_maxima_of_pyramids_and_of_no_boxes() -> None:
+    maps, boxes = (
+        (torch.rand(2, 3, 8, 10), torch.rand(2, 3, 4, 5)),
+        torch.tensor([[0, 21.3, 15.2, 17.1, 12.4, 33.0]] * 3),
+    )
+    levels, scales = torch.tensor([1, 0, 1]), (0.25, 0.125)
+    got = ops.roi_pool_rotated(maps, ops.PyramidRoIs(boxes, levels), 2, scales)
+    for row, level in enumerate(levels.tolist()):
+        assert torch.equal(got[row], ops.roi_pool_rotated(maps[level], boxes[row : row + 1], 2, scales[level])[0])
+    assert ops.roi_pool_rotated(maps[0], boxes[:0], 2).shape == (0, 3, 2, 2)
 
 
 def test_errors() -> None:

@@ -72,6 +72,8 @@ class Work:
         self._precision.convert_module(module)  # in place
         self.model: Any = module.model
         self.optimizer = self.module.build_optimizer()
+        values = [*self.module.parameters(), *self.module.buffers()]
+        self._start = [(value, value.detach().clone()) for value in values]
         self._batches = {stage: move_data_to_device(some, self.device) for stage, some in batches.items()}
         settings = [plain(node) for node in (config.data, config.model.get("rpn"), config.model.get("proposals"))]
         self._boxes = {
@@ -83,7 +85,6 @@ class Work:
             self.model.rpn.register_forward_hook(lambda _, args, found: (self._proposals.boxes, found[1]))
         else:
             self.model.rpn = self._proposals
-        self._start = [(value, value.detach().clone()) for value in self.module.state_dict().values()]
         self._fix_detections()
         self._clock = time.process_time if self.device.type == "cpu" else self._gpu_clock
         self._meter, self._limits = find_meter(self.device)
@@ -116,22 +117,30 @@ class Work:
         goes on, say to a mask head, are the first proposals, as many as there may be detections.
         """
         heads = self.model.roi_heads
+        score_boxes, suppress, most = heads.score_boxes, heads.suppress, heads.detections_per_img
         scores: list[Tensor] = []
-        hook = heads.box_predictor.register_forward_hook(lambda *call: scores.append(call[-1][0].softmax(-1)[:, 1:]))
-        heads.score_thresh = 1.0
+
+        def note_scores(*arguments: Any) -> Any:
+            found = score_boxes(*arguments)
+            scores.append(found[0][:, 1:].flatten())
+            return found
+
+        heads.score_thresh, heads.score_boxes = 1.0, note_scores
         self._detect_all()
-        hook.remove()
-        proposals = sum(map(len, (box for boxes in self._boxes["val"] for box in boxes)))
-        flat = torch.cat([score.flatten() for score in scores]).float()
-        heads.score_thresh = float(flat.topk(min(proposals + 1, len(flat))).values[-1]) if len(flat) else 0.0
-        suppress, most = heads.postprocess_detections, heads.detections_per_img
+        heads.score_boxes = score_boxes
+        proposals = sum(len(box) for boxes in self._boxes["val"] for box in boxes)
+        every = torch.cat(scores)
+        heads.score_thresh = float(every.topk(min(proposals + 1, len(every))).values[-1]) if len(every) else 0.0
 
-        def postprocess(logits: Tensor, regression: Tensor, proposals: list[Tensor], shapes: Any) -> Any:
-            suppress(logits, regression, proposals, shapes)
-            boxes = [box[:most] for box in proposals]
-            return boxes, [torch.ones_like(box[:, 0]) for box in boxes], [box[:, 0].long() * 0 + 1 for box in boxes]
+        def suppress_and_replace(*arguments: Any) -> list[dict[str, Tensor]]:
+            replaced = []
+            for found, box in zip(suppress(*arguments), self._proposals.boxes, strict=True):
+                boxes = box[:most]
+                rest = {name: value.new_ones((len(boxes), *value.shape[1:])) for name, value in found.items()}
+                replaced.append({**rest, "boxes": boxes})
+            return replaced
 
-        heads.postprocess_detections = postprocess
+        heads.suppress = suppress_and_replace
 
     def _gpu_clock(self) -> float:
         torch.cuda.synchronize(self.device)

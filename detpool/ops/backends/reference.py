@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..bins import BINS, Bins, ceil, make_bins
+from ..bins import BINS, Bins, ceil, floor, make_bins
 from ..inputs import checked, checks_values, is_ordered
 from ..layout import is_channels_last, memory_format, sum_dtype
 from ..sampling import SAMPLING, Points, Taps, bilinear_taps, call_taps, check_index
 from ..spec import ROTATED, Spec
 
+SumTaps = Callable[[Tensor, Tensor, Taps, Taps, tuple[int, int]], Tensor]
 CHUNK_ELEMENTS = 1 << 23
 POINT_BITS = 15
 """A point's number is its row shifted by so many bits, plus its column."""
@@ -31,14 +32,23 @@ def reasons_against(primitive: str, features: Tensor, spec: Spec) -> list[str]:
 
 
 def weighted_sum(
-    maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, offsets: Tensor | None, spec: Spec
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    offsets: Tensor | None,
+    spec: Spec,
+    sum_taps: SumTaps | None = None,
 ) -> Tensor:
-    """See :func:`detpool.ops.weighted_sum.weighted_sum`."""
+    """See :func:`detpool.ops.weighted_sum.weighted_sum`.
+
+    ``sum_taps(features, image, y, x, groups)`` sums taps (y, x) of bins, if not as it is done here.
+    """
+    sum_taps = sum_taps or _sum_taps
 
     def pool(features: Tensor, scale: float, rois: Tensor, offsets: Tensor | None, _: None) -> Tensor:
         image = rois[:, 0].to(torch.int64)
         if spec.bins == ROTATED:
-            return _rotated_sum(features, image, rois[:, 1:], spec, scale)
+            return _rotated_sum(features, image, rois[:, 1:], spec, scale, sum_taps)
         lengths = (features.shape[2], features.shape[3])
         rule = SAMPLING[spec.sampling]
         taps = []
@@ -46,7 +56,7 @@ def weighted_sum(
             taps.append(call_taps(rule, axis, length, spec.ratio))
             if checks_values(features.device) and not torch.compiler.is_compiling() and not features.is_meta:
                 check_index(taps[-1].index, length)
-        return _sum_taps(features, image, taps[0], taps[1], spec.groups)
+        return sum_taps(features, image, taps[0], taps[1], spec.groups)
 
     return _by_level(pool, maps, rois, levels, spec, offsets)
 
@@ -56,6 +66,8 @@ def window_max(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, spec
 
     def pool(features: Tensor, scale: float, rois: Tensor, offsets: None, argmax: None) -> Tensor:
         image = rois[:, 0].to(torch.int64)
+        if spec.bins == ROTATED:
+            return _rotated_max(features, image, rois[:, 1:], spec, scale)
         lengths = (features.shape[2], features.shape[3])
         y, x = bins_of(spec, rois, None, scale, lengths)
         windows = SAMPLING[spec.sampling].windows
@@ -216,16 +228,45 @@ def _separable(source: Tensor, image: Tensor, iy: Tensor, wy: Tensor, ix: Tensor
     return torch.cat(parts) if parts else source.new_zeros((0, channels, iy.shape[1], ix.shape[1])) + source.sum() * 0
 
 
-def _rotated_sum(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float) -> Tensor:
+def _rotated_sum(
+    features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float, sum_taps: SumTaps
+) -> Tensor:
     """RoIAlign of rotated boxes (K, 5): the bins and points of an aligned box, turned about its centre."""
-    y_taps, x_taps, count = rotated_taps(coords, spec, scale, (features.shape[2], features.shape[3]))
-    values = _sum_taps(features.to(sum_dtype(features.dtype)), image, y_taps, x_taps, (1, 1))
-    values = values.unflatten(3, (spec.output_size[1], -1)).unflatten(2, (spec.output_size[0], -1)).sum(dim=(3, 5))
-    return (values / count[:, None, None, None]).to(features.dtype)
+    y, x, _, count = rotated_taps(coords, spec, scale, (features.shape[2], features.shape[3]))
+    values = sum_taps(features.to(sum_dtype(features.dtype)), image, y, x, (1, 1))
+    return (_by_bin(values, spec).sum(dim=4) / count).to(features.dtype)
 
 
-def rotated_taps(coords: Tensor, spec: Spec, scale: float, lengths: tuple[int, int]) -> tuple[Taps, Taps, Tensor]:
-    """The taps (y, x) of rotated boxes (K, 5), a bin for each point, and (K,) how many points a bin has."""
+def _rotated_max(features: Tensor, image: Tensor, coords: Tensor, spec: Spec, scale: float) -> Tensor:
+    """(K, C, PH, PW): the maximum over the same points, the first of equals; 0 for a bin without any."""
+    outputs = []
+    y, x, exists, _ = rotated_taps(coords, spec, scale, (features.shape[2], features.shape[3]))
+    for k in _chunks(len(image), 4 * features.shape[1] * exists[0].numel() if len(image) else 1):
+        some_y, some_x = (Taps(taps.index[k], taps.weight[k]) for taps in (y, x))
+        values = _sum_taps(features, image[k], some_y, some_x, (1, 1))
+        values = _by_bin(values, spec).masked_fill(~_by_bin(exists[k, None], spec), -torch.inf)
+        largest = values.max(dim=4).values
+        outputs.append(torch.where(_by_bin(exists[k, None], spec).any(dim=4), largest, 0.0))
+    nothing = features.new_zeros((0, features.shape[1], *spec.output_size)) + features.sum() * 0
+    return torch.cat(outputs) if outputs else nothing
+
+
+def _by_bin(values: Tensor, spec: Spec) -> Tensor:
+    """Values of points (K, C, PH GY, PW GX) as (K, C, PH, PW, GY GX)."""
+    rows, columns = spec.output_size
+    return values.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(4)
+
+
+def rotated_taps(
+    coords: Tensor, spec: Spec, scale: float, lengths: tuple[int, int]
+) -> tuple[Taps, Taps, Tensor, Tensor]:
+    """The points of rotated boxes (K, 5), each a bin of its own.
+
+    Returns:
+        their taps (y, x); which of them exist, (K, PH GY, PW GX); how many a bin has, (K, 1, PH or 1, PW or 1).
+
+    A point of sampling "cells" reads the cell that it lies in, and does not exist outside the image.
+    """
     centre, extent = coords[:, :2] * scale - 0.5, coords[:, 2:4] * scale
     y, y_exists, y_count = _centred_positions(extent[:, 1], spec.output_size[0], spec.ratio)
     x, x_exists, x_count = _centred_positions(extent[:, 0], spec.output_size[1], spec.ratio)
@@ -233,11 +274,17 @@ def rotated_taps(coords: Tensor, spec: Spec, scale: float, lengths: tuple[int, i
     along_y, along_x = y.flatten(1)[:, :, None], x.flatten(1)[:, None]
     rows = along_y * angle.cos() - along_x * angle.sin() + centre[:, 1, None, None]
     columns = along_y * angle.sin() + along_x * angle.cos() + centre[:, 0, None, None]
-    reads = y_exists.flatten(1)[:, :, None] & x_exists.flatten(1)[:, None]
+    exists = y_exists.flatten(1)[:, :, None] & x_exists.flatten(1)[:, None]
+    reads, margin = exists, 1
+    if spec.sampling == "cells":
+        rows, columns, margin = floor(rows + 0.5), floor(columns + 0.5), 0
     for positions, length in zip((rows, columns), lengths, strict=True):
-        reads = reads & (positions >= -1) & (positions <= length)
+        reads = reads & (positions >= -margin) & (positions <= length - 1 + margin)
     y_taps, x_taps = bilinear_taps(rows, reads, lengths[0]), bilinear_taps(columns, reads, lengths[1])
-    return y_taps, Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight))), y_count * x_count
+    x_taps = Taps(*(t.transpose(1, 2) for t in (x_taps.index, x_taps.weight)))
+    if spec.sampling == "cells":
+        return y_taps, x_taps, reads, _by_bin(reads[:, None], spec).sum(dim=4).clamp(min=1)
+    return y_taps, x_taps, exists, (y_count * x_count)[:, None, None, None]
 
 
 def _centred_positions(extent: Tensor, bins: int, ratio: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -262,12 +309,12 @@ def rotated_points(step: Tensor) -> int:
         ValueError: If they are too many, or where values are not known since a graph is traced.
     """
     if torch.compiler.is_compiling() or step.is_meta:
-        raise ValueError("sampling_ratio must be positive where roi_align_rotated is traced")
+        raise ValueError("sampling_ratio must be positive where rotated boxes are pooled in a traced graph")
     most = max(1, int(ceil(step).max())) if step.numel() else 1
     if most > MOST_ROTATED_POINTS:
         raise ValueError(
             f"boxes need {most} points per bin along one axis, more than {MOST_ROTATED_POINTS}: set a positive "
-            f"sampling_ratio"
+            f"sampling_ratio, where the operator takes one"
         )
     return most
 

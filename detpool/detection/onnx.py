@@ -1,0 +1,87 @@
+"""Detectors as ONNX programs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from detpool.detection.detector import Prediction, TwoStageDetector
+from detpool.detection.iou_heads import IoUHeads
+from detpool.detection.proposals import ProposalNetwork
+from detpool.detection.suppression import suppress_traced
+from detpool.errors import ConfigError
+from detpool.ops.onnx import export
+
+
+def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> torch.onnx.ONNXProgram:
+    """A detector as an ONNX program, from one image of a fixed size to its detections, however many these are.
+
+    Its input is `image` (3, H, W), RGB in [0, 1], as `evaluate` takes it; its outputs are those of a prediction by
+    name: `boxes` (n, 4) XYXY in pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if there are
+    masks. Suppression is part of the program. `program.save(path)` writes it.
+
+    Args:
+        model: the detector, which stays as it is.
+        image_size: `(height, width)` in pixels, for which anchors and maps are made.
+
+    Raises:
+        ConfigError: if the detector takes its proposals from elsewhere, has an IoU head, or suppresses by soft-NMS,
+            which are loops over values.
+        ImportError: without the packages `onnx` and `onnxscript`.
+    """
+    if not isinstance(model.rpn, ProposalNetwork):
+        raise ConfigError(f"a detector with proposals of {type(model.rpn).__name__} has no ONNX form: it needs an RPN")
+    if isinstance(model.roi_heads, IoUHeads):
+        raise ConfigError(
+            "a detector with an IoU head has no ONNX form: suppression and refinement are loops over values"
+        )
+    if model.roi_heads.nms != "hard":
+        raise ConfigError(
+            f"model.roi_heads.nms={model.roi_heads.nms} has no ONNX form, being a loop over values: set it to hard"
+        )
+    copied = deepcopy(model).eval()
+    _fix_norms(copied)
+    module = _OneImage(copied)
+    image = torch.rand(3, *image_size, device=next(module.parameters()).device)
+    names = list(module(image))
+    table = {suppress_traced: _suppress}
+    return export(module, (image,), custom_translation_table=table, input_names=["image"], output_names=names)
+
+
+class _OneImage(nn.Module):
+    def __init__(self, model: TwoStageDetector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Prediction:
+        ((prediction,), _) = self.model.evaluate([image])
+        return prediction
+
+
+def _fix_norms(module: nn.Module) -> None:
+    """Puts what batch normalisation does in evaluation in its place: of RoIs it asks whether there are any."""
+    for name, child in module.named_children():
+        _fix_norms(child)
+        if isinstance(child, nn.BatchNorm2d) and child.running_mean is not None:
+            fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(child.running_mean.device)
+            fixed.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, fixed)
+
+
+def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def] # values of onnxscript
+    """Suppression by ONNX, which takes scores of all boxes for each group: for those of others one below the limit."""
+    from onnxscript import opset18
+
+    op: Any = opset18  # whose annotations are of tensors, and take numbers too
+    count = op.Add(op.ReduceMax(op.Concat(groups, [0], axis=0), keepdims=0), 1)
+    own = op.Equal(op.Unsqueeze(op.Range(0, count, 1), [1]), op.Unsqueeze(groups, [0]))
+    table = op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, [0]), -2.0), [0])  # the RPN leaves boxes out by -1
+    most = torch.iinfo(torch.int64).max
+    found = op.NonMaxSuppression(op.Unsqueeze(boxes, [0]), table, most, threshold, -1.5)
+    rows = op.Gather(found, 2, axis=1)
+    _, order = op.TopK(op.Gather(scores, rows), op.Shape(rows))
+    return op.Gather(rows, order)

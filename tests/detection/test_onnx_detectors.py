@@ -1,0 +1,68 @@
+"""Detectors as ONNX programs, run by ONNX Runtime, against the detectors themselves."""
+
+import numpy as np
+import pytest
+import torch
+from detector_cases import composed
+
+from detpool.detection import GivenProposals
+from detpool.errors import ConfigError
+from detpool.training.runs import build_module
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
+pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
+
+from detpool.detection.onnx import export_detector  # noqa: E402
+
+
+def detector(model, pooler=None):
+    torch.manual_seed(0)
+    config = composed(model, pooler, [])
+    config.class_names = ["a", "b", "c"]
+    return build_module(config).model.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "pooler"),
+    [
+        ("cascade_rcnn", "roi_align"),
+        ("faster_rcnn", "pr_roi_pool"),
+        ("mask_rcnn", "roi_pool"),
+        ("faster_rcnn_c4", None),
+    ],
+)
+def test_detections_in_onnx_runtime_are_the_detectors(model, pooler, tmp_path) -> None:
+    built = detector(model, pooler)
+    export_detector(built, (64, 96)).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = [output.name for output in session.get_outputs()]
+    for image in (torch.rand(3, 64, 96), torch.zeros(3, 64, 96)):
+        with torch.no_grad():
+            ((expected,), _) = built.evaluate([image])
+        assert list(expected) == names
+        assert len(expected["boxes"]) > 0
+        for name, got in zip(names, session.run(None, {"image": image.numpy()}), strict=True):
+            # of boxes in pixels, whose float32 has steps of 8e-6 at 96
+            np.testing.assert_allclose(got, expected[name].numpy(), atol=5e-5, rtol=1e-5)
+
+
+def test_a_detector_without_detections_is_one_in_onnx_runtime_too(tmp_path) -> None:
+    built = detector("faster_rcnn_c4")
+    built.rpn.score_thresh = 1.1  # no proposal
+    export_detector(built, (64, 96)).save(tmp_path / "model.onnx")
+    boxes, labels, scores = onnxruntime.InferenceSession(tmp_path / "model.onnx").run(
+        None, {"image": np.zeros((3, 64, 96), np.float32)}
+    )
+    assert (boxes.shape, labels.shape, scores.shape) == ((0, 4), (0,), (0,))
+
+
+def test_what_has_no_onnx_form_says_so() -> None:
+    with pytest.raises(ConfigError, match="IoU head has no ONNX form"):
+        export_detector(detector("iou_net"), (64, 96))
+    built = detector("faster_rcnn")
+    built.roi_heads.nms = "linear"
+    with pytest.raises(ConfigError, match="model.roi_heads.nms=linear has no ONNX form"):
+        export_detector(built, (64, 96))
+    built.rpn = GivenProposals()
+    with pytest.raises(ConfigError, match="proposals of GivenProposals has no ONNX form"):
+        export_detector(built, (64, 96))
