@@ -16,7 +16,7 @@ LOADS = re.compile(r"<(?:script|img|link rel=\"stylesheet\")[^>]*?(?:src|href)=\
 
 @pytest.mark.slow
 def test_the_site(tmp_path: Path) -> None:
-    nowhere = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         cwd=ROOT, text=True, capture_output=True, env=os.environ | nowhere | {"NO_MKDOCS_2_WARNING": "1"},

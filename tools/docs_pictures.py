@@ -39,6 +39,7 @@ ANGLE = 25.0
 """Degrees by which the rotated box is turned."""
 OPERATORS = ("roi_pool", "roi_align", "roi_warp", "pr_roi_pool", "ps_roi_pool", "ps_roi_align")
 """Those that a picture shows as they are; with `aligned=True` and four points a bin where they take these."""
+ROTATED = ("roi_align_rotated", "roi_pool_rotated")
 
 
 def finding(summary: Path = SUMMARY) -> Figure:
@@ -78,7 +79,7 @@ def operators() -> dict[str, Figure]:
 
     shown["deform_roi_pool"] = draw(_read({"deform_roi_pool": deform}))
     shown["deform_ps_roi_pool"] = draw(_read({"deform_ps_roi_pool": deform_ps}))
-    shown["roi_align_rotated"] = _rotated()
+    shown |= {name: rotated(name) for name in ROTATED}
     grids = {
         f"spp, grid of {grid} x {grid}": footprint(ops.roi_pool, BOX, (grid, grid), CELLS, STRIDE) for grid in (1, 2, 3)
     }
@@ -90,7 +91,7 @@ def _as_shown(name: str) -> Operator:
     arguments: dict[str, bool | int] = {}
     if name == "roi_align":
         arguments["aligned"] = True
-    if name.endswith(("align", "warp")):
+    if name.endswith(("align", "warp", "align_rotated")):
         arguments["sampling_ratio"] = 2
     return partial(getattr(ops, name), **arguments)
 
@@ -99,15 +100,16 @@ def _read(operators: Mapping[str, Operator]) -> dict:
     return {name: footprint(operator, BOX, BINS, CELLS, STRIDE) for name, operator in operators.items()}
 
 
-def _rotated() -> Figure:
+def rotated(name: str) -> Figure:
+    """The same of a box that is turned, whose bins are no upright ones."""
     x1, y1, x2, y2 = BOX
     centre, size = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2]), torch.tensor([x2 - x1, y2 - y1])
     turned = torch.tensor([[0, *centre, *size, ANGLE]], dtype=torch.float64)
 
     def operator(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> Tensor:
-        return ops.roi_align_rotated(features * 1, turned, size, scale, sampling_ratio=2)  # no upright bins to record
+        return _as_shown(name)(features * 1, turned, size, scale)  # not as it is: there are no upright bins to record
 
-    figure = plot_footprints(_read({"roi_align_rotated": operator}), width=WIDTH / 2)
+    figure = plot_footprints(_read({name: operator}), width=WIDTH / 2)
     panel = figure.axes[0]
     angle = torch.deg2rad(torch.tensor(-ANGLE))  # y points down
     turn = torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])

@@ -35,7 +35,7 @@ def test_the_turned_bins_are_where_the_operator_reads() -> None:
     places = (torch.stack([x, y])[None] + 0.5) * docs_pictures.STRIDE
     box = torch.tensor([[0, 160, 160, x2 - x1, y2 - y1, docs_pictures.ANGLE]])
     read = ops.roi_align_rotated(places, box, docs_pictures.BINS, 1 / docs_pictures.STRIDE, sampling_ratio=2)[0] - 160
-    panel = docs_pictures._rotated().axes[0]
+    panel = docs_pictures.rotated("roi_align_rotated").axes[0]
     bins = [torch.from_numpy(patch.get_xy()[:4]) for patch in panel.patches if isinstance(patch, Polygon)]
     drawn = torch.stack(bins).mean(1) - centre
     torch.testing.assert_close(drawn.float(), read.flatten(1).T, atol=1e-3, rtol=0)
