@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from detpool.extras import require
+
 if TYPE_CHECKING:
     from detpool.predictor import load
 
-__all__ = ["load"]
+__all__ = ["__version__", "load"]
+
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # detpool.ops and detpool.poolers are usable without what a run needs, and load in a fraction of its time.
     if name == "load":
+        require()
         from detpool.predictor import load
 
         return load

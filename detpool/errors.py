@@ -21,6 +21,10 @@ class WeightsError(RuntimeError):
     """Pretrained weights or a checkpoint that cannot be had, read, or do not fit the model."""
 
 
+class MissingExtraError(ImportError):
+    """A part of detpool that needs packages which only an extra installs (`detpool/extras.py`)."""
+
+
 class DataError(RuntimeError):
     """Something is wrong with the files of a data set.
 
@@ -94,7 +98,7 @@ def exit_with_message() -> Iterator[None]:
 
 def message_of(error: Exception) -> str | None:
     """The message of an error that the user can mend (see `exit_with_message`), None for any other."""
-    mendable = isinstance(error, ConfigError | WeightsError | DataError | FloatingPointError)
+    mendable = isinstance(error, ConfigError | WeightsError | DataError | MissingExtraError | FloatingPointError)
     where = ""
     # Hydra wraps what an object's construction raised. Importing its class here would cost what it saves.
     if type(error).__name__ == "InstantiationException" and not os.environ.get("HYDRA_FULL_ERROR"):

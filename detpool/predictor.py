@@ -156,7 +156,7 @@ class Predictor:
             boxes.
 
         Raises:
-            As `predict`, for images.
+            TypeError, ValueError, DataError: as `predict`.
         """
         return [
             {name: features[0] for name, features in maps.items()} for maps, _, _ in self._maps(self.prepare(images))
@@ -179,7 +179,7 @@ class Predictor:
 
         Raises:
             ValueError: if `boxes` are not (K, 4), or there is no operator of that name.
-            As `predict`, for the image.
+            TypeError, DataError: as `predict`.
         """
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"boxes must be (K, 4), got {tuple(boxes.shape)}")

@@ -17,7 +17,7 @@ from typing import Any
 import detpool
 from detpool.files import write_json_atomically
 
-_PACKAGES = ("detpool", "torch", "torchvision", "lightning")
+_PACKAGES = ("torch", "torchvision", "lightning")
 
 
 def write_metrics(
@@ -102,13 +102,13 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
         packages: whose versions matter besides those of detpool, PyTorch and Lightning.
 
     Returns:
-        `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python and of packages, None for one
-        that is not installed; `hardware`: the `platform`, the processor's model (`cpu`), the `cores` that this process
-        may use, and the models of the `gpus`.
+        `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python, of detpool, which is all that
+        tells the code of an installed one, and of packages, None for one that is not installed; `hardware`: the
+        `platform`, the processor's model (`cpu`), the `cores` that this process may use, and the models of the `gpus`.
     """
     import torch  # takes seconds, and records are read without
 
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "detpool": detpool.__version__}
     for package in dict.fromkeys((*_PACKAGES, *packages)):
         try:
             versions[package] = metadata.version(package)
@@ -126,6 +126,25 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
     }
+
+
+def program(script: str) -> str:
+    """The first word of a command line: a script of the checkout, `detpool-NAME` where there is none.
+
+    Args:
+        script: relative to the checkout: `train.py`, `tools/report.py`.
+    """
+    return script if (Path(detpool.__file__).parents[1] / script).is_file() else f"detpool-{Path(script).stem}"
+
+
+def shell_command(words: Sequence[str]) -> str:
+    """A command line as it is typed: `python train.py ...`, or `detpool-train ...` where there is no checkout.
+
+    Args:
+        words: as in `sys.argv`, the program first.
+    """
+    first = Path(words[0])
+    return shlex.join(["python", *words] if first.suffix == ".py" else [first.name, *words[1:]])
 
 
 def git_state(checkout: Path) -> dict[str, Any]:

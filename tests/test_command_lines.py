@@ -5,7 +5,6 @@ What train.py does with a command line is called here in this process, up to the
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
 import subprocess
@@ -20,6 +19,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from detpool.cli import train
 from detpool.config import apply_overrides, check, naming_files, parse_command_line
 from detpool.errors import ConfigError, message_of
 from detpool.study.plan import plan_sweep
@@ -101,13 +101,6 @@ def mutated(rng: random.Random) -> tuple[list[str], str]:
         odd = rng.choice(["--foo", "-m", "--cfg", "--config-dir=nowhere", "--config-name=nothing", "--", "-x=1"])
     line.insert(rng.randrange(len(line) + 1), odd)
     return line, odd
-
-
-specification = importlib.util.spec_from_file_location("train", ROOT / "train.py")
-assert specification
-assert specification.loader
-train = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(train)
 
 
 def build(config: DictConfig) -> None:
@@ -254,8 +247,12 @@ def test_a_config_is_shown_and_nothing_started(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_study_needs_a_sweep() -> None:
-    assert outcome(["study=smallest"]) == "a study is a sweep: python train.py -m study=..."
+@pytest.mark.parametrize(
+    ("started", "named"), [("train.py", "python train.py"), ("/usr/bin/detpool-train", "detpool-train")]
+)
+def test_a_study_needs_a_sweep(started: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [started, "study=smallest"])
+    assert outcome(["study=smallest"]) == f"a study is a sweep: {named} -m study=..."
 
 
 def test_a_config_fits_a_persons_head(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -189,26 +188,6 @@ def typo_in(function):
     with pytest.raises(ConfigError) as error:
         function()
     return str(error.value).partition(" ")[0]
-
-
-def commands_of(page):
-    """The command lines of train.py in a page."""
-    lines = [line for line in (ROOT / page).read_text().splitlines() if line.startswith("python train.py ")]
-    return [shlex.split(line, comments=True)[2:] for line in lines]
-
-
-@pytest.mark.parametrize("line", commands_of("docs/training.md"), ids=" ".join)
-def test_commands_of_the_page_on_training_can_be_run(line):
-    command = parse_command_line(line, CONFIGS, "train")
-    try:
-        if command.sweeps:
-            assert plan_sweep(ALL, command.overrides).folder
-        else:
-            check(ALL.compose(command.overrides), ALL, command.overrides)
-    except ConfigError as error:
-        if "is not installed" in str(error):
-            pytest.skip(str(error))
-        raise
 
 
 def test_hydras_own_options_are_left_to_hydra():

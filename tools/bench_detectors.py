@@ -32,7 +32,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from detpool.config import Configs
+from detpool.config import Configs, config_folder
 from detpool.detection.backbones import resnet
 from detpool.training.runs import build_module
 from detpool.visualization.style import save
@@ -40,7 +40,6 @@ from detpool.visualization.style import save
 CLASSES = 20
 CROP = 224
 COUNTS = (100, 300, 1000, 2000)
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 DETECTORS = {
     "Faster R-CNN FPN": ["model=faster_rcnn"],
@@ -134,7 +133,7 @@ def build(name: str, depth: int = 50) -> Any:
     """A detector with random weights on a ResNet, which takes up to as many proposals as `COUNTS` has."""
     given = ["proposals=given", f"model.proposals.top_n_test={max(COUNTS)}"]
     backbone = [f"backbone=resnet{depth}", "backbone.frozen_norm=false"]
-    config = Configs(CONFIGS, "train").compose([*DETECTORS[name], *given, *backbone])
+    config = Configs(config_folder(), "train").compose([*DETECTORS[name], *given, *backbone])
     config.class_names = list(map(str, range(CLASSES)))
     return build_module(config, pretrained=False).model.eval()
 

@@ -21,14 +21,13 @@ from command_line import Parser, one_of, positive_int
 from PIL import Image
 from pycocotools import mask as rle
 
-from detpool.config import check, parse_command_line
+from detpool.config import check, config_folder, parse_command_line
 from detpool.data.dataset import DetectionDataset, Sample
 from detpool.data.sampling import EvalSampler, SampleKey, TrainSampler
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import contact_sheet, draw_panels
 from detpool.training.runs import build_data
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
 PANEL = 400
 COLUMNS = 4
@@ -62,7 +61,7 @@ def _picture(text: str) -> Path:
 
 def _samples(overrides: list[str], split: str, count: int) -> tuple[DetectionDataset, list[SampleKey]]:
     """A split as train.py would read it, and the keys of the samples to show."""
-    line = parse_command_line(overrides, CONFIGS, "train")
+    line = parse_command_line(overrides, config_folder(), "train")
     config = line.configs.compose(line.overrides)
     check(config, line.configs, line.overrides)
     data = build_data(config, [STAGES[split]])

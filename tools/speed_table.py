@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The table of speeds in README.md, from what `tools/bench_ops.py` has left in results/ops_cpu.
+"""The table of speeds in docs/benchmarks.md, from what `tools/bench_ops.py` has left in results/ops_cpu.
 
 python tools/speed_table.py    # writes the table into the page
 """
@@ -13,7 +13,7 @@ import pandas as pd
 from pages import head, line, replace_between
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, RESULTS = ROOT / "README.md", ROOT / "results/ops_cpu"
+PAGE, RESULTS = ROOT / "docs/benchmarks.md", ROOT / "results/ops_cpu"
 BEGIN, END = "<!-- speed: tools/speed_table.py -->\n", "<!-- end of speed -->"
 
 LINES = {

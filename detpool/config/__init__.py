@@ -15,9 +15,13 @@
 Nothing here imports torch, which alone takes seconds, or what a config names.
 """
 
+from detpool.extras import require
+
+require()
+
 from detpool.config.check import check, naming_files
 from detpool.config.command_line import CommandLine, parse_command_line
-from detpool.config.configs import Configs
+from detpool.config.configs import Configs, config_folder
 from detpool.config.extras import check_extras
 from detpool.config.other_data import replace_data
 from detpool.config.other_parts import replace_parts
@@ -31,6 +35,7 @@ __all__ = [
     "apply_overrides",
     "check",
     "check_extras",
+    "config_folder",
     "naming_files",
     "parse_command_line",
     "parse_override",

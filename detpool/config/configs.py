@@ -41,6 +41,13 @@ _EXTRAS = {
 """Plugins of Hydra, and our extras that install them."""
 
 
+def config_folder() -> Path:
+    """The folder of detpool's config files: in the package where a wheel put them, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 class _Files(CachingConfigRepository):
     """Config files that are found and read once for all compositions."""
 

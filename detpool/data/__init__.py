@@ -1,5 +1,9 @@
 """Data sets, transforms, samplers and the Lightning datamodule."""
 
+from detpool.extras import require
+
+require()
+
 from detpool.data.coco import COCODataset
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import DetectionDataset

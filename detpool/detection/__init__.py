@@ -1,5 +1,9 @@
 """Detectors on torchvision's detection package, with the poolers and heads it lacks."""
 
+from detpool.extras import require
+
+require()
+
 from detpool.detection.cascade import CascadeHeads, cascade_rcnn
 from detpool.detection.detector import TwoStageDetector
 from detpool.detection.faster_rcnn import faster_rcnn_c4, faster_rcnn_c5, faster_rcnn_fpn

@@ -142,9 +142,9 @@ def cascade_rcnn(
 
     Every stage has a head and a predictor of its own, and a pooler of its own. With one stage it is Faster R-CNN.
 
+    Arguments that are not listed are those of `detpool.detection.faster_rcnn_fpn`.
+
     Args:
-        num_classes, body, head_pool, mask_pooler, fpn_channels, mask_channels, mask_convolutions, context, rpn,
-            proposals: see `detpool.detection.faster_rcnn_fpn`.
         box_pooler: of the first stage, and of those that are given no other.
         stage2_pooler, stage3_pooler: of the second and the third stage; None: `box_pooler`.
         class_agnostic: one box for each RoI, as in the paper; False: one for each class, of which that of the best

@@ -115,9 +115,9 @@ def faster_rcnn_c5(
     32 with it. With `GivenProposals` it is Fast R-CNN (Girshick, ICCV 2015), and with `SpatialPyramidPooler` as well
     the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
 
+    Arguments that are not listed are those of `faster_rcnn_fpn`.
+
     Args:
-        num_classes, body, box_pooler, head_pool, mask_pooler, mask_channels, mask_convolutions, class_agnostic,
-            iou_pooler, iou_channels, context, head_context, proposals, roi_heads: see `faster_rcnn_fpn`.
         rpn: builds the region proposal network; its `anchor_sizes` are one list.
 
     Raises:
@@ -151,10 +151,10 @@ def faster_rcnn_c4(
     Deep Residual Learning (He et al., CVPR 2016, appendix) introduced it; Mask R-CNN (figure 4, left, and table 2c)
     predicts masks from the same stage.
 
+    Arguments that are not listed are those of `faster_rcnn_fpn`. The last stage halves the resolution that the poolers
+    of boxes and masks give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
+
     Args:
-        num_classes, body, box_pooler, mask_pooler, class_agnostic, iou_pooler, iou_channels, context, proposals,
-            roi_heads: see `faster_rcnn_fpn`. The last stage halves the resolution that the poolers of boxes and masks
-            give (the paper: 14 x 14 to 7 x 7), and the masks double it again.
         mask_channels: channels of the deconvolution before the masks.
         rpn: builds the region proposal network; its `anchor_sizes` are one list.
 

@@ -117,6 +117,8 @@ class IoUHeads(TwoStageHeads):
         labels = torch.cat([d["labels"] for d in detections])
         image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(labels.device)
         # Tensors made in inference mode, as Lightning's validation makes them, cannot have gradients; copies can.
+        # PyTorch 2.9 would go on with the weights that autocast has converted there.
+        torch.clear_autocast_cache()
         with torch.inference_mode(False):
             maps = {name: feature.clone() for name, feature in features.items()}
             boxes = torch.cat([d["boxes"] for d in detections]).clone()

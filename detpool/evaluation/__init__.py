@@ -1,5 +1,9 @@
 """Detection metrics (COCO, VOC), result files and pictures."""
 
+from detpool.extras import require
+
+require()
+
 from detpool.evaluation.coco import CocoEvaluator
 from detpool.evaluation.detections import Detections
 from detpool.evaluation.evaluator import DetectionEvaluator

@@ -203,7 +203,7 @@ def check_offsets(offsets: Tensor, shape: tuple[int | str, ...]) -> None:
     if not isinstance(offsets, Tensor) or not offsets.is_floating_point():
         kind = offsets.dtype if isinstance(offsets, Tensor) else type(offsets).__name__
         raise TypeError(f"offsets must be a floating tensor of shape {shape}, got {kind}")
-    fits = offsets.dim() == 4 and all(n in ("any", m) for n, m in zip(shape, offsets.shape, strict=True))
+    fits = offsets.dim() == 4 and all(n == "any" or n == m for n, m in zip(shape, offsets.shape, strict=True))
     if not fits or 0 in offsets.shape[1:]:
         raise ValueError(f"offsets must have shape {shape}, got {tuple(offsets.shape)}")
 

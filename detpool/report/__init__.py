@@ -1,1 +1,5 @@
 """From finished runs to tables, plots and a report: `tools/report.py`."""
+
+from detpool.extras import require
+
+require()

@@ -87,9 +87,12 @@ def number_needed(number: int | None) -> str:
 
 
 def revision(record: Mapping[str, Any]) -> str:
-    """The git revision of `detpool.run_record.provenance` as text, as short as git has them."""
+    """The git revision of `detpool.run_record.provenance` as text, as short as git has them; without, the version."""
     git = record.get("git") or {}
-    return (git.get("revision") or "unknown")[:10] + (" with changes" if git.get("dirty") else "")
+    if git.get("revision"):
+        return git["revision"][:10] + (" with changes" if git.get("dirty") else "")
+    version = (record.get("versions") or {}).get("detpool")
+    return f"detpool {version}" if version else "unknown"
 
 
 def machine(record: Mapping[str, Any]) -> str:

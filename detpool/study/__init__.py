@@ -1,1 +1,5 @@
 """Sweeps before and during their runs: planning, names of run directories, stopping."""
+
+from detpool.extras import require
+
+require()

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from detpool.config import Configs, check, check_extras, parse_override
 from detpool.errors import ConfigError
+from detpool.run_record import program
 from detpool.study.layout import read_command_lines, read_plan, run_name
 from detpool.study.recognition import hash_inputs, is_finished
 
@@ -174,7 +175,7 @@ def command_of(hydra: HydraConf) -> list[str]:
     further = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
     folders = [part for folder in further for part in ("--config-dir", folder)]
     searchpath = [line for line in hydra.overrides.hydra if line.startswith("hydra.searchpath=")]
-    return ["train.py", *sweep, *folders, *searchpath, *hydra.overrides.task]
+    return [program("train.py"), *sweep, *folders, *searchpath, *hydra.overrides.task]
 
 
 def place_of(run_dir: str, hydra: HydraConf) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detpool.run_record import read_metrics
+from detpool.run_record import program, read_metrics, shell_command
 from detpool.study.layout import STATUS, read_status
 from detpool.study.plan import Sweep
 
@@ -46,7 +46,7 @@ def summarize(sweep: Sweep) -> bool:
     if (sweep.folder / _CHOSEN).is_file():
         print(_chosen(OmegaConf.load(sweep.folder / _CHOSEN), f"val/{evaluation.monitor}"))
     if records:
-        print(f"a report: python tools/report.py {shlex.quote(str(sweep.folder))}")
+        print(f"a report: {shell_command([program('tools/report.py'), str(sweep.folder)])}")
     return not statuses
 
 

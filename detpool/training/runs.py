@@ -7,7 +7,6 @@ import inspect
 import logging
 import math
 import os
-import shlex
 import sys
 import time
 import traceback
@@ -41,7 +40,7 @@ from detpool.evaluation.table import print_metrics
 from detpool.files import write_text_atomically
 from detpool.own_packages import import_packages
 from detpool.run_config import load_config
-from detpool.run_record import write_metrics
+from detpool.run_record import shell_command, write_metrics
 from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
 from detpool.training.checkpoints import (
     check_callbacks,
@@ -170,7 +169,7 @@ def _tell_how_to_resume(callbacks: Sequence[Any], command: Sequence[str] | None)
     for callback in callbacks:
         if isinstance(callback, SaveOnInterrupt) and command is not None:
             callback.same_command = "-m" in command
-            callback.command = f"python {shlex.join(command)}"
+            callback.command = shell_command(command)
 
 
 def _tell_why_stopped(callbacks: Sequence[Any]) -> None:

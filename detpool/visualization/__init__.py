@@ -1,5 +1,9 @@
 """Looking at pooling: what operators read, how they move with the box, and which way their gradients point."""
 
+from detpool.extras import require
+
+require("matplotlib")
+
 from detpool.visualization.continuity import Continuity, measure_continuity, plot_continuity
 from detpool.visualization.gradient_field import GradientField, gradient_field, plot_gradient_fields
 from detpool.visualization.sampling import Footprint, footprint, plot_footprints

@@ -157,12 +157,15 @@ def _positions(points: Points) -> Tensor:
     return torch.where(total > 0, (index * weight).sum(3) / total, torch.nan)
 
 
-def plot_footprints(footprints: Mapping[str, Footprint], image: Tensor | None = None) -> Figure:
+def plot_footprints(
+    footprints: Mapping[str, Footprint], image: Tensor | None = None, *, width: float = WIDTH
+) -> Figure:
     """A panel for each operator: the box, all bins, and of the middle bin the cells it reads and its points.
 
     Args:
         footprints: by the operator's name; all of one box, map and stride.
         image: uint8 (3, height, width) that lies under the map.
+        width: of the figure, in inches.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -172,8 +175,9 @@ def plot_footprints(footprints: Mapping[str, Footprint], image: Tensor | None = 
     columns = min(3, len(footprints))
     rows = -(-len(footprints) // columns)
     x1, y1, x2, y2 = _extent(list(footprints.values()))
-    panel_height = (WIDTH / columns - 0.4) * (y2 - y1) / (x2 - x1)
-    figure = Figure(figsize=(WIDTH, rows * (panel_height + 0.75) + 0.7), layout="constrained")
+    panel_height = (width / columns - 0.4) * (y2 - y1) / (x2 - x1)
+    lines = 1 if width >= WIDTH else 3  # of the legend
+    figure = Figure(figsize=(width, rows * (panel_height + 0.75) + 0.5 + 0.2 * lines), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for panel, (name, found) in zip(panels.flat, footprints.items(), strict=False):
         _draw(panel, found, image)
@@ -191,7 +195,7 @@ def plot_footprints(footprints: Mapping[str, Footprint], image: Tensor | None = 
     for panel in panels[:, 0]:
         panel.set_ylabel("y, pixels", fontsize=10)
     figure.supxlabel("x, pixels", fontsize=10)
-    figure.legend(handles=_legend(), loc="outside upper center", ncols=5, frameon=False, fontsize=10)
+    figure.legend(handles=_legend(), loc="outside upper center", ncols=-(-5 // lines), frameon=False, fontsize=10)
     return figure
 
 

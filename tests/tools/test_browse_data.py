@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detpool.config import Configs
+from detpool.config import Configs, config_folder
 from detpool.evaluation.pictures import class_color
 from detpool.training.runs import build_data
 
@@ -15,7 +15,7 @@ SMALL = ["data=shapes", "data.train_images=12", "data.val_images=6", "data.size=
 
 def test_training_samples_are_those_of_the_first_epoch():
     given = [*SMALL, "seed=5", "data.train_transform.hflip=0.5"]
-    data = build_data(Configs(browse_data.CONFIGS, "train").compose(given), ["fit"])
+    data = build_data(Configs(config_folder(), "train").compose(given), ["fit"])
     dataset, keys = browse_data._samples(given, "train", 4)
     images = [image for batch, _ in data.train_dataloader() for image in batch]
     for key, image in zip(keys, images, strict=False):

@@ -6,7 +6,7 @@ import pytest
 import speed_table
 
 
-def test_the_table_of_the_readme_is_of_the_results_that_are_committed() -> None:
+def test_the_table_of_the_page_is_of_the_results_that_are_committed() -> None:
     page = speed_table.PAGE.read_text()
     assert speed_table.BEGIN in page
     assert page == speed_table.with_table(page), "run `python tools/speed_table.py`"

@@ -15,10 +15,9 @@ from detpool.config import check, parse_command_line
 from detpool.training import runs
 
 ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/data.md").read_text().partition("## Published data sets")[0]
 COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
-    for line in block.replace("\\\n", "").splitlines()
+    line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.replace("\\\n", "").splitlines()
 ]
 SMALL = [
     *("data.batch_size=2", "data.num_workers=0", "data.train_transform.min_size=64", "data.eval_transform.min_size=64"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detpool.config import parse_command_line
+from detpool.config import config_folder, parse_command_line
 from detpool.run_record import write_metrics
 from detpool.study.layout import read_plan, write_plan
 from detpool.study.plan import plan_sweep
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def plan_study(folder: Path, seeds: int) -> None:
     """A study of two poolers and so many seeds is composed, checked and written down, as its first start does."""
-    line = parse_command_line(_arguments(folder, seeds), ROOT / "configs", "train")
+    line = parse_command_line(_arguments(folder, seeds), config_folder(), "train")
     sweep = plan_sweep(line.configs, line.overrides)
     assert sweep.names is not None
     write_plan(sweep.folder, sweep.names, sweep.command_lines, sweep.inputs)

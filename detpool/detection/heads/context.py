@@ -18,8 +18,8 @@ class ImageContext(nn.Module):
     """One vector an image, added to those of its RoIs in front of the predictors of classes and boxes.
 
     The vector is pooled from the tokens of the backbone's last map, and passes layer normalisation and a linear layer.
-    Predictors are linear, so a vector that is added stands for one that is concatenated: W (x + V g) = [W, W V] [x, g].
-    Cells beyond the image, which a batch is padded with, do not count.
+    Predictors are linear, so a vector that is added stands for one that is concatenated:
+    `W (x + V g) = [W, W V] [x, g]`. Cells beyond the image, which a batch is padded with, do not count.
 
     Args:
         pool: "cls": a transformer's class token; "mean": the average of the cells (global average pooling: Lin et al.,

@@ -5,6 +5,8 @@ not multiplied by weights of zero: what a bin does not read, NaN and infinity in
 any gradient. Work goes in chunks of RoIs so that intermediates stay small.
 """
 
+from __future__ import annotations  # which the compiler of PyTorch 2.9 would otherwise evaluate, and refuse
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 
