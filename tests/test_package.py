@@ -30,7 +30,18 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 HINT = "not installed: pip install 'detpool[train]'"
 PARTS = ["ops", "poolers", "layers", "detection"]
 """Those whose docstrings name papers."""
-NEEDING = ["cli.train", "cli.report", "config", "data", "detection", "evaluation", "report", "study", "training"]
+NEEDING = [
+    "cli.train",
+    "cli.report",
+    "config",
+    "data",
+    "detection",
+    "evaluation",
+    "probing",
+    "report",
+    "study",
+    "training",
+]
 
 
 def start(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:

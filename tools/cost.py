@@ -41,14 +41,13 @@ from typing import Any
 
 from command_line import Parser, positive, positive_int
 
-from detpool.config import Configs, parse_command_line
+from detpool.config import Configs, config_folder, parse_command_line
 from detpool.config.schema import fields
 from detpool.errors import ConfigError, did_you_mean, exit_with_message, writing
 from detpool.files import write_csv_atomically, write_json_atomically
 from detpool.study.configurations import Configuration, list_configurations
 from detpool.study.plan import sweep_folder
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which tells of allocations, talks else
 
 
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, **hidden)
     options, rest = parser.parse_with_overrides(words)
     with exit_with_message():
-        line = parse_command_line(rest, CONFIGS, "train")
+        line = parse_command_line(rest, config_folder(), "train")
         _check_options(line.configs, line.overrides, vars(options))
         found = list_configurations(line.configs, line.overrides)
         labels = [one.label for one in found]

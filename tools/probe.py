@@ -30,6 +30,7 @@ from typing import Any
 import pandas as pd
 from command_line import Parser
 
+from detpool.config import config_folder
 from detpool.config.other_parts import POOLERS
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.files import write_csv_atomically, write_json_atomically
@@ -38,7 +39,6 @@ from detpool.run_config import load_config
 from detpool.run_record import provenance
 
 ERRORS = ("dx", "dy", "dw", "dh")
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError("no value given for ckpt_path: pass ckpt_path=... (a run directory or a checkpoint)")
         path = options.ckpt_path.expanduser()
         variants = variants_of(arguments)
-        configs = [configure(path, variant, CONFIGS) for variant in variants]  # all are known to be right first
+        configs = [configure(path, variant, config_folder()) for variant in variants]  # all are known to be right first
         own = load_config(path)
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)

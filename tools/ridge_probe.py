@@ -29,7 +29,7 @@ from command_line import Parser, positive_int
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import check, check_extras, parse_command_line
+from detpool.config import check, check_extras, config_folder, parse_command_line
 from detpool.detection.assemble import build_pooler
 from detpool.detection.backbones import SingleMapBackbone
 from detpool.detection.proposals import JitteredProposals
@@ -44,7 +44,6 @@ from detpool.run_record import provenance
 from detpool.study.plan import sweep_jobs
 from detpool.training import runs
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 COLUMNS = ("R2/box", "R2/class", "R2/mask", "IoU/before", "IoU/after", "AP", "AP75", "mask_AP", "mask_AP75")
 _OF_MAPS = ("data", "backbone", "stem_pool", "downsample", "seed", "imports")
 """Parts of a config that decide which boxes of which maps are pooled, with `model.proposals`."""
@@ -81,7 +80,7 @@ Job = tuple[dict[str, str], DictConfig]
 
 def _groups(overrides: Sequence[str]) -> list[list[Job]]:
     """The configurations of a command line, checked, those of the same maps and boxes together."""
-    line = parse_command_line(overrides, CONFIGS, "train")
+    line = parse_command_line(overrides, config_folder(), "train")
     jobs = sweep_jobs(line.configs, line.overrides)
     if jobs is None:
         raise ConfigError("a sweeper chooses as it goes, and there is nothing to choose by: leave it out")

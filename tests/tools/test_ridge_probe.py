@@ -5,9 +5,9 @@ import json
 import math
 
 import pytest
-from ridge_probe import CONFIGS, main
+from ridge_probe import main
 
-from detpool.config import Configs
+from detpool.config import Configs, config_folder
 from detpool.training import runs
 
 SMALL = ["backbone=small", "backbone.widths=[8,8,16]", "backbone.output_stride=8", "data=shapes", "data.size=64"]
@@ -59,7 +59,9 @@ def test_the_backbone_of_a_run(tmp_path):
     for seed in (0, 1):
         run = [f"seed={seed}", f"run_dir='{tmp_path / f'run{seed}'}'", "evaluation.pictures=0", "progress=false"]
         runs.train(
-            Configs(CONFIGS, "train").compose([*tiny, *limits, *run, "data.train_images=8", "data.val_images=2"])
+            Configs(config_folder(), "train").compose(
+                [*tiny, *limits, *run, "data.train_images=8", "data.val_images=2"]
+            )
         )
         main([*SMALL, f"ckpt_path={tmp_path / f'run{seed}'}", f"output={tmp_path / 'probe'}", "pooler=roi_align"])
         found += rows_of(tmp_path / "probe")
