@@ -190,7 +190,7 @@ def write_matches(path: str | Path, matches: Mapping[str, Matches]) -> None:
     for kind, each in matches.items():
         arrays |= {f"{kind}_{name}": getattr(each, name) for name in _COLUMNS}
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type] # NumPy 1 has no allow_pickle: it would be an array
     write_bytes_atomically(path, content.getbuffer())
 
 

@@ -79,12 +79,8 @@ class Fitted(NamedTuple):
     same: bool
     """whether padding is "same", which PyTorch's pools, that pad both sides alike, do not know"""
     ceil_mode: bool
-
-    @property
-    def plain(self) -> tuple[Sizes, Sizes, Sizes] | None:
-        """Kernel, stride and padding, if they say all, and dimensions are two."""
-        plain = len(self.kernel) == 2 and not self.same and not self.ceil_mode and set(self.dilation) == {1}
-        return (self.kernel, self.stride, self.before) if plain else None
+    plain: tuple[Sizes, Sizes, Sizes] | None
+    """kernel, stride and padding, if they say all, and dimensions are two"""
 
     def pad(self, input: Tensor, **how: Any) -> Tensor:
         """The map with the cells around it that windows reach into, zeros or as ``torch.nn.functional.pad`` has it."""
@@ -120,7 +116,9 @@ def fitted(
             f"kernel_size {kernel}{spread} does not fit into the input's {' x '.join(map(str, input.shape[2:]))} "
             f"cells with padding {border}: no window would be left"
         )
-    return Fitted(kernel, steps, apart, before, after, windows, border == "same", ceil_mode)
+    same = border == "same"
+    plain = (kernel, steps, before) if dimensions == 2 and not same and not ceil_mode and set(apart) == {1} else None
+    return Fitted(kernel, steps, apart, before, after, windows, same, ceil_mode, plain)
 
 
 def _place(
