@@ -92,8 +92,10 @@ def pool(
         return handle_torch_function(pool, traced, input, boxes, output_size, spatial_scale, **choices)
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size,)
     maps, rois, levels, scales = inputs.parse(input, boxes, spatial_scale, 5 if bins == ROTATED else 4)
-    if any(isinstance(scale, Sequence) for scale in scales):
-        bins, rois, scales = _to_cells(bins, rois, levels, scales, maps[0].shape[0])
+    for scale in scales:  # no generator: one RoI's pooling takes 25 Python calls
+        if isinstance(scale, Sequence) and not isinstance(scale, str):
+            bins, rois, scales = _to_cells(bins, rois, levels, scales, maps[0].shape[0])
+            break
     ratio, parts = inputs.split_ratio(sampling_ratio, sampling)
     name = reduction if isinstance(reduction, str) else None  # not the module itself, which a cache would keep alive
     choices_made = (bins, sampling, channels, name, ratio, scales, *sizes)

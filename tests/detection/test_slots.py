@@ -288,7 +288,10 @@ def test_the_reduction_group_is_the_operator_librarys_code():
             ["mask_pooler=roi_pool"],
             "has no mask_pooler; these do: model=cascade_mask_rcnn, mask_rcnn, mask_rcnn_c4, mask_rcnn_c5",
         ),
-        (["pooler=roi_pool", "reduction=mean"], r"no argument 'reduction'.*these take it: pooler=all_levels, pool, .*"),
+        (
+            ["pooler=roi_pool", "reduction=mean"],
+            r"no argument 'reduction'.*these take it: pooler=all_levels, .*pool, .*",
+        ),
         (
             ["pooler=spp", "reduction=max"],
             "SpatialPyramidPooler has no argument 'operator', set in configs/reduction/max",
