@@ -362,7 +362,7 @@ def test_wrong_arguments(capsys: pytest.CaptureFixture[str]) -> None:
         ("--operator roi_align", "unknown argument '--operator'; did you mean '--operators'?"),
         ("--import no_such_module", "--import no_such_module: there is no module 'no_such_module'; Python finds"),
         ("--operators no_such_module.f", "no_such_module.f: there is no module 'no_such_module'; Python finds"),
-        ("--operators detpool.ops.levels.levels", "detpool.ops.levels has no 'levels'; did you mean 'assign_levels'?"),
+        ("--operators detpool.ops.levels.levels", "detpool.ops.levels has no 'levels'; did you mean 'levels_of'?"),
         ("--operators detpool.ops.RoIAlign", "detpool.ops.RoIAlign must be a function of (input, boxes, output_size,"),
         ("--threads 0", "--threads: must be a positive whole number, got '0'"),
         ("--rounds many", "--rounds: must be a positive whole number, got 'many'"),
