@@ -25,10 +25,10 @@ def detector(model, pooler=None):
 @pytest.mark.parametrize(
     ("model", "pooler"),
     [
-        ("cascade_rcnn", "roi_align"),
         ("faster_rcnn", "pr_roi_pool"),
-        ("mask_rcnn", "roi_pool"),
-        ("faster_rcnn_c4", None),
+        pytest.param("cascade_rcnn", "roi_align", marks=pytest.mark.slow),
+        pytest.param("mask_rcnn", "roi_pool", marks=pytest.mark.slow),
+        pytest.param("faster_rcnn_c4", None, marks=pytest.mark.slow),
     ],
 )
 def test_detections_in_onnx_runtime_are_the_detectors(model, pooler, tmp_path) -> None:

@@ -47,6 +47,10 @@ OPERATORS = {
 }
 
 
+QUICK = ("roi_pool", "roi_align", "ps_roi_pool", "pr_roi_pool", "deform_roi_pool", "roi_align max adaptive", "spp")
+"""Each form that programs have, once; an export takes seconds."""
+
+
 def turned(boxes):
     """Upright boxes (K, 5) as rotated ones (K, 6), at 30 degrees."""
     low, high = boxes[:, 1:3], boxes[:, 3:]
@@ -75,7 +79,9 @@ def run(session, *inputs):
     return torch.from_numpy(output)
 
 
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in OPERATORS]
+)
 def test_onnx_runtime_gives_what_the_operator_does(name: str, tmp_path) -> None:
     """For numbers of RoIs and images and sizes of maps that the program was not traced with."""
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ pytest.importorskip("onnxruntime", reason="the extra 'onnx' is not installed")
 pytest.importorskip("onnxscript", reason="the extra 'onnx' is not installed")
 
 
+@pytest.mark.slow
 def test_a_run_is_written_and_compared(tiny_config, tmp_path, capsys, monkeypatch) -> None:
     config = tiny_config("trainer.max_epochs=1", "model.roi_heads.score_thresh=0.01")
     runs.train(config)
