@@ -7,17 +7,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config.configs import Configs
+from detpool.config.configs import MOUNTED, Configs
 from detpool.config.overrides import parse_override
 from detpool.config.signatures import argument_of_target
 from detpool.errors import ConfigError
 
-POOLERS = ("pooler", "mask_pooler", "iou_pooler")
+POOLERS = ("pooler", *(part for part, group in MOUNTED.items() if group == "pooler"))
 _OF_THE_HEADS = ("output_size", "canonical_scale", "canonical_level")
 
 
 def replace_parts(config: DictConfig, arguments: Sequence[str], folder: Path) -> list[str]:
-    """Put what `pooler=roi_pool`, `mask_pooler=...`, `iou_pooler=...` or `proposals=jittered` chooses in a run's place.
+    """Put what `pooler=roi_pool`, `mask_pooler=...` (of `POOLERS`) or `proposals=jittered` chooses in a run's place.
 
     A pooler keeps the run's output size and assignment of levels, which the trained heads expect, unless arguments say
     otherwise; all else is what the group has. `reduction=...` goes with `pooler=pool`, as in a training.

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from detpool.config import Configs, config_folder, replace_parts
 from detpool.errors import ConfigError
 from detpool.probing.variants import variants_of
 
@@ -48,3 +49,14 @@ def test_each_combination_of_listed_values():
 def test_refuses(arguments, message):
     with pytest.raises(ConfigError, match=message):
         variants_of(arguments)
+
+
+def test_the_poolers_of_stages_are_replaced_as_others_are():
+    folder = config_folder()
+    own = ["model=cascade_mask_rcnn", "stage2_pooler=roi_align", "stage3_pooler=pr_roi_pool"]
+    config = Configs(folder, "train").compose(own)
+    assert replace_parts(config, ["stage3_pooler=roi_pool", "mask_pooler=roi_pool", "seed=1"], folder) == ["seed=1"]
+    parts = [config[part] for part in ("pooler", "stage2_pooler", "stage3_pooler", "mask_pooler")]
+    operators = [part.operator._target_.rpartition(".")[2] for part in parts]
+    assert operators == ["roi_align", "roi_align", "roi_pool", "roi_pool"]
+    assert parts[3].output_size == 14, "what the trained head expects"
