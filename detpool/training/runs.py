@@ -421,7 +421,7 @@ def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True
         num_classes=num_classes,
         body=build_body(config, pretrained),
         box_pooler=instantiate(config.pooler),
-        **_taken(config.model, _parts(config)),
+        **_build_parts(config.model, config),
     )
 
 
@@ -432,17 +432,13 @@ def build_body(config: DictConfig, pretrained: bool = True) -> Body:
         config, pretrained: see `build_module`.
     """
     loading = {"pretrained": pretrained} if "weights" in config.backbone else {}
-    return instantiate(config.backbone, **loading, **_taken(config.backbone, _parts(config)))
+    return instantiate(config.backbone, **loading, **_build_parts(config.backbone, config))
 
 
-def _parts(config: DictConfig) -> dict[str, Any]:
-    return {part: instantiate(config[part]) for part in PARTS if config.get(part)}
-
-
-def _taken(node: DictConfig, parts: dict[str, Any]) -> dict[str, Any]:
-    """The parts that the `_target_` of a config has arguments for."""
+def _build_parts(node: DictConfig, config: DictConfig) -> dict[str, Any]:
+    """The parts of a config that the `_target_` of a node has arguments for."""
     arguments = inspect.signature(get_object(node._target_)).parameters
-    return {name: part for name, part in parts.items() if name in arguments}
+    return {part: instantiate(config[part]) for part in PARTS if config.get(part) and part in arguments}
 
 
 def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
