@@ -269,13 +269,17 @@ def test_nothing_to_pool() -> None:
 
 
 def test_the_rule_of_the_documentation(own_package) -> None:
-    """One function in a file, and no kernel; of boxes within the image, beyond its border, and outside."""
+    """One function in a file, and no kernel; of boxes within the image, beyond its border, and outside.
+
+    Of the box that is the whole image an edge of a cell is exactly where the Gaussian is cut off, and has no derivative:
+    releases of PyTorch differ in what the gradient of ``clamp`` is there. Hence all boxes are moved a little.
+    """
     import_module("my_package.rules")
 
     def pool(backend: str, features: Tensor, coords: Tensor) -> Tensor:
         return ops.pool(features, [coords], 2, SCALE, sampling="gaussian", backend=backend)
 
-    check_equal(pool, [make_features(2, "channels_last", torch.float64)[:1], ROIS[:, 1:].double()])
+    check_equal(pool, [make_features(2, "channels_last", torch.float64)[:1], ROIS[:, 1:].double() + 0.01])
 
 
 def test_a_rule_without_a_triton_form_is_refused_by_name() -> None:
