@@ -167,7 +167,7 @@ class AttentionTokenPool(nn.Module):
         """(N, L, C) and a mask (N, L) to (N, seeds, C)."""
         _check(tokens, mask)
         values = self.before(_counted(tokens, mask))
-        seeds = self.seeds.expand(len(tokens), -1, -1)
+        seeds = self.seeds.expand(tokens.shape[0], -1, -1)
         ignored = None if mask is None or not len(tokens) else ~mask
         attended, _ = self.attention(seeds, values, values, key_padding_mask=ignored, need_weights=False)
         hidden = self.norm(seeds + attended)
