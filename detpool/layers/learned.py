@@ -48,6 +48,8 @@ class StridedConv2d(nn.Conv2d):
         """(N, C, H, W) to (N, C, OH, OW)."""
         return convolved(input, self.weight, self.bias, *self.windows)
 
+    extra_repr = SlidingPool.extra_repr
+
 
 class LeNetSubsampling(SlidingPool):
     """LeNet's trainable subsampling: ``Y[c] = sigmoid(scale[c] sum f[c] + bias[c])`` over each window.
