@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import displaced_boxes, jittered_boxes
 from detpool.detection.sampling import count_samples, draw_samples
 from detpool.detection.suppression import suppress
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -40,7 +41,7 @@ class ProposalNetwork(RegionProposalNetwork):
             None, or whole ones: what torchvision takes of the sizes of image and map.
 
     Raises:
-        ConfigError: if `anchor_sizes` does not have one list for each map, or `batch_size_per_image` is less than 1.
+        ConfigError: if `anchor_sizes` does not have one list for each map, or for a number out of range.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class ProposalNetwork(RegionProposalNetwork):
                 f"model.rpn.anchor_sizes must have {len(map_names)} entries, one per map that proposals come from "
                 f"({', '.join(map_names)}), got {len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
             )
-        if batch_size_per_image < 1:
-            raise ConfigError(f"model.rpn.batch_size_per_image must be at least 1, got {batch_size_per_image}")
+        check = functools.partial(check_numbers, "model.rpn")
+        check("at least 1", lambda n: n >= 1, batch_size_per_image=batch_size_per_image)
+        check("0 to 1", lambda n: 0 <= n <= 1, positive_fraction=positive_fraction, nms_thresh=nms_thresh)
+        check("0 to 1", lambda n: 0 <= n <= 1, fg_iou_thresh=fg_iou_thresh)
+        check(f"0 to fg_iou_thresh={fg_iou_thresh}", lambda n: 0 <= n <= fg_iou_thresh, bg_iou_thresh=bg_iou_thresh)
         anchors = AnchorGenerator(
             tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
         )
