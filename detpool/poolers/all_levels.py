@@ -36,8 +36,8 @@ class AllLevelsPooler(RoIPooler):
         before: side of a convolution of each P_l, with a ReLU, before they are joined; odd, 0 for none.
         shared: whether it has the same weights for all levels.
         after: side of a convolution of the result, with a ReLU; odd, 0 for none.
-        further: `strides` of `RoIPooler`, and its `canonical_scale` and `canonical_level`: without effect, since no level
-            is chosen, but this pooler can stand wherever a config that sets them has a `RoIPooler`.
+        further: `strides` of `RoIPooler`; its `canonical_scale` and `canonical_level` have no effect, since no level is
+            chosen, and are taken so that this pooler can stand wherever a config has a `RoIPooler`.
 
     Raises:
         ValueError: for another `fusion`, an even side of a convolution, or as `RoIPooler`.
