@@ -136,8 +136,9 @@ def _of_function(node: ast.FunctionDef, module: str, owner: ast.ClassDef | None)
             if further is None:
                 return None
             positional = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
-            given = {name for name, _ in zip(further, positional, strict=False)}
-            given |= {keyword.arg for keyword in call.keywords}
+            given = {keyword.arg for keyword in call.keywords} | {
+                name for name, _ in zip(further, positional, strict=False)
+            }
             return found | {name: parameter for name, parameter in further.items() if name not in given}
     return None
 

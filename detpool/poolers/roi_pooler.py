@@ -168,9 +168,9 @@ def _without_sizes(operator: Operator, output_size: int | tuple[int, ...]) -> Op
         ValueError, TypeError: see `RoIPooler`.
     """
     if not isinstance(operator, nn.Module):
-        if own := {"output_size", "spatial_scale"} & getattr(operator, "keywords", {}).keys():
+        if sizes := {"output_size", "spatial_scale"} & getattr(operator, "keywords", {}).keys():
             raise ValueError(
-                f"operator has {', '.join(sorted(own))} of its own, which it gets from the pooler: leave out"
+                f"operator has {', '.join(sorted(sizes))} of its own, which it gets from the pooler: leave that out"
             )
         return operator
     if isinstance(operator, RoIModule):
