@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,6 +65,18 @@ def _is_near(name: str, choice: str) -> bool:
     beginning = difflib.SequenceMatcher(None, choice[: len(name)], name).ratio()
     part = min(len(name), len(choice)) >= 3 and (name in choice or choice in name or beginning >= 0.8)
     return ratio >= 0.7 or part or slips < 2.5
+
+
+def check_numbers(where: str, accepted: str, fits: Callable[[float], bool], **given: float | Sequence[float]) -> None:
+    """Raises ConfigError unless each number, and each of a list of them, fits.
+
+    Args:
+        where: what the names of `given` are of, as a config has it: `model.rpn`.
+        accepted: which numbers fit, in words that go on "must be".
+    """
+    for name, value in given.items():
+        if not all(fits(number) for number in (value if isinstance(value, Sequence) else [value])):
+            raise ConfigError(f"{where}.{name} must be {accepted}, got {value}")
 
 
 @contextmanager

@@ -91,6 +91,9 @@ def test_an_operator_with_sizes_that_do_not_fit_is_refused():
         TypeError, match=r"operator must be called as .* got a module that takes \(input, rois\): RoIAlign"
     ):
         RoIPooler(["0"], 7, torchvision.ops.RoIAlign(7, 0.25, 2))
+    for pooler in (RoIPooler, DeformRoIPooler, AllLevelsPooler):
+        with pytest.raises(ValueError, match="operator has output_size, spatial_scale of its own, .* from the pooler"):
+            pooler(["0"], 7, functools.partial(ops.roi_align, spatial_scale=0.5, output_size=3))
 
 
 def test_levels_follow_equation_1():
@@ -176,6 +179,9 @@ def test_errors_name_what_is_wrong():
         pooler(pyramid(), [torch.tensor([[0.0, 0, 9, 9], [float("nan"), 0, 9, 9]])] * 2, [(256, 320)] * 2)
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         pooler(pyramid(), [torch.zeros(0, 4)], [(256, 320)] * 2)
+    for levels in ([], 3, "12", [[1, 2, 3]], [0]):
+        with pytest.raises(ValueError, match="levels must be a "):
+            SpatialPyramidPooler(["0"], levels)
 
 
 def test_learned_reductions_are_trained_and_saved():

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,13 @@ def _of_function(node: ast.FunctionDef, module: str, owner: ast.ClassDef | None)
             keyword.arg is None and ast.unparse(keyword.value) == node.args.kwarg.arg for keyword in call.keywords
         ):
             further = _of_call(call, module, owner)
-            given = {keyword.arg for keyword in call.keywords}
-            return further if further is None else found | {k: p for k, p in further.items() if k not in given}
+            if further is None:
+                return None
+            positional = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
+            given = {keyword.arg for keyword in call.keywords} | {
+                name for name, _ in zip(further, positional, strict=False)
+            }
+            return found | {name: parameter for name, parameter in further.items() if name not in given}
     return None
 
 

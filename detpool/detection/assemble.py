@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,6 +56,29 @@ def assemble(
     divisor = coarsest if isinstance(coarsest, int) else 2 ** math.ceil(math.log2(coarsest))
     transform = NormalizeAndBatch(body.image_mean, body.image_std, divisor)
     return TwoStageDetector(backbone, proposals, roi_heads, transform)
+
+
+def build_heads(factory: RoIHeadsFactory, parts: Sequence[nn.Module], **further: Any) -> Any:
+    """The second stage of its parts.
+
+    Args:
+        further: what heads of this detector have beyond the parts of `TwoStageHeads`, by name.
+
+    Raises:
+        ConfigError: if the heads need something else, or do not take that.
+    """
+    arguments = inspect.signature(factory).parameters.values()
+    missing = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.default is a.empty} - further.keys()
+    takes_all = any(a.kind is a.VAR_KEYWORD for a in arguments)
+    unknown = set() if takes_all else further.keys() - {a.name for a in arguments}
+    if missing or unknown:
+        kind = getattr(factory, "func", factory)
+        raise ConfigError(
+            f"model.roi_heads: {getattr(kind, '__name__', kind)} {'needs' if missing else 'has no'} "
+            f"{', '.join(sorted(missing or unknown))}; of detpool.detection, CascadeHeads goes with "
+            f"model=cascade_rcnn, IoUHeads with an iou_pooler (iou_pooler=pr_roi_pool), TwoStageHeads with neither"
+        )
+    return factory(*parts, **further)
 
 
 def build_pooler(factory: PoolerFactory, backbone: Backbone, name: str) -> tuple[nn.Module, tuple[int, int, int]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import clip_boxes_to_image
 
-from detpool.detection.assemble import PYRAMID_RPN, HeadFactory, PoolerFactory, ProposalFactory, assemble
+from detpool.detection.assemble import PYRAMID_RPN, HeadFactory, PoolerFactory, ProposalFactory, assemble, build_heads
 from detpool.detection.assignment import BoxCoder
 from detpool.detection.backbones import Body, FPNBackbone
 from detpool.detection.detector import Target, TwoStageDetector
@@ -18,7 +18,7 @@ from detpool.detection.faster_rcnn import box_head, mask_head
 from detpool.detection.heads import FlattenHead
 from detpool.detection.roi_heads import Samples, Shapes, TwoStageHeads, boxes_of_objects
 from detpool.detection.slots import LayerFactory
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 STAGE_IOUS = (0.5, 0.6, 0.7)
 STAGE_REG_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
@@ -41,7 +41,7 @@ class CascadeHeads(TwoStageHeads):
         box: the other settings of `TwoStageHeads`.
 
     Raises:
-        ConfigError: if there is no stage, or not as many of weights as of thresholds.
+        ConfigError: if there is no stage, or not as many of weights as of thresholds, or for a number out of range.
     """
 
     def __init__(
@@ -57,8 +57,9 @@ class CascadeHeads(TwoStageHeads):
                 f"model.roi_heads.stage_ious and stage_reg_weights must have an entry for each stage, one stage at "
                 f"least, got {len(stage_ious)} and {len(stage_reg_weights)}"
             )
-        if not all(0 < iou <= 1 for iou in stage_ious):
-            raise ConfigError(f"model.roi_heads.stage_ious must be above 0 and at most 1, got {list(stage_ious)}")
+        check_numbers("model.roi_heads", "above 0 and at most 1", lambda n: 0 < n <= 1, stage_ious=stage_ious)
+        for weights in stage_reg_weights:
+            check_numbers("model.roi_heads", "more than 0", lambda n: n > 0, stage_reg_weights=weights)
         first = stage_ious[0]
         super().__init__(*heads, fg_iou_thresh=first, bg_iou_thresh=first, bbox_reg_weights=stage_reg_weights[0], **box)
         self.matchers = [Matcher(iou, iou, allow_low_quality_matches=False) for iou in stage_ious]
@@ -162,7 +163,7 @@ def cascade_rcnn(
         return box_head(backbone, pooler, head_pool, num_classes, class_agnostic)
 
     parts = make_stage(0) + mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
-    heads = roi_heads(*parts, make_stage=make_stage)
+    heads = build_heads(roi_heads, parts, make_stage=make_stage)
     for number, pooler in poolers.items():
         if pooler is not None and number > len(heads.later_stages):
             raise ConfigError(

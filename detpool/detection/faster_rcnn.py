@@ -31,7 +31,7 @@ from detpool.detection.heads import (
 from detpool.detection.iou_heads import build_roi_heads
 from detpool.detection.roi_heads import TwoStageHeads
 from detpool.detection.slots import LayerFactory
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 HeadContext = Literal["cls", "mean", "attention"]
 
@@ -87,8 +87,7 @@ def faster_rcnn_fpn(
     parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
     parts += mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
     heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
-    if head_context is not None:
-        heads.image_context = _image_context(head_context, backbone, heads)
+    add_image_context(heads, head_context, backbone)
     return assemble(backbone, heads, rpn, proposals)
 
 
@@ -127,8 +126,7 @@ def faster_rcnn_c5(
     parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
     parts += mask_head(backbone, mask_pooler, mask_channels, mask_convolutions, num_classes)
     heads = build_roi_heads(roi_heads, parts, backbone, iou_pooler, iou_channels, num_classes)
-    if head_context is not None:
-        heads.image_context = _image_context(head_context, backbone, heads)
+    add_image_context(heads, head_context, backbone)
     return assemble(backbone, heads, rpn, proposals)
 
 
@@ -182,7 +180,10 @@ def box_head(
     return [pooler, head, build_box_predictor(head, num_classes, class_agnostic)]
 
 
-def _image_context(pool: HeadContext, backbone: Backbone, heads: TwoStageHeads) -> ImageContext:
+def add_image_context(heads: TwoStageHeads, pool: HeadContext | None, backbone: Backbone) -> None:
+    """Lets the heads of boxes know of the whole image, as `head_context` says; None: nothing."""
+    if pool is None:
+        return
     body = backbone.body
     if isinstance(heads.box_head, ClassMapHead):
         raise ConfigError(f"model.head_context={pool} is added to vectors of RoIs, and head_pool=class_maps gives maps")
@@ -192,7 +193,7 @@ def _image_context(pool: HeadContext, backbone: Backbone, heads: TwoStageHeads) 
             f"attention need none"
         )
     backbone.image_tokens = True
-    return ImageContext(pool, body.channels[-1], heads.box_head.out_channels, body.strides[-1])
+    heads.image_context = ImageContext(pool, body.channels[-1], heads.box_head.out_channels, body.strides[-1])
 
 
 def mask_head(
@@ -201,9 +202,10 @@ def mask_head(
     """Pooler, head and predictor of masks; nothing without a factory of the pooler."""
     if make_pooler is None:
         return []
+    check_numbers("model", "at least 0", lambda n: n >= 0, mask_convolutions=convolutions)
     pooler, channels_in = _build_mask_pooler(make_pooler, backbone)
     head = MaskRCNNHeads(channels_in, (channels,) * convolutions, dilation=1)
-    return [pooler, head, MaskRCNNPredictor(channels, channels, num_classes + 1)]
+    return [pooler, head, MaskRCNNPredictor(channels if convolutions else channels_in, channels, num_classes + 1)]
 
 
 def _build_mask_pooler(factory: PoolerFactory, backbone: Backbone) -> tuple[nn.Module, int]:

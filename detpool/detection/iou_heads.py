@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -10,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import clip_boxes_to_image
 
-from detpool.detection.assemble import Backbone, PoolerFactory, RoIHeadsFactory, build_pooler
+from detpool.detection.assemble import Backbone, PoolerFactory, RoIHeadsFactory, build_heads, build_pooler
 from detpool.detection.detector import Prediction, Target
 from detpool.detection.heads import FlattenHead
 from detpool.detection.localization import iou_guided_nms, jittered_boxes, paired_iou, refine_boxes
 from detpool.detection.roi_heads import Shapes, TwoStageHeads
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 
 class IoUHeads(TwoStageHeads):
@@ -47,10 +46,8 @@ class IoUHeads(TwoStageHeads):
         refine_step_size: float = 0.02,
         **box: Any,
     ) -> None:
-        if iou_boxes_per_image < 1:
-            raise ConfigError(f"model.roi_heads.iou_boxes_per_image must be at least 1, got {iou_boxes_per_image}")
-        if refine_steps < 0:
-            raise ConfigError(f"model.roi_heads.refine_steps must be at least 0, got {refine_steps}")
+        check_numbers("model.roi_heads", "at least 1", lambda n: n >= 1, iou_boxes_per_image=iou_boxes_per_image)
+        check_numbers("model.roi_heads", "at least 0", lambda n: n >= 0, refine_steps=refine_steps)
         super().__init__(*heads, **box)
         if iou_guided and self.nms != "hard":
             raise ConfigError(
@@ -152,21 +149,14 @@ def build_roi_heads(
     """The second stage of its parts, with an IoU head if there is a pooler for one.
 
     Raises:
-        ConfigError: if there is a pooler and `roi_heads` builds no `IoUHeads`, or the reverse; or if refinement is
-            asked for with a pooler that has no gradient with respect to boxes.
+        ConfigError: as `build_heads`, or if refinement is asked for with a pooler that has no gradient with respect to
+            boxes.
     """
-    takes = "iou_pooler" in inspect.signature(roi_heads).parameters
     if iou_pooler is None:
-        if takes:
-            raise ConfigError("model.roi_heads: an IoU head needs a pooler of its own: iou_pooler=pr_roi_pool")
-        return roi_heads(*parts)
-    if not takes:
-        raise ConfigError(
-            "iou_pooler: model.roi_heads has no IoU head; model.roi_heads._target_=detpool.detection.IoUHeads has one"
-        )
+        return build_heads(roi_heads, parts)
     pooler, shape = build_pooler(iou_pooler, backbone, "iou_pooler")
     head, predictor = FlattenHead(shape, iou_channels), nn.Linear(iou_channels, num_classes)
-    heads: Any = roi_heads(*parts, iou_pooler=pooler, iou_head=head, iou_predictor=predictor)
+    heads = build_heads(roi_heads, parts, iou_pooler=pooler, iou_head=head, iou_predictor=predictor)
     if heads.refine_steps > 0 and not _has_box_gradient(pooler, backbone):
         raise ConfigError(
             "iou_pooler: refinement follows the gradient with respect to boxes, which this pooler has not (it rounds "

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
+from detpool.detection.backbones.weights import freeze_batch_norm
 from detpool.detection.detector import Prediction, TwoStageDetector
 from detpool.detection.iou_heads import IoUHeads
 from detpool.detection.proposals import ProposalNetwork
@@ -44,7 +44,7 @@ def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> tor
             f"model.roi_heads.nms={model.roi_heads.nms} has no ONNX form, being a loop over values: set it to hard"
         )
     copied = deepcopy(model).eval()
-    _fix_norms(copied)
+    freeze_batch_norm(copied)  # of RoIs PyTorch's asks whether there are any
     module = _OneImage(copied)
     image = torch.rand(3, *image_size, device=next(module.parameters()).device)
     names = list(module(image))
@@ -60,16 +60,6 @@ class _OneImage(nn.Module):
     def forward(self, image: Tensor) -> Prediction:
         ((prediction,), _) = self.model.evaluate([image])
         return prediction
-
-
-def _fix_norms(module: nn.Module) -> None:
-    """Puts what batch normalisation does in evaluation in its place: of RoIs it asks whether there are any."""
-    for name, child in module.named_children():
-        _fix_norms(child)
-        if isinstance(child, nn.BatchNorm2d) and child.running_mean is not None:
-            fixed = FrozenBatchNorm2d(child.num_features, child.eps).to(child.running_mean.device)
-            fixed.load_state_dict(child.state_dict(), strict=False)
-            setattr(module, name, fixed)
 
 
 def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def] # values of onnxscript

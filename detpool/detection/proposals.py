@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ from detpool.detection.detector import Target, has_objects
 from detpool.detection.localization import displaced_boxes, jittered_boxes
 from detpool.detection.sampling import count_samples, draw_samples
 from detpool.detection.suppression import suppress
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 
 class ProposalNetwork(RegionProposalNetwork):
@@ -40,7 +41,7 @@ class ProposalNetwork(RegionProposalNetwork):
             None, or whole ones: what torchvision takes of the sizes of image and map.
 
     Raises:
-        ConfigError: if `anchor_sizes` does not have one list for each map, or `batch_size_per_image` is less than 1.
+        ConfigError: if `anchor_sizes` does not have one list for each map, or for a number out of range.
     """
 
     def __init__(
@@ -67,8 +68,11 @@ class ProposalNetwork(RegionProposalNetwork):
                 f"model.rpn.anchor_sizes must have {len(map_names)} entries, one per map that proposals come from "
                 f"({', '.join(map_names)}), got {len(anchor_sizes)}: {[list(sizes) for sizes in anchor_sizes]}"
             )
-        if batch_size_per_image < 1:
-            raise ConfigError(f"model.rpn.batch_size_per_image must be at least 1, got {batch_size_per_image}")
+        check = functools.partial(check_numbers, "model.rpn")
+        check("at least 1", lambda n: n >= 1, batch_size_per_image=batch_size_per_image)
+        check("0 to 1", lambda n: 0 <= n <= 1, positive_fraction=positive_fraction, nms_thresh=nms_thresh)
+        check("0 to 1", lambda n: 0 <= n <= 1, fg_iou_thresh=fg_iou_thresh)
+        check(f"0 to fg_iou_thresh={fg_iou_thresh}", lambda n: 0 <= n <= fg_iou_thresh, bg_iou_thresh=bg_iou_thresh)
         anchors = AnchorGenerator(
             tuple(tuple(sizes) for sizes in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes)
         )
@@ -235,7 +239,7 @@ class JitteredProposals(nn.Module):
         iou: all boxes around objects at this IoU with them, likewise.
 
     Raises:
-        ValueError: an argument is out of range, or both `noise` and `iou` are given.
+        ConfigError: an argument is out of range, or both `noise` and `iou` are given.
     """
 
     def __init__(
@@ -247,18 +251,14 @@ class JitteredProposals(nn.Module):
         iou: float | None = None,
     ) -> None:
         super().__init__()
-        if boxes_per_object < 1:
-            raise ValueError(f"boxes_per_object must be at least 1, got {boxes_per_object}")
-        if not 0 < min_iou < 1:
-            raise ValueError(f"min_iou must lie between 0 and 1, got {min_iou}")
-        if background_per_object < 0:
-            raise ValueError(f"background_per_object must be at least 0, got {background_per_object}")
+        check = functools.partial(check_numbers, "model.proposals")
+        check("at least 1", lambda n: n >= 1, boxes_per_object=boxes_per_object)
+        check("between 0 and 1", lambda n: 0 < n < 1, min_iou=min_iou)
+        check("at least 0", lambda n: n >= 0, background_per_object=background_per_object)
         if noise is not None and iou is not None:
-            raise ValueError(f"noise and iou both say how far boxes are from objects: give one, got {noise} and {iou}")
-        if noise is not None and not 0 <= noise < math.inf:
-            raise ValueError(f"noise must be at least 0 and finite, got {noise}")
-        if iou is not None and not 0 < iou <= 1:
-            raise ValueError(f"iou must lie above 0 and at most at 1, got {iou}")
+            raise ConfigError(f"noise and iou both say how far boxes are from objects: give one, got {noise} and {iou}")
+        check("at least 0 and finite", lambda n: 0 <= n < math.inf, noise=0 if noise is None else noise)
+        check("above 0 and at most 1", lambda n: 0 < n <= 1, iou=1 if iou is None else iou)
         self.boxes_per_object, self.min_iou = boxes_per_object, min_iou
         self.noise, self.iou = noise, iou
         self.background_per_object = background_per_object

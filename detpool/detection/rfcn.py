@@ -13,6 +13,7 @@ from detpool.detection.assemble import (
     ProposalFactory,
     RoIHeadsFactory,
     assemble,
+    build_heads,
     build_pooler,
 )
 from detpool.detection.backbones import Body, SingleMapBackbone
@@ -68,7 +69,8 @@ def rfcn(
             f"the pooler gives {shape[0]} channels; it must be position-sensitive: pooler=ps_roi_pool, ps_roi_align, "
             f"ps_pr_roi_pool, or pooler=pool pooler.operator.channels=position_sensitive"
         )
-    return assemble(backbone, roi_heads(pooler, Vote(), VotePredictor(num_classes + 1)), rpn, proposals)
+    heads = build_heads(roi_heads, [pooler, Vote(), VotePredictor(num_classes + 1)])
+    return assemble(backbone, heads, rpn, proposals)
 
 
 def light_head_rcnn(
@@ -116,7 +118,7 @@ def light_head_rcnn(
     pooler, shape = build_pooler(box_pooler, backbone, "pooler")
     head = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], head_channels), nn.ReLU())
     predictor = build_predictor(head_channels, num_classes, class_agnostic)
-    return assemble(backbone, roi_heads(pooler, head, predictor), rpn, proposals)
+    return assemble(backbone, build_heads(roi_heads, [pooler, head, predictor]), rpn, proposals)
 
 
 def _output_size(box_pooler: PoolerFactory) -> tuple[int, int]:

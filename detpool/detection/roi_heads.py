@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -15,7 +16,7 @@ from detpool.detection.box_losses import BoxLoss, roi_losses
 from detpool.detection.detector import Prediction, Target, has_objects
 from detpool.detection.sampling import count_samples, draw_samples, places_of
 from detpool.detection.suppression import Suppression, soft_nms, suppress
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 Shapes = list[tuple[int, int]]
 BOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -69,8 +70,7 @@ class TwoStageHeads(RoIHeads):
             thousand at most), detections are those of torchvision, which has no such limit.
 
     Raises:
-        ConfigError: if `batch_size_per_image` or `pre_nms_top_n` is less than 1, `box_loss_weight` or `nms_sigma` not
-            more than 0, or `box_loss` or `nms` is none of the words above.
+        ConfigError: for a number out of range, or if `box_loss` or `nms` is none of the words above.
     """
 
     def __init__(
@@ -97,12 +97,14 @@ class TwoStageHeads(RoIHeads):
         detections_per_img: int = 100,
         pre_nms_top_n: int = 10_000,
     ) -> None:
-        for name, value in {"batch_size_per_image": batch_size_per_image, "pre_nms_top_n": pre_nms_top_n}.items():
-            if value < 1:
-                raise ConfigError(f"model.roi_heads.{name} must be at least 1, got {value}")
-        for name, number in {"box_loss_weight": box_loss_weight, "nms_sigma": nms_sigma}.items():
-            if not number > 0:
-                raise ConfigError(f"model.roi_heads.{name} must be more than 0, got {number}")
+        check = functools.partial(check_numbers, "model.roi_heads")
+        check("at least 1", lambda n: n >= 1, batch_size_per_image=batch_size_per_image, pre_nms_top_n=pre_nms_top_n)
+        check("at least 1", lambda n: n >= 1, detections_per_img=detections_per_img)
+        check("more than 0", lambda n: n > 0, box_loss_weight=box_loss_weight, nms_sigma=nms_sigma)
+        check("more than 0", lambda n: n > 0, bbox_reg_weights=bbox_reg_weights)
+        check("0 to 1", lambda n: 0 <= n <= 1, positive_fraction=positive_fraction, nms_thresh=nms_thresh)
+        check("0 to 1", lambda n: 0 <= n <= 1, fg_iou_thresh=fg_iou_thresh)
+        check(f"0 to fg_iou_thresh={fg_iou_thresh}", lambda n: 0 <= n <= fg_iou_thresh, bg_iou_thresh=bg_iou_thresh)
         for name, word, known in (("box_loss", box_loss, get_args(BoxLoss)), ("nms", nms, get_args(Suppression))):
             if word not in known:
                 raise ConfigError(f"model.roi_heads.{name} must be one of {', '.join(known)}, got {word!r}")

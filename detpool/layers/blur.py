@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from detpool.ops.inputs import check_features, pair
+from detpool.ops.inputs import check_features, pair, positive
 
 from .reductions import max_pool
 from .sliding import Padding, Size, SlidingPool
@@ -32,9 +32,7 @@ class BlurPool2d(nn.Module):
 
     def __init__(self, filter_size: int = 3, stride: Size = 2) -> None:
         super().__init__()
-        if isinstance(filter_size, bool) or not isinstance(filter_size, int) or filter_size < 1:
-            raise ValueError(f"filter_size must be a positive integer, got {filter_size!r}")
-        self.filter_size = filter_size
+        self.filter_size = positive(filter_size, "filter_size")
         self.stride = pair(stride, "stride")
 
     def forward(self, input: Tensor) -> Tensor:

@@ -10,10 +10,8 @@ from torch.nn.functional import max_pool2d
 from torchvision.models.segmentation import deeplabv3
 
 from detpool.ops import formulas
-from detpool.ops.inputs import check_features
+from detpool.ops.inputs import check_features, positive
 from detpool.ops.layout import is_channels_last, memory_format
-
-from .learned import checked_channels
 
 
 class SpatialPyramidContext2d(nn.Module):
@@ -71,10 +69,10 @@ class ASPP(deeplabv3.ASPP):
     """
 
     def __init__(self, channels: int, out_channels: int = 256, rates: Sequence[int] = (6, 12, 18)) -> None:
-        rates = list(rates)
-        if not rates or any(not isinstance(rate, int) or rate < 1 for rate in rates):
-            raise ValueError(f"rates must be positive integers, at least one, got {rates!r}")
-        super().__init__(checked_channels(channels), rates, checked_channels(out_channels))
+        if not rates:
+            raise ValueError("rates must be positive integers, at least one, got none")
+        dilations = [positive(rate, "rates") for rate in rates]
+        super().__init__(positive(channels, "channels"), dilations, positive(out_channels, "out_channels"))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, out_channels, H, W)."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import fractional_max_pool2d
 
-from detpool.ops.inputs import check_features, pair
+from detpool.ops.inputs import check_features, pair, positive
 from detpool.ops.layout import is_channels_last, memory_format
 
 from .sliding import Size
@@ -125,9 +125,8 @@ class FractionalRegionPool2d(nn.Module):
             raise ValueError(f"factor must be more than 1 and at most 2, got {factor!r}")
         if sequence not in ("random", "pseudorandom"):
             raise ValueError(f"sequence must be 'random' or 'pseudorandom', got {sequence!r}")
-        if test_passes < 1:
-            raise ValueError(f"test_passes must be at least 1, got {test_passes!r}")
-        self.factor, self.overlapping, self.sequence, self.test_passes = factor, overlapping, sequence, test_passes
+        self.factor, self.overlapping, self.sequence = factor, overlapping, sequence
+        self.test_passes = positive(test_passes, "test_passes")
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, P, Q)."""

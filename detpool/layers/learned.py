@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from detpool.ops.inputs import positive
+
 from .reductions import max_pool, mean_pool, sum_pool
 from .sliding import Padding, Size, SlidingPool, fitted, geometry
 
@@ -40,9 +42,10 @@ class StridedConv2d(nn.Conv2d):
         dilation: Size = 1,
         ceil_mode: bool = False,
     ) -> None:
-        windows = geometry(kernel_size, stride, padding, dilation, ceil_mode)
-        super().__init__(checked_channels(channels), channels, windows[0])  # type: ignore[arg-type]
+        windows: Any = geometry(kernel_size, stride, padding, dilation, ceil_mode)
+        super().__init__(positive(channels, "channels"), channels, windows[0])
         self.windows = windows
+        self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode = windows
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
@@ -68,7 +71,7 @@ class LeNetSubsampling(SlidingPool):
         self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, **further: Any
     ) -> None:
         super().__init__(kernel_size, stride, padding, **further)
-        channels = checked_channels(channels)
+        channels = positive(channels, "channels")
         self.scale = nn.Parameter(torch.full((channels,), 1 / (self.kernel_size[0] * self.kernel_size[1])))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -120,7 +123,7 @@ class GatedPool2d(SlidingPool):
         self, channels: int, kernel_size: Size, stride: Size | None = None, padding: Padding = 0, **further: Any
     ) -> None:
         super().__init__(kernel_size, stride, padding, **further)
-        self.gate = nn.Parameter(torch.zeros(checked_channels(channels), 1, *self.kernel_size))
+        self.gate = nn.Parameter(torch.zeros(positive(channels, "channels"), 1, *self.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
@@ -156,10 +159,8 @@ class TreePool2d(SlidingPool):
         **further: Any,
     ) -> None:
         super().__init__(kernel_size, stride, padding, **further)
-        channels = checked_channels(channels)
-        if not isinstance(depth, int) or depth < 1:
-            raise ValueError(f"depth must be an integer of at least 1, got {depth!r}")
-        self.depth = depth
+        channels = positive(channels, "channels")
+        self.depth = positive(depth, "depth")
         leaves = 2**depth
         average = 1 / (self.kernel_size[0] * self.kernel_size[1])
         # Node after node, of four dimensions: with five, a model could not become channels_last.
@@ -192,10 +193,3 @@ def convolved(input: Tensor, weight: Tensor, bias: Tensor | None, *windows: Any)
     if place.same or place.ceil_mode:
         return conv2d(place.pad(input), weight, bias, place.stride, 0, place.dilation, groups)
     return conv2d(input, weight, bias, place.stride, place.before, place.dilation, groups)
-
-
-def checked_channels(channels: int) -> int:
-    """``channels``; raises ValueError if it is not a positive integer."""
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise ValueError(f"channels must be a positive integer, got {channels!r}")
-    return channels

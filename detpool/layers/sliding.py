@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from detpool.ops.inputs import INTEGERS, check_features
+from detpool.ops.inputs import INTEGERS, check_features, each_axis
 
 Size = int | Sequence[int]
 Padding = Size | str
@@ -21,16 +21,6 @@ Padding = Size | str
 Sizes = tuple[int, ...]
 Settings = tuple[Sizes, Sizes, Sizes | str, Sizes, bool]
 """Kernel, stride, padding (cells, or "same"), dilation, and whether the last window may reach beyond the padding."""
-
-_ONE_FOR_EACH = {1: "", 2: " or a pair of them (height, width)", 3: " or three of them (depth, height, width)"}
-
-
-def _sizes(value: Size, name: str, dimensions: int) -> Sizes:
-    sizes = tuple(value) if isinstance(value, Sequence) else (value,)
-    sizes = sizes * dimensions if len(sizes) == 1 else sizes
-    if len(sizes) != dimensions or not all(isinstance(n, INTEGERS) and n is not True and n > 0 for n in sizes):
-        raise ValueError(f"{name} must be a positive integer{_ONE_FOR_EACH[dimensions]}, got {value!r}")
-    return sizes
 
 
 def geometry(
@@ -47,9 +37,9 @@ def geometry(
         ValueError: a size that is not positive, or a padding of more than half of the kernel, beyond which windows
             would lie in it entirely.
     """
-    kernel = _sizes(kernel_size, "kernel_size", dimensions)
-    steps = kernel if stride is None else _sizes(stride, "stride", dimensions)
-    apart = _sizes(dilation, "dilation", dimensions)
+    kernel = each_axis(kernel_size, "kernel_size", dimensions)
+    steps = kernel if stride is None else each_axis(stride, "stride", dimensions)
+    apart = each_axis(dilation, "dilation", dimensions)
     if padding == "same":
         if ceil_mode:
             raise ValueError("ceil_mode is for a padding in cells: with padding='same' windows reach to the end anyway")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_max_pool2d
 
-from .learned import checked_channels
+from detpool.ops.inputs import positive
 
 
 def to_tokens(input: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class LearnedMeanTokenPool(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.score = nn.Linear(checked_channels(channels), 1, bias=False)
+        self.score = nn.Linear(positive(channels, "channels"), 1, bias=False)
         nn.init.zeros_(self.score.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -150,12 +150,9 @@ class AttentionTokenPool(nn.Module):
 
     def __init__(self, channels: int, seeds: int = 1, heads: int = 4) -> None:
         super().__init__()
-        if min(checked_channels(channels), seeds, heads) < 1 or channels % heads:
-            raise ValueError(
-                f"seeds and heads must be positive and channels a multiple of heads, got channels={channels!r}, "
-                f"seeds={seeds!r}, heads={heads!r}"
-            )
-        self.seeds = nn.Parameter(torch.empty(seeds, channels))
+        if positive(channels, "channels") % positive(heads, "heads"):
+            raise ValueError(f"heads must divide channels, got channels={channels!r}, heads={heads!r}")
+        self.seeds = nn.Parameter(torch.empty(positive(seeds, "seeds"), channels))
         nn.init.xavier_uniform_(self.seeds)
         self.before = nn.Sequential(nn.Linear(channels, channels), nn.ReLU())
         self.attention = nn.MultiheadAttention(channels, heads, batch_first=True)
@@ -167,7 +164,7 @@ class AttentionTokenPool(nn.Module):
         """(N, L, C) and a mask (N, L) to (N, seeds, C)."""
         _check(tokens, mask)
         values = self.before(_counted(tokens, mask))
-        seeds = self.seeds.expand(len(tokens), -1, -1)
+        seeds = self.seeds.expand(tokens.shape[0], -1, -1)
         ignored = None if mask is None or not len(tokens) else ~mask
         attended, _ = self.attention(seeds, values, values, key_padding_mask=ignored, need_weights=False)
         hidden = self.norm(seeds + attended)
@@ -205,7 +202,9 @@ class ConcatTokenPool(nn.Module):
             raise ValueError(f"pools must be some of {', '.join(TOKEN_POOLS)}, got {pools!r}")
         learned = (LearnedMeanTokenPool, AttentionTokenPool)
         kinds = [TOKEN_POOLS[name] for name in pools]
-        self.pools = nn.ModuleList(kind(checked_channels(channels)) if kind in learned else kind() for kind in kinds)
+        self.pools = nn.ModuleList(
+            kind(positive(channels, "channels")) if kind in learned else kind() for kind in kinds
+        )
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """(N, L, C) and a mask (N, L) to (N, pools x C)."""
@@ -227,9 +226,7 @@ class ScalarMix(nn.Module):
 
     def __init__(self, layers: int) -> None:
         super().__init__()
-        if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
-            raise ValueError(f"layers must be a positive integer, got {layers!r}")
-        self.weights = nn.Parameter(torch.zeros(layers))
+        self.weights = nn.Parameter(torch.zeros(positive(layers, "layers")))
         self.gamma = nn.Parameter(torch.ones(()))
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:

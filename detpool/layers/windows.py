@@ -22,6 +22,7 @@ from torch.nn.functional import (
 from detpool.ops import formulas
 from detpool.ops.inputs import check_features, pair
 from detpool.ops.layout import is_channels_last
+from detpool.ops.spp import grids_of
 
 from . import fused
 from .reductions import checked_power, lp_pool, power_for
@@ -152,7 +153,7 @@ class GlobalLpPool2d(nn.Module):
         check_features(input)
         features = formulas.widened(input)
         p = power_for(self.p, input)
-        pooled = _global_lp(features, p) if len(input) and fused.serves(features, p) else _lp_formula(features, p)
+        pooled = _global_lp(features, p) if fused.serves(features, p) and len(input) else _lp_formula(features, p)
         return pooled.to(input.dtype)
 
     def extra_repr(self) -> str:
@@ -176,9 +177,7 @@ class SpatialPyramidPool2d(nn.Module):
 
     def __init__(self, levels: Sequence[Size] = (1, 2, 4), reduction: str = "max") -> None:
         super().__init__()
-        if not isinstance(levels, Sequence) or len(levels) == 0:
-            raise ValueError(f"levels must be a sequence of at least one grid, got {levels!r}")
-        self.levels = [pair(level, "levels") for level in levels]
+        self.levels = grids_of(levels)
         self.reduction = _of(("mean", "max"), reduction)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ of the map; those outside it are not read) and C the output channels:
 | its gradients of RoIs | 16 an output, of 4 cells along 2 axes |
 
 Bins and taps themselves, which are of no channel, are not counted, nor are the elementwise operations of reductions
-that are composed of these. How many cells are read depends on values: tensors without any (fake ones) are refused.
+that are composed of these, nor what the reference backend computes, as it does maxima of rotated boxes: that is 0. How
+many cells are read depends on values: tensors without any (fake ones) are refused.
 """
 
 from collections.abc import Sequence

@@ -98,15 +98,27 @@ def check_groups(channels: int, bins: tuple[int, int]) -> None:
         )
 
 
+_ONE_FOR_EACH = {1: "", 2: " or a pair of them (height, width)", 3: " or three of them (depth, height, width)"}
+
+
+def each_axis(value: int | Sequence[int], name: str, dimensions: int) -> tuple[int, ...]:
+    """``value`` as one number for each dimension. Raises ValueError unless it is a positive integer or so many."""
+    sizes = tuple(value) if isinstance(value, Sequence) else (value,)
+    sizes = sizes * dimensions if len(sizes) == 1 else sizes
+    if [isinstance(n, INTEGERS) and not isinstance(n, bool) and n > 0 for n in sizes] != [True] * dimensions:
+        raise ValueError(f"{name} must be a positive integer{_ONE_FOR_EACH[dimensions]}, got {value!r}")
+    return tuple([int(n) for n in sizes])
+
+
 def pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     """``value`` as (height, width). Raises ValueError if it is neither a positive integer nor a pair of them."""
-    sizes = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(sizes) == 1:
-        sizes = sizes * 2
-    integers = [isinstance(size, INTEGERS) and not isinstance(size, bool) and size > 0 for size in sizes]
-    if integers != [True, True]:
-        raise ValueError(f"{name} must be a positive integer or a pair of them (height, width), got {value!r}")
-    return int(sizes[0]), int(sizes[1])
+    height, width = each_axis(value, name, 2)
+    return height, width
+
+
+def positive(value: int, name: str) -> int:
+    """``value``. Raises ValueError if it is not a positive integer."""
+    return each_axis(value, name, 1)[0]
 
 
 def check_ratio(sampling_ratio: int, name: str = "sampling_ratio") -> int:

@@ -94,13 +94,37 @@ def _pool_maxima(
     return output, output.new_empty(output.shape if with_places else 0, dtype=torch.int64)  # for gradients alone
 
 
+def _adaptive_maxima(input: Tensor, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """PyTorch's, of any number of maps: maxima of slices."""
+    edges = [[(i * n // p, -(-(i + 1) * n // p)) for i in range(p)] for n, p in zip(input.shape[2:], size, strict=True)]
+    rows = torch.stack([input[:, :, first:last].amax(2) for first, last in edges[0]], 2)
+    output = torch.stack([rows[..., first:last].amax(3) for first, last in edges[1]], 3)
+    return output, output.new_empty(output.shape, dtype=torch.int64)
+
+
+def _group_norm(
+    input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5, *_: Any
+) -> Tensor:
+    """PyTorch's, of no maps too: its converter asks for a shape that cannot be told then."""
+    parts = input.unflatten(1, (groups, input.shape[1] // groups))
+    dims = tuple(range(2, parts.dim()))
+    centred = parts - parts.mean(dims, keepdim=True)
+    output = (centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()).flatten(1, 2)
+    scale, shift = (None if t is None else t.view(-1, *[1] * (input.dim() - 2)) for t in (weight, bias))
+    output = output if scale is None else output * scale
+    return output if shift is None else output + shift
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _checked_rois: lambda rois, offsets, images: rois.clone(),
     _assign_levels: lambda boxes, levels, shift, scale, backend: levels_of(boxes, levels, shift, scale),
     _weighted_sum: _pool_sums,
     _window_max: _pool_maxima,
+    torch.ops.aten.adaptive_max_pool2d.default: _adaptive_maxima,
+    torch.ops.aten.group_norm.default: _group_norm,
 }
-"""For :meth:`torch.export.ExportedProgram.run_decompositions`: what each registered operator is in others."""
+"""For :meth:`torch.export.ExportedProgram.run_decompositions`: what each registered operator is in others, and those of
+PyTorch that its converter does not know, or not of no maps."""
 
 
 def _by_level(

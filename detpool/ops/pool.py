@@ -71,9 +71,9 @@ def pool(
         reduction: "mean", "max", "sum", a registered name, or a callable such as the modules of
             :mod:`detpool.ops.reductions`.
         sampling_ratio: points per bin along each axis, or two numbers (height, width); zero or less: as many as the
-            bin has cells, rounded up. Only "points" take it.
+            bin has cells, rounded up. "cells" and "integral" take none.
         offsets: (K, 2, height, width), by which each bin is moved, along x and then along y, in units of the RoI's
-            size. None: no bin moves.
+            size. None: no bin moves, as rotated ones never do.
         backend: "triton", "cpu" or "reference"; None takes the first of these that can serve the call.
 
     Returns:
@@ -110,6 +110,8 @@ def pool(
     if channels == "position_sensitive":
         inputs.check_groups(maps[0].shape[1], spec.output_size)
     if offsets is not None:
+        if bins == ROTATED:
+            raise ValueError("offsets must be None for bins 'rotated', which are not moved")
         inputs.check_offsets(offsets, (rois.shape[0], 2, *spec.output_size))
         if offsets.device != rois.device:
             raise ValueError(f"offsets must be on the device of input, {rois.device}, got {offsets.device}")
@@ -127,9 +129,11 @@ def _to_cells(
     bins: str, rois: Tensor, levels: Tensor | None, scales: tuple[inputs.Scale, ...], images: int
 ) -> tuple[str, Tensor, tuple[float, ...]]:
     """The bin rule, RoIs and scales of RoIs in cells, where a map has a scale for each axis."""
+    pairs = [inputs.pair_of_scales(scale) for scale in scales]
+    if all(y == x for y, x in pairs):
+        return bins, rois, tuple(y for y, _ in pairs)
     if bins not in BINS:
         raise ValueError(f"spatial_scale must be one number for bins {bins!r}, got {scales[0]!r}")
-    pairs = [inputs.pair_of_scales(scale) for scale in scales]
     if inputs.checks_values(rois.device):
         rois = inputs.checked(rois, None, images)  # while they are in pixels
     bins, rois = scale_axes(bins, rois, levels, pairs)
@@ -161,6 +165,8 @@ def _describe(
                 f"{hint if name in ('sampling', 'reduction') else ''}"
             )
     rule = SAMPLING[sampling] if isinstance(sampling, str) else sampling
+    if sampling == "integral" and ratio > 0:
+        raise ValueError(f"sampling_ratio {ratio} has no meaning for sampling 'integral', which is exact")
     if bins == ROTATED and (sampling not in ("points", "cells") or channels != "shared"):
         raise ValueError("bins 'rotated' go with sampling 'points' or 'cells' and channels 'shared' only")
     if ratio > 0 and rule.points is None and rule.windows is not None:

@@ -99,6 +99,8 @@ class Samples:
             grid = weighted_sum([features], self.rois, self.levels, None, single, self.backend)
             grid = grid.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).transpose(3, 4).flatten(4)
             return grid, torch.ones((), dtype=torch.bool, device=grid.device).expand(len(grid), 1, *grid.shape[2:])
+        if spec.bins == ROTATED:
+            raise ValueError("the single points of rotated boxes need sampling 'points' and a positive sampling_ratio")
         y, x = self._points
         grid = reference.grid_of_points(features, self._image, y, x, spec.groups)
         exists = y.exists[:, :, 0, None, :, None] & x.exists[:, None, :, 0, None]

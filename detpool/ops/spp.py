@@ -31,7 +31,12 @@ def spp(
     Raises:
         TypeError, ValueError, BackendError: as :func:`pool`.
     """
-    if not isinstance(levels, Sequence) or len(levels) == 0:
+    grids = grids_of(levels)
+    return torch.cat([roi_pool(input, boxes, grid, spatial_scale, backend=backend).flatten(2) for grid in grids], dim=2)
+
+
+def grids_of(levels: Sequence[int | Sequence[int]]) -> list[tuple[int, int]]:
+    """The grids of a spatial pyramid, at least one, as (height, width). Raises ValueError if they are not such."""
+    if not isinstance(levels, Sequence) or isinstance(levels, str) or len(levels) == 0:
         raise ValueError(f"levels must be a sequence of at least one grid, got {levels!r}")
-    sizes = [pair(level, "levels") for level in levels]
-    return torch.cat([roi_pool(input, boxes, size, spatial_scale, backend=backend).flatten(2) for size in sizes], dim=2)
+    return [pair(level, "levels") for level in levels]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,8 @@ class AllLevelsPooler(RoIPooler):
         before: side of a convolution of each P_l, with a ReLU, before they are joined; odd, 0 for none.
         shared: whether it has the same weights for all levels.
         after: side of a convolution of the result, with a ReLU; odd, 0 for none.
-        strides: see `RoIPooler`.
-        canonical_scale, canonical_level: without effect, since no level is chosen; taken so that this pooler can stand
-            wherever a config that sets them has a `RoIPooler`.
+        further: `strides` of `RoIPooler`; its `canonical_scale` and `canonical_level` have no effect, since no level is
+            chosen, and are taken so that this pooler can stand wherever a config has a `RoIPooler`.
 
     Raises:
         ValueError: for another `fusion`, an even side of a convolution, or as `RoIPooler`.
@@ -54,18 +54,9 @@ class AllLevelsPooler(RoIPooler):
         before: int = 0,
         shared: bool = False,
         after: int = 0,
-        strides: Sequence[float] | None = None,
-        canonical_scale: int = 224,
-        canonical_level: int = 4,
+        **further: Any,
     ) -> None:
-        super().__init__(
-            featmap_names,
-            output_size,
-            operator,
-            strides=strides,
-            canonical_scale=canonical_scale,
-            canonical_level=canonical_level,
-        )
+        super().__init__(featmap_names, output_size, operator, **further)
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {fusion!r}")
         for name, side in (("before", before), ("after", after)):

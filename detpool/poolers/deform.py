@@ -24,7 +24,7 @@ class DeformRoIPooler(RoIPooler):
         operator: `operator(features, rois, offsets=..., output_size=..., spatial_scale=...)`, with `offsets` (K, 2, PH,
             PW): `detpool.ops.deform_roi_pool`, or a `functools.partial` of it.
         channels: of the maps, which the layer is built for.
-        strides, canonical_scale, canonical_level: see `RoIPooler`.
+        further: `strides`, `canonical_scale` and `canonical_level` of `RoIPooler`.
 
     Raises:
         ValueError: as `RoIPooler`.
@@ -37,18 +37,9 @@ class DeformRoIPooler(RoIPooler):
         operator: Operator,
         *,
         channels: int = 256,
-        strides: Sequence[float] | None = None,
-        canonical_scale: int = 224,
-        canonical_level: int = 4,
+        **further: Any,
     ) -> None:
-        super().__init__(
-            featmap_names,
-            output_size,
-            operator,
-            strides=strides,
-            canonical_scale=canonical_scale,
-            canonical_level=canonical_level,
-        )
+        super().__init__(featmap_names, output_size, operator, **further)
         rows, columns = self.bins = pair(output_size, "output_size")
         self.channels = channels
         self.offset = nn.Linear(channels * rows * columns, 2 * rows * columns)

@@ -44,7 +44,8 @@ class RoIPooler(MultiScaleRoIAlign):
 
     Raises:
         ValueError: without map names, if `strides` has another length than `featmap_names` or is not positive, if
-            `canonical_scale` is not positive, or `operator` has another output size.
+            `canonical_scale` is not positive, or `operator` has another output size, or as a partial one at all, or a
+            scale.
         TypeError: if `operator` is a module that cannot be called so.
     """
 
@@ -99,7 +100,7 @@ class RoIPooler(MultiScaleRoIAlign):
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         if len(features) == 1:
             return self._pool(features[0], rois, scales[0])
-        levels = self._levels(rois[:, 1:], scales)
+        levels = self.find_levels(rois[:, 1:], scales)
         if pools_pyramids(self.operator):
             return self._pool(features, PyramidRoIs(rois, levels), scales)
         # Empty levels are pooled too: they keep every map in the graph, which DDP needs.
@@ -123,8 +124,8 @@ class RoIPooler(MultiScaleRoIAlign):
         rois = join_images(boxes, dtype) if boxes else features[0].new_zeros((0, 5), dtype=dtype)
         return features, rois, self._scales(features, image_shapes)
 
-    def _levels(self, boxes: Tensor, scales: list[float]) -> Tensor:
-        """The level (K,) of each box: the coarsest whose log2(stride) is not above that of the box."""
+    def find_levels(self, boxes: Tensor, scales: Sequence[float]) -> Tensor:
+        """Which map, int64 (K,), each box (K, 4) is pooled from, of maps of these scales, finest first."""
         finest, *coarser = (-math.log2(scale) for scale in scales)
         canonical = self.canonical_scale, self.canonical_level
         if all(abs(level - finest - i) < 1e-6 for i, level in enumerate(coarser, 1)):
@@ -167,6 +168,10 @@ def _without_sizes(operator: Operator, output_size: int | tuple[int, ...]) -> Op
         ValueError, TypeError: see `RoIPooler`.
     """
     if not isinstance(operator, nn.Module):
+        if sizes := {"output_size", "spatial_scale"} & getattr(operator, "keywords", {}).keys():
+            raise ValueError(
+                f"operator has {', '.join(sorted(sizes))} of its own, which it gets from the pooler: leave that out"
+            )
         return operator
     if isinstance(operator, RoIModule):
         own, pooler = pair(operator.output_size, "operator.output_size"), pair(output_size, "output_size")

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from detpool.ops import spp
+from detpool.ops.spp import grids_of
 from detpool.poolers.roi_pooler import RoIPooler
 
 
@@ -19,7 +20,7 @@ class SpatialPyramidPooler(RoIPooler):
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
         levels: the grids, each an integer or (height, width).
-        strides, canonical_scale, canonical_level: see `RoIPooler`.
+        further: `strides`, `canonical_scale` and `canonical_level` of `RoIPooler`.
 
     Raises:
         ValueError: as `RoIPooler`.
@@ -29,21 +30,10 @@ class SpatialPyramidPooler(RoIPooler):
         self,
         featmap_names: Sequence[str],
         levels: Sequence[int | Sequence[int]] = (1, 2, 3, 6),
-        *,
-        strides: Sequence[float] | None = None,
-        canonical_scale: int = 224,
-        canonical_level: int = 4,
+        **further: Any,
     ) -> None:
-        grids = [(level, level) if isinstance(level, int) else tuple(level) for level in levels]
-        bins = sum(height * width for height, width in grids)
-        super().__init__(
-            featmap_names,
-            (bins, 1),
-            spp,
-            strides=strides,
-            canonical_scale=canonical_scale,
-            canonical_level=canonical_level,
-        )
+        grids = grids_of(levels)
+        super().__init__(featmap_names, (sum(height * width for height, width in grids), 1), spp, **further)
         self.levels = grids
 
     def _pool(self, features: Any, rois: Any, scale: Any) -> Tensor:

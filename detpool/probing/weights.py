@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from detpool.data.datamodule import DetectionDataModule
 from detpool.errors import WeightsError
 from detpool.evaluation.box_errors import ERRORS, SIZES, box_errors
-from detpool.ops import assign_levels
 from detpool.poolers import AllLevelsPooler, RoIPooler
 from detpool.training import runs
 
@@ -97,10 +96,8 @@ def cell_sides(pooler: nn.Module, boxes: Tensor) -> Tensor:
     several = isinstance(pooler, AllLevelsPooler) and len(pooler.featmap_names) > 1
     if not isinstance(pooler, RoIPooler) or pooler.strides is None or several:
         return torch.full((len(boxes),), math.nan, dtype=torch.float64)
-    strides = pooler.strides
-    of_canonical: list[Any] = [pooler.canonical_scale, pooler.canonical_level]
-    levels = assign_levels(boxes, len(strides), math.log2(strides[0]), *of_canonical)
-    return torch.tensor(strides, dtype=torch.float64)[levels]
+    levels = pooler.find_levels(boxes, [1 / stride for stride in pooler.strides])
+    return torch.tensor(pooler.strides, dtype=torch.float64)[levels]
 
 
 def summarize(metrics: Mapping[str, float], errors: pd.DataFrame) -> list[dict[str, Any]]:

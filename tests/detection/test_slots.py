@@ -261,8 +261,14 @@ def test_attention_weights_are_those_of_the_class_token():
 
 @pytest.mark.parametrize("arguments", [{}, {"class_token": True, "encoder_layers": 0}])
 def test_attention_weights_without_attention(arguments):
-    with pytest.raises(ConfigError, match=r"head_pool.attention_weights are those of a class token"):
+    with pytest.raises(ConfigError, match=r"head_pool.attention_weights: a class token knows of bins by attending"):
         TokenHead((8, 3, 4), layers.WeightedMeanTokenPool, 16, attention_weights=True, **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"encoder_layers": 0}, {"causal": True}])
+def test_a_class_token_that_would_be_the_same_of_all_rois(arguments):
+    with pytest.raises(ConfigError, match=r"head_pool.class_token: a class token .* set head_pool.class_token=true"):
+        TokenHead((8, 3, 4), layers.ClsTokenPool, 16, class_token=True, **arguments)
 
 
 def test_the_reduction_group_is_the_operator_librarys_code():

@@ -121,7 +121,7 @@ def test_wrong_arguments() -> None:
             lambda: layers.FractionalRegionPool2d(sequence="even"),
             "sequence must be 'random' or 'pseudorandom', got 'ev",
         ),
-        (lambda: layers.FractionalRegionPool2d(test_passes=0), "test_passes must be at least 1, got 0"),
+        (lambda: layers.FractionalRegionPool2d(test_passes=0), "test_passes must be a positive integer, got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             build()

@@ -179,9 +179,10 @@ def test_wrong_arguments() -> None:
         ),
         (
             lambda: layers.AttentionTokenPool(6, heads=4),
-            "channels a multiple of heads, got channels=6, seeds=1, heads=4",
+            "heads must divide channels, got channels=6, heads=4",
         ),
-        (lambda: layers.AttentionTokenPool(4, seeds=0), "seeds and heads must be positive"),
+        (lambda: layers.AttentionTokenPool(4, seeds=0), "seeds must be a positive integer, got 0"),
+        (lambda: layers.AttentionTokenPool(4, heads=2.0), "heads must be a positive integer, got 2.0"),
         (
             lambda: layers.ConcatTokenPool(4, ["mean", "sum"]),
             r"pools must be some of cls, last, .*got \['mean', 'sum'\]",

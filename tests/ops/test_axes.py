@@ -28,7 +28,9 @@ OPERATORS = {
 def test_two_equal_scales_are_one(name: str, backend: str) -> None:
     features, boxes = torch.randn(2, 12, 8, 10), random_boxes(60, (32, 40), 2, seed=0)
     operator = partial(OPERATORS[name], backend=backend)
-    torch.testing.assert_close(operator(features, boxes, (2, 3), (0.25, 0.25)), operator(features, boxes, (2, 3), 0.25))
+    # 0.1 has no exact form in binary: edges that come about otherwise would be rounded to other cells now and then
+    for scale in (0.25, 0.1):
+        assert torch.equal(operator(features, boxes, (2, 3), (scale, scale)), operator(features, boxes, (2, 3), scale))
 
 
 @pytest.mark.parametrize("name", ["roi_pool", "roi_align", "ps_roi_align", "ps_roi_pool"])

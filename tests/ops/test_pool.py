@@ -69,6 +69,7 @@ def test_every_combination_computes_or_says_why_not(bins: str, sampling: str, ch
         ({"channels": "ps"}, "channels must be one of 'shared', 'position_sensitive', got 'ps'"),
         ({"reduction": "median"}, "reduction must be one of 'mean', 'max', 'sum'.*got 'median'"),
         ({"sampling": "cells", "sampling_ratio": 2}, "sampling_ratio 2 has no meaning for sampling 'cells'"),
+        ({"sampling": "integral", "sampling_ratio": 2}, "sampling_ratio 2 has no meaning for sampling 'integral'"),
         ({"sampling": "integral", "reduction": reductions.Mixed()}, "single values of a bin"),
         ({"sampling": "cells", "reduction": reductions.Stochastic()}, "single values of a bin"),
     ],

@@ -128,3 +128,9 @@ def test_errors() -> None:
         ops.roi_align_rotated(features, torch.tensor([[0.0, 4, 4, -1, 2, 0]]), 2)
     with pytest.raises(ValueError, match="500 points per bin .* positive sampling_ratio"):
         ops.roi_align_rotated(features, torch.tensor([[0.0, 4, 4, 1000, 2, 0]]), 2)
+    boxes = torch.tensor([[0.0, 4, 4, 5, 3, 20]])
+    with pytest.raises(ValueError, match="offsets must be None for bins 'rotated'"):
+        ops.pool(features, boxes, 2, bins="rotated", offsets=torch.ones(1, 2, 2, 2))
+    for sampling in ("points", "cells"):
+        with pytest.raises(ValueError, match="rotated boxes need sampling 'points' and a positive sampling_ratio"):
+            ops.pool(features, boxes, 2, bins="rotated", sampling=sampling, reduction=ops.reductions.Stochastic())

@@ -51,6 +51,10 @@ def test_cells_are_those_of_the_map_that_a_box_is_pooled_from():
     pooler = RoIPooler(["0", "1", "2"], 7, torch.nn.Identity, strides=[4, 8, 16])
     assert cell_sides(pooler, boxes).tolist() == [4, 4, 8, 16]
     assert cell_sides(SpatialPyramidPooler(["0"], strides=[16]), boxes).tolist() == [16] * 4
+    # steps of the square root of 2: a box of 224 pixels belongs to stride 16, one of 160 to the map before
+    thirds = RoIPooler(["0", "1", "2", "3"], 7, torch.nn.Identity, strides=[4, 8, 8 * 2**0.5, 16])
+    square = torch.tensor([[0.0, 0, side, side] for side in (60.0, 120.0, 160.0, 230.0)])
+    assert cell_sides(thirds, square).tolist() == pytest.approx([4, 8, 8 * 2**0.5, 16])
     several = AllLevelsPooler(["0", "1"], 7, torch.nn.Identity, strides=[4, 8])
     assert cell_sides(several, boxes).isnan().all()
     assert cell_sides(torch.nn.Identity(), boxes).isnan().all()

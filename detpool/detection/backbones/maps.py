@@ -83,7 +83,8 @@ class SingleMapBackbone(nn.Module):
         if separate_rpn and body.strides[-2:-1] != body.strides[-1:]:
             raise ConfigError(
                 f"model: proposals come from the map before the last, whose stride must be that of the last, got "
-                f"strides {body.strides}; a dilated last stage has it: backbone.output_stride={body.strides[-2:][0]}"
+                f"strides {body.strides}; a last stage that can be dilated, of resnet50, small or lite0, has it with "
+                f"backbone.output_stride={body.strides[-2:][0]}; others take model.separate_rpn=false"
             )
         self.body = body
         self.context = _build_context(context, body)

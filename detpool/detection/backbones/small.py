@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detpool.detection.backbones.body import StagedBody
 from detpool.detection.slots import LayerFactory, build_downsampling, find_factor
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 
 def _conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int = 3, dilation: int = 1) -> nn.Sequential:
@@ -66,9 +66,9 @@ class SmallCNN(StagedBody):
             activation, and in front of the shortcut's. Without either, strided convolutions.
 
     Raises:
-        ConfigError: if no stage has the stride `min_stride` or `output_stride`, if `stem_pool` or `downsample` makes
-            maps of other sizes than it says, if no stage has a stride that `downsample` could replace, or stages that
-            it makes smaller by another factor than 2 were to be dilated.
+        ConfigError: for a number out of range, if no stage has the stride `min_stride` or `output_stride`, if
+            `stem_pool` or `downsample` makes maps of other sizes than it says, if no stage has a stride that
+            `downsample` could replace, or stages that it makes smaller by another factor than 2 were to be dilated.
     """
 
     def __init__(
@@ -80,6 +80,9 @@ class SmallCNN(StagedBody):
         stem_pool: LayerFactory | None = None,
         downsample: LayerFactory | None = None,
     ) -> None:
+        if not widths:
+            raise ConfigError("backbone.widths must hold the channels of one stage at least, got []")
+        check_numbers("backbone", "at least 1", lambda n: n >= 1, depth=depth, widths=widths)
         factor = find_factor(downsample, "downsample")
         strides = [2 * find_factor(stem_pool, "stem_pool") * factor**level for level in range(len(widths))]
         starts = [level for level, stride in enumerate(strides) if math.isclose(stride, min_stride, rel_tol=1e-3)]

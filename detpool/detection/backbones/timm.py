@@ -75,8 +75,8 @@ def timm_body(
             f"backbone=vit_small backbone.name={name} has a simple feature pyramid on the last one"
         )
     absent = [stride for stride in strides if stride not in reductions]
-    if absent:
-        raise ConfigError(f"backbone.strides: {name} has maps at strides {reductions}, not at {absent}")
+    if absent or not strides:
+        raise ConfigError(f"backbone.strides must be some of {reductions}, those of {name}, got {list(strides)}")
     network = create_network(
         name,
         weights,

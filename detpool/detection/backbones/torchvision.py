@@ -12,10 +12,9 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models import get_model_weights
-from torchvision.ops import FrozenBatchNorm2d
 
 from detpool.detection.backbones.body import IMAGENET_MEAN, IMAGENET_STD, StagedBody
-from detpool.detection.backbones.weights import load_state_dict, torchvision_weights
+from detpool.detection.backbones.weights import freeze_batch_norm, load_state_dict, torchvision_weights
 from detpool.detection.slots import LayerFactory, build_downsampling, find_factor
 from detpool.errors import ConfigError, did_you_mean
 
@@ -106,7 +105,7 @@ def _load(name: str, weights: str | None, frozen_norm: bool, pretrained: bool) -
         }
         load_state_dict(network, state, source=weights, optional_prefixes=("classifier.", "fc.", "aux1.", "aux2."))
     if frozen_norm:
-        _freeze_batch_norm(network)
+        freeze_batch_norm(network)
     return network
 
 
@@ -118,15 +117,6 @@ def _normalisation(name: str, weights: str | None) -> tuple[Sequence[float], Seq
         preset = get_model_weights(name)[weights].transforms()
         return preset.mean, preset.std
     return IMAGENET_MEAN, IMAGENET_STD
-
-
-def _freeze_batch_norm(module: nn.Module) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(child.num_features, child.eps)
-            frozen.load_state_dict(child.state_dict())
-            setattr(module, name, frozen)
-        _freeze_batch_norm(child)
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:

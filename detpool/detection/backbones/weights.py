@@ -11,6 +11,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
+from torchvision.ops import FrozenBatchNorm2d
 
 from detpool.errors import WeightsError, did_you_mean
 
@@ -75,6 +76,16 @@ def load_state_dict(
         detail = "; ".join(f"{len(names)} {what}: {', '.join(names[:3])}" for what, names in parts if names)
         raise WeightsError(f"weights {source!r} do not fit {type(module).__name__}: {detail}")
     module.load_state_dict({name: value for name, value in given.items() if name in needed}, strict=False)
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Puts batch normalisation with fixed statistics and affine in the place of each within a module that has any."""
+    for name, child in module.named_children():
+        freeze_batch_norm(child)
+        if isinstance(child, nn.BatchNorm2d) and child.running_mean is not None:
+            frozen = FrozenBatchNorm2d(child.num_features, child.eps).to(child.running_mean)
+            frozen.load_state_dict(child.state_dict(), strict=False)
+            setattr(module, name, frozen)
 
 
 def download(name: str, fetch: Callable[[], Any], cache: str) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 
 from detpool.detection.slots import LayerFactory, build_layer, tried
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 from detpool.layers import ScalarMix, to_tokens
 
 Shape = tuple[int, int, int]
@@ -53,7 +53,7 @@ class TokenHead(nn.Module):
     """The bins as tokens of a transformer, pooled into one vector, and the two fully connected layers of `FlattenHead`.
 
     Tokens get learned positions if there are encoder layers (Dosovitskiy et al., ViT, arXiv:2010.11929, 2020), which
-    let them know of each other: a class token and a last token mean nothing without.
+    let them know of each other: a last token means little without.
 
     Args:
         shape: channels, height and width of the pooled RoIs.
@@ -61,7 +61,8 @@ class TokenHead(nn.Module):
         channels: width of both fully connected layers.
         encoder_layers: transformer layers, normalisation first, before pooling.
         heads: of their attention; must divide the channels of the RoIs.
-        class_token: put a learned token in front, which `ClsTokenPool` takes.
+        class_token: put a learned token in front, which `ClsTokenPool` takes; without encoder layers that let it attend
+            to all bins it would know of none.
         causal: tokens attend to themselves and those before them; the last one, which `LastTokenPool` takes, to all.
         attention_weights: give `pool`, then `WeightedMeanTokenPool`, the bins and as their weights the attention that
             the class token pays to each in the last encoder layer, averaged over its heads.
@@ -69,8 +70,8 @@ class TokenHead(nn.Module):
             place of those after the last.
 
     Raises:
-        ConfigError: if `pool` does not fit the tokens or `heads` the channels, for less than 0 encoder layers, and for
-            `attention_weights` without a class token or without an encoder layer.
+        ConfigError: if `pool` does not fit the tokens or `heads` the channels, for less than 0 encoder layers, for a
+            class token without any or with `causal`, and for `attention_weights` without a class token.
     """
 
     def __init__(
@@ -86,16 +87,16 @@ class TokenHead(nn.Module):
         mix_layers: bool = False,
     ) -> None:
         super().__init__()
-        if attention_weights and (not class_token or causal or encoder_layers < 1):
+        check_numbers("head_pool", "at least 0", lambda n: n >= 0, encoder_layers=encoder_layers)
+        if (class_token or attention_weights) and (not class_token or causal or encoder_layers < 1):
             raise ConfigError(
-                "head_pool.attention_weights are those of a class token that attends to all bins: set "
-                "head_pool.class_token=true, head_pool.causal=false and at least one of head_pool.encoder_layers"
+                f"head_pool.{'attention_weights' if attention_weights else 'class_token'}: a class token knows of bins "
+                f"by attending to all of them: set head_pool.class_token=true, head_pool.causal=false and at least one "
+                f"of head_pool.encoder_layers"
             )
         width, count = shape[0], shape[1] * shape[2] + class_token
         if heads < 1 or width % heads:
             raise ConfigError(f"head_pool.heads must divide the {width} channels of pooled RoIs, got {heads}")
-        if encoder_layers < 0:
-            raise ConfigError(f"head_pool.encoder_layers must be at least 0, got {encoder_layers}")
         self.causal = causal
         self.class_token = nn.Parameter(torch.randn(width) * 0.02) if class_token else None
         self.positions = nn.Parameter(torch.randn(count, width) * 0.02) if encoder_layers else None
@@ -115,7 +116,7 @@ class TokenHead(nn.Module):
         """(K, C, PH, PW) to (K, channels)."""
         tokens = to_tokens(pooled)
         if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(len(tokens), 1, -1), tokens], dim=1)
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         if self.positions is not None:
             tokens = tokens + self.positions
         count = tokens.shape[1]
@@ -139,11 +140,15 @@ class ConvHead(nn.Sequential):
         shape: channels, height and width of the pooled RoIs.
         channels: of every convolution.
         convolutions: how many, each with batch normalisation and ReLU.
+
+    Raises:
+        ConfigError: for less than 0 convolutions.
     """
 
     def __init__(self, shape: Shape, channels: int = 256, convolutions: int = 4) -> None:
+        check_numbers("head_pool", "at least 0", lambda n: n >= 0, convolutions=convolutions)
         layers: list[nn.Module] = []
-        for channels_in in [shape[0], *[channels] * (convolutions - 1)][:convolutions]:
+        for channels_in in [shape[0], *[channels] * convolutions][:convolutions]:
             layers += [
                 nn.Conv2d(channels_in, channels, kernel_size=3, padding=1, bias=False),
                 nn.BatchNorm2d(channels),
@@ -203,7 +208,7 @@ class ConvFCHead(FastRCNNConvFCHead):
         groups: of the normalisation.
 
     Raises:
-        ConfigError: if `groups` does not divide `conv_channels`.
+        ConfigError: if `groups` does not divide `conv_channels`, or for less than 0 convolutions.
     """
 
     def __init__(
@@ -214,7 +219,8 @@ class ConvFCHead(FastRCNNConvFCHead):
         conv_channels: int = 256,
         groups: int = 32,
     ) -> None:
-        if groups < 1 or conv_channels % groups:
+        check_numbers("head_pool", "at least 0", lambda n: n >= 0, convolutions=convolutions)
+        if groups < 1 or conv_channels < 1 or conv_channels % groups:
             raise ConfigError(f"head_pool.groups must divide head_pool.conv_channels={conv_channels}, got {groups}")
         normalization = functools.partial(nn.GroupNorm, groups)
         super().__init__(shape, [conv_channels] * convolutions, [channels], normalization)

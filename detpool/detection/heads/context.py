@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detpool.detection.backbones.maps import IMAGE_MAP, IMAGE_PREFIX
 from detpool.detection.slots import build_layer
+from detpool.errors import ConfigError
 from detpool.layers import AttentionTokenPool, ClsTokenPool, MeanTokenPool, to_tokens
 
 POOLS = {"cls": ClsTokenPool, "mean": MeanTokenPool, "attention": AttentionTokenPool}
@@ -30,11 +31,13 @@ class ImageContext(nn.Module):
         stride: of the map in pixels.
 
     Raises:
-        ConfigError: if the attention's heads do not divide `channels`.
+        ConfigError: for another `pool`, or if the attention's heads do not divide `channels`.
     """
 
     def __init__(self, pool: str, channels: int, out_channels: int, stride: float) -> None:
         super().__init__()
+        if pool not in POOLS:
+            raise ConfigError(f"model.head_context must be one of {', '.join(POOLS)}, got {pool!r}")
         self.stride = stride
         self.reads_prefix = pool != "mean"
         self.pool = build_layer(POOLS[pool], channels, "model.head_context")
