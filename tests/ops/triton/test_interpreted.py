@@ -271,8 +271,8 @@ def test_nothing_to_pool() -> None:
 def test_the_rule_of_the_documentation(own_package) -> None:
     """One function in a file, and no kernel; of boxes within the image, beyond its border, and outside.
 
-    Of the box that is the whole image an edge of a cell is exactly where the Gaussian is cut off, and has no derivative:
-    releases of PyTorch differ in what the gradient of ``clamp`` is there. Hence all boxes are moved a little.
+    Of the box that is the whole image an edge of a cell is exactly where the Gaussian is cut off and has no derivative,
+    where releases of PyTorch differ in the gradient of ``clamp``. Hence all boxes are moved a little.
     """
     import_module("my_package.rules")
 
