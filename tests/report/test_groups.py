@@ -46,6 +46,16 @@ def test_runs_of_before_a_setting_are_those_of_today_where_it_changes_nothing(ma
     assert sorted(list(seeds) for seeds in labels(section).values()) == [[0, 1], [2]]
 
 
+def test_evaluations_of_a_part_of_the_images_are_not_compared_with_those_of_all(make_run, tmp_path):
+    make_run("0", **{"trainer.limit_test_batches": 0.1})
+    make_run("1", **{"trainer.limit_test_batches": 1.0})
+    make_run("2", seed=1, **{"trainer.limit_test_batches": 1.0})
+    make_run("3", pooler="roi_pool", **{"trainer.limit_test_batches": 1.0, "trainer.limit_val_batches": 0})
+    part, whole = sections_of(tmp_path)
+    assert part.title == "shapes, test split (trainer.limit_test_batches=0.1)"
+    assert sorted(list(seeds) for seeds in labels(whole).values()) == [[0], [0, 1]]
+
+
 def test_leaves_are_named_where_they_differ(make_run, tmp_path):
     make_run("0", **{"optim.optimizer.lr": 0.01})
     make_run("1", **{"pooler.operator.sampling_ratio": 4})

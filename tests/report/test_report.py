@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import itertools
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,6 +19,8 @@ from interval_coverage import write_study
 from detpool.evaluation.matches import read_matches
 from detpool.evaluation.resampling import resampled_ap
 from detpool.report import plots
+from detpool.report.build import build_report
+from detpool.report.collect import collect
 from detpool.report.plots import Picture
 from detpool.report.statistics import RESAMPLES
 
@@ -301,6 +304,44 @@ def test_the_report_begins_with_its_answer(sweep, make_run, run_report, tmp_path
     assert answers()["not told apart"] == "pooler=roi_pool"
 
 
+@without_plots
+def test_an_answer_says_of_which_seeds_it_is(make_run, tmp_path):
+    """The best by the mean of all its seeds may be the worse one in those that both have."""
+
+    def answer():
+        return build_report(collect([tmp_path / "logs"]), baseline="pooler=roi_pool").parts[0].answer
+
+    make_run("logs/0", 0.5, seed=0, pooler="roi_pool")
+    make_run("logs/1", 0.9, seed=1)
+    assert answer()["by how much"] == "not known: it has no seed in common with pooler=roi_pool, the baseline"
+    make_run("logs/2", 0.4, seed=0)
+    expected = "-10.00 points above pooler=roi_pool, the baseline (over the 1 seed that both have)"
+    assert answer()["by how much"] == expected
+    for seed, ap in enumerate([0.501, 0.502], 1):
+        make_run(f"logs/{seed + 2}", ap, seed=seed, pooler="roi_pool")
+        make_run(f"logs/{seed + 4}", ap + 0.1, seed=seed, pooler="roi_warp")
+    make_run("logs/7", 0.6, seed=0, pooler="roi_warp")
+    for folder in ("1", "2"):
+        shutil.rmtree(tmp_path / "logs" / folder)
+    told = answer()
+    assert told["by how much"].endswith("the baseline (95 % interval, seeds alone)")
+    assert told["not told apart"] == "none: p is below 0.05 for each of the others, corrected by Holm's method"
+
+
+@without_plots
+def test_sections_of_which_one_has_masks_are_compared_by_boxes(make_run, run_report, tmp_path):
+    for number, masks in enumerate([True, False]):
+        for place, (pooler, seed) in enumerate(itertools.product(["roi_pool", "roi_align"], [0, 1])):
+            model = {"_target_": "detpool.detection.mask_rcnn" if masks else "detpool.detection.faster_rcnn"}
+            ap = 0.5 + (number + 1) * 0.01 * place
+            make_run(f"logs/{number}{place}", ap, seed=seed, pooler=pooler, masks=masks, model=model)
+    tables, _ = run_report(tmp_path / "logs", "--by", "model", "--baseline", "pooler=roi_pool")
+    header, row = tables[-1]
+    assert [header[2], header[-1]] == ["Δ AP", "Δ mask_AP"]
+    assert row[2].startswith("+2.00")
+    assert row[-1] == "-"
+
+
 @pytest.fixture
 def simulated(tmp_path):
     """Two poolers with two seeds and matches, the second of which is better."""
@@ -370,7 +411,7 @@ def test_notes_on_what_differs_and_what_runs_say(make_run, run_report, tmp_path)
     make_run("logs/3", 0.6, seed=1, record={"notes": [same]}, **{"data.size": 64})
     tables, said = run_report(tmp_path / "logs")
     for note in (
-        "No configuration shares two seeds with the baseline: without, there are no intervals",
+        "No configuration shares two seeds with the baseline: without, nothing is known of the chance of seeds",
         "different git revisions: aaaaaaaaaa (1 run); bbbbbbbbbb with changes (1 run)",
         "different machines, so that times do not compare: x86, 2 cores (1 run); x86, 8 cores, H200 (1 run)",
         "different versions of packages: torch 2.9 (1 run); torch 3.0 (1 run)",
