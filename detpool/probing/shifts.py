@@ -207,7 +207,8 @@ def shift_consistency(
         `shifts`, for each a dict of `shift`, the evaluator's AP, AP50 and AP75 of boxes and masks, and `consistency`
         with the first. And `summary`: of each AP the mean, the standard deviation (n - 1) and the range, as `AP_mean`,
         `AP_std` and `AP_range`; and the means of `kept`, `iou` and `score_error`. Moves by whole multiples of the
-        stride are left out of the summary: they show what the border of the canvas does, which should be nothing.
+        stride are left out of the summary: they show what the border of the canvas does, which should be nothing. NaN
+        where there are no others.
     """
     rows: list[dict[str, float]] = []
     reference = Detections.concatenate([each[0] for each in found])
@@ -221,6 +222,8 @@ def shift_consistency(
         rows.append({"shift": shift, **known, **consistency(reference, moved, score)})
     table = pd.DataFrame(rows)
     within = table[(table.index == 0) | (table["shift"] - shifts[0]).mod(stride).ne(0)]
+    if len(within) == 1:
+        within = within.iloc[:0]  # a range of one would be 0, as that of a detector that nothing moves
     summary: dict[str, float] = {}
     for name in (name for name in METRICS if name in table):
         values = within[name]
