@@ -17,14 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.output import Table
+from bench.output import Table, recorded
 from command_line import Parser, positive_int
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -36,11 +34,10 @@ from detpool.detection.proposals import JitteredProposals
 from detpool.detection.transform import NormalizeAndBatch
 from detpool.errors import ConfigError, exit_with_message
 from detpool.evaluation import DetectionEvaluator
-from detpool.files import write_csv_atomically, write_json_atomically
-from detpool.probing.linear_heads import PENALTIES, LinearHeads
+from detpool.files import write_csv_atomically
+from detpool.probing.linear_heads import LinearHeads
 from detpool.probing.ridge_probe import Settings, probe
 from detpool.run_config import load_config
-from detpool.run_record import provenance
 from detpool.study.plan import compose_jobs, sweep_jobs
 from detpool.training import runs
 
@@ -58,19 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():
-        start = time.perf_counter()
         torch.set_num_threads(options.threads)
         rows = []
-        for group in _groups(overrides):
-            rows += _probe_group(group, options)
+        with recorded(options.output / "probe.json", "tools/ridge_probe.py", argv, options):
+            for group in _groups(overrides):
+                rows += _probe_group(group, options)
         write_csv_atomically(options.output / "probe.csv", rows)
-        settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
-        record = {
-            "settings": settings | {"penalties": list(PENALTIES)},
-            "seconds": round(time.perf_counter() - start, 1),
-            **provenance(["python", "tools/ridge_probe.py", *(sys.argv[1:] if argv is None else argv)], ["timm"]),
-        }
-        write_json_atomically(options.output / "probe.json", record)
         print(f"{options.output}: probe.csv, probe.json")
 
 
