@@ -26,11 +26,11 @@ from detpool.errors import ConfigError, did_you_mean
 from detpool.report.collect import Run
 from detpool.report.names import by_choice, choices_of, differences, flatten, in_order, label_of, ranks, show
 from detpool.report.statistics import Sample
-from detpool.study.layout import PATHS, RUN_LOCAL, without_neutral
+from detpool.study.layout import PATHS, RUN_LOCAL, WITHOUT_EFFECT, without_neutral
 
 MOST_DRAWN = 8
 """Configurations that a plot shows: as many as there are colors and markers."""
-_NOT_EVALUATED = {"batch_size", "eval_batch_size", "num_workers", "pin_memory", "drop_empty", "group_orientations"}
+_NOT_EVALUATED = {"batch_size", "eval_batch_size", *WITHOUT_EFFECT["data"], "drop_empty", "group_orientations"}
 _NOT_EVALUATED |= {"masks", "cache", "seed", "val_proposals", "test_proposals"}
 """Keys of `data` that do not say which images are evaluated; nor do those that begin with `train_`."""
 _PROTOCOL = ("data.eval_transform", "evaluation.max_dets", "evaluation.voc_iou_threshold")
@@ -252,5 +252,5 @@ def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
 def _is_local(key: str) -> bool:
     """Whether a setting changes no number but by chance: seeds, and what a run says of its own folder."""
     words = key.split(".")
-    local = words[0] in RUN_LOCAL or key in ("seed", "data.seed", "evaluation.pictures")
+    local = words[0] in RUN_LOCAL or key in ("seed", "data.seed") or words[-1] in WITHOUT_EFFECT.get(words[0], ())
     return local or (words[0] == "callbacks" and words[-1] in PATHS)

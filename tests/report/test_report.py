@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import itertools
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -14,9 +15,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import report
-from interval_coverage import write_study
+import yaml
+from interval_coverage import detect, make_truth
 
-from detpool.evaluation.matches import read_matches
+from detpool.evaluation import CocoEvaluator
+from detpool.evaluation.matches import read_matches, write_matches
 from detpool.evaluation.resampling import resampled_ap
 from detpool.report import plots
 from detpool.report.build import build_report
@@ -345,7 +348,16 @@ def test_sections_of_which_one_has_masks_are_compared_by_boxes(make_run, run_rep
 @pytest.fixture
 def simulated(tmp_path):
     """Two poolers with two seeds and matches, the second of which is better."""
-    write_study(tmp_path / "study", images=40, configurations=2, seeds=2)
+    truth = make_truth(40)
+    evaluator = CocoEvaluator(truth)
+    for place, seed in itertools.product(range(2), range(2)):
+        rows = detect(truth, 0.1 - 0.002 * place, 2 * place + seed, false=30)
+        run = tmp_path / "study" / f"pool_{place}_seed_{seed}"
+        config = {"data": {"_target_": "simulated", "val_images": 40}, "evaluation": {"split": "val"}, "seed": seed}
+        config["pooler"] = {"operator": {"_target_": f"simulated.pool_{place}"}}
+        write_matches(run / "matches.npz", {"bbox": evaluator.matches(rows)})
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        (run / "metrics.json").write_text(json.dumps({"metrics": evaluator.evaluate(rows)}))
     return tmp_path / "study"
 
 
