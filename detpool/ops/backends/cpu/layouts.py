@@ -10,8 +10,8 @@ from torch import Tensor
 from . import layout_kernels as kernels
 from .threads import run
 
-CELL_BLOCK = 512
-"""Cells of one task that changes the layout of features."""
+COPY_BLOCK = 1 << 17
+"""Elements that one task brings into another layout: of fewer, waking a thread for them takes longer."""
 ZERO_BLOCK = 1 << 18
 """Elements that one task sets to zero."""
 
@@ -54,7 +54,7 @@ def to_vectors(features: Tensor, groups: int, dtype: torch.dtype, find_spans: Ca
         if pixels
         else features.numpy()
     )
-    spans, rows = find_spans(images), max(1, CELL_BLOCK // width)
+    spans, rows = find_spans(images), max(1, COPY_BLOCK // (width * channels))
     blocks = -(-height // rows)
 
     def task(number: int) -> None:
@@ -88,5 +88,5 @@ def group_to_vectors(planes: Any, spans: Any) -> Any:
 def order_channels(pixels: Any, groups: int) -> None:
     """In place, channels ``g C + c`` of pixels (N, H W, C G) become ``c G + g``."""
     flat = pixels.reshape(-1, groups, pixels.shape[2] // groups)
-    blocks = -(-len(flat) // CELL_BLOCK)
-    run(blocks, lambda n: kernels.order_channels(flat, n * CELL_BLOCK, min((n + 1) * CELL_BLOCK, len(flat))))
+    cells = max(1, COPY_BLOCK // pixels.shape[2])
+    run(-(-len(flat) // cells), lambda n: kernels.order_channels(flat, n * cells, min((n + 1) * cells, len(flat))))

@@ -71,7 +71,7 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
     tiled = shared and not channels_last
     tile = np.empty((g.rows * g.columns if tiled else 0, features.shape[2]), out.dtype)
     # vectors of 32 bits are what the loop over channels can do, so places go by way of a tile always
-    where_tile = np.empty((g.rows * g.columns, features.shape[2]), np.int32)
+    where_tile = np.empty((g.rows * g.columns if tiled else 1, features.shape[2]), np.int32)
     cells = np.empty(0, np.int32)
     for n in range(span[0], span[1]):
         k = numbers[n]
@@ -79,40 +79,35 @@ def max_of_cells(features, rois, numbers, span, group, g, windows_y, windows_x, 
         for i in range(i0, i1):
             for j in range(j0, j1):
                 p = i * g.columns + j
-                best, where = bin_of(out, tile, k, p, shared, channels_last), where_tile[p]
+                best, where = bin_of(out, tile, k, p, shared, channels_last), where_tile[p if tiled else 0]
                 y0, y1 = windows_y[n * g.rows + i, 0], windows_y[n * g.rows + i, 1]
                 x0, x1 = windows_x[n * g.columns + j, 0], windows_x[n * g.columns + j, 1]
                 if y0 >= y1 or x0 >= x1:
                     for c in range(best.shape[0]):
                         best[c] = 0
                         where[c] = -1
-                    continue
-                if (y1 - y0) * (x1 - x0) + 3 > cells.shape[0]:
-                    cells = np.empty(2 * (y1 - y0) * (x1 - x0) + 3, np.int32)
-                count = 0
-                for y in range(y0, y1):
-                    for x in range(x0, x1):
-                        cells[count] = y * g.width + x
-                        count += 1
-                while count % 4:  # a repeated cell changes nothing
-                    cells[count] = cells[count - 1]
-                    count += 1
-                step, shift = place_of(i, j, group, g)
-                if with_places:
-                    _first_maximum(source, step, shift, cells, count, best, where)
                 else:
-                    _maximum(source, step, shift, cells, count, best)
+                    if (y1 - y0) * (x1 - x0) + 3 > cells.shape[0]:
+                        cells = np.empty(2 * (y1 - y0) * (x1 - x0) + 3, np.int32)
+                    count = 0
+                    for y in range(y0, y1):
+                        for x in range(x0, x1):
+                            cells[count] = y * g.width + x
+                            count += 1
+                    while count % 4:  # a repeated cell changes nothing
+                        cells[count] = cells[count - 1]
+                        count += 1
+                    step, shift = place_of(i, j, group, g)
+                    if with_places:
+                        _first_maximum(source, step, shift, cells, count, best, where)
+                    else:
+                        _maximum(source, step, shift, cells, count, best)
+                if with_places and not tiled:
+                    copy(where, argmax[k, p] if channels_last else argmax[p, k])
         if tiled:
             transpose(tile, out[k])
-        if not with_places:
-            continue
-        if tiled:
-            transpose(where_tile, argmax[k])
-        else:
-            for i in range(i0, i1):
-                for j in range(j0, j1):
-                    p = i * g.columns + j
-                    copy(where_tile[p], argmax[k, p] if channels_last else argmax[p, k])
+            if with_places:
+                transpose(where_tile, argmax[k])
 
 
 @compiled
