@@ -96,8 +96,8 @@ def _pairs(folder: Path, reports: Sequence[Path]) -> pd.DataFrame:
         for row in probed.to_dict("records"):
             stride = int(row.get("backbone.output_stride", 32))
             if (label := LABELS.get(str(row.get("variant")))) is None:
-                known = ", ".join(LABELS)
-                raise ConfigError(f"{files[name]}: variant must be one of {known}, got {row.get('variant')}")
+                variants = ", ".join(LABELS)
+                raise ConfigError(f"{files[name]}: variant must be one of {variants}, got {row.get('variant')}")
             of_stride = summary.data.str.contains(f"output_stride={stride})", regex=False) | (
                 study == "sampling_nuclei"
             )
@@ -105,7 +105,7 @@ def _pairs(folder: Path, reports: Sequence[Path]) -> pd.DataFrame:
             if means.empty:
                 raise ConfigError(f"{study}/summary.csv has no {label} at stride {stride}")
             pair = {"data": name.partition("_")[0], "stride": stride, "pooling": row["variant"]}
-            for metric in MEASURES.keys() & {*means.index}:
+            for metric in (metric for metric in MEASURES if metric in means.index):
                 pair[f"trained/{metric}"] = means.loc[metric, "mean"]
                 pair[f"error/{metric}"] = means.loc[metric, "std"] / means.loc[metric, "seeds"] ** 0.5
             measured = dict.fromkeys(measure for measures in MEASURES.values() for measure in measures)

@@ -460,7 +460,7 @@ def test_what_was_trained_stands_on_top_and_what_failed_is_folded(make_run, run_
         "mask pooler": "RoIPooler(operator=roi_align)",
         "optimizer": "SGD(lr=0.02)",
         "classes": "3",
-        "images": "1000 training, 200 validation",
+        "images": "1000 training, 200 validation and test",
         "image size": "evaluation: shorter side 800, longer at most 1333",
         "epochs": "3",
         "batch size": "8",
