@@ -44,7 +44,7 @@ from command_line import Parser, positive, positive_int
 from detpool.config import Configs, config_folder, parse_command_line
 from detpool.config.schema import fields
 from detpool.errors import ConfigError, did_you_mean, exit_with_message, writing
-from detpool.files import write_csv_atomically, write_json_atomically
+from detpool.files import write_json_atomically
 from detpool.study.configurations import Configuration, list_configurations
 from detpool.study.plan import sweep_folder
 
@@ -95,6 +95,7 @@ def measure(
     found: Sequence[Configuration], baseline: str, folder: Path, options: argparse.Namespace, command: Sequence[str]
 ) -> None:
     """Measures configurations, prints tables and writes files."""
+    from bench.output import write_csv
     from costs.shared import Shared  # these import torch, which takes seconds: not before all is checked
     from costs.turns import take_turns
     from costs.work import Work
@@ -127,13 +128,9 @@ def measure(
     for table in (times_table(rows, f"{measured}."), counts_table(rows)):
         Console(width=140 if quiet else None).print(_drawn(table))
     words = {one.label: " ".join(one.overrides) for one in found}
-    write_csv_atomically(
+    write_csv(
         folder / "cost.csv",
-        [
-            {"configuration": label, "overrides": words[label]}
-            | {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}
-            for label, row in rows.to_dict("index").items()
-        ],
+        [{"configuration": label, "overrides": words[label], **row} for label, row in rows.to_dict("index").items()],
     )
     record = {
         "baseline": baseline,

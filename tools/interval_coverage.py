@@ -2,7 +2,6 @@
 """How often the intervals of `tools/report.py` contain the truth, which simulated detectors have.
 
     python tools/interval_coverage.py                          # 400 studies of 3 seeds and 200 of 2,000 images; minutes
-    python tools/interval_coverage.py --study FOLDER           # 36 runs with matches, for `tools/report.py FOLDER`
 
 Images have objects of three classes, some of them hard. A detector finds an object the more likely and places its box
 the better the easier it is, scores by how well it did, and adds false positives. Two configurations, one better,
@@ -14,22 +13,19 @@ pool, and that of both the mean of all seeds on the pool. A percentage has a sta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from command_line import Parser, positive_int
 from numpy.typing import NDArray
 
+from detpool.errors import ConfigError, exit_with_message
 from detpool.evaluation import CocoEvaluator, Detections
-from detpool.evaluation.matches import MATCHES, Matches, write_matches
+from detpool.evaluation.matches import Matches
 from detpool.evaluation.resampling import bootstrap_weights, weighted_ap
-from detpool.files import write_text_atomically
 from detpool.report.statistics import RESAMPLES, Sample, compare
 
 NAMES = ("first", "second", "third")
@@ -101,7 +97,13 @@ def of_images(matches: Matches, places: NDArray[np.int64]) -> Matches:
 def coverage(
     studies: int, images: int = 200, pool: int = 2000, seeds: int = 3, all_seeds: int = 30, resamples: int = RESAMPLES
 ) -> pd.DataFrame:
-    """How often, in percent, each interval of AP and AP75 contained the truth, and how wide it was, in points."""
+    """How often, in percent, each interval of AP and AP75 contained the truth, and how wide it was, in points.
+
+    Raises:
+        ConfigError: `seeds` is not 2 to `all_seeds`, or `images` more than `pool`.
+    """
+    if not (2 <= seeds <= all_seeds and images <= pool):
+        raise ConfigError(f"seeds must be 2 to {all_seeds}, images {pool} at most, got {seeds} and {images}")
     truth = make_truth(pool)
     evaluator = CocoEvaluator(truth)
     runs = [
@@ -139,33 +141,14 @@ def _gains(
     return {metric: np.stack([b[metric] - a[metric] for a, b in zip(first, second, strict=True)]) for metric in metrics}
 
 
-def write_study(folder: Path, images: int, configurations: int = 12, seeds: int = 3, false: float = 30) -> None:
-    """Run directories as `train.py` leaves them, of simulated detectors."""
-    truth = make_truth(images)
-    evaluator = CocoEvaluator(truth)
-    for place in range(configurations):
-        for seed in range(seeds):
-            rows = detect(truth, 0.1 - 0.002 * place, place * seeds + seed, false)
-            run = folder / f"pool_{place}_seed_{seed}"
-            config = {"data": {"_target_": "simulated", "val_images": images}, "evaluation": {"split": "val"}}
-            config |= {"seed": seed, "pooler": {"operator": {"_target_": f"simulated.pool_{place}"}}}
-            record = {"metrics": evaluator.evaluate(rows), "step_seconds": 0.2 + 0.01 * place, "notes": ["Simulated."]}
-            write_matches(run / MATCHES, {"bbox": evaluator.matches(rows)})
-            write_text_atomically(run / "config.yaml", yaml.safe_dump(config))
-            write_text_atomically(run / "metrics.json", json.dumps(record))
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--studies", type=positive_int, default=400, metavar="N", help="default: 400")
-    add("--images", type=positive_int, default=200, metavar="N", help="of a study; default: 200")
-    add("--seeds", type=positive_int, default=3, metavar="N", help="of a study, up to 30; default: 3")
-    add("--study", type=Path, metavar="FOLDER", help="write a study with that many images there")
+    add("--images", type=positive_int, default=200, metavar="N", help="of a study, up to 2,000; default: 200")
+    add("--seeds", type=positive_int, default=3, metavar="N", help="of a study, 2 to 30; default: 3")
     options = parser.parse_args(argv)
-    if options.study:
-        write_study(options.study, options.images)
-    else:
+    with exit_with_message():
         found = coverage(options.studies, options.images, seeds=options.seeds)
         print(found.to_string(index=False, float_format="{:.1f}".format))
 

@@ -38,8 +38,6 @@ from detpool.probing.variants import Variant, configure, variants_of
 from detpool.run_config import load_config
 from detpool.run_record import provenance
 
-ERRORS = ("dx", "dy", "dw", "dh")
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
@@ -111,6 +109,8 @@ def evaluate(
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Two tables: metrics, and errors by size of objects."""
+    from detpool.evaluation.box_errors import ERRORS
+
     metrics, by_size = [], []
     width = max(len(row["pooler"]) for row in rows)
     for row in rows:

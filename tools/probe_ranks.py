@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pairs = _pairs(options.probes, options.trained)
         write_csv_atomically(options.probes / "pairs.csv", pairs.to_dict("records"))
         rows = []
-        for trained, probes in MEASURES.items():
+        for trained, probes in ((name, probes) for name, probes in MEASURES.items() if f"trained/{name}" in pairs):
             for measure in (name for name in probes if name in pairs):
                 parts = {f"{data}, stride {stride}": part for (data, stride), part in pairs.groupby(["data", "stride"])}
                 for name, chosen in [*((name, [part]) for name, part in parts.items()), ("all", list(parts.values()))]:
@@ -75,23 +75,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _pairs(folder: Path, reports: Sequence[Path]) -> pd.DataFrame:
     """A row a pooling, data set and stride: the probe's measures, and means and standard errors of trained metrics.
 
+    Those that a file lacks, say of masks, are left out.
+
     Raises:
-        ConfigError: there is no such file, or a pooling was not trained.
+        ConfigError: there is no such file, or a pooling is not known or was not trained.
     """
     files = {name: folder / name / "probe.csv" for name in ("nuclei", "nuclei_sampling", "shapes")}
     known = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}
     if not known:
         raise ConfigError(f"{folder} has no folder {', '.join(files)} with a probe.csv")
-    trained = {report.name: pd.read_csv(report / "summary.csv") for report in reports if report.is_dir()}
+    trained = {
+        report.name: pd.read_csv(report / "summary.csv") for report in reports if (report / "summary.csv").is_file()
+    }
     rows = []
     for name, probed in known.items():
         study = {"nuclei_sampling": "sampling_nuclei"}.get(name, f"pooling_{name}")
         if study not in trained:
-            raise ConfigError(f"--trained: there is no folder {study}, whose poolings {files[name]} has")
+            raise ConfigError(f"--trained: there is no {study}/summary.csv, whose poolings {files[name]} has")
         summary = trained[study]
         for row in probed.to_dict("records"):
             stride = int(row.get("backbone.output_stride", 32))
-            label = LABELS[str(row["variant"])]
+            if (label := LABELS.get(str(row.get("variant")))) is None:
+                variants = ", ".join(LABELS)
+                raise ConfigError(f"{files[name]}: variant must be one of {variants}, got {row.get('variant')}")
             of_stride = summary.data.str.contains(f"output_stride={stride})", regex=False) | (
                 study == "sampling_nuclei"
             )
@@ -99,11 +105,11 @@ def _pairs(folder: Path, reports: Sequence[Path]) -> pd.DataFrame:
             if means.empty:
                 raise ConfigError(f"{study}/summary.csv has no {label} at stride {stride}")
             pair = {"data": name.partition("_")[0], "stride": stride, "pooling": row["variant"]}
-            for metric in MEASURES:
+            for metric in (metric for metric in MEASURES if metric in means.index):
                 pair[f"trained/{metric}"] = means.loc[metric, "mean"]
                 pair[f"error/{metric}"] = means.loc[metric, "std"] / means.loc[metric, "seeds"] ** 0.5
             measured = dict.fromkeys(measure for measures in MEASURES.values() for measure in measures)
-            rows.append(pair | {measure: row[measure] for measure in measured})
+            rows.append(pair | {measure: row[measure] for measure in measured if measure in row})
     return pd.DataFrame(rows)
 
 

@@ -10,38 +10,35 @@ backbone the last map is pooled (backbone.output_stride sets its stride), of `ck
 backbone takes the place of the one chosen, all maps that its detector pools. `backbone.weights=null` is an untrained
 network. Proposals are made of the objects (model.proposals, if set). Also: images=200 training images to fit to,
 held_out=100 validation images to measure on, features=1568 numbers of a box, boxes=64 an image to fit to, threads=2,
-output=logs/ridge_probe. Prints a table and writes probe.csv and probe.json; docs/probe.md says what is measured.
+output=logs/ridge_probe. Prints a table and writes probe.csv and probe.json; docs/ridge_probe.md says what is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench.output import Table
+from bench.output import Table, recorded
 from command_line import Parser, positive_int
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import check, check_extras, config_folder, parse_command_line
+from detpool.config import config_folder, parse_command_line
 from detpool.detection.assemble import build_pooler
 from detpool.detection.backbones import SingleMapBackbone
 from detpool.detection.proposals import JitteredProposals
 from detpool.detection.transform import NormalizeAndBatch
 from detpool.errors import ConfigError, exit_with_message
 from detpool.evaluation import DetectionEvaluator
-from detpool.files import write_csv_atomically, write_json_atomically
-from detpool.probing.linear_heads import PENALTIES, LinearHeads
+from detpool.files import write_csv_atomically
+from detpool.probing.linear_heads import LinearHeads
 from detpool.probing.ridge_probe import Settings, probe
 from detpool.run_config import load_config
-from detpool.run_record import provenance
-from detpool.study.plan import sweep_jobs
+from detpool.study.plan import compose_jobs, sweep_jobs
 from detpool.training import runs
 
 COLUMNS = ("R2/box", "R2/class", "R2/mask", "IoU/before", "IoU/after", "AP", "AP75", "mask_AP", "mask_AP75")
@@ -58,19 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():
-        start = time.perf_counter()
         torch.set_num_threads(options.threads)
         rows = []
-        for group in _groups(overrides):
-            rows += _probe_group(group, options)
+        with recorded(options.output / "probe.json", "tools/ridge_probe.py", argv, options):
+            for group in _groups(overrides):
+                rows += _probe_group(group, options)
         write_csv_atomically(options.output / "probe.csv", rows)
-        settings = {name: str(v) if isinstance(v, Path) else v for name, v in vars(options).items()}
-        record = {
-            "settings": settings | {"penalties": list(PENALTIES)},
-            "seconds": round(time.perf_counter() - start, 1),
-            **provenance(["python", "tools/ridge_probe.py", *(sys.argv[1:] if argv is None else argv)], ["timm"]),
-        }
-        write_json_atomically(options.output / "probe.json", record)
         print(f"{options.output}: probe.csv, probe.json")
 
 
@@ -86,10 +76,8 @@ def _groups(overrides: Sequence[str]) -> list[list[Job]]:
         raise ConfigError("a sweeper chooses as it goes, and there is nothing to choose by: leave it out")
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     groups: dict[str, list[Job]] = {}
-    for job in jobs:
+    for job, _, _ in list(compose_jobs(line.configs, jobs)):
         config = line.configs.compose(job)
-        check(config, line.configs, job)
-        check_extras(config)
         plain: Any = OmegaConf.to_container(config, resolve=True)
         key = json.dumps([[plain.get(part) for part in _OF_MAPS], plain["model"].get("proposals")])
         varied = dict(word.split("=", 1) for word in job if word not in common and not word.startswith("hydra."))
@@ -112,10 +100,7 @@ def _probe_group(jobs: Sequence[Job], options: argparse.Namespace) -> list[dict[
     heads = {}
     for number, (_, each) in enumerate(jobs):
         pooler, shape = build_pooler(instantiate(each.pooler), backbone, "pooler")
-        try:
-            heads[str(number)] = LinearHeads(pooler.eval(), shape, len(data.class_names), options.features, masks)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        heads[str(number)] = LinearHeads(pooler.eval(), shape, len(data.class_names), options.features, masks)
     limits = tuple(config.evaluation.max_dets)
     found = probe(
         backbone.to(memory_format=torch.channels_last) if config.channels_last else backbone,

@@ -18,9 +18,9 @@ folder, since what is found is then not the run's.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         paths = find_runs(options.ckpt_path.expanduser())
         if options.output is not None and len(paths) > 1:
             raise ConfigError(f"output={options.output} is for one run, and {options.ckpt_path} holds {len(paths)}")
-        settings = Settings(options.images, options.direction, options.shifts, options.margin, options.score)
         command = ["python", "tools/shift.py", *(sys.argv[1:] if argv is None else argv)]
         for path in paths:
-            record = measure(path, overrides, settings)
+            record = measure(path, overrides, options)
             folder = options.output or find_run(path)
             print_record(str(path), record)
             with writing(folder):
@@ -67,17 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                 made = {"made": f"{datetime.now():%Y-%m-%d %H:%M:%S}", **provenance(command)}
                 write_json_atomically(folder / SHIFT, _without_nan(record) | made)
             print(f"{folder / 'shift.json'}\n")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the command line says of the measurement."""
-
-    images: int | None
-    direction: str
-    shifts: list[int] | None
-    margin: int | None
-    score: float
 
 
 def find_runs(path: Path) -> list[Path]:
@@ -96,8 +84,13 @@ def find_runs(path: Path) -> list[Path]:
     return [run.folder for run in found.runs]
 
 
-def measure(path: Path, overrides: Sequence[str], settings: Settings) -> dict[str, Any]:
+def measure(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
     """The record of a run.
+
+    Args:
+        path: its directory or checkpoint.
+        overrides: `key=value` that its config is changed by.
+        options: `images`, `direction`, `shifts`, `margin` and `score` of the command line.
 
     Raises:
         ConfigError, WeightsError, DataError: as `detpool.load`, or the data has other classes than the model.
@@ -116,17 +109,17 @@ def measure(path: Path, overrides: Sequence[str], settings: Settings) -> dict[st
             f"data: has the classes {data.class_names}, the model was trained for {predictor.class_names}"
         )
     dataset = data.val_dataset if split == "val" else data.test_dataset
-    count = min(settings.images or len(dataset), len(dataset))
+    count = min(options.images or len(dataset), len(dataset))
     indices = [number * len(dataset) // count for number in range(count)]
     stride = probing.coarsest_stride(predictor.model)
-    shifts = settings.shifts or probing.default_shifts(stride)
-    margin = stride if settings.margin is None else settings.margin
-    detections = probing.detect_shifted(predictor, dataset, indices, shifts, settings.direction, margin)
+    shifts = options.shifts or probing.default_shifts(stride)
+    margin = stride if options.margin is None else options.margin
+    detections = probing.detect_shifted(predictor, dataset, indices, shifts, options.direction, margin)
     shown = track(detections, f"{len(shifts)} shifts", count, disable=not sys.stdout.isatty())
     evaluator = runs.evaluator_of(predictor.config)(dataset)
     image_ids = [dataset.image_ids[index] for index in indices]
-    found = probing.shift_consistency(evaluator, list(shown), image_ids, shifts, stride, settings.score)
-    how = {"direction": settings.direction, "stride": stride, "margin": margin, "score": settings.score}
+    found = probing.shift_consistency(evaluator, list(shown), image_ids, shifts, stride, options.score)
+    how = {"direction": options.direction, "stride": stride, "margin": margin, "score": options.score}
     return {**found, **how, "split": split, "images": count, "overrides": list(overrides)}
 
 
@@ -137,7 +130,7 @@ def print_record(title: str, record: dict[str, Any]) -> None:
     print(f"\n{title}: {record['images']} images of {record['split']}, moved {record['direction']}, percent\n")
     print(shown.round(1).to_string(na_rep="-"))
     summary = record["summary"]
-    for name in (name for name in SHOWN if f"{name}_std" in summary):
+    for name in (name for name in SHOWN if not math.isnan(summary.get(f"{name}_std", math.nan))):
         mean, std, span = (100 * summary[f"{name}_{of}"] for of in ("mean", "std", "range"))
         print(f"{name} over shifts within {record['stride']} pixels: {mean:.1f} ± {std:.2f}, range {span:.2f}")
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.detections import Detections, Row, by_image
 from detpool.evaluation.errors import judge_image
 
 SIZES = ("s", "m", "l")
@@ -35,14 +34,8 @@ def box_errors(
         and `dy`, how far the detection's centre lies to the right of the object's and below it; and `dw` and `dh`, by
         how much it is wider and higher. All in pixels of the image file; NaN where nothing was found.
     """
-    found: dict[int, list[Row]] = defaultdict(list)
-    for row in Detections.of(rows):
-        found[row["image_id"]].append(row)
-    objects: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for annotation in ground_truth["annotations"]:
-        objects[annotation["image_id"]].append(annotation)
-    records = []
-    for image_id, here in objects.items():
+    found, records = by_image(Detections.of(rows)), []
+    for image_id, here in by_image(ground_truth["annotations"]).items():
         verdicts = judge_image(here, found[image_id], iou_threshold, min(iou_threshold, 0.1))
         detected = {place: n for n, place in enumerate(verdicts.objects) if place is not None}
         for place, annotation in enumerate(here):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from detpool.evaluation.detections import Detections, Row
 from detpool.evaluation.errors import Judge
-from detpool.evaluation.overlaps import nearest_objects
+from detpool.evaluation.overlaps import own_class_ious
 
 BINS = 15
 
@@ -63,14 +63,14 @@ def calibration(
     found = Detections.of(rows)
     judge = Judge(ground_truth, found, image_ids, iou_threshold=iou_threshold, background_threshold=iou_threshold)
     names = {category["id"]: category["name"] for category in ground_truth["categories"]}
-    scores, ious = {}, {}
+    nearest, scores, ious = own_class_ious(ground_truth, found).clip(min=0), {}, {}
     for category in judge.categories:
         judged = [(place, kind) for place, kind, _ in judge.judge_class(category) if kind is not None]
         places = np.array([place for place, _ in judged], np.int64)
         correct = np.array([kind == "correct" for _, kind in judged], np.float64)
         scores[names[category]] = found.scores[places], correct
         places = places[~np.isnan(found.ious[places])]
-        ious[names[category]] = found.ious[places], _true_ious(ground_truth, category, found, places)
+        ious[names[category]] = found.ious[places], nearest[places]
     result = _errors("ECE", scores)
     return result if np.isnan(found.ious).all() else result | _errors("iou_ECE", ious)
 
@@ -79,20 +79,3 @@ def _errors(name: str, by_class: Mapping[str, tuple[NDArray[np.float64], NDArray
     said, true = (np.concatenate([np.zeros(0), *column]) for column in zip(*by_class.values(), strict=True))
     by_name = {f"{name}/{label}": calibration_error(*columns) for label, columns in by_class.items()}
     return {name: calibration_error(said, true), **by_name}
-
-
-def _true_ious(
-    ground_truth: Mapping[str, Any], category: int, found: Detections, places: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    objects = [
-        row
-        for row in ground_truth["annotations"]
-        if row["category_id"] == category and not row.get("iscrowd") and not row.get("ignore")
-    ]
-    _, ious = nearest_objects(
-        found.image_ids[places],
-        found.boxes[places],
-        np.array([row["image_id"] for row in objects], np.int64),
-        np.array([row["bbox"] for row in objects], np.float64).reshape(-1, 4),
-    )
-    return ious.clip(min=0)

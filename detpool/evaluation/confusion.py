@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.detections import Detections, Row, by_image
 from detpool.files import write_bytes_atomically, write_csv_atomically
 
 
@@ -50,10 +49,7 @@ def confusion_matrix(
     known = [image["id"] for image in ground_truth["images"]]
     found.check(known, categories)
     wanted = set(known if image_ids is None else image_ids)
-    annotations: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for annotation in ground_truth["annotations"]:
-        if annotation["image_id"] in wanted:
-            annotations[annotation["image_id"]].append(annotation)
+    annotations = by_image(ground_truth["annotations"])
     label = {category: number for number, category in enumerate(categories)}
     background = len(categories)
     matrix = np.zeros((background + 1, background + 1), np.int64)

@@ -6,6 +6,7 @@ goes by in looking for what of them is garbage.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -94,6 +95,14 @@ class Detections:
         """
         check_known("image_id", self.image_ids, image_ids)
         check_known("category_id", self.category_ids, category_ids)
+
+
+def by_image(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[Any]]:
+    """Annotations or detections by their `image_id`, in their order; of other images none."""
+    found: dict[int, list[Any]] = defaultdict(list)
+    for row in rows:
+        found[row["image_id"]].append(row)
+    return found
 
 
 _ROWS = 4096  # objects of Python at a time

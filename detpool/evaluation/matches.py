@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as rle
 
-from detpool.evaluation.detections import Row
+from detpool.evaluation.detections import Row, by_image
 from detpool.files import write_bytes_atomically
 from detpool.ops.backends.cpu.compiling import exact_kernel
 
@@ -84,7 +83,7 @@ def match(
     """
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _COLUMNS}
     for label, (objects, detections) in enumerate(by_class):
-        found, present = _by_image(detections), _by_image(objects)
+        found, present = by_image(detections), by_image(objects)
         ranked = {image: sorted(found[image], key=lambda row: -row["score"])[:max_dets] for image in sorted(found)}
         images = np.array([image for image, rows in ranked.items() for _ in rows], np.int64)
         scores = np.array([row["score"] for rows in ranked.values() for row in rows], np.float64)
@@ -117,13 +116,6 @@ def _typed(
         ignored=arrays["ignored"].astype(np.uint16),
         objects=arrays["objects"].astype(np.int32).reshape(-1, 3),
     )
-
-
-def _by_image(rows: Iterable[Row]) -> dict[int, list[Row]]:
-    found: dict[int, list[Row]] = defaultdict(list)
-    for row in rows:
-        found[row["image_id"]].append(row)
-    return found
 
 
 def _is_ignored(row: Row) -> bool:

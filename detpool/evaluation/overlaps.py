@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from detpool.evaluation.detections import Detections
+
+
+def own_class_ious(ground_truth: Mapping[str, Any], found: Detections) -> NDArray[np.float64]:
+    """The IoU of each detection with the nearest object of its class in its image; -1 where there is none.
+
+    Args:
+        ground_truth: COCO's annotation format; crowds and objects flagged `ignore` are no objects.
+        found: n detections.
+
+    Returns:
+        (n,), of boxes.
+    """
+    objects = [row for row in ground_truth["annotations"] if not row.get("iscrowd") and not row.get("ignore")]
+    images, categories = (np.array([row[key] for row in objects], np.int64) for key in ("image_id", "category_id"))
+    boxes, ious = np.array([row["bbox"] for row in objects], np.float64).reshape(-1, 4), np.full(len(found), -1.0)
+    for category in np.unique(found.category_ids):
+        own, of_class = found.category_ids == category, categories == category
+        ious[own] = nearest_objects(found.image_ids[own], found.boxes[own], images[of_class], boxes[of_class])[1]
+    return ious
 
 
 def nearest_objects(

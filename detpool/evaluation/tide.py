@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ def error_costs(
         for place, kind, of in judged
         if kind is not None
     ]
-    correct = {category: sum(p.kind == "correct" and p.category == category for p in points) for category in objects}
+    correct = Counter(point.category for point in points if point.kind == "correct")
     base = _mean_ap(points, objects)
     costs = {"AP50": base}
     for kind in MENDED:
@@ -73,7 +74,7 @@ def error_costs(
         elif kind == "missed":
             asked = {category: count - missed[category] for category, count in objects.items()}
         elif kind == "false_negative":
-            asked = correct
+            asked = {category: correct[category] for category in objects}
         else:
             gone = set(ERRORS) if kind == "false_positive" else {kind}
             left = [point for point in points if point.kind not in gone]
@@ -105,13 +106,12 @@ def _moved(points: list[_Point], kind: str, judge: Judge) -> list[_Point]:
 
 
 def _mean_ap(points: list[_Point], objects: Mapping[int, int]) -> float:
-    values = []
-    for category, count in objects.items():
-        of_class = sorted((p for p in points if p.category == category), key=lambda p: -p.score)
-        if count:
-            values.append(_ap(np.array([p.kind == "correct" for p in of_class], bool), count))
-        elif of_class:
-            values.append(0.0)
+    found: dict[int, list[bool]] = defaultdict(list)
+    for point in sorted(points, key=lambda point: -point.score):
+        found[point.category].append(point.kind == "correct")
+    # A class that nothing is asked of has no AP, but for detections that are all wrong.
+    asked = {category: count for category, count in objects.items() if count or found[category]}
+    values = [_ap(np.array(found[category], bool), count) if count else 0.0 for category, count in asked.items()]
     return float(np.mean(values)) if values else math.nan
 
 

@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, remove_small_boxes
 from detpool.data.sampling import derive_seed
 from detpool.detection.assignment import BoxCoder, mask_targets, match_boxes
 from detpool.detection.detector import Prediction, Target
+from detpool.errors import ConfigError
 from detpool.probing.ridge import LinearMap, NormalEquations, fit_ridge
 
 PENALTIES = tuple(10.0**power for power in range(-4, 4))
@@ -35,14 +36,14 @@ class RandomProjection:
         seed: of the projection.
 
     Raises:
-        ValueError: fewer features than bins.
+        ConfigError: fewer features than bins.
     """
 
     def __init__(self, shape: tuple[int, int, int], features: int, seed: int = 0) -> None:
         channels, height, width = shape
         kept = features // (height * width)
         if kept < 1:
-            raise ValueError(f"features: {features} are fewer than the {height} x {width} bins of a pooled map")
+            raise ConfigError(f"features: {features} are fewer than the {height} x {width} bins of a pooled map")
         self.matrix: Tensor | None = None
         if kept < channels:
             generator = torch.Generator().manual_seed(derive_seed(seed, channels, kept))
@@ -106,7 +107,7 @@ class LinearHeads:
         seed: of the projection.
 
     Raises:
-        ValueError: fewer features than bins.
+        ConfigError: fewer features than bins.
     """
 
     def __init__(
@@ -149,11 +150,14 @@ class LinearHeads:
         """Solves for all heads, the penalty of each chosen of `PENALTIES`.
 
         Raises:
-            ValueError: among the images of either part no box has an object.
+            ConfigError: among the images of either part no box has an object.
         """
         (on, off), (on_held, off_held) = self.samples
         if not on.count or not on_held.count:
-            raise ValueError("no box has an object, of the images to fit to or of those that choose the penalty")
+            raise ConfigError(
+                "no box has an object, of the images to fit to or of those that choose the penalty, every fourth: more "
+                "images are needed"
+            )
         of_objects = {name: self.columns[name] for name in ("box", *(("mask",) if self.mask_size else ()))}
         self.maps, self.penalties = fit_ridge(on, on_held, PENALTIES, of_objects)
         maps, penalties = fit_ridge(on + off, on_held + off_held, PENALTIES, {"class": self.columns["class"]})

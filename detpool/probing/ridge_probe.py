@@ -19,11 +19,11 @@ from detpool.detection.detector import Target
 from detpool.detection.localization import paired_iou
 from detpool.detection.transform import NormalizeAndBatch
 from detpool.evaluation import DetectionEvaluator
+from detpool.evaluation.box_errors import ERRORS
 from detpool.probing.linear_heads import CODER, LinearHeads, Shape, make_targets
 
 CHOOSING = 4
 """One of so many of the images that are fitted to is left out while the penalties are chosen."""
-DELTAS = ("dx", "dy", "dw", "dh")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def measure(heads: LinearHeads, seen: Sequence[tuple[Tensor, ...]]) -> dict[str,
     on, columns = matches >= 0, heads.columns
     objects, moved = (CODER.decode(d[on, columns["box"]].float(), [boxes[on]])[:, 0] for d in (wanted, predicted))
     box = _r2(wanted[on, columns["box"]], predicted[on, columns["box"]])
-    result = {f"R2/{name}": float(value) for name, value in zip(DELTAS, box, strict=True)} | {
+    result = {f"R2/{name}": float(value) for name, value in zip(ERRORS, box, strict=True)} | {
         "R2/box": float(box.mean())
     }
     result["R2/class"] = float(_r2(wanted[:, columns["class"]], predicted[:, columns["class"]]).nanmean())

@@ -7,7 +7,6 @@ is found at the first place. Canvas and padding are the same for all places, so 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,7 +23,7 @@ from detpool.data.sampling import derive_seed
 from detpool.detection import GivenProposals, JitteredProposals, TwoStageDetector
 from detpool.errors import ConfigError
 from detpool.evaluation import DetectionEvaluator
-from detpool.evaluation.detections import Detections, Row
+from detpool.evaluation.detections import Detections, by_image
 from detpool.evaluation.errors import judge_image
 from detpool.evaluation.results import to_detections
 from detpool.predictor import Predictor
@@ -154,7 +153,7 @@ def consistency(reference: Detections, moved: Detections, score: float) -> dict[
         `score_change`, moved minus before, and of its magnitude `score_error`; and `detections`, how many of at least
         `score` there are, over the number before. NaN where nothing was found before, or nothing is kept.
     """
-    before, after = _by_image(reference.take(reference.scores >= score)), _by_image(moved)
+    before, after = by_image(reference.take(reference.scores >= score)), by_image(moved)
     ious, changes = [], []
     for image_id, rows in before.items():
         found = after.get(image_id, [])
@@ -172,13 +171,6 @@ def consistency(reference: Detections, moved: Detections, score: float) -> dict[
         "score_error": _mean([abs(change) for change in changes]),
         "detections": int((moved.scores >= score).sum()) / count if count else float("nan"),
     }
-
-
-def _by_image(found: Detections) -> dict[int, list[Row]]:
-    rows: dict[int, list[Row]] = defaultdict(list)
-    for row in found:
-        rows[row["image_id"]].append(row)
-    return rows
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -207,7 +199,8 @@ def shift_consistency(
         `shifts`, for each a dict of `shift`, the evaluator's AP, AP50 and AP75 of boxes and masks, and `consistency`
         with the first. And `summary`: of each AP the mean, the standard deviation (n - 1) and the range, as `AP_mean`,
         `AP_std` and `AP_range`; and the means of `kept`, `iou` and `score_error`. Moves by whole multiples of the
-        stride are left out of the summary: they show what the border of the canvas does, which should be nothing.
+        stride are left out of the summary: they show what the border of the canvas does, which should be nothing. NaN
+        where there are no others.
     """
     rows: list[dict[str, float]] = []
     reference = Detections.concatenate([each[0] for each in found])
@@ -221,6 +214,8 @@ def shift_consistency(
         rows.append({"shift": shift, **known, **consistency(reference, moved, score)})
     table = pd.DataFrame(rows)
     within = table[(table.index == 0) | (table["shift"] - shifts[0]).mod(stride).ne(0)]
+    if len(within) == 1:
+        within = within.iloc[:0]  # a range of one would be 0, as that of a detector that nothing moves
     summary: dict[str, float] = {}
     for name in (name for name in METRICS if name in table):
         values = within[name]

@@ -106,8 +106,8 @@ def _values(argument: str, given: Override) -> list[str]:
 
 def _variant(chosen: Mapping[str, str], values: Mapping[str, Sequence[str]]) -> Variant:
     measure = next((name for name in DISTANCES if name in chosen), "")
-    told = [key for key in chosen if key not in ("proposals", *DISTANCES)]
-    told = [key for key in told if len(values[key]) > 1] or [key for key in told if _is_of_pooler(key)]
+    told = [key for key in chosen if key not in DISTANCES and len(values[key]) > 1]
+    told = told or [key for key in chosen if _is_of_pooler(key)]
     words = [_word(key, chosen[key]) for key in told]
     try:
         distance = float(chosen[measure]) if measure else float("nan")

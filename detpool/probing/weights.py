@@ -52,9 +52,9 @@ def probe(
         data: the data of `config`, whose evaluation sets are read.
 
     Returns:
-        the metrics of `DetectionEvaluator.compute`; `box_errors` of all objects, with `cell`, the side in pixels of the
-        image file, (width, height) as `cell_w` and `cell_h`, of a cell of the map that the object's box is pooled from
-        (NaN where a pooler has no such map); and what to say of classes that are not shared.
+        the metrics of `DetectionEvaluator.compute`; `box_errors` of all objects of the images that were evaluated, with
+        `cell_w` and `cell_h`, the sides in pixels of the image file of a cell of the map that the object's box is
+        pooled from (NaN where a pooler has no such map); and what to say of classes that are not shared.
 
     Raises:
         ConfigError: the pooler does not fit the feature maps, or the data does not fit the model.
@@ -76,6 +76,7 @@ def probe(
     run(module, datamodule=data, verbose=False)
     assert module.evaluator is not None
     errors = box_errors(dataset.ground_truth(), module.evaluator.results())
+    errors = errors[errors["image_id"].isin(sizes.scales)].reset_index(drop=True)  # limit_test_batches leaves some out
     scales = np.array([sizes.scales[image] for image in errors["image_id"]], np.float64).reshape(-1, 2)
     corners = np.concatenate([errors[["x", "y"]], errors[["x", "y"]].to_numpy() + errors[["w", "h"]].to_numpy()], 1)
     cells = cell_sides(module.model.roi_heads.box_roi_pool, torch.from_numpy(corners * np.tile(scales, 2)))

@@ -27,23 +27,27 @@ def answer(section: Section, metric: str, costs: Mapping[str, Cost]) -> dict[str
         return {}
     best = ranked[0]
     other = section.baseline if best != section.baseline else ranked[1]
-    which = "the baseline" if other == section.baseline else "the second best"
+    apart = f"{other}, {'the baseline' if other == section.baseline else 'the second best'}"
     # Corrected together with the comparisons that tables show; those of the best with all others are a family too.
     against = adjust({label: compare(section.gains(label, metric)) for label in section.others})
     of_best = adjust({label: compare(section.gains(best, metric, label)) for label in ranked[1:]})
     found = replace(of_best[other], adjusted=against[best if other == section.baseline else other].adjusted)
-    of = "seeds and images" if found.both.is_known else "seeds alone"
+    notes = [f"95 % interval, seeds {'and images' if found.both.is_known else 'alone'}"] if found.shown.is_known else []
+    if found.pairs < max(section.values(label, metric).count() for label in (best, other)):
+        notes.append(f"over the {_count(found.pairs, 'seed')} that both have")
+    how = f" ({'; '.join(notes)})" if notes else ""
     alike = [label for label, each in of_best.items() if not each.adjusted < LEVEL]
     shown = {
         "best": f"{best}: {metric} {mean_and_std(section.values(best, metric))} %"
         f", {_count(len(section.runs[best]), 'seed')}",
-        "by how much": f"{percentage_points(found)} points above {other}, {which}"
-        + (f" (95 % interval, {of})" if found.shown.is_known else ""),
+        "by how much": f"{percentage_points(found)} points above {apart}{how}"
+        if found.pairs
+        else f"not known: it has no seed in common with {apart}",
         "beyond seeds": _beyond(found.seeds, f"Student's t, {_count(found.pairs, 'pair')}"),
         "beyond images": _beyond(found.images, f"bootstrap, {len(section.image_ids)} images"),
         "beyond both": _beyond_both(found, len(against)),
         "not told apart": "; ".join(alike)
-        or "none: all others are beyond seeds and images, corrected by Holm's method",
+        or f"none: p is below {LEVEL} for each of the others, corrected by Holm's method",
         "cost": _cost(costs[best], costs[other], other) if best in costs and other in costs else UNMEASURED,
         "to see 1 point": _needed(found),
     }

@@ -194,7 +194,7 @@ def _notes(section: Section, metric: str) -> list[str]:
         who, listed = "Not all configurations share", f" (not {'; '.join(lacking)})"
         if len(lacking) == len(pairs):
             who, listed = "No configuration shares", ""
-        notes.append(f"{who} two seeds with the baseline{listed}: without, there are no intervals.")
+        notes.append(f"{who} two seeds with the baseline{listed}: without, nothing is known of the chance of seeds.")
     about: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "git revisions": tables.revision,
         "versions of packages": tables.versions,

@@ -200,7 +200,7 @@ def _why_incomplete(folder: Path) -> str:
     if status is not None and status.state != "interrupted":
         return f"{status.state}: {status.error}"
     epochs = len(_read_curves(folder).reindex(columns=["train/loss"]).dropna())
-    planned = _read_config(folder).get("trainer", {}).get("max_epochs")
+    planned = (_read_config(folder).get("trainer") or {}).get("max_epochs")
     progress = f"{epochs} of {planned} epochs trained" if planned else f"{epochs} epochs trained"
     why = f" ({status.error})" if status and status.error else ""
     return f"{status.state if status else 'incomplete'}: {progress}, no metrics.json{why}"

@@ -84,8 +84,10 @@ def _size(transform: Any) -> str:
 def _images(run: Run) -> str:
     """Numbers of images, as the record has them, else the config."""
     counts = {split: run.config["data"].get(f"{split}_images") for split in ("train", "val", "test")}
-    counts |= run.record.get("images") or {}
-    names = {"train": "training", "val": "validation", "test": "test"}
+    recorded = run.record.get("images") or {}
+    counts |= recorded
+    same = recorded and run.split == "test" and "test" not in recorded  # which is then the validation set
+    names = {"train": "training", "val": "validation and test" if same else "validation", "test": "test"}
     return ", ".join(f"{count} {names[split]}" for split, count in counts.items() if count is not None)
 
 

@@ -12,6 +12,7 @@ averaged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,11 +26,11 @@ from detpool.errors import ConfigError, did_you_mean
 from detpool.report.collect import Run
 from detpool.report.names import by_choice, choices_of, differences, flatten, in_order, label_of, ranks, show
 from detpool.report.statistics import Sample
-from detpool.study.layout import PATHS, RUN_LOCAL, without_neutral
+from detpool.study.layout import PATHS, RUN_LOCAL, WITHOUT_EFFECT, without_neutral
 
 MOST_DRAWN = 8
 """Configurations that a plot shows: as many as there are colors and markers."""
-_NOT_EVALUATED = {"batch_size", "eval_batch_size", "num_workers", "pin_memory", "drop_empty", "group_orientations"}
+_NOT_EVALUATED = {"batch_size", "eval_batch_size", *WITHOUT_EFFECT["data"], "drop_empty", "group_orientations"}
 _NOT_EVALUATED |= {"masks", "cache", "seed", "val_proposals", "test_proposals"}
 """Keys of `data` that do not say which images are evaluated; nor do those that begin with `train_`."""
 _PROTOCOL = ("data.eval_transform", "evaluation.max_dets", "evaluation.voc_iou_threshold")
@@ -87,8 +88,9 @@ class Section:
         return pd.DataFrame(rows).set_index(["configuration", "seed"])
 
     def values(self, label: str, name: str) -> pd.Series:
-        """A number of each run of a configuration, by seed."""
-        return self.table.loc[label, name]
+        """A number of each run of a configuration, by seed; NaN where it is unknown."""
+        of_label = self.table.loc[label]
+        return of_label[name] if name in of_label else pd.Series(math.nan, of_label.index)
 
     def sample(self, label: str, name: str) -> Sample:
         """A number of each run of a configuration, and what it is on resampled images."""
@@ -239,6 +241,8 @@ def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
         swept = [place for place, run in enumerate(runs) if run.is_of_sweep]
         folders = [runs[place].folder.parent for place in swept]
         return not (settings[key].iloc[swept].groupby(folders).nunique() > 1).any()
+    if first == "trainer" and rest in (["limit_val_batches"], ["limit_test_batches"]):  # the evaluated split's alone
+        return bool((settings["evaluation.split"] == f'"{rest[0].split("_")[1]}"').any())
     if key == "data.year" and "data.eval_year" in settings:  # VOC's: the years of the training, if others are evaluated
         return bool((settings["data.eval_year"] == "unset").any())
     evaluated = first == "data" and not (rest and (rest[0] in _NOT_EVALUATED or rest[0].startswith("train_")))
@@ -248,5 +252,5 @@ def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
 def _is_local(key: str) -> bool:
     """Whether a setting changes no number but by chance: seeds, and what a run says of its own folder."""
     words = key.split(".")
-    local = words[0] in RUN_LOCAL or key in ("seed", "data.seed", "evaluation.pictures")
+    local = words[0] in RUN_LOCAL or key in ("seed", "data.seed") or words[-1] in WITHOUT_EFFECT.get(words[0], ())
     return local or (words[0] == "callbacks" and words[-1] in PATHS)

@@ -67,7 +67,7 @@ def label_of(part: Mapping[str, str]) -> str:
 
 def show(text: str) -> str:
     """A value of `flatten` for people."""
-    return text.rpartition(".")[2] if text.startswith("@") else text.strip('"')
+    return text[1:].rpartition(".")[2] if text.startswith("@") else text.strip('"')
 
 
 def choices_of(run: Run) -> dict[str, str]:

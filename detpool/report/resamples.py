@@ -51,7 +51,7 @@ def _resample(run: Run) -> tuple[NDArray[np.int64], pd.DataFrame] | str:
         values = pd.DataFrame(resampled_ap(matches, RESAMPLES)).T
     except (ValueError, OSError) as error:
         return str(error)
-    for name in ("AP", "mask_AP"):
-        if name in values.index and name in run.metrics and abs(values.loc[name, 0] - run.metrics[name]) > _TOLERANCE:
+    for name in sorted({"AP", "mask_AP"} & {*values.index} & run.metrics.keys()):
+        if not np.isclose(values.loc[name, 0], run.metrics[name], rtol=0, atol=_TOLERANCE, equal_nan=True):
             return f"{run.matches} gives {name} {values.loc[name, 0]:.4f}, metrics.json {run.metrics[name]:.4f}"
     return next(iter(matches.values())).image_ids, values.drop(columns=0)

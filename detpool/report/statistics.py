@@ -135,11 +135,10 @@ class Difference:
         own = self.pairs * (all_images - common)  # what images do to a seed in its own way
         per_seed = max(self.pairs * mean - own, 0) + own / images
         error, freedom = _combine(per_seed / seeds, common / images, 0, seeds)
-        if error == 0:
-            return 1
-        # Beyond a million degrees of freedom Student's t is normal to six digits, and scipy's no longer computed.
+        # Beyond a million degrees of freedom Student's t is normal to six digits, and scipy's no longer computed, as it
+        # is not where the error is mere rounding.
         freedom = min(freedom, 1e6)
-        return float(nct.sf(t.ppf(1 - LEVEL / 2, freedom), freedom, GAIN / error))
+        return float(nct.sf(t.ppf(1 - LEVEL / 2, freedom), freedom, GAIN / max(error, 1e-6 * GAIN)))
 
 
 def compare(sample: Sample) -> Difference:

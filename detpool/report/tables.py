@@ -21,6 +21,7 @@ MOST_CLASSES = 20
 """Classes that a table has a column for."""
 IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
 _WHOSE = "Intervals of 95 % are of seeds and images, or of seeds alone where images are not resampled."
+_TWO_PAIRS = " Of two pairs, intervals of seeds and images may contain the truth in as few as 87 % of studies."
 _SHIFTS = {"AP_range": "AP range over shifts", "mask_AP_range": "mask_AP range over shifts", "iou": "IoU over shifts"}
 """Of `tools/shift.py`, what the metrics have beside them."""
 _UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
@@ -175,7 +176,8 @@ def ranking_table(section: Section, metric: str) -> Table:
     note = (
         f"By mean {metric}. The last column has the ranks whose means are no further away than Tukey's honest "
         "significant difference, 5 % for all pairs together, with the seeds' standard deviation of all configurations "
-        "pooled. - : no configuration has two seeds."
+        "pooled; seeds are not paired, as they are in comparisons with the baseline or the best. - : no configuration "
+        "has two seeds."
     )
     return Table("Ranking", cells, note)
 
@@ -269,6 +271,7 @@ def comparisons_table(section: Section, metric: str) -> Table:
         f"{'; ' + corrected if corrected else ''}. The last columns: seeds on these images, and images with these "
         f"seeds, that find a difference of 1 point at a power of {100 * POWER:.0f} %, at the errors measured here; "
         "none: no number would."
+        f"{_TWO_PAIRS if any(each.pairs == 2 and each.both.is_known for each in found.values()) else ''}"
     )
     return Table(f"{metric} against {section.baseline}", cells, note)
 

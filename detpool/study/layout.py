@@ -27,7 +27,7 @@ RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger"
 """Top-level keys of a config that say where a run is, what it leaves and where code lies, not what it computes."""
 PATHS = ("dirpath", "path")
 """Keys of callbacks that hold paths in the run directory."""
-_WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}
+WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}
 """More keys that change no metric: samples do not depend on the number of workers."""
 
 _FILES = ("train_json", "val_json", "test_json", "train_xml", "val_xml", "test_xml")
@@ -71,7 +71,7 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
     raw |= {"run_dir": ""} if seed is None else {"run_dir": "", "seed": seed}
     content: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
     kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
-    for section, keys in _WITHOUT_EFFECT.items():
+    for section, keys in WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
     kept = without_neutral(kept)
     kept["callbacks"] = {

@@ -92,6 +92,10 @@ def test_summary_leaves_out_whole_strides():
     assert (first, second, last) == (pytest.approx(1), pytest.approx(51 / 101), 0)
     assert record["summary"]["AP_range"] == pytest.approx(50 / 101)
     assert record["summary"]["kept"] == 0.5
+    # Of whole strides alone nothing can be said: a range of 0 would be that of a consistent detector.
+    whole = shift_consistency(DetectionEvaluator(Ramps()), [each[::2] for each in found], [1, 2], [0, 8], 8)
+    assert len(whole["shifts"]) == 2
+    assert all(map(math.isnan, whole["summary"].values()))
 
 
 def test_default_shifts_see_all_parts_of_finer_cells():

@@ -29,6 +29,8 @@ def test_each_combination_of_listed_values():
     assert math.isnan(own.distance)
     labels = [each.label for each in variants_of(["pooler.operator.aligned=true,false", "mask_pooler=roi_pool"])]
     assert labels == ["aligned=true", "aligned=false"]
+    labels = [each.label for each in variants_of(["pooler=roi_align,roi_pool", "proposals=rpn,jittered"])]
+    assert labels == [f"{pooler}, proposals={p}" for pooler in ("roi_align", "roi_pool") for p in ("rpn", "jittered")]
     (single,) = variants_of(["pooler=roi_pool", "mask_pooler=roi_pool", "data.val_images=5"])
     assert single.label == "roi_pool, mask_pooler=roi_pool"
     (several,) = variants_of(["iou=0.5", "model.proposals.boxes_per_object=8"])

@@ -30,7 +30,8 @@ def compare(*configs):
 
 def test_seeds_and_places_make_no_difference(make_run, tmp_path):
     make_run("a/0", seed=0, **{"evaluation.pictures": 0, "ckpt_path": "last.ckpt"})
-    make_run("b/1", seed=1, task="other", context=None)  # a setting that is off is as good as none
+    # A setting that is off is as good as none, and samples do not depend on who loads them.
+    make_run("b/1", seed=1, task="other", context=None, **{"data.num_workers": 4, "data.pin_memory": True})
     (section,) = sections_of(tmp_path)
     assert section.title == "shapes, test split"
     assert labels(section) == {"pooler=roi_align": [0, 1]}
@@ -44,6 +45,16 @@ def test_runs_of_before_a_setting_are_those_of_today_where_it_changes_nothing(ma
     make_run("2", seed=2, **off | {"optim.backbone_rate": 0.1})
     (section,) = sections_of(tmp_path)
     assert sorted(list(seeds) for seeds in labels(section).values()) == [[0, 1], [2]]
+
+
+def test_evaluations_of_a_part_of_the_images_are_not_compared_with_those_of_all(make_run, tmp_path):
+    make_run("0", **{"trainer.limit_test_batches": 0.1})
+    make_run("1", **{"trainer.limit_test_batches": 1.0})
+    make_run("2", seed=1, **{"trainer.limit_test_batches": 1.0})
+    make_run("3", pooler="roi_pool", **{"trainer.limit_test_batches": 1.0, "trainer.limit_val_batches": 0})
+    part, whole = sections_of(tmp_path)
+    assert part.title == "shapes, test split (trainer.limit_test_batches=0.1)"
+    assert sorted(list(seeds) for seeds in labels(whole).values()) == [[0], [0, 1]]
 
 
 def test_leaves_are_named_where_they_differ(make_run, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import csv
+import itertools
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -13,11 +15,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import report
-from interval_coverage import write_study
+import yaml
+from interval_coverage import detect, make_truth
 
-from detpool.evaluation.matches import read_matches
+from detpool.evaluation import CocoEvaluator
+from detpool.evaluation.matches import read_matches, write_matches
 from detpool.evaluation.resampling import resampled_ap
 from detpool.report import plots
+from detpool.report.build import build_report
+from detpool.report.collect import collect
 from detpool.report.plots import Picture
 from detpool.report.statistics import RESAMPLES
 
@@ -301,10 +307,57 @@ def test_the_report_begins_with_its_answer(sweep, make_run, run_report, tmp_path
     assert answers()["not told apart"] == "pooler=roi_pool"
 
 
+@without_plots
+def test_an_answer_says_of_which_seeds_it_is(make_run, tmp_path):
+    """The best by the mean of all its seeds may be the worse one in those that both have."""
+
+    def answer():
+        return build_report(collect([tmp_path / "logs"]), baseline="pooler=roi_pool").parts[0].answer
+
+    make_run("logs/0", 0.5, seed=0, pooler="roi_pool")
+    make_run("logs/1", 0.9, seed=1)
+    assert answer()["by how much"] == "not known: it has no seed in common with pooler=roi_pool, the baseline"
+    make_run("logs/2", 0.4, seed=0)
+    expected = "-10.00 points above pooler=roi_pool, the baseline (over the 1 seed that both have)"
+    assert answer()["by how much"] == expected
+    for seed, ap in enumerate([0.501, 0.502], 1):
+        make_run(f"logs/{seed + 2}", ap, seed=seed, pooler="roi_pool")
+        make_run(f"logs/{seed + 4}", ap + 0.1, seed=seed, pooler="roi_warp")
+    make_run("logs/7", 0.6, seed=0, pooler="roi_warp")
+    for folder in ("1", "2"):
+        shutil.rmtree(tmp_path / "logs" / folder)
+    told = answer()
+    assert told["by how much"].endswith("the baseline (95 % interval, seeds alone)")
+    assert told["not told apart"] == "none: p is below 0.05 for each of the others, corrected by Holm's method"
+
+
+@without_plots
+def test_sections_of_which_one_has_masks_are_compared_by_boxes(make_run, run_report, tmp_path):
+    for number, masks in enumerate([True, False]):
+        for place, (pooler, seed) in enumerate(itertools.product(["roi_pool", "roi_align"], [0, 1])):
+            model = {"_target_": "detpool.detection.mask_rcnn" if masks else "detpool.detection.faster_rcnn"}
+            ap = 0.5 + (number + 1) * 0.01 * place
+            make_run(f"logs/{number}{place}", ap, seed=seed, pooler=pooler, masks=masks, model=model)
+    tables, _ = run_report(tmp_path / "logs", "--by", "model", "--baseline", "pooler=roi_pool")
+    header, row = tables[-1]
+    assert [header[2], header[-1]] == ["Δ AP", "Δ mask_AP"]
+    assert row[2].startswith("+2.00")
+    assert row[-1] == "-"
+
+
 @pytest.fixture
 def simulated(tmp_path):
     """Two poolers with two seeds and matches, the second of which is better."""
-    write_study(tmp_path / "study", images=40, configurations=2, seeds=2)
+    truth = make_truth(40)
+    evaluator = CocoEvaluator(truth)
+    for place, seed in itertools.product(range(2), range(2)):
+        rows = detect(truth, 0.1 - 0.002 * place, 2 * place + seed, false=30)
+        run = tmp_path / "study" / f"pool_{place}_seed_{seed}"
+        config = {"data": {"_target_": "simulated", "val_images": 40}, "evaluation": {"split": "val"}, "seed": seed}
+        config["pooler"] = {"operator": {"_target_": f"simulated.pool_{place}"}}
+        write_matches(run / "matches.npz", {"bbox": evaluator.matches(rows)})
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        (run / "metrics.json").write_text(json.dumps({"metrics": evaluator.evaluate(rows)}))
     return tmp_path / "study"
 
 
@@ -370,7 +423,7 @@ def test_notes_on_what_differs_and_what_runs_say(make_run, run_report, tmp_path)
     make_run("logs/3", 0.6, seed=1, record={"notes": [same]}, **{"data.size": 64})
     tables, said = run_report(tmp_path / "logs")
     for note in (
-        "No configuration shares two seeds with the baseline: without, there are no intervals",
+        "No configuration shares two seeds with the baseline: without, nothing is known of the chance of seeds",
         "different git revisions: aaaaaaaaaa (1 run); bbbbbbbbbb with changes (1 run)",
         "different machines, so that times do not compare: x86, 2 cores (1 run); x86, 8 cores, H200 (1 run)",
         "different versions of packages: torch 2.9 (1 run); torch 3.0 (1 run)",
@@ -407,7 +460,7 @@ def test_what_was_trained_stands_on_top_and_what_failed_is_folded(make_run, run_
         "mask pooler": "RoIPooler(operator=roi_align)",
         "optimizer": "SGD(lr=0.02)",
         "classes": "3",
-        "images": "1000 training, 200 validation",
+        "images": "1000 training, 200 validation and test",
         "image size": "evaluation: shorter side 800, longer at most 1333",
         "epochs": "3",
         "batch size": "8",

@@ -118,6 +118,8 @@ def test_numbers_of_seeds_and_images_reach_the_power():
     rng = np.random.default_rng(0)
     powers = [(ttest_1samp(rng.normal(0.01, 0.01, (20000, n)), 0, axis=1).pvalue < 0.05).mean() for n in (9, 10)]
     assert powers[0] < 0.8 < powers[1]
+    # An error that is mere rounding.
+    assert Difference(3, 0.0, variance=(1e-33, math.nan, math.nan)).seeds_needed() == 2
     # Errors of images alone, the same for all seeds: (1.96 + 0.84)^2 times the variance over that wanted.
     images = Difference(3, 0.0, variance=(0.0, 0.02**2, 0.02**2), images_drawn=200)
     assert images.seeds_needed() is None

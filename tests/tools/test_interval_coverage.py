@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from interval_coverage import coverage, detect, make_truth, of_images
+from interval_coverage import coverage, detect, main, make_truth, of_images
 
 from detpool.evaluation import CocoEvaluator
 from detpool.evaluation.resampling import weighted_ap
@@ -18,6 +18,13 @@ def test_some_images_are_those_that_count_once():
     ap = weighted_ap(of_images(matches, places), np.ones((1, 4), int))["AP"]
     assert 0.1 < ap[0] < 0.9
     assert ap == weighted_ap(matches, weights)["AP"]
+
+
+def test_more_than_there_is_cannot_be_drawn(capsys):
+    for words in (["--seeds", "1"], ["--seeds", "31"], ["--images", "2001"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "seeds must be 2 to 30, images 2000 at most, got" in capsys.readouterr().err
 
 
 @pytest.mark.slow

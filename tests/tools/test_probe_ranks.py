@@ -13,6 +13,21 @@ def summary(metric, stride, configuration, mean):
     return {"data": data, "configuration": configuration, "metric": metric, "seeds": 4, "mean": mean, "std": 0.0}
 
 
+def test_what_is_not_known_is_left_out_or_refused(tmp_path, capsys):
+    probed = [{"backbone.output_stride": 16, "variant": name, "AP": n} for n, name in enumerate(VARIANTS)]
+    trained = [summary("AP", 16, label, n) for n, label in enumerate(VARIANTS.values())]
+    write_csv_atomically(tmp_path / "pooling_shapes" / "summary.csv", trained)
+    arguments = [str(tmp_path), "--trained", str(tmp_path / "pooling_shapes")]
+    write_csv_atomically(tmp_path / "shapes" / "probe.csv", probed)
+    main(arguments)
+    with (tmp_path / "ranks.csv").open() as file:
+        assert {(row["trained"], row["probe"], float(row["rho"])) for row in csv.DictReader(file)} == {("AP", "AP", 1)}
+    write_csv_atomically(tmp_path / "shapes" / "probe.csv", [{"variant": "roi_pol", "AP": 1.0}])
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "variant must be one of roi_pool, roi_pool_mean" in capsys.readouterr().err
+
+
 def test_orders_are_compared_within_strides(tmp_path, capsys):
     """At stride 16 the probe has the trained order, at 32 the reverse; over both they cancel."""
     probed, trained = [], []
@@ -38,7 +53,7 @@ def test_orders_are_compared_within_strides(tmp_path, capsys):
     ("probed", "message"),
     [
         ([], "has no folder nuclei, nuclei_sampling, shapes with a probe.csv"),
-        (["shapes"], "--trained: there is no folder pooling_shapes"),
+        (["shapes"], "--trained: there is no pooling_shapes/summary.csv"),
     ],
 )
 def test_what_is_missing_is_named(probed, message, tmp_path, capsys):

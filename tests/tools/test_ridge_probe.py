@@ -74,6 +74,7 @@ def test_the_backbone_of_a_run(tmp_path):
     [
         (["pooler=roi_pol"], "did you mean 'roi_pool'?"),
         (["features=10"], "features: 10 are fewer than the 7 x 7 bins of a pooled map"),
+        (["images=3"], "no box has an object, of the images to fit to or of those that choose the penalty"),
         (["pooler=ps_roi_pool"], "pooler, on maps of 16 channels"),
         (["images=0"], "must be a positive whole number, got '0'"),
         (["ckpt_path=/nowhere"], "/nowhere"),

@@ -48,6 +48,12 @@ def test_without_changes_metrics_are_those_of_the_run(run):
     assert (table["cell_w"] == table["cell_h"]).all()
 
 
+def test_of_a_part_of_the_images_the_objects_of_that_part_count(run):
+    ((_, whole, _),) = probed(run)
+    ((_, part, _),) = probed(run, "trainer.limit_val_batches=1", "trainer.limit_test_batches=1")
+    assert 0 < part["image_id"].nunique() < whole["image_id"].nunique()
+
+
 def test_proposals_of_objects_take_the_place_of_the_rpn(run, capsys):
     results = probed(run, "noise=0,0.3", "pooler=roi_align,pr_roi_pool")
     assert len(results) == 4

@@ -19,7 +19,7 @@ from detpool.run_record import provenance
 
 from .run import Row
 
-PACKAGES = ("numpy", "numba", "openvino", "onnx", "onnxruntime")
+PACKAGES = ("numpy", "numba", "openvino", "onnx", "onnxruntime", "timm")
 """Further ones whose versions matter to a benchmark."""
 Item = TypeVar("Item")
 
