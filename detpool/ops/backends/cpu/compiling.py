@@ -27,6 +27,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return _compile(function, _FAST, **_INNER)
 
 
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, its body put where kernels call it, and compiled as they are.
+
+    For what inner loops hand tuples of arrays to, whose users would be counted on each call.
+    """
+    return _compile(function, False, inline="always", **_INNER)
+
+
 def exact_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """As :func:`kernel`, with each operation rounded as it is written.
 
@@ -44,7 +52,7 @@ _FAST = {"contract", "reassoc", "nsz"}
 _INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # half of the time that compiling takes
 
 
-def _compile(function: Callable[..., Any], fastmath: set[str] | bool, **options: bool) -> Callable[..., Any]:
+def _compile(function: Callable[..., Any], fastmath: set[str] | bool, **options: bool | str) -> Callable[..., Any]:
     # Division by 0 as in NumPy: Python's error for it would keep loops from being vectorised.
     rest: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy", **options}
     function.__qualname__ += f"_{_SOURCES[:16]}"  # part of the name of the cache's files

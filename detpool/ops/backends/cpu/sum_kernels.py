@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiling import compiled, kernel
+from .compiling import compiled, inlined, kernel
 from .layout_kernels import bin_of, block_of, copy, load_bins, place_of, transpose
 
 
@@ -29,7 +29,7 @@ class Part(NamedTuple):
     shift: int
 
 
-@compiled
+@inlined
 def _bin_taps(y, x, taps_y, taps_x, width, step, shift, cells, weights):
     """All taps of a bin, rows y and x of the tables, as positions among the vectors of an image; returns their number.
 

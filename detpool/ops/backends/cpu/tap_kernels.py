@@ -9,7 +9,7 @@ import numpy as np
 
 from . import SAMPLING_RULES
 from .bin_kernels import bins_along, box_edges, most_cells, place_bin, window
-from .compiling import exact, exact_kernel
+from .compiling import exact, exact_kernel, inlined
 
 CELLS, POINTS, COUNTED_POINTS, INTEGRAL = range(len(SAMPLING_RULES))
 
@@ -69,7 +69,7 @@ def most_points(rois, numbers, g):
     return most[0], most[1]
 
 
-@exact
+@inlined
 def _add(taps, row, cell, weight, by_start, by_extent):
     """Add a tap to a row, merged with the same cell among the last two; numbers are float64, for one compilation."""
     n = taps.number[row]
@@ -138,7 +138,7 @@ def _bilinear(y, length, like):
     return int(low), r(y - low), moves
 
 
-@exact
+@inlined
 def _add_points(taps, row, p, offset, base, step, bins, length, g, like):
     r = like.dtype.type
     centred = g.sampling == POINTS
