@@ -65,6 +65,10 @@ def wait_for_workers() -> Iterator[None]:
     previous = {number: signal.signal(number, handle) for number in STOP}
     try:
         yield
+    except Exception:
+        # A worker that was still starting is ended by the signal; joblib says so at length and ends the others.
+        if not received:
+            raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -119,7 +119,7 @@ def test_names_that_do_not_exist_are_answered_with_the_nearest():
         (
             lambda: timm_body("resnet18", weights=None, strides=(32, 64)),
             ConfigError,
-            r"has maps at strides \[2, 4, 8, 16, 32\], not at \[64\]",
+            r"backbone.strides must be some of \[2, 4, 8, 16, 32\], those of resnet18, got \[32, 64\]",
         ),
         (lambda: SmallCNN((8, 8), min_stride=16), ConfigError, r"min_stride must be one of \[4, 8\], .* got 16"),
         (lambda: SmallCNN((8, 8), output_stride=6), ConfigError, r"output_stride must be one of \[4, 8\], .* got 6"),

@@ -80,6 +80,19 @@ def test_study_with_failing_runs_is_continued_and_reported(tmp_path, tiny_argume
     assert problem.message.startswith("diverged: the loss is ")
 
 
+def test_workers_that_a_signal_ends_while_they_start_are_no_error_of_their_own():
+    program = (
+        "import os, signal\n"
+        "from detpool.study.stopping import wait_for_workers\n"
+        "with wait_for_workers():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    raise RuntimeError('a worker is gone')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 128 + signal.SIGINT
+    assert ended.stderr == "\nstopping the runs (Ctrl-C again: at once)\n"
+
+
 def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
     """Joblib's processes, of a study with variants; a terminal sends Ctrl-C to the whole process group."""
     arguments = ["-m", "study=roi_align", "launcher=joblib", *tiny_arguments, PYRAMID, "trainer.max_epochs=1000"]
@@ -91,7 +104,7 @@ def test_parallel_runs_are_all_saved_at_ctrl_c(tmp_path, tiny_arguments):
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if sum(f"] {first}" in line for line in lines) == 2:
+            if all(any(f"[{run} of 4] {first}" in line for line in lines) for run in (1, 2)):
                 break
         for _ in range(times):
             os.killpg(process.pid, signal.SIGINT)

@@ -45,7 +45,13 @@ class Operator:
         return parameter is not None and parameter.default is parameter.empty and "offsets" not in self.keywords
 
     def bind(self, sampling_ratio: int, backend: str | None) -> Function:
-        """The operator as `op(features, boxes, output_size=, spatial_scale=)`."""
+        """The operator as `op(features, boxes, output_size=, spatial_scale=)`.
+
+        Args:
+            sampling_ratio: of operators that take one; those that read all cells or integrate have no points.
+        """
+        if self.keywords.get("sampling") in ("cells", "integral"):
+            sampling_ratio = 0
         keywords = {"sampling_ratio": sampling_ratio, "backend": backend, **self.keywords}
         parameters = inspect.signature(self.function).parameters
         keywords = {name: value for name, value in keywords.items() if name in parameters}
