@@ -8,6 +8,7 @@ from pycocotools import mask as rle
 from scale.pasting import encode_masks, encode_pasted_masks
 
 
+@pytest.mark.slow
 def test_a_hundredth_of_coco(tmp_path, monkeypatch):
     # Both libraries are measured on the same detections, and say the same of them.
     said = {}
