@@ -217,7 +217,7 @@ def max_of_points(features, rois, numbers, span, group, g, points_y, points_x, c
 
 @compiled
 def _decode(number):
-    """The numbers along y and x of a point. If it read the tables too, gradients would take more than ten times as long."""
+    """The numbers along y and x of a point. If it read the tables too, gradients would take ten times as long."""
     return number >> POINT_BITS, number & ((1 << POINT_BITS) - 1)
 
 
