@@ -30,7 +30,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function``, its body put where kernels call it, and compiled as they are.
 
-    For what inner loops hand tuples of arrays to, whose users would be counted on each call.
+    For what inner loops hand tuples of arrays to: such a call takes longer than the little that it does.
     """
     return _compile(function, False, inline="always", **_INNER)
 
