@@ -241,10 +241,7 @@ class Configs(ConfigLoaderImpl):
             ConfigError: if they are no mapping of names to plain `key=value`.
         """
         study = next((o.value() for o in parsed if o.key_or_group == "study" and o.type is not OverrideType.DEL), None)
-        file = self.file(f"study/{study}") if study else None
-        variants = (file and OmegaConf.select(file.config, "variants")) or {}
-        if not isinstance(variants, DictConfig | dict):
-            raise ConfigError(f"study {study}: variants must be a mapping")
+        variants = self._variants_of(study) if study else {}
         if odd := [str(key) for key in variants if not re.fullmatch(r"[\w-]+", str(key))]:
             raise ConfigError(f"study {study}: names of variants have letters, digits, _ and - only, got {odd[0]!r}")
         found = {
@@ -259,6 +256,21 @@ class Configs(ConfigLoaderImpl):
                 except ConfigError as error:
                     raise ConfigError(f"variant {name} of study {study}: {error}") from error
         return found
+
+    def _variants_of(self, study: str) -> dict[Any, Any]:
+        """What the file of a study says under `variants`, on top of the files of studies that its defaults name."""
+        file = self.file(f"study/{study}")
+        if file is None:
+            return {}
+        own = OmegaConf.select(file.config, "variants") or {}
+        if not isinstance(own, DictConfig | dict):
+            raise ConfigError(f"study {study}: variants must be a mapping")
+        found: dict[Any, Any] = {}
+        for default in file.defaults_list or ():
+            base = default.path.removeprefix("/study/") if isinstance(default, ConfigDefault) and default.path else "/"
+            if not base.startswith("/") and base != "_self_":
+                found |= self._variants_of(base)
+        return found | dict(own)
 
     def _check_choices(self, override: Override) -> None:
         group = override.key_or_group

@@ -141,6 +141,22 @@ def test_variants_are_whole_configurations(with_study: Callable[[str], Path]) ->
         assert name == f"variant={variant}-{fingerprint(composed(*common, *overrides))}"
 
 
+def test_a_study_on_top_of_another_has_its_variants(with_study: Callable[[str], Path]) -> None:
+    configs = with_study(
+        "variants: {a: pooler=roi_pool, b: pooler=roi_align}\nhydra: {sweeper: {params: {variant: 'a,b'}}}\n"
+    )
+    derived = (
+        "# @package _global_\ndefaults: [mine, _self_]\noptim: {optimizer: {lr: 0.1}}\nvariants: {b: pooler=roi_warp}\n"
+    )
+    (configs / "study" / "derived.yaml").write_text(derived)
+    common = ["experiment=demo", "optim.optimizer.lr=0.1"]
+    expected = [
+        f"variant={variant}-{fingerprint(composed(*common, f'pooler={pooler}'))}"
+        for variant, pooler in (("a", "roi_pool"), ("b", "roi_warp"))
+    ]
+    assert plan_sweep(Configs(configs, "train"), ["study=derived"]).names == expected
+
+
 PARAMS = "hydra: {sweeper: {params: {%s}}}\n"
 
 
