@@ -13,7 +13,7 @@ averaged.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +35,8 @@ _NOT_EVALUATED |= {"masks", "cache", "seed", "val_proposals", "test_proposals"}
 """Keys of `data` that do not say which images are evaluated; nor do those that begin with `train_`."""
 _PROTOCOL = ("data.eval_transform", "evaluation.max_dets", "evaluation.voc_iou_threshold")
 """What else a metric depends on but the detector: it splits runs unless one sweep varies it."""
+_ASKED = tuple(f"evaluation.{key}" for key in ("iou_types", "voc", "backend", "diagnostics"))
+"""Which metrics are computed, and by what; it makes no configuration of its own unless one sweep varies it."""
 
 
 @dataclass(eq=False)
@@ -120,7 +122,8 @@ def make_sections(
     """Sorts runs into sections and configurations.
 
     Of runs with the same settings *and* seed (a training and its evaluation by `eval.py`, say) the one with training
-    curves stays, of several the one that finished last; notes of the section name the others.
+    curves stays, of several the one that finished last; notes of the section name the others. It is given the metrics
+    that only an evaluation of it has, whatever that was asked to compute.
 
     Args:
         runs: all runs.
@@ -137,7 +140,8 @@ def make_sections(
     if by is not None and by not in settings:
         raise ConfigError(f"--by {by!r} is set in the config of no run{did_you_mean(by, settings.columns)}")
     shared = [key for key in settings if _splits(key, settings, runs)]
-    computed = [key for key in settings if key != by and key not in shared and not _is_local(key)]
+    apart = [*shared, *(key for key in settings if key in _ASKED and not _is_swept(key, settings, runs))]
+    computed = [key for key in settings if key != by and key not in apart and not _is_local(key)]
     choices = pd.DataFrame([choices_of(run) for run in runs])
     members = _alike(settings[[*shared, *([by] if by and by not in shared else [])]])
     if by:  # data in the order of their first run, and for each the values in theirs
@@ -189,13 +193,24 @@ def _section(runs: Sequence[Run], settings: pd.DataFrame, choices: pd.DataFrame)
         chosen = section.runs[label] = {run.seed: run for run in sorted_runs}
         for run in [run for run in sorted_runs if run is not chosen[run.seed]]:
             kept = chosen[run.seed]
-            if kept.matches is None and run.matches is not None:
-                chosen[run.seed] = replace(kept, matches=run.matches)
-                section.notes.append(f"{kept.folder} has its matches from {run.folder}, an evaluation of it")
+            more = {name: value for name, value in run.metrics.items() if name not in kept.metrics}
+            matches = run.matches if kept.matches is None else None
+            if run.curves.empty and (more or matches):
+                chosen[run.seed] = _with_more(kept, more, matches)
+                what = [*(["matches"] if matches else []), *([f"metrics {', '.join(more)}"] if more else [])]
+                section.notes.append(
+                    f"{kept.folder} has its {' and '.join(what)} from {run.folder}, an evaluation of it"
+                )
             else:
                 section.notes.append(f"{run.folder}: left out: it has the settings and seed of {kept.folder}")
     section.baseline = next(iter(section.runs))
     return section
+
+
+def _with_more(run: Run, metrics: Mapping[str, float], matches: Path | None) -> Run:
+    """A run with what only an evaluation of it has."""
+    record = run.record | {"metrics": {**run.metrics, **metrics}}
+    return replace(run, record=record, matches=run.matches or matches)
 
 
 def _alike(rows: pd.DataFrame) -> list[list[int]]:
@@ -238,15 +253,20 @@ def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
     """Whether runs that differ in a setting are of different sections."""
     first, *rest = key.split(".")
     if key in _PROTOCOL or key.startswith(tuple(f"{part}." for part in _PROTOCOL)):
-        swept = [place for place, run in enumerate(runs) if run.is_of_sweep]
-        folders = [runs[place].folder.parent for place in swept]
-        return not (settings[key].iloc[swept].groupby(folders).nunique() > 1).any()
+        return not _is_swept(key, settings, runs)
     if first == "trainer" and rest in (["limit_val_batches"], ["limit_test_batches"]):  # the evaluated split's alone
         return bool((settings["evaluation.split"] == f'"{rest[0].split("_")[1]}"').any())
     if key == "data.year" and "data.eval_year" in settings:  # VOC's: the years of the training, if others are evaluated
         return bool((settings["data.eval_year"] == "unset").any())
     evaluated = first == "data" and not (rest and (rest[0] in _NOT_EVALUATED or rest[0].startswith("train_")))
     return evaluated or key == "evaluation.split"
+
+
+def _is_swept(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
+    """Whether runs of one sweep differ in a setting."""
+    swept = [place for place, run in enumerate(runs) if run.is_of_sweep]
+    folders = [runs[place].folder.parent for place in swept]
+    return bool((settings[key].iloc[swept].groupby(folders).nunique() > 1).any())
 
 
 def _is_local(key: str) -> bool:

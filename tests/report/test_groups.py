@@ -179,6 +179,30 @@ def test_an_evaluation_of_a_run_does_not_count_beside_it(make_run, tmp_path):
     assert sorted(section.notes) == [f"{again}: {reason}", f"{evaluated}: {reason}"]
 
 
+def test_a_run_is_given_the_metrics_that_only_an_evaluation_of_it_has(make_run, tmp_path):
+    """Asked for more, `eval.py` computes what the training did not; what both have is the training's."""
+    more = {"metrics": {"AP": 0.4, "dAP50/missed": 0.1, "boundary_AP": 0.2}}
+    asked = {"evaluation.diagnostics": ["tide"], "evaluation.iou_types": ["bbox", "segm", "boundary"]}
+    trained = make_run("train", 0.5)
+    evaluated = make_run("eval", curves=False, record=more, **asked)
+    make_run("other", 0.3, seed=1, **asked)  # another seed, asked for more from the beginning
+    (section,) = sections_of(tmp_path)
+    assert labels(section) == {"pooler=roi_align": [0, 1]}
+    given = section.values("pooler=roi_align", "boundary_AP")
+    assert given[0] == 0.2
+    assert pd.isna(given[1])
+    assert list(section.values("pooler=roi_align", "AP")) == [0.5, 0.3]
+    assert section.notes == [
+        f"{trained} has its metrics dAP50/missed, boundary_AP from {evaluated}, an evaluation of it"
+    ]
+    # One sweep that varies what is asked for studies it.
+    for number, backend in enumerate(["pycocotools", "faster_coco_eval"]):
+        make_run(f"sweep/{number}", **{"evaluation.backend": backend})
+    write_plan(tmp_path / "sweep", ["0", "1"])
+    (section,) = sections_of(tmp_path / "sweep")
+    assert list(section.runs) == ["evaluation.backend=pycocotools", "evaluation.backend=faster_coco_eval"]
+
+
 def test_numbers_are_in_the_order_of_their_size_and_words_as_they_come(make_run, tmp_path):
     for number, (pooler, rate) in enumerate(
         [("roi_pool", 0.1), ("roi_align", 1e-05), ("roi_pool", 0.02), ("roi_pool", 2)]
