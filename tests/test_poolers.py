@@ -240,6 +240,8 @@ def test_convolutions_before_and_after_levels_are_joined(shared):
     torch.testing.assert_close(pooler(pyramid(), boxes, sizes), expected)
     with pytest.raises(ValueError, match="before must be 0 or the odd side of a convolution, got 2"):
         AllLevelsPooler(NAMES, 3, ops.roi_align, before=2)
+    with pytest.raises(ValueError, match="shared is of the convolutions .* and before=0 makes none"):
+        AllLevelsPooler(NAMES, 3, ops.roi_align, shared=True, after=3)
     with pytest.raises(ValueError, match="is built for channels=256, the operator gives 3"):
         AllLevelsPooler(NAMES, 3, ops.roi_align, after=3)(pyramid(), boxes, sizes)
 

@@ -51,7 +51,7 @@ class TwoStageHeads(RoIHeads):
         mask_pooler, mask_head, mask_predictor: the same for masks, whose logits are (K, classes + 1, M, M); or None.
         fg_iou_thresh, bg_iou_thresh: a proposal is an object from the first on, background below the second.
         batch_size_per_image: proposals an image whose losses count.
-        positive_fraction: the fraction of objects among these, at most.
+        positive_fraction: the fraction of objects among these, at most; default 0.25. None with `hard_examples`.
         hard_examples: online hard example mining (Shrivastava et al., CVPR 2016): the losses of all proposals are
             computed, and the largest of the batch count, `batch_size_per_image` times its images, whatever their image
             and label.
@@ -70,7 +70,8 @@ class TwoStageHeads(RoIHeads):
             thousand at most), detections are those of torchvision, which has no such limit.
 
     Raises:
-        ConfigError: for a number out of range, or if `box_loss` or `nms` is none of the words above.
+        ConfigError: for a number out of range, a `positive_fraction` of hard examples, or if `box_loss` or `nms` is
+            none of the words above.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class TwoStageHeads(RoIHeads):
         fg_iou_thresh: float = 0.5,
         bg_iou_thresh: float = 0.5,
         batch_size_per_image: int = 512,
-        positive_fraction: float = 0.25,
+        positive_fraction: float | None = None,
         hard_examples: bool = False,
         bbox_reg_weights: tuple[float, float, float, float] = BOX_REG_WEIGHTS,
         box_loss: BoxLoss = "smooth_l1",
@@ -102,6 +103,12 @@ class TwoStageHeads(RoIHeads):
         check("at least 1", lambda n: n >= 1, detections_per_img=detections_per_img)
         check("more than 0", lambda n: n > 0, box_loss_weight=box_loss_weight, nms_sigma=nms_sigma)
         check("more than 0", lambda n: n > 0, bbox_reg_weights=bbox_reg_weights)
+        if hard_examples and positive_fraction is not None:
+            raise ConfigError(
+                f"model.roi_heads.positive_fraction={positive_fraction} has no effect: with hard_examples the losses "
+                "say which proposals count"
+            )
+        positive_fraction = 0.25 if positive_fraction is None else positive_fraction
         check("0 to 1", lambda n: 0 <= n <= 1, positive_fraction=positive_fraction, nms_thresh=nms_thresh)
         check("0 to 1", lambda n: 0 <= n <= 1, fg_iou_thresh=fg_iou_thresh)
         check(f"0 to fg_iou_thresh={fg_iou_thresh}", lambda n: 0 <= n <= fg_iou_thresh, bg_iou_thresh=bg_iou_thresh)

@@ -40,7 +40,7 @@ class AllLevelsPooler(RoIPooler):
             chosen, and are taken so that this pooler can stand wherever a config has a `RoIPooler`.
 
     Raises:
-        ValueError: for another `fusion`, an even side of a convolution, or as `RoIPooler`.
+        ValueError: for another `fusion`, an even side of a convolution, `shared` without one, or as `RoIPooler`.
     """
 
     def __init__(
@@ -62,6 +62,8 @@ class AllLevelsPooler(RoIPooler):
         for name, side in (("before", before), ("after", after)):
             if side != 0 and (side < 0 or side % 2 == 0):
                 raise ValueError(f"{name} must be 0 or the odd side of a convolution, got {side}")
+        if shared and not before:
+            raise ValueError("shared is of the convolutions before levels are joined, and before=0 makes none")
         self.fusion = fusion
         self.channels = channels
         levels = len(self.featmap_names)

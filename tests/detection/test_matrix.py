@@ -121,6 +121,7 @@ def test_two_steps_and_an_evaluation(model, pooler, overrides):
             r"bbox_reg_weights must be more than 0, got",
         ),
         ("faster_rcnn", None, "model.roi_heads.positive_fraction=2", "positive_fraction must be 0 to 1, got 2"),
+        ("rfcn", None, "model.roi_heads.positive_fraction=0.5", "positive_fraction=0.5 has no effect: with hard_examp"),
         (
             "faster_rcnn",
             None,
