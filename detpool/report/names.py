@@ -15,6 +15,8 @@ from detpool.report.collect import Run
 
 VARIANT = "variant"
 """What a study calls its whole configurations; a row is called by the name alone."""
+OFF = ("own", "none")
+"""Choices of a part that leave it out of the config."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -78,7 +80,9 @@ def choices_of(run: Run) -> dict[str, str]:
         return {}
     found = (re.fullmatch(r"(?:\w+@)?(\w+)=(\w[\w/-]*)", word) for word in words)
     chosen = {match[1]: match[2] for match in found if match}
-    return {key: name for key, name in chosen.items() if key == VARIANT or isinstance(run.config.get(key), Mapping)}
+    parts = {key for key, value in run.config.items() if isinstance(value, Mapping)}
+    off = {key for key, name in chosen.items() if name in OFF and run.config.get(key) is None}
+    return {key: name for key, name in chosen.items() if key == VARIANT or key in parts | off}
 
 
 def by_choice(settings: pd.DataFrame, choices: pd.DataFrame, alike: Sequence[Sequence[int]]) -> pd.DataFrame:

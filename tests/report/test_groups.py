@@ -239,6 +239,11 @@ def test_choices_go_by_the_names_that_they_were_given(make_run, tmp_path):
     (evaluated / "csv").mkdir()  # its command names no choice, that of the training does
     (section,) = sections_of(tmp_path / "heads")
     assert labels(section) == {f"head_pool={name}": [0, 1] for name in ("flatten", "token_cls", "token_last")}
+    # A choice that leaves the part out is one by its name, too.
+    for name, layer in {"own": None, "max": {"_target_": "a.Max"}, "l2": {"_target_": "a.Lp", "p": 2.0}}.items():
+        make_run(f"slots/{name}", downsample=layer, record={"command": f"train.py -m study=slots downsample={name}"})
+    (section,) = sections_of(tmp_path / "slots", baseline="downsample=own")
+    assert sorted(section.runs) == ["downsample=l2", "downsample=max", "downsample=own"]
     # What follows the choice of the pooler is not named either.
     for name in ("roi_pool", "roi_align"):
         mask_pooler = {"operator": {"_target_": f"detpool.ops.{name}"}}
