@@ -123,7 +123,5 @@ def _pixels(image: ImageLike) -> tv_tensors.Image:
     if isinstance(image, Tensor):
         scaled = (image * 255).round().to(torch.uint8) if image.is_floating_point() else image
         return tv_tensors.Image(scaled.detach().cpu())
-    array = np.array(to_rgb(image)) if isinstance(image, Image.Image) else image
-    return tv_tensors.Image(
-        torch.from_numpy(np.array(array)).reshape(*array.shape[:2], -1).permute(2, 0, 1).expand(3, -1, -1)
-    )
+    array = np.array(to_rgb(image) if isinstance(image, Image.Image) else image)
+    return tv_tensors.Image(torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1).expand(3, -1, -1))
