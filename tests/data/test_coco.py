@@ -100,7 +100,7 @@ WHOLE, FRACTIONS = (10, 5, 20, 30), [(0.52, 0.31, 0.21, 0.26), (0.1, 0.2, 0.3, 0
         ),
         # Some fractions, as in files put together of two.
         (
-            [*FRACTIONS, WHOLE, WHOLE],
+            [*FRACTIONS, WHOLE, (5, 5, 20, 30)],
             5,
             ["2 of 5 objects are less than a pixel wide or high, 3 of them as if fractions"],
         ),
