@@ -18,8 +18,9 @@ from detpool import ops
 from detpool.config import apply_overrides, check
 from detpool.data.datamodule import collate
 from detpool.data.dataset import DetectionDataset
+from detpool.data.transforms import check_eval_transform
 from detpool.data.unlabeled import ImageLike, UnlabeledImages
-from detpool.detection import GivenProposals, JitteredProposals, TwoStageDetector
+from detpool.detection import GivenProposals, IoUHeads, JitteredProposals, TwoStageDetector
 from detpool.errors import ConfigError, did_you_mean
 from detpool.evaluation.detections import Detections
 from detpool.evaluation.results import to_detections
@@ -76,6 +77,7 @@ class Predictor:
         self.model = model.to(device).eval()
         self.class_names: list[str] = list(config.class_names)
         self.transform = instantiate(config.data.get("eval_transform"))
+        check_eval_transform(self.transform)
 
     def predict(
         self,
@@ -181,8 +183,9 @@ class Predictor:
             ValueError: if `boxes` are not (K, 4), or there is no operator of that name.
             TypeError, DataError: as `predict`.
         """
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
-            raise ValueError(f"boxes must be (K, 4), got {tuple(boxes.shape)}")
+        if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
+            got = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
+            raise ValueError(f"boxes must be a tensor (K, 4), got {got}")
         ((maps, size, orig_size),) = self._maps(self.prepare([image]))
         scale = torch.tensor(size[::-1]) / torch.tensor(orig_size[::-1])
         scaled = (boxes.cpu().float() * scale.repeat(2)).to(self.device)
@@ -249,7 +252,7 @@ class Predictor:
         boxes = box_convert(torch.from_numpy(found.boxes), "xywh", "xyxy").float()
         result = {"boxes": boxes, "labels": torch.from_numpy(found.category_ids)}
         result["scores"] = torch.from_numpy(found.scores).float()
-        if not np.isnan(found.ious).all():
+        if isinstance(self.model.roi_heads, IoUHeads) or not np.isnan(found.ious).all():
             result["ious"] = torch.from_numpy(found.ious).float()
         if self.model.roi_heads.has_mask():
             masks = [decode_segmentation(mask, size) for mask in found.segmentations]

@@ -4,9 +4,10 @@
     python tools/predict.py ckpt_path=logs/train/runs/... images=folder/
     python tools/predict.py ckpt_path=... images=folder/ features=pooled.npz model.roi_heads.score_thresh=0.5
 
-`images` is an image file or a folder, whose image files are taken with those of its folders. Into `output` (default:
-logs/predict/<time>) go `predictions.json.gz`; `images.json` with COCO's `images` and `categories`, which the rows refer
-to; and `pictures/` of the first `pictures` images (default: 12) with detections of `score` or more (default: 0.5).
+`images` is an image file or a folder, whose image files are taken with those of its folders, but for hidden ones. Into
+`output` (default: logs/predict/<time>) go `predictions.json.gz`; `images.json` with COCO's `images` and `categories`,
+which the rows refer to; and `pictures/` of the first `pictures` images (default: 12) with detections of `score` or more
+(default: 0.5).
 `features` is a file for what the detector pools of each detection: `features` (K, C, height, width), `boxes` (K, 4)
 XYXY in pixels of the files, `scores`, `labels` and `image_ids`. `batch_size` images (default: 1) are computed at once,
 read by `data.num_workers` processes. Further `key=value` change the config of the run, as for `eval.py`.
@@ -22,8 +23,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -34,8 +34,8 @@ from rich.progress import track
 from torchvision.ops import box_convert
 
 from detpool.data.coco import COCODataset
-from detpool.data.unlabeled import UnlabeledImages
-from detpool.data.voc_files import IMAGE_SUFFIXES
+from detpool.data.unlabeled import ImageLike, UnlabeledImages
+from detpool.data.voc_files import IMAGE_SUFFIXES, files_below
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.detections import Detections
 from detpool.evaluation.pictures import draw_panels
@@ -46,10 +46,10 @@ from detpool.predictor import Predictor, load
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--boxes", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=_path, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=_path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=_path, help=argparse.SUPPRESS)
+    parser.add_argument("--boxes", type=_path, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=_npz, help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=positive_int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--pictures", type=natural, default=12, help=argparse.SUPPRESS)
@@ -63,25 +63,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.boxes is not None:
             pool_boxes(options, overrides)
             return
-        files = find_images(options.images.expanduser())
+        files = find_images(options.images)
         predictor = load(options.ckpt_path, *overrides)
         dataset = predictor.prepare(files)
+        truth = dataset.ground_truth()  # at once, as a file that is no image would end the program in the middle
         start = time.perf_counter()
         found = detect(predictor, dataset, options.batch_size)
         seconds = time.perf_counter() - start
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
             write_results(output / RESULTS, found)
-            truth = dataset.ground_truth()
             write_json_atomically(output / "images.json", {key: truth[key] for key in ("images", "categories")})
             draw(output / "pictures", dataset, found, options.pictures, options.score)
         if options.features is not None:
-            write_features(options.features, predictor, dict(zip(dataset.image_ids, files, strict=True)), found)
+            images = zip(dataset.image_ids, files, strict=True)
+            write_features(options.features, predictor, images, len(files), found)
     print(f"{len(found)} detections in {len(files)} images, {len(files) / seconds:.1f} images/s: {output}")
 
 
 def find_images(path: Path) -> list[Path]:
-    """An image file, or those of a folder and of the folders in it, by name.
+    """An image file, or those of a folder and of the folders in it, by name; hidden ones are not taken.
 
     Raises:
         ConfigError: if there is none.
@@ -90,7 +91,7 @@ def find_images(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ConfigError(f"images={path} does not exist (looked from {Path.cwd()})")
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = [file for file in files_below(path) if file.suffix.lower() in IMAGE_SUFFIXES]
     if not files:
         raise ConfigError(f"images={path} holds no image file ({', '.join(IMAGE_SUFFIXES)})")
     return files
@@ -117,9 +118,10 @@ def draw(folder: Path, dataset: UnlabeledImages, found: Detections, limit: int, 
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """A name each for the pictures of files: the file's own where no other has it, else with its number."""
-    counts = Counter(file.stem for file in files)
-    return [f"{f.stem}.png" if counts[f.stem] == 1 else f"{f.stem}_{n}.png" for n, f in enumerate(files, start=1)]
+    """A name each for the pictures of files: the files' own, with their numbers before them if two are the same."""
+    stems = [file.stem for file in files]
+    numbered = len(set(stems)) < len(stems)
+    return [f"{number}_{stem}.png" if numbered else f"{stem}.png" for number, stem in enumerate(stems, start=1)]
 
 
 def pool_boxes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -128,32 +130,35 @@ def pool_boxes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     Raises:
         DataError: if the file is missing or malformed, or an image is missing.
     """
-    dataset = COCODataset(options.boxes, options.images.expanduser())
+    dataset = COCODataset(options.boxes, options.images)
     dataset.check_images()
-    truth = dataset.ground_truth()
-    files = {image["id"]: options.images.expanduser() / image["file_name"] for image in truth["images"]}
-    found = Detections.of([row | {"score": 1.0} for row in truth["annotations"]])
-    write_features(options.features, load(options.ckpt_path, *overrides), files, found)
-    print(f"pooled features of {len(found)} boxes in {len(files)} images: {options.features}")
+    found = Detections.of([row | {"score": 1.0} for row in dataset.ground_truth()["annotations"]])
+    # As the annotations have them, which may not be as they are displayed.
+    images = ((image_id, dataset.load(index)[0]) for index, image_id in enumerate(dataset.image_ids))
+    write_features(options.features, load(options.ckpt_path, *overrides), images, len(dataset), found)
+    print(f"pooled features of {len(found)} boxes in {len(dataset)} images: {options.features}")
 
 
-def write_features(path: Path, predictor: Predictor, files: Mapping[int, Path], found: Detections) -> None:
+def write_features(
+    path: Path, predictor: Predictor, images: Iterable[tuple[int, ImageLike]], count: int, found: Detections
+) -> None:
     """What the detector pools of each detection, image after image.
 
     Args:
         path: the file to write.
         predictor: the detector.
-        files: the images by id.
-        found: the detections, by image in the order of `files`.
+        images: ids and images.
+        count: how many there are.
+        found: the detections, by image in the order of `images`.
 
     Raises:
         ConfigError: if the file cannot be written.
     """
     corners = box_convert(torch.from_numpy(found.boxes), "xywh", "xyxy").float()
     features = []
-    for image_id, file in track(files.items(), "pooling", len(files), disable=not sys.stdout.isatty()):
+    for image_id, image in track(images, "pooling", count, disable=not sys.stdout.isatty()):
         own = torch.from_numpy(found.image_ids == image_id)
-        features.append(predictor.pool(file, corners[own]).cpu())
+        features.append(predictor.pool(image, corners[own]).cpu())
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(
@@ -166,10 +171,14 @@ def write_features(path: Path, predictor: Predictor, files: Mapping[int, Path], 
         )
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # which a shell leaves to the program after "="
+
+
 def _npz(text: str) -> Path:
     if not text.endswith(".npz"):
         raise argparse.ArgumentTypeError(f"must be a file in .npz, got {text!r}")
-    return Path(text)
+    return _path(text)
 
 
 if __name__ == "__main__":

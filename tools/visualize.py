@@ -26,7 +26,7 @@ from command_line import Parser, import_all, natural, one_of, positive, positive
 from matplotlib.figure import Figure
 
 from detpool.config import check
-from detpool.data.images import image_size, read_image
+from detpool.data.images import read_image
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.evaluation.pictures import write_pictures
 from detpool.evaluation.results import find_results, read_results
@@ -68,8 +68,8 @@ def bins(options: argparse.Namespace) -> None:
         # Room for operators that round boxes outwards and read a cell further.
         width, height = (edge + 3 * stride for edge in box[2:])
     else:
-        height, width = image_size(options.image)
-        image = read_image(options.image, (height, width))
+        image = read_image(options.image)
+        height, width = image.shape[-2:]
     if min(box[2:]) <= 0 or box[0] >= width or box[1] >= height:
         of = f" {options.image}, which is {width} pixels wide and {height} high" if options.image else ""
         raise ConfigError(f"--box {' '.join(f'{edge:g}' for edge in box)} lies outside the image{of}")
@@ -123,7 +123,7 @@ def _features(options: argparse.Namespace) -> Any:
     from detpool.predictor import load  # takes seconds
     from detpool.visualization.features import CHANNELS, ImageFeatures
 
-    image = read_image(options.image, image_size(options.image))
+    image = read_image(options.image)
     try:
         return ImageFeatures(load(options.features), image, options.stride, CHANNELS)
     except ValueError as error:
@@ -135,7 +135,7 @@ def class_maps(options: argparse.Namespace) -> None:
     from detpool.predictor import load  # takes seconds
     from detpool.visualization.class_maps import find_class_maps, plot_class_maps
 
-    image = read_image(options.image, image_size(options.image))
+    image = read_image(options.image)
     imports = [f"imports=[{','.join(options.imports)}]"] if options.imports else []
     try:
         found = find_class_maps(load(options.run_dir, *imports), image, options.score)

@@ -13,6 +13,7 @@ from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset
 from detpool.data.selection import DropOthers, Part, check_classes, split_in_two
+from detpool.data.transforms import check_eval_transform
 from detpool.data_sources import check_sources, folder_of
 from detpool.errors import DataError, did_you_mean
 
@@ -167,7 +168,7 @@ def coco_datamodule(
 
     Raises:
         ValueError: the settings name no files for a split, or two sources for one; ``split`` or ``classes`` mean
-            nothing.
+            nothing; ``eval_transform`` flips or crops.
     """
     check_sources("json", locals())
     named = {
@@ -176,6 +177,7 @@ def coco_datamodule(
         "test": (test_json, test_images),
     }
     check_classes(classes, drop_others)
+    check_eval_transform(eval_transform)
     training_part, validation_part = split_in_two(split, split_seed)
 
     def build(name: str, below_root: str | None, **options: Any) -> Callable[[], COCODataset]:

@@ -71,10 +71,12 @@ class DetectionDataset(Dataset[Sample]):
     def check_images(self) -> None:
         """Look for the images' files, by their names, so that a run does not end when it first reads one.
 
-        Warns if images that it opens, a few, are nearly black.
+        Warns if images that it opens, a few, are nearly black, or may have been annotated as another program turns
+        them.
 
         Raises:
-            DataError: a file is missing, the first in the data set's order, or one that was opened is no image.
+            DataError: a file is missing, the first in the data set's order, or one that was opened is no image or has
+                not its annotated size.
         """
 
     def __getitem__(self, key: int | SampleKey) -> Sample:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,10 @@ from msgspec import Raw
 from torch import Tensor
 from torchvision import tv_tensors
 
-from detpool.data.boxes import clamp_corners, find_unusable
+from detpool.data.boxes import clamp_corners, find_repeated, find_unusable
 from detpool.data.cache import Columns
 from detpool.data.dataset import DetectionDataset, Sample, Transform
-from detpool.data.images import is_nearly_black, read_image
+from detpool.data.images import is_ambiguous, is_nearly_black, read_image
 from detpool.data.packed import PackedStrings
 from detpool.data.selection import DropOthers, Part, check_classes, choose_classes
 from detpool.errors import DataError, listed
@@ -66,8 +68,8 @@ class FileDataset(DetectionDataset):
     """Images in files below one folder, their annotations in memory, once for all workers.
 
     Objects whose box has no width or height within the image are left out of samples and ground truth, with one
-    warning; other boxes that look like a mistake (`detpool.data.boxes`) are kept, with a warning each kind. Crowds and
-    difficult objects are in the ground truth only.
+    warning; other boxes that look like a mistake (`detpool.data.boxes`), objects that are there twice and files that
+    several images name are kept, with a warning each kind. Crowds and difficult objects are in the ground truth only.
 
     Args:
         source: what messages call the data set, such as its annotation file.
@@ -122,10 +124,25 @@ class FileDataset(DetectionDataset):
         targets = ~(columns["crowd"] | columns["difficult"])[objects]
 
         degenerate = find_unusable(source, boxes, sizes[positions], lambda i: names[int(positions[i])], corners)
+        usable = (targets & ~degenerate).nonzero()[:, 0]
+        repeated = find_repeated(positions[usable], labels[objects][usable], boxes[usable])
+        if repeated:
+            first = int(usable[repeated[0]])
+            rank_zero_warn(
+                f"{source}: {len(repeated)} of {len(usable)} objects have the class and the box of another one in "
+                f"their image, and each counts; the first is {boxes[first].tolist()} (x, y, width, height) in "
+                f"{names[int(positions[first])]}"
+            )
         found = int(kept_images.sum())
         for required, usable in ((drop_empty, targets & ~degenerate), (drop_others == "images", ~degenerate)):
             if required:
                 kept_images &= torch.bincount(positions[usable], minlength=len(sizes)) > 0
+        several = [name for name, times in Counter(names.take(kept_images.nonzero()[:, 0])).items() if times > 1]
+        if several:
+            rank_zero_warn(
+                f"{source}: {len(several)} files are named by more than one image, each with its own objects, so that "
+                f"those of the others are missing in it; the first is {several[0]}"
+            )
         if not kept_images.any():
             what = "an object" if found else "an entry"
             of_classes = f" of {listed(self.class_names)}" if found and classes is not None else ""
@@ -192,15 +209,30 @@ class FileDataset(DetectionDataset):
             # Some file systems take another name for the same, such as one in other case.
             if file not in found[folder] and not os.path.exists(self.folder / name):
                 hint = f"; {self._images_key} is to name the folder that its images lie in" if self._images_key else ""
+                if other := _written_otherwise(self.folder, name):
+                    hint = f"; {other!a} does, whose name is written otherwise than {name!a}"
                 raise DataError(f"{self.folder / name}: the image does not exist; {self.source} names it{hint}")
         looked = sorted({i * len(self) // _LOOKED_AT for i in range(_LOOKED_AT)})
-        dark = [self._names[i] for i in looked if is_nearly_black(self.folder / self._names[i])]
-        if dark:
-            rank_zero_warn(
-                f"{self.source}: {len(dark)} of the {len(looked)} images looked at are nearly black, as all values lie "
-                f"in the lowest bits of their type; the first is {dark[0]}: stretch them to the whole range, of which "
-                f"8 bits are used"
-            )
+        names = [self._names[i] for i in looked]
+        sizes = [(height, width) for height, width in self._sizes[looked].tolist()]
+        unsure = [n for n, size in zip(names, sizes, strict=True) if is_ambiguous(self.folder / n, size)]
+        dark = [n for n in names if is_nearly_black(self.folder / n)]
+        for which, text in (
+            (
+                unsure,
+                "have an EXIF note that turns or mirrors them into images of the same size, so that these may be what "
+                "was annotated; they are read as they are stored: if boxes do not fit, write them as displayed, "
+                "without the note",
+            ),
+            (
+                dark,
+                "are nearly black, as all values lie in the lowest bits of their type: stretch them to the whole "
+                "range, of which 8 bits are used",
+            ),
+        ):
+            if which:
+                counts = f"{len(which)} of the {len(looked)} images looked at"
+                rank_zero_warn(f"{self.source}: {counts} {text}; the first is {which[0]}")
 
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
         images = [
@@ -236,6 +268,17 @@ class FileDataset(DetectionDataset):
                 annotation["segmentation"] = loads(text)
         categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _written_otherwise(folder: Path, name: str) -> str | None:
+    """A file below a folder whose name differs in case, the form of its accents (macOS has another), or backslashes."""
+
+    def plain(text: str) -> str:
+        return unicodedata.normalize("NFC", text).casefold()
+
+    path, file = os.path.split(name.replace("\\", "/"))
+    alike = sorted(other for other in names_in(folder / path) if plain(other) == plain(file))
+    return os.path.join(path, alike[0]) if alike else None
 
 
 def names_in(folder: Path) -> set[str]:

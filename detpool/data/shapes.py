@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.dataset import DetectionDataset, Sample, Transform
+from detpool.data.transforms import check_eval_transform
 from detpool.object_masks import ObjectMasks
 
 Array = NDArray[np.float32]
@@ -48,7 +49,7 @@ class ShapesDataset(DetectionDataset):
         num_objects: (fewest, most) shapes in a picture. In a crowded one fewer may find room, never none.
         object_size: (smallest, largest) diameter of a shape as a fraction of the shorter side; small ones are
             more frequent.
-        min_visible: fraction of a shape's pixels that others may not hide, in [0, 1].
+        min_visible: fraction of a shape's pixels that others may not hide, in [0, 1]; of 0 one pixel is left.
         classes: the classes to draw, default all: circle, ring, square, triangle, star, cross.
         masks: whether samples and ground truth hold masks.
         seed: the data's own seed, not the run's: runs with different seeds are compared on the same data.
@@ -72,6 +73,13 @@ class ShapesDataset(DetectionDataset):
         transform: Transform | None = None,
     ) -> None:
         super().__init__(transform)
+        for name, pair, what in (
+            ("size", [size, size] if isinstance(size, int) else size, "[height, width]"),
+            ("num_objects", num_objects, "[fewest, most]"),
+            ("object_size", object_size, "[smallest, largest]"),
+        ):
+            if len(pair) != 2:
+                raise ValueError(f"{name}: got {list(pair)}, need two numbers, {what}")
         height, width = (size, size) if isinstance(size, int) else size
         names = list(_DISTANCES if classes is None else classes)
         if split not in SPLITS:
@@ -174,7 +182,7 @@ class ShapesDataset(DetectionDataset):
                     below[inside] = number = len(shapes)
                     visible = left
                     visible[number] = inside.sum()
-                    needed[number] = visible[number] * self.min_visible
+                    needed[number] = max(visible[number] * self.min_visible, 1)
                     break
         return shapes, owner
 
@@ -227,7 +235,11 @@ def shapes_datamodule(
         data_seed: `ShapesDataset`'s ``seed``.
         train_transform, eval_transform: for training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
+
+    Raises:
+        ValueError: ``eval_transform`` flips or crops.
     """
+    check_eval_transform(eval_transform)
     build = partial(
         ShapesDataset,
         size=size,

@@ -100,3 +100,19 @@ def detection_transform(
         steps.append(v2.RandomHorizontalFlip(hflip))
     steps += [v2.ClampBoundingBoxes(), SanitizeObjects()]
     return v2.Compose(steps)
+
+
+def check_eval_transform(transform: object) -> None:
+    """Checks that detections can be told in pixels of the image's file: they are scaled back, and nothing else.
+
+    Raises:
+        ValueError: a step of `detection_transform` flips or crops images.
+    """
+    steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
+    moving = {v2.RandomHorizontalFlip: "hflip", v2.RandomCrop: "scale_range with size"}
+    found = [name for step in steps for kind, name in moving.items() if isinstance(step, kind)]
+    if found:
+        raise ValueError(
+            f"data.eval_transform: {' and '.join(found)} would move objects, whose boxes in the file are then not "
+            f"those that are detected; expected min_size, max_size or size alone"
+        )

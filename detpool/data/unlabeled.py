@@ -45,6 +45,8 @@ class UnlabeledImages(DetectionDataset):
         self.category_ids = list(range(1, len(class_names) + 1))
         for place, image in enumerate(self.images):
             _check_image(image, f"images[{place}]")
+        if isinstance(proposals, Tensor):
+            raise ValueError(f"proposals must be a list of a tensor for each image, got one {tuple(proposals.shape)}")
         if proposals is not None and len(proposals) != len(self.images):
             raise ValueError(f"proposals must be given for each of {len(self.images)} images, got {len(proposals)}")
         for place, boxes in enumerate(proposals or []):
@@ -96,9 +98,11 @@ def _check_image(image: Any, name: str) -> None:
     if isinstance(image, Tensor):
         if image.ndim != 3 or image.shape[0] != 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
             raise ValueError(f"{name} must be {accepted}, got a tensor of {image.dtype} {tuple(image.shape)}")
-        if image.is_floating_point() and image.numel() and (image.min() < 0 or image.max() > 1):
-            low, high = image.min().item(), image.max().item()
+        low, high = image.aminmax() if image.is_floating_point() and image.numel() else (0, 1)
+        if not (low >= 0 and high <= 1):  # NaN is neither
             raise ValueError(f"{name}: a floating image must have values in 0 .. 1, got {low:g} .. {high:g}")
+    if isinstance(image, Image.Image) and image.mode == "F":
+        raise ValueError(f"{name} must have values of a known range, got a PIL image of floating-point numbers")
     if not isinstance(image, str | Path) and 0 in _size(image):
         raise ValueError(f"{name} must have pixels, got {_size(image)[0]} x {_size(image)[1]} (height x width)")
 
@@ -115,11 +119,9 @@ def _size(image: Any) -> tuple[int, int]:
 def _pixels(image: ImageLike) -> tv_tensors.Image:
     """uint8 (3, H, W), RGB."""
     if isinstance(image, str | Path):
-        return read_image(Path(image), displayed_size(Path(image)))
+        return read_image(Path(image))
     if isinstance(image, Tensor):
         scaled = (image * 255).round().to(torch.uint8) if image.is_floating_point() else image
         return tv_tensors.Image(scaled.detach().cpu())
-    array = np.array(to_rgb(image)) if isinstance(image, Image.Image) else image
-    return tv_tensors.Image(
-        torch.from_numpy(np.array(array)).reshape(*array.shape[:2], -1).permute(2, 0, 1).expand(3, -1, -1)
-    )
+    array = np.array(to_rgb(image) if isinstance(image, Image.Image) else image)
+    return tv_tensors.Image(torch.from_numpy(array).reshape(*array.shape[:2], -1).permute(2, 0, 1).expand(3, -1, -1))

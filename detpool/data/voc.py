@@ -12,6 +12,7 @@ from detpool.data.dataset import Transform
 from detpool.data.files import FileDataset, Records
 from detpool.data.images import image_size
 from detpool.data.selection import DropOthers, Part, check_classes, split_in_two
+from detpool.data.transforms import check_eval_transform
 from detpool.data.voc_files import VOCFiles, Years, files_in, image_file, published_files
 from detpool.data_sources import check_sources, folder_of
 from detpool.errors import DataError, did_you_mean, show
@@ -146,13 +147,15 @@ def voc_datamodule(
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
 
     Raises:
-        ValueError: the settings name no files for a set, or two sources for one; ``split`` or ``classes`` mean nothing.
+        ValueError: the settings name no files for a set, or two sources for one; ``split`` or ``classes`` mean nothing;
+            ``eval_transform`` flips or crops.
     """
     check_sources("xml", locals())
     named = {"train": (train_xml, train_images), "val": (val_xml, val_images), "test": (test_xml, test_images)}
     if split is not None and eval_year is not None and test_set is None:
         raise ValueError(f"data.eval_year={eval_year}: with data.split the validation set is of data.year")
     check_classes(classes, drop_others)
+    check_eval_transform(eval_transform)
     training_part, validation_part = split_in_two(split, split_seed)
     eval_year = year if eval_year is None else eval_year
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from detpool.data.files import names_in
 from detpool.errors import DataError, did_you_mean, show
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 Years = int | str | Sequence[int | str] | None
 
@@ -77,6 +78,19 @@ def files_in(annotations: str | Path, images: str | Path | None = None) -> VOCFi
     return VOCFiles(f"VOC annotations in {folder}", Path(images), found, [Path(images) / name for name in names])
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder and in those below it, links to folders too, by name, but for hidden ones."""
+    found: list[Path] = []
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        folders[:] = [] if place in seen else sorted(name for name in folders if not name.startswith("."))
+        if place not in seen:
+            found += (Path(parent, name) for name in files if not name.startswith("."))
+        seen.add(place)  # a link may lead back to a folder above it
+    return sorted(found)
+
+
 def image_file(annotation: Path, stem: Path, filename: str, listed: dict[Path, dict[str, list[str]]]) -> Path:
     """The image of an annotation that says it is ``filename``.
 
@@ -113,8 +127,8 @@ def _of_years(year: Years) -> str:
 
 def _names_of(folder: Path) -> list[str]:
     """Names of the XML files in a folder and below it, without the suffix, as an image set lists them."""
-    paths = [path.relative_to(folder) for path in folder.rglob("*.xml")]
-    names = [path.with_suffix("").as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)]
+    files = [file for file in files_below(folder) if file.suffix == ".xml"]
+    names = [file.relative_to(folder).with_suffix("").as_posix() for file in files]
     for name in names:
         try:
             name.encode()

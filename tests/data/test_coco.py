@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torchvision import tv_tensors
 
+from detpool.data.boxes import find_repeated
 from detpool.data.coco import COCODataset, published_files
 from detpool.data.transforms import detection_transform
 from detpool.errors import DataError
@@ -97,7 +100,7 @@ WHOLE, FRACTIONS = (10, 5, 20, 30), [(0.52, 0.31, 0.21, 0.26), (0.1, 0.2, 0.3, 0
         ),
         # Some fractions, as in files put together of two.
         (
-            [*FRACTIONS, WHOLE, WHOLE],
+            [*FRACTIONS, WHOLE, (5, 5, 20, 30)],
             5,
             ["2 of 5 objects are less than a pixel wide or high, 3 of them as if fractions"],
         ),
@@ -119,6 +122,37 @@ def test_boxes_that_are_dropped_or_odd_are_counted_in_one_warning(coco, boxes, k
     (warning,) = [str(item.message) for item in caught]
     assert [message for message in messages if message not in warning] == []
     assert len(dataset.ground_truth()["annotations"]) == len(dataset[0][1]["boxes"]) == kept
+
+
+def test_what_is_there_twice_is_counted_in_one_warning(coco):
+    def read(rows, **changes):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            dataset = COCODataset(*published_files(coco(rows, **changes), "train"))
+        return dataset, [str(warning.message) for warning in caught]
+
+    one = row(1, bbox=(1, 2, 10, 10))
+    others = [{"image_id": 8}, {"category_id": 90}, {"bbox": [1, 2, 10, 10.5]}, {"iscrowd": 1}]
+    assert read([one, *(one | other for other in others)])[1] == []
+    dataset, (message,) = read([one, *(one | other for other in others), one, one])
+    assert "2 of 6 objects have the class and the box of another one in their image" in message
+    assert message.endswith("[1.0, 2.0, 10.0, 10.0] (x, y, width, height) in 7.png")
+    assert len(dataset.ground_truth()["annotations"]) == 7
+
+    images = [{"id": i, "file_name": name, "height": 40, "width": 60} for i, name in ((7, "7.png"), (8, "7.png"))]
+    _, (message,) = read([one], images=images)
+    assert "1 files are named by more than one image" in message
+
+
+def test_repeated_objects_are_found_among_many():
+    generator = torch.Generator().manual_seed(0)
+    positions, labels = torch.randint(40, (2, 3000), generator=generator)
+    boxes = torch.randint(3, (3000, 4), generator=generator).double()
+    rows = [tuple(row) for row in torch.cat([positions[:, None], labels[:, None], boxes], 1).tolist()]
+    expected = [i for i, row in enumerate(rows) if row in rows[:i]]
+    assert 20 < len(expected) < 200
+    assert find_repeated(positions, labels, boxes) == expected
+    assert find_repeated(positions[:0], labels[:0], boxes[:0]) == []
 
 
 def test_boxes_in_fractions_alone_are_refused(coco):

@@ -348,10 +348,36 @@ def test_images_in_folders_below_and_elsewhere(coco, tmp_path):
     (root / "train/deep/er/8.png").unlink()
     with pytest.raises(DataError, match=r"train/deep/er/8.png: the image does not exist"):
         COCODataset(*published_files(root, "train")).check_images()
-    for name in ("a\0b.png", "x" * 5000 + ".png", "no/such/folder/7.png", "7.png/7.png", "7.PNG"):
+    (root / "train/7.png").rename(root / "train/Ka\u0308se.png")  # as macOS writes it
+    (root / "train/deep/a.png").touch()
+    for name, other in (
+        ("a\0b.png", None),
+        ("x" * 5000 + ".png", None),
+        ("no/such/folder/7.png", None),
+        ("Ka\u0308se.png/7.png", None),
+        ("K\xe4se.PNG", r"Ka\u0308se.png"),
+        (r"deep\a.png", "deep/a.png"),
+    ):
         coco([], images=[{"id": 7, "file_name": name, "height": 40, "width": 60}])
-        with pytest.raises(DataError, match="the image does not exist"):
+        (root / "train/7.png").unlink()
+        with pytest.raises(DataError, match="the image does not exist") as caught:
             COCODataset(*published_files(root, "train")).check_images()
+        assert ("written otherwise" in str(caught.value)) == (other is not None)
+        assert other is None or f"; '{other}' does" in str(caught.value)
+
+
+def test_images_that_are_looked_at_have_their_annotated_size_and_no_doubtful_note(coco):
+    root = coco([{"id": 1, "image_id": 7, "category_id": 3, "bbox": [0, 0, 20, 20]}])
+    for name, orientation in (("7.png", 3), ("8.png", 1)):
+        image = Image.new("RGB", (60, 40), (200, 9, 9))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        image.save(root / "train" / name, exif=exif)
+    with pytest.warns(UserWarning, match=r"1 of the 2 images .* have an EXIF note .* as they are stored: .* is 7.png"):
+        COCODataset(*published_files(root, "train")).check_images()
+    Image.new("RGB", (61, 40), (200, 9, 9)).save(root / "train/8.png")
+    with pytest.raises(DataError, match=r"8.png: is 40 x 61 .* say 40 x 60"):
+        COCODataset(*published_files(root, "train")).check_images()
 
 
 def test_nearly_black_images_are_counted_once(coco):

@@ -1,12 +1,13 @@
+import struct
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from detpool.data import images
-from detpool.data.images import image_size, is_nearly_black, read_image
+from detpool.data.images import displayed_size, image_size, is_ambiguous, is_nearly_black, read_image
 from detpool.errors import DataError
 
 
@@ -111,6 +112,37 @@ def test_exif_turns_only_what_the_annotations_turned(tmp_path, picture, orientat
     else:
         with pytest.raises(DataError, match=r"is 40 x 60 .* say 60 x 40"):
             read_image(path, (60, 40))
+    assert is_ambiguous(path, (40, 60)) == (orientation in (2, 3, 4))
+    path = save(tmp_path, image.crop((0, 0, 40, 40)), exif=exif)
+    assert is_ambiguous(path, (40, 40)) == (orientation != 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("side", [40, 60])
+def test_without_annotations_an_image_is_read_as_it_is_displayed(tmp_path, suffix, side):
+    noise = np.random.default_rng(0).integers(0, 255, (40, side, 3), np.uint8)
+    image = Image.fromarray(noise)
+    for orientation in range(1, 9):
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        path = save(tmp_path, image, f"image.{suffix}", exif=exif)
+        with Image.open(path) as opened:
+            expected = ImageOps.exif_transpose(opened)
+            assert_shows(read_image(path), expected)
+            assert displayed_size(path) == (expected.height, expected.width)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_a_damaged_note_says_nothing(tmp_path, picture):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    for length in range(8, len(exif.tobytes())):
+        path = save(tmp_path, Image.fromarray(picture), exif=exif.tobytes()[:length])
+        if displayed_size(path) == (40, 60):
+            assert_shows(read_image(path), picture)
+        else:
+            assert_shows(read_image(path), np.rot90(picture, -1))
+        assert_shows(read_image(path, (40, 60)), picture)
 
 
 def test_files_that_are_no_images_of_the_annotated_size(tmp_path, picture):
@@ -150,6 +182,19 @@ def test_values_in_the_lowest_bits(tmp_path, name):
         path = save(tmp_path, Image.fromarray(values), name)
         assert is_nearly_black(path) == low
         assert (read_image(path, (40, 60)).max() < 16) == (low or highest == 0)
+
+
+def test_16_bit_tiff_of_either_byte_order(tmp_path):
+    values = np.arange(40 * 60).reshape(40, 60) * 27
+    for order, mark in (("<", b"II"), (">", b"MM")):  # the latter is ImageJ's
+        pixels = values.astype(f"{order}u2").tobytes()
+        entries = {256: 60, 257: 40, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 40, 279: len(pixels)}
+        fields = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in entries.items())
+        path = tmp_path / "deep.tif"
+        head = mark + struct.pack(f"{order}HI", 42, 8 + len(pixels))
+        path.write_bytes(head + pixels + struct.pack(f"{order}H", len(entries)) + fields + bytes(4))
+        assert_shows(read_image(path, (40, 60)), np.repeat((values // 256).astype(np.uint8)[..., None], 3, 2))
+        assert not is_nearly_black(path)
 
 
 @pytest.mark.parametrize("mode", ["1", "P", "LA", "RGBA", "CMYK"])

@@ -103,6 +103,13 @@ def test_ground_truth_is_what_samples_show():
             assert row["area"] == mask.sum()
 
 
+def test_no_shape_is_hidden_as_a_whole_even_if_others_may_hide_it():
+    dataset = ShapesDataset(num_objects=(100, 120), object_size=(0.3, 0.5), min_visible=0, masks=True)
+    masks = dataset[0][1]["masks"].dense()
+    assert len(masks) > 80
+    assert masks.flatten(1).any(1).all()
+
+
 def test_bigger_pictures_show_the_same_scene():
     small, big = (ShapesDataset("val", 5, size=size).ground_truth()["annotations"] for size in (128, 256))
     small_box, big_box = (torch.tensor([a["bbox"] for a in rows if a["image_id"] == 1]) for rows in (small, big))
@@ -114,6 +121,9 @@ def test_bad_arguments_are_named():
         ("split", "trian"),
         ("num_images", 0),
         ("size", 8),
+        ("size", (64, 64, 3)),
+        ("num_objects", (3,)),
+        ("object_size", (0.5,)),
         ("num_objects", (3, 2)),
         ("num_objects", (1, 256)),
         ("object_size", (0.01, 0.5)),

@@ -160,6 +160,18 @@ def test_images_of_xml_files_lie_beside_them_or_where_it_is_said(write, tmp_path
     assert files_in(tmp_path / "Annotations").folder == tmp_path / "Annotations"
 
 
+def test_folders_that_are_links_are_read_once(write, tmp_path):
+    write("elsewhere/a.jpg", "elsewhere/a.xml", "dog")
+    write("train/b.webp", "train/b.xml", "cat")
+    write("train/.hidden/c.jpg", "train/.hidden/c.xml", "cat")
+    (tmp_path / "train/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "train")
+    data = voc_datamodule(train_xml=tmp_path / "train", split=0.5)
+    data.check()
+    names = {os.path.relpath(name, tmp_path) for s in (data.train_dataset, data.val_dataset) for name in s.image_files}
+    assert names == {"train/b.webp", "train/linked/a.jpg"}
+
+
 def test_a_file_whose_name_is_no_text(write, tmp_path):
     write("train/a.jpg", "train/a.xml", "dog")
     try:

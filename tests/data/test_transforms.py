@@ -1,9 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from detpool.data.transforms import detection_transform
+from detpool.data.coco import coco_datamodule
+from detpool.data.shapes import shapes_datamodule
+from detpool.data.transforms import check_eval_transform, detection_transform
+from detpool.data.voc import voc_datamodule
 from detpool.object_masks import ObjectMasks
 
 
@@ -157,3 +162,17 @@ def test_bad_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=f"^{named}: got"):
             detection_transform(**arguments)
+
+
+def test_transforms_of_evaluation_keep_objects_where_they_are():
+    check_eval_transform(None)
+    check_eval_transform(detection_transform(size=[64, 64], photometric=True))
+    for arguments, named in (
+        ({"hflip": 1.0}, "hflip would move"),
+        ({"size": [64, 64], "scale_range": [0.5, 1]}, "scale_range with size would"),
+    ):
+        with pytest.raises(ValueError, match=f"^data.eval_transform: {named}"):
+            check_eval_transform(detection_transform(**arguments))
+    for build in (shapes_datamodule, partial(coco_datamodule, root="."), partial(voc_datamodule, root=".")):
+        with pytest.raises(ValueError, match="^data.eval_transform: hflip"):
+            build(eval_transform=detection_transform(hflip=0.5))

@@ -1,6 +1,7 @@
 """Trained runs in use: `detpool.load` and `tools/predict.py`, against what the runs themselves recorded."""
 
 import json
+import shutil
 
 import numpy as np
 import predict as tool
@@ -90,6 +91,17 @@ def test_a_single_image_and_an_image_without_detections(run, files):
     assert strict.predict([]) == []
 
 
+def test_predicted_ious_are_there_without_detections(compose_tiny, tmp_path, files, predictor):
+    config = compose_tiny(tmp_path / "iou", "model=iou_net", without=["model"])
+    config.class_names = list(predictor.class_names)
+    net = detpool.predictor.Predictor(config, runs.build_module(config).model, torch.device("cpu"))
+    for threshold, some in ((0.0, True), (1.0, False)):
+        net.model.roi_heads.score_thresh = threshold
+        (prediction,) = net.predict(files[0])
+        assert len(prediction["ious"]) == len(prediction["scores"])
+        assert (len(prediction["scores"]) > 0) == some
+
+
 def test_boxes_are_in_pixels_of_the_image_whatever_the_transform(run, predictor, files):
     """A model that sees every image twice as large finds what one sees in an image that is twice as large."""
     transform = "{_target_: detpool.data.transforms.detection_transform, size: [128, 128]}"
@@ -154,6 +166,8 @@ def test_a_model_that_takes_proposals(compose_tiny, tmp_path, files, predictor):
         predictor.predict(files[0], proposals=[proposals])
     with pytest.raises(ValueError, match=r"each of 2 images, got 1"):
         fast.predict(files[:2], proposals=[proposals])
+    with pytest.raises(ValueError, match=r"a list of a tensor for each image, got one \(1, 4\)"):
+        fast.predict(files[0], proposals=proposals)
     with pytest.raises(ValueError, match=r"proposals\[0\] must be a tensor \(m, 4\), got \(1, 5\)"):
         fast.predict(files[:1], proposals=[torch.zeros(1, 5)])
 
@@ -166,6 +180,8 @@ def test_a_model_that_takes_proposals(compose_tiny, tmp_path, files, predictor):
         (np.zeros((8, 8, 3)), ValueError, r"got an array of float64 \(8, 8, 3\)"),
         (torch.zeros(8, 8, 3), ValueError, r"got a tensor of torch.float32 \(8, 8, 3\)"),
         (torch.full((3, 8, 8), 255.0), ValueError, r"values in 0 .. 1, got 255 .. 255"),
+        (torch.full((3, 8, 8), float("nan")), ValueError, r"values in 0 .. 1, got nan .. nan"),
+        (Image.new("F", (8, 8)), ValueError, r"images\[0\] must have values of a known range"),
         (torch.zeros(3, 0, 8), ValueError, r"must have pixels, got 0 x 8"),
         ("nowhere.png", DataError, r"nowhere.png: the image does not exist"),
     ],
@@ -178,8 +194,9 @@ def test_what_is_no_image(predictor, image, error, message):
 def test_what_is_no_pooler_or_box(predictor, files):
     with pytest.raises(ValueError, match="did you mean 'roi_align'"):
         predictor.pool(files[0], torch.zeros(1, 4), "roi_algn")
-    with pytest.raises(ValueError, match=r"boxes must be \(K, 4\), got \(1, 5\)"):
-        predictor.pool(files[0], torch.zeros(1, 5))
+    for boxes, got in ((torch.zeros(1, 5), r"\(1, 5\)"), ([[0, 0, 9, 9]], "list")):
+        with pytest.raises(ValueError, match=rf"boxes must be a tensor \(K, 4\), got {got}"):
+            predictor.pool(files[0], boxes)
     with pytest.raises(ConfigError, match="scor_thresh.*did you mean 'score_thresh'"):
         detpool.load(predictor.config.run_dir, "model.roi_heads.scor_thresh=1")
 
@@ -241,6 +258,40 @@ def test_boxes_of_an_annotation_file_are_pooled(run, predictor, files, tmp_path,
     with pytest.raises(SystemExit):
         tool.main(arguments)
     assert "no value given for features" in capsys.readouterr().err
+
+
+def test_boxes_are_pooled_from_the_image_that_was_annotated(run, predictor, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(noise).save(tmp_path / "a.png", exif=exif)
+    box = torch.tensor([[2.0, 3, 40, 20]])
+    for size, shown in (((48, 64), noise), ((64, 48), np.rot90(noise, -1).copy())):
+        images = [{"id": 1, "file_name": "a.png", "height": size[0], "width": size[1]}]
+        objects = [{"image_id": 1, "category_id": 4, "bbox": [2, 3, 38, 17]}]
+        truth = {"images": images, "annotations": objects, "categories": [{"id": 4, "name": "thing"}]}
+        (tmp_path / "boxes.json").write_text(json.dumps(truth))
+        arguments = [f"ckpt_path={run}", f"images={tmp_path}", f"boxes={tmp_path}/boxes.json"]
+        tool.main([*arguments, f"features={tmp_path}/pooled.npz"])
+        pooled = torch.from_numpy(np.load(tmp_path / "pooled.npz")["features"])
+        torch.testing.assert_close(pooled, predictor.pool(shown, box))
+
+
+def test_a_broken_image_ends_the_program_before_it_detects(run, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "images/.hidden").mkdir(parents=True)
+    shutil.copy(files[0], tmp_path / "images/a.png")
+    for hidden in ("images/._a.png", "images/.hidden/a.png"):
+        (tmp_path / hidden).touch()
+    arguments = [f"ckpt_path={run}", "images=~/images", "output=~/out"]
+    tool.main([*arguments, "pictures=0"])
+    assert "in 1 images" in capsys.readouterr().out
+    assert (tmp_path / "out/images.json").is_file()
+    (tmp_path / "images/b.webp").touch()
+    monkeypatch.setattr(tool, "detect", None)
+    with pytest.raises(SystemExit):
+        tool.main(arguments)
+    assert "images/b.webp: not a readable image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
