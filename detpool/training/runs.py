@@ -283,6 +283,7 @@ def evaluate(
     # Through the datamodule: how it shares the images out is known only once the processes have met.
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
+    loader: Any
     loader, batches = (
         (trainer.val_dataloaders, trainer.num_val_batches)
         if split == "val"
