@@ -275,6 +275,11 @@ def checked(*overrides):
         ),
         ("trainer.gradient_clip_val=true", "trainer.gradient_clip_val must be a number at least 0 or null, got true"),
         ("trainer.limit_train_batches=few", "trainer.limit_train_batches must be a whole number or a number or null"),
+        ("+trainer.logger=false", "trainer.logger has no effect here; what sets it is logger=..."),
+        (
+            "trainer.enable_progress_bar=false",
+            "trainer.enable_progress_bar has no effect here; what sets it is progress",
+        ),
         ("trainer.devices=1.5", "trainer.devices must be a whole number in -1 .. 4096 or text or a list"),
         ("optim.optimizer.momentum=null", "optim.optimizer.momentum must be a number, got null"),
         ("optim.optimizer.lr=nan", "optim.optimizer.lr must be a number, got nan"),

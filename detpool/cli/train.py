@@ -46,9 +46,11 @@ def run(config: DictConfig) -> float | None:
         job = HydraConfig.get()
         config.run_dir = run_dir_of(config, job)
         if job.mode is not RunMode.MULTIRUN:
-            from detpool.training.runs import train  # takes seconds: not before the config is checked
+            from detpool.training.resuming import check_free  # takes seconds: not before the config is checked
+            from detpool.training.runs import train
             from detpool.training.sweep import recorded
 
+            check_free(Path(config.run_dir), config.ckpt_path)
             with recorded(Path(config.run_dir)):
                 train(config)
             return None

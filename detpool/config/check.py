@@ -23,6 +23,15 @@ from detpool.own_packages import check_packages, packages_of_user
 
 _SOURCES = {"detpool.data.coco.coco_datamodule": "json", "detpool.data.voc.voc_datamodule": "xml"}
 """Data whose files may be named in several ways, by their annotations."""
+_GIVEN_TO_TRAINER = {
+    "callbacks": "callbacks=...",
+    "logger": "logger=...",
+    "enable_progress_bar": "progress=true or progress=false",
+    "enable_model_summary": "'+callbacks.summary={_target_: lightning.pytorch.callbacks.RichModelSummary}'",
+    "default_root_dir": "hydra.run.dir=...",
+    "use_distributed_sampler": "no other key: the data are shared out by their own samplers",
+}
+"""Arguments of the trainer that a run sets itself, and what sets them."""
 
 
 def check(config: DictConfig, configs: Configs | None = None, overrides: Sequence[str] = ()) -> None:
@@ -57,6 +66,8 @@ class _Check:
             if absent := [key for key, field in fields(name).items() if key not in given and field.default is None]:
                 raise ConfigError(f"the config has no {join(section, absent[0])}, which a run needs")
         check_packages(self.plain.get("imports"))
+        if self.configs and (ours := sorted(_GIVEN_TO_TRAINER.keys() & self.plain["trainer"].keys())):
+            raise ConfigError(f"trainer.{ours[0]} has no effect here; what sets it is {_GIVEN_TO_TRAINER[ours[0]]}")
         limits = fields("Trainer")
         for key in limits.keys() & self.plain["trainer"].keys():
             self.check_value(f"trainer.{key}", self.plain["trainer"][key], limits[key])

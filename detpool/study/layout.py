@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from detpool.config.overrides import leaves
+from detpool.errors import ConfigError
 from detpool.files import write_json_atomically
+from detpool.run_config import read_run_config
 
 PLAN = "sweep.json"
 """In the folder of a sweep: the names of the folders of its runs, and which command line of a study is which run."""
@@ -70,7 +75,39 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
     raw.pop("hydra", None)
     raw |= {"run_dir": ""} if seed is None else {"run_dir": "", "seed": seed}
     content: Any = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
-    kept = {str(key): value for key, value in content.items() if key not in RUN_LOCAL}
+    text = json.dumps(what_is_computed(content), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def check_same(run_dir: Path, config: DictConfig, seed: int | None = None) -> None:
+    """That a folder which names no config, but a number, holds no run of another one: it would pass for this one.
+
+    Args:
+        run_dir: the folder; it need not exist.
+        config: a composed config.
+        seed: in place of the config's own.
+
+    Raises:
+        ConfigError: it holds a run of another config.
+    """
+    try:
+        before = read_run_config(run_dir / "config.yaml")
+        for key, value in leaves(OmegaConf.to_container(before)):
+            if f"{value}/".startswith(f"{before.run_dir}/"):  # a fingerprint is of no place
+                OmegaConf.update(before, key, str(value).removeprefix(before.run_dir))
+        same = fingerprint(before) == fingerprint(config, seed)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):  # none, a damaged one, or not known before it runs
+        return
+    if not same:
+        raise ConfigError(
+            f"{run_dir} holds a run of another config: a sweep is resumed by the same command; further runs go to "
+            f"another hydra.sweep.dir, or are added to a study"
+        )
+
+
+def what_is_computed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a plain config decides what a run computes, in the keys of today."""
+    kept = {str(key): value for key, value in config.items() if key not in RUN_LOCAL}
     for section, keys in WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
     kept = without_neutral(kept)
@@ -79,8 +116,7 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
         for name, callback in (kept.get("callbacks") or {}).items()
         if callback is not None
     }
-    text = json.dumps(kept, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    return kept
 
 
 def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:

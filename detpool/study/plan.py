@@ -29,7 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from detpool.config import Configs, check, check_extras, parse_override
 from detpool.errors import ConfigError
 from detpool.run_record import program
-from detpool.study.layout import read_command_lines, read_plan, run_name
+from detpool.study.layout import check_same, read_command_lines, read_plan, run_name
 from detpool.study.recognition import hash_inputs, is_finished
 
 
@@ -73,18 +73,19 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
 
     Raises:
         ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; if two runs
-            of a study are the same; and if a run would be several processes.
+            of a study are the same; if a run would be several processes; if its folder is given, or holds another run.
     """
     base = configs.load_configuration(configs.name, _as_sweep(arguments), RunMode.MULTIRUN)
     folder, is_study = Path(base.hydra.sweep.dir), bool(base.hydra.runtime.choices.get("study"))
     _check_one_process(base)
+    _check_folders(base)
     jobs = sweep_jobs(configs, arguments)
     if jobs is None:
         return Sweep(folder, base, None, is_study=is_study)
     own = len(base.hydra.overrides.hydra)
     if not is_study:
-        for _ in compose_jobs(configs, jobs):
-            pass
+        for number, (_, config, seed) in enumerate(compose_jobs(configs, jobs)):
+            check_same(folder / str(number), config, seed)
         return Sweep(folder, base, [str(number) for number in range(len(jobs))], [job[own:] for job in jobs])
     lines, inputs = [shlex.join(job) for job in jobs], hash_inputs(configs, arguments)
     known = read_command_lines(folder, inputs)
@@ -133,6 +134,13 @@ def _check_one_process(config: DictConfig) -> None:
     devices = config.trainer.devices
     if str(devices) != "1" and not (OmegaConf.is_list(devices) and len(devices) == 1):
         raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
+
+
+def _check_folders(config: DictConfig) -> None:
+    """A folder that the command line gives to all runs would have the second take the first for itself, finished."""
+    run_dir = OmegaConf.to_container(config, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
+    if run_dir != "${hydra:runtime.output_dir}":
+        raise ConfigError(f"run_dir={run_dir}: runs of a sweep have folders of their own, in hydra.sweep.dir=...")
 
 
 def compose_jobs(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[list[str], DictConfig, int | None]]:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detpool.run_record import program, read_metrics, shell_command
-from detpool.study.layout import STATUS, read_status
+from detpool.study.layout import STATUS, Status, read_status
 from detpool.study.plan import Sweep
 
 _ROWS = 40  # runs that the table shows
@@ -28,7 +28,7 @@ def summarize(sweep: Sweep) -> bool:
     """Prints what became of a sweep, and says whether all of its runs are finished, as far as it knows of them."""
     folders = _left(sweep.folder) if sweep.names is None else [sweep.folder / name for name in sweep.names]
     records = {folder: found for folder in folders if (found := _record(folder)) is not None}
-    statuses = {folder: read_status(folder) for folder in folders if folder not in records}
+    statuses = {folder: _status(folder) for folder in folders if folder not in records}
     failed = {folder: status for folder, status in statuses.items() if status and status.state != "interrupted"}
     states = {folder: status.state if status else "not finished" for folder, status in statuses.items()}
     for folder, status in failed.items():
@@ -60,6 +60,13 @@ def _record(run_dir: Path) -> dict[str, Any] | None:
     try:
         return read_metrics(run_dir / "metrics.json")
     except (FileNotFoundError, ValueError):
+        return None
+
+
+def _status(run_dir: Path) -> Status | None:
+    try:
+        return read_status(run_dir)
+    except ValueError:  # a damaged one; the run begins anew
         return None
 
 

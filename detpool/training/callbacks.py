@@ -129,7 +129,9 @@ class SaveOnInterrupt(Checkpoint):
     ) -> None:
         # Gradients that are being accumulated are in no checkpoint.
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self._stop_if_asked(trainer, validation_cut=trainer.is_last_batch)
+            loops = trainer.fit_loop
+            due = loops.epoch_loop._should_check_val_fx(loops._data_fetcher)  # type: ignore[arg-type]
+            self._stop_if_asked(trainer, validation_cut=due)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any

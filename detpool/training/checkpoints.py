@@ -133,7 +133,8 @@ def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str], validates:
         validates: whether there are validations while training.
 
     Raises:
-        ConfigError: a callback monitors no metric, keeps several checkpoints under one name, or has that of another.
+        ConfigError: a callback monitors no metric, or takes its worst for its best; it keeps several checkpoints under
+            one name, or has that of another.
     """
     names: dict[tuple[str, str], ModelCheckpoint] = {}
     for callback in callbacks:
@@ -142,6 +143,12 @@ def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str], validates:
             raise ConfigError(
                 f"callbacks: monitor={callback.monitor} is not a metric of this evaluation"
                 f"{did_you_mean(callback.monitor or '', [f'val/{name}' for name in (*metrics, 'loss')])}"
+            )
+        best = "min" if metric.startswith("loss") else "max"
+        if (stage == "val" or best == "min") and getattr(callback, "mode", best) != best:
+            raise ConfigError(
+                f"callbacks: monitor={callback.monitor} with mode={callback.mode} takes the worst for the best: "
+                f"mode={best}"
             )
         if stage == "val" and isinstance(callback, EarlyStopping) and not validates:
             raise ConfigError(
@@ -244,7 +251,9 @@ def is_kept_as_best(checkpoint: Path) -> bool:
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
-    return [path for path in run_dir.rglob("*.ckpt") if path.is_file()]
+    """The checkpoints of a run, without those of runs whose directories lie below its own."""
+    others = {path.parent for path in run_dir.rglob("config.yaml")} - {run_dir}
+    return [path for path in run_dir.rglob("*.ckpt") if path.is_file() and others.isdisjoint(path.parents)]
 
 
 def _monitors(state: Mapping[str, Any]) -> bool:

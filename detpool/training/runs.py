@@ -29,7 +29,7 @@ from detpool.detection import GivenProposals, TwoStageDetector
 from detpool.detection.backbones.body import Body
 from detpool.detection.backbones.weights import load_state_dict, read_weights_file
 from detpool.distributed import is_main_process, say
-from detpool.errors import ConfigError, WeightsError, did_you_mean, listed
+from detpool.errors import ConfigError, did_you_mean, listed
 from detpool.evaluation import DetectionEvaluator, write_results
 from detpool.evaluation.coco import PREFIXES
 from detpool.evaluation.confusion import write_confusion
@@ -39,7 +39,6 @@ from detpool.evaluation.results import RESULTS
 from detpool.evaluation.table import print_metrics
 from detpool.files import write_text_atomically
 from detpool.own_packages import import_packages
-from detpool.run_config import load_config
 from detpool.run_record import shell_command, write_metrics
 from detpool.training.callbacks import EpochLines, SaveOnInterrupt, StepCost
 from detpool.training.checkpoints import (
@@ -47,23 +46,21 @@ from detpool.training.checkpoints import (
     choose_weights,
     find_best,
     find_last,
-    has_training_state,
     is_kept_as_best,
     keep_weights,
     last_checkpoint,
-    read_checkpoint,
     use_whole_checkpoints,
 )
 from detpool.training.initial_weights import start_from
 from detpool.training.loggers import log_config
 from detpool.training.module import DetectionModule
+from detpool.training.resuming import KEPT, begin, check_resume
 from detpool.training.shared_classes import SharedClasses
 from detpool.training.splits import split_notes
 
 _REPLACEABLE = ("rpn", *(f"roi_heads.{head}_roi_pool" for head in ("box", "mask", "iou")))
 """Modules of a detector that an evaluation can put others in the place of."""
 _say_once = functools.cache(say)
-_KEPT = ": a finished run can be trained on if it was made with keep_checkpoints=all"
 
 
 def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str, float]:
@@ -97,7 +94,7 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
         config.ckpt_path = str(find_checkpoint(Path(config.ckpt_path), "last"))
     data = build_data(config, ["fit"] if split == "val" else ["fit", "test"])
     config.class_names = list(data.class_names)
-    steps_before = _check_resume(config)
+    steps_before = check_resume(config, callbacks)
     with naming_files(config):
         module = build_module(config, pretrained=config.ckpt_path is None)
         module.build_optimizer()  # what it refuses is no error of the training
@@ -107,6 +104,8 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     module.prepare_evaluation(data.val_dataset)
     check_callbacks(callbacks, _check_evaluation(config, module), validates=trainer.limit_val_batches != 0)
     _tell_how_to_resume(callbacks, command)
+    if is_main_process():
+        begin(run_dir, resumed=config.ckpt_path is not None)
     save_config(config, run_dir)
     log_config(loggers, config)
     say(f"run directory: {run_dir}")
@@ -284,6 +283,15 @@ def evaluate(
     # Through the datamodule: how it shares the images out is known only once the processes have met.
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
+    loader: Any
+    loader, batches = (
+        (trainer.val_dataloaders, trainer.num_val_batches)
+        if split == "val"
+        else (trainer.test_dataloaders, trainer.num_test_batches)
+    )
+    if sum(batches) < len(loader):
+        of_all = f"{sum(batches)} of {len(loader)} batches"
+        notes = [*notes, f"Evaluated on {of_all} of the {split} split (trainer.limit_{split}_batches)."]
     if same:
         validation = {monitor: module.metrics.get(monitor, math.nan)}
     assert module.evaluator is not None
@@ -476,6 +484,9 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
     )
     if config.trainer.get("sync_batchnorm") and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
         raise ConfigError("trainer.sync_batchnorm=true: PyTorch shares statistics between GPUs alone, not on a CPU")
+    limit = f"limit_{config.evaluation.split}_batches"
+    if getattr(trainer, limit, 1) == 0:
+        raise ConfigError(f"trainer.{limit} is 0, and evaluation.split={config.evaluation.split} is to be evaluated")
     use_whole_checkpoints(trainer)
     return trainer
 
@@ -507,7 +518,7 @@ def find_checkpoint(path: Path, name: str = "best") -> Path:
     if os.path.isdir(path):
         found = find_best(path) if name == "best" else find_last(path)
         if found is None:
-            raise ConfigError(f"ckpt_path={path} is a folder without a checkpoint to go on from{_KEPT}")
+            raise ConfigError(f"ckpt_path={path} is a folder without a checkpoint to go on from{KEPT}")
         return found
     near = sorted(map(str, path.parent.glob("*.ckpt"))) if os.path.isdir(path.parent) else []
     hint = f"; there are {', '.join(near)}" if near else ""
@@ -571,30 +582,3 @@ def check_proposals(module: DetectionModule, data: DetectionDataModule, splits: 
             f"proposals=given: {' and '.join(f'data.{name}' for name in missing)} must name files of proposals "
             f"(tools/write_proposals.py writes such files)"
         )
-
-
-def _check_resume(config: DictConfig) -> int:
-    """A checkpoint of another model fails here with the settings that differ, not later with a list of tensors.
-
-    Returns:
-        the optimizer steps that were made before.
-    """
-    if config.ckpt_path is None:
-        return 0
-    checkpoint = Path(config.ckpt_path)
-    before = read_checkpoint(checkpoint)
-    if not has_training_state(before):
-        raise WeightsError(f"{checkpoint} cannot be resumed, since it has weights only{_KEPT}")
-    now: Any = OmegaConf.to_container(config, resolve=True)
-    then: Any = OmegaConf.to_container(load_config(checkpoint), resolve=True)
-    same = ("model", "backbone", "pooler", *PARTS, "class_names")
-    differing = [key for key in same if (now.get(key) or None) != (then.get(key) or None)]
-    if now["optim"]["optimizer"]["_target_"] != then["optim"]["optimizer"]["_target_"]:
-        differing.append("optim.optimizer")
-    if differing:
-        raise WeightsError(
-            f"{checkpoint} cannot be resumed with this config: the run it comes from has another {', '.join(differing)}"
-        )
-    if others := [key for key in ("seed", "data", "optim", "channels_last") if now[key] != then[key]]:
-        say(f"note: {', '.join(others)} changed since {checkpoint}: the result is not that of an uninterrupted run")
-    return int(before["global_step"])

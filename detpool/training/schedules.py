@@ -9,9 +9,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from detpool.distributed import say
-from detpool.errors import ConfigError
+from detpool.errors import ConfigError, check_numbers
 
 _WARMUP_START = 0.001
+_WHERE = "optim.schedule"
 
 
 def _warmup(step: int, warmup_steps: int) -> float:
@@ -45,8 +46,9 @@ def multistep(
         gamma: factor at each milestone.
 
     Raises:
-        ConfigError: if a milestone is not in (0, 1) or they do not increase.
+        ConfigError: if a milestone is not in (0, 1) or they do not increase, or another number is negative.
     """
+    check_numbers(_WHERE, "at least 0", lambda number: number >= 0, warmup_steps=warmup_steps, gamma=gamma)
     milestones = list(milestones)
     if any(not 0 < milestone < 1 for milestone in milestones) or milestones != sorted(milestones):
         raise ConfigError(f"optim.schedule.milestones must increase within (0, 1), got {milestones}")
@@ -67,7 +69,12 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_
         total_steps: optimizer steps of the whole training.
         warmup_steps: steps from a thousandth of the rate to the rate.
         final_fraction: fraction of the rate at the last step.
+
+    Raises:
+        ConfigError: if `warmup_steps` is negative, or `final_fraction` is not in 0 .. 1.
     """
+    check_numbers(_WHERE, "at least 0", lambda number: number >= 0, warmup_steps=warmup_steps)
+    check_numbers(_WHERE, "in 0 .. 1", lambda number: 0 <= number <= 1, final_fraction=final_fraction)
 
     def factor(step: int) -> float:
         progress = min(1.0, max(0, step - warmup_steps) / max(1, total_steps - warmup_steps))

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 
 from detpool.distributed import is_main_process, say
 from detpool.errors import ConfigError, message_of
-from detpool.files import WriteError, naming_full_disks, remove_temporary_files
+from detpool.files import WriteError, naming_full_disks
 from detpool.run_record import read_metrics
-from detpool.study.layout import STATUS, read_status, write_status
+from detpool.study.layout import check_same, fingerprint, read_status, write_status
 from detpool.study.stopping import Worker
 from detpool.training.checkpoints import find_last
 from detpool.training.lines import named_lines
@@ -74,6 +74,8 @@ def _train(config: DictConfig, command: Sequence[str], place: str) -> float | No
             if not free:
                 say(f"{run_dir}: another process is at it, skipped")
                 return None
+            if not run_dir.name.endswith(fingerprint(config)):
+                check_same(run_dir, config)
             if (record := _finished(run_dir)) is not None:
                 say(f"{run_dir}: finished, skipped")
                 return _value(record, config)
@@ -148,9 +150,6 @@ def _prepare(run_dir: Path) -> str | None:
     """Makes a folder ready for its run; the checkpoint to go on from, None for a run that begins."""
     if _may_be_resumed(run_dir) and (last := find_last(run_dir)) is not None:
         say(f"{run_dir}: resumed from {last.relative_to(run_dir)}")
-        (run_dir / STATUS).unlink(missing_ok=True)
-        remove_temporary_files(run_dir)
-        _keep_curves(run_dir)
         return str(last)
     for path in run_dir.iterdir():
         if path.is_dir():
@@ -167,13 +166,6 @@ def _may_be_resumed(run_dir: Path) -> bool:
         say(f"{run_dir}: {error}; the run begins anew")
         return False
     return status is None or status.state == "interrupted"
-
-
-def _keep_curves(run_dir: Path) -> None:
-    """Lightning's CSV logger deletes what is there when it starts; reports read `csv` and `csv_before_<n>`."""
-    if (run_dir / "csv").is_dir():
-        number = 1 + len(list(run_dir.glob("csv_before_*")))
-        (run_dir / "csv").rename(run_dir / f"csv_before_{number}")
 
 
 @contextmanager

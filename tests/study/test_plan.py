@@ -78,6 +78,19 @@ def test_sweeps_without_study_are_numbered() -> None:
     assert sweep.folder.parts[:3] == ("logs", "demo", "multiruns")
 
 
+def test_numbered_runs_are_not_taken_for_others(tmp_path: Path) -> None:
+    """Another seed moves the numbers of those after it."""
+    arguments = ["experiment=demo", "pooler=roi_pool,roi_align", f"hydra.sweep.dir={tmp_path}"]
+    for number, pooler in enumerate(("roi_pool", "roi_align")):
+        (tmp_path / str(number)).mkdir()
+        config = composed("experiment=demo", f"pooler={pooler}")
+        config.run_dir = str(tmp_path / str(number))
+        (tmp_path / str(number) / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True))
+    assert plan_sweep(ALL, arguments).names == ["0", "1"]
+    with pytest.raises(ConfigError, match=f"{tmp_path / '1'} holds a run of another config: a sweep is resumed by"):
+        plan_sweep(ALL, [*arguments, "seed=0,1"])
+
+
 @pytest.mark.parametrize(
     ("same", "overrides"),
     [
@@ -197,6 +210,7 @@ def test_typos_in_a_study_are_named_before_any_work(with_study: Callable[[str], 
         (["study=smallest,roi_align"], "give one study: study=NAME"),
         (["study=smallest", "poolr=roi_pool"], "no key or group 'poolr'; did you mean 'pooler'?"),
         (["variant=a"], "variant=a: only a study has variants"),
+        (["run_dir=x", "seed=0,1"], "run_dir=x: runs of a sweep have folders of their own, in hydra.sweep.dir"),
         (["study=smallest", "trainer=ddp"], "trainer.devices must be 1, got 'auto'"),
         (["study=smallest", "launcher=jobli"], "launcher=jobli does not exist; did you mean 'joblib'?"),
     ],

@@ -42,7 +42,8 @@ def test_a_sweep_is_complete_only_if_all_its_runs_are_finished(folder, capsys):
     write_status(folder / "failed", "failed", "no such file")
     write_status(folder / "interrupted", "interrupted")
     (folder / "damaged").mkdir()
-    (folder / "damaged" / "metrics.json").touch()
+    for name in ("metrics.json", "status.json"):
+        (folder / "damaged" / name).touch()
     assert not summarize(sweep(folder, names))
     said = capsys.readouterr()
     assert said.err == f"{folder}/failed: failed: no such file\n"

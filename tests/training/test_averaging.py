@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from detpool.run_config import load_config
 from detpool.training import runs
 from detpool.training.module import DetectionModule
 
@@ -73,7 +74,7 @@ def test_of_a_finished_run_the_averages_alone_are_kept(tiny_config, tmp_path):
     (kept,) = (tmp_path / "run").rglob("*.ckpt")
     content = torch.load(kept, weights_only=True)
     assert not {"current_model_state", "averaging_state", "optimizer_states"} & content.keys()
-    config = runs.load_config(kept)
+    config = load_config(kept)
     config.class_names = list(config.class_names)
     assert torch.equal(runs.restore(config, kept).state_dict()[NAME], content["state_dict"][NAME])
 
@@ -88,3 +89,24 @@ def test_copies_of_the_module_leave_the_ground_truth_behind(tiny_config):
     copied = copy.deepcopy(module)
     assert copied.evaluator is copied.evaluated is None
     assert module.evaluated is data.val_dataset
+
+
+def test_weights_in_training_stand_for_averages_until_there_are_some(tiny_config, tmp_path, validated):
+    """The first step after which there is an average is the first of the second epoch; or there is none."""
+    late = ["callbacks=ema", "callbacks.ema.decay=0.5", "evaluation.split=val"]
+    runs.train(tiny_config(name="plain"))
+    plain = read(tmp_path, "last", "plain")["state_dict"]
+    first = validated[0]
+    del validated[:]
+    runs.train(tiny_config(*late, "+callbacks.ema.update_starting_at_step=100", name="never"))
+    last = read(tmp_path, "last", "never")
+    assert all(torch.equal(last["state_dict"][name], plain[name]) for name in plain)
+    assert torch.equal(validated[0], first)
+    assert torch.equal(validated[1], plain[NAME])
+    del validated[:]
+    runs.train(tiny_config(*late, "+callbacks.ema.update_starting_at_step=4", name="late"))
+    assert torch.equal(validated[0], first)
+    assert not torch.equal(validated[1], plain[NAME])
+    assert torch.equal(validated[1], read(tmp_path, "last", "late")["state_dict"][NAME])
+    with pytest.raises(Exception, match="update_every_n_steps must be at least 1, got 0"):
+        runs.train(tiny_config("callbacks=ema", "+callbacks.ema.update_every_n_steps=0"))

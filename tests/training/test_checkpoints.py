@@ -192,12 +192,15 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, room_for):
         ({"save_top_k": 3, "filename": "{step}"}, None),
         ({"save_top_k": 3, "enable_version_counter": True}, None),
         ({"save_top_k": 0, "filename": "last"}, None),
-        ({"monitor": "val/loss_mask"}, None),
-        ({"monitor": "train/loss"}, None),
+        ({"monitor": "val/loss_mask", "mode": "min"}, None),
+        ({"monitor": "train/loss", "mode": "min"}, None),
+        ({"monitor": "val/loss"}, "monitor=val/loss with mode=max takes the worst for the best: mode=min"),
+        ({"monitor": "train/loss"}, "monitor=train/loss with mode=max takes the worst"),
+        ({"mode": "min"}, "monitor=val/AP with mode=min takes the worst for the best: mode=max"),
     ],
 )
 def test_checkpoints_that_would_replace_each_other_are_refused(tmp_path, options, message):
-    options = {"filename": "best", "monitor": "val/AP", "enable_version_counter": False} | options
+    options = {"filename": "best", "monitor": "val/AP", "mode": "max", "enable_version_counter": False} | options
     callbacks = [
         RunCheckpoint(str(tmp_path / "checkpoints"), **options),
         RunCheckpoint(str(tmp_path / "checkpoints"), "last", enable_version_counter=False),

@@ -38,3 +38,13 @@ def test_what_is_not_there_is_named(run, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty holds no checkpoint"):
         find_checkpoint(tmp_path / "empty")
+
+
+def test_checkpoints_of_runs_below_are_not_its_own(run, tmp_path):
+    for folder in (tmp_path, run):
+        (folder / "config.yaml").touch()
+    torch.save({"callbacks": {}, "global_step": 0, "optimizer_states": []}, tmp_path / "mine.ckpt")
+    assert find_checkpoint(tmp_path) == find_checkpoint(tmp_path, "last") == tmp_path / "mine.ckpt"
+    (tmp_path / "mine.ckpt").unlink()
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path)

@@ -7,6 +7,7 @@ import write_proposals as tool
 from detpool.data.datamodule import DetectionDataModule
 from detpool.data.proposals import read_proposals, write_proposals
 from detpool.errors import ConfigError
+from detpool.run_config import load_config
 from detpool.training import runs
 
 FAST = ["model=fast_rcnn", "head_pool.channels=16", "model.roi_heads.batch_size_per_image=16"]
@@ -20,7 +21,7 @@ def test_fast_rcnn_trains_on_the_proposals_of_a_trained_rpn(tiny_config, tmp_pat
     assert "30 proposals an image, 8 images of train" in capsys.readouterr().out
 
     # The file's boxes are those of the network on pictures that are not flipped, as evaluation sees them.
-    config = runs.load_config(checkpoint)
+    config = load_config(checkpoint)
     module = runs.build_module(config, pretrained=False)
     runs.load_checkpoint(module, checkpoint)
     model = module.model.eval()

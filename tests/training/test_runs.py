@@ -22,10 +22,12 @@ from detpool.evaluation.resampling import resampled_ap
 from detpool.evaluation.results import RESULTS, read_results
 from detpool.report.collect import collect
 from detpool.report.groups import make_sections
+from detpool.run_config import load_config
 from detpool.study.layout import read_status
 from detpool.training import runs
 from detpool.training.callbacks import SaveOnInterrupt
 from detpool.training.checkpoints import has_training_state, is_kept_as_best, read_checkpoint
+from detpool.training.resuming import check_free
 from detpool.training.sweep import train_in_sweep
 
 
@@ -70,7 +72,7 @@ def test_run_directory_holds_all_that_evaluation_needs(tiny_config, tmp_path):
     assert len(list((folder / "pictures").glob("*.png"))) == 3  # two images and the contact sheet
 
     checkpoint = folder / "checkpoints" / "best.ckpt"
-    config = runs.load_config(checkpoint)
+    config = load_config(checkpoint)
     config.run_dir = str(tmp_path / "again")
     again = runs.restore_and_evaluate(config, checkpoint, start=0)
     assert again.keys() == metrics.keys()
@@ -97,7 +99,7 @@ def test_of_a_finished_run_the_best_weights_are_kept(tiny_config, tmp_path):
     assert kept.stat().st_size < 0.6 * whole.stat().st_size  # momentum was as large as the weights
     assert runs.find_checkpoint(tmp_path / "run") == kept
     assert is_kept_as_best(kept)  # reports warn of it where the set it was chosen on is evaluated
-    again = runs.restore_and_evaluate(runs.load_config(kept), kept, start=0)
+    again = runs.restore_and_evaluate(load_config(kept), kept, start=0)
     assert again["AP"] == metrics["AP"]
 
     for path, error in {tmp_path / "run": ConfigError, kept: WeightsError}.items():
@@ -336,16 +338,80 @@ def test_errors_of_checkpoints(tiny_config, tmp_path):
         runs.find_checkpoint(last.with_name("nothing.ckpt"))
     with pytest.raises(WeightsError, match="the run it comes from has another pooler"):
         runs.train(tiny_config(f"ckpt_path={last}", "pooler=roi_pool", name="other"))
-    config = runs.load_config(last)
+    config = load_config(last)
     config.class_names = ["cat", "dog"]
     with pytest.raises(ConfigError, match=r"the data has the classes .* trained for \['cat', 'dog'\]"):
         runs.restore_and_evaluate(config, last, 0)
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="cannot be read as a state dict"):
-        runs.restore_and_evaluate(runs.load_config(last), last, 0)
+        runs.restore_and_evaluate(load_config(last), last, 0)
     (tmp_path / "run" / "config.yaml").unlink()
     with pytest.raises(ConfigError, match=r"no config.yaml beside"):
-        runs.load_config(last)
+        load_config(last)
+
+
+def test_a_checkpoint_goes_on_with_its_own_settings_of_the_optimizer(tiny_config, tmp_path, capsys):
+    """They take the place of the config's: others are refused by name, and what has an effect is said."""
+    runs.train(tiny_config("callbacks=ema", "trainer.max_epochs=1", "evaluation.pictures=0", name="before"))
+    last = tmp_path / "before" / "checkpoints" / "last.ckpt"
+    resume = ["callbacks=ema", "evaluation.pictures=0", f"ckpt_path={last}"]
+    for options, message in {
+        ("optim.optimizer.lr=0.5", "optim.optimizer.momentum=0"): "lr=0.02, optim.optimizer.momentum=0.9; to begin",
+        ("optim.optimizer={_target_: torch.optim.AdamW}",): "goes on with optim.optimizer._target_=torch.optim.SGD; to",
+        ("optim.backbone_rate=0.1",): "goes on with optim.backbone_rate=1.0;",
+        ("optim.frozen=[backbone.body.stem]",): "goes on with optim.frozen=[];",
+        ("callbacks=default",): "goes on with averages of the weights (callbacks=ema);",
+    }.items():
+        with pytest.raises(WeightsError, match=re.escape(message)):
+            runs.train(tiny_config(*resume, *options))
+    with pytest.raises(
+        WeightsError, match=r"goes on with optim\.schedule\._target_=detpool\.training\.schedules\.mult"
+    ):
+        runs.train(tiny_config(*resume, "optim.schedule=null", without=["optim"]))
+    # A run of before some settings came.
+    file = tmp_path / "before" / "config.yaml"
+    config = OmegaConf.load(file)
+    del config.model["weights"], config.model.roi_heads["nms"], config.optim["frozen"]
+    file.write_text(OmegaConf.to_yaml(config))
+    capsys.readouterr()
+    further = ["optim.schedule.milestones=[0.5]", "trainer.accumulate_grad_batches=2", "data.num_workers=1"]
+    runs.train(tiny_config(*resume, *further))
+    names = "optim.schedule.milestones, trainer.accumulate_grad_batches"
+    assert f"note: {names} changed since {last}: the result is not" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_in_its_folder_keeps_its_curves(tiny_config, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    runs.train(tiny_config("trainer.max_epochs=1", "evaluation.pictures=0"))
+    resume = tiny_config("evaluation.pictures=0", f"ckpt_path={run_dir}")
+    check_free(run_dir, resume.ckpt_path)
+    for other in (None, str(tmp_path / "a.ckpt")):
+        with pytest.raises(ConfigError, match=f"{run_dir} holds another run: choose another folder, .* ckpt_path="):
+            check_free(run_dir, other)
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Trainer, "fit", raise_crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            runs.train(resume.copy())
+    assert not (run_dir / "metrics.json").exists()  # they would be of other weights
+    runs.train(resume.copy())
+    (run,) = collect([run_dir]).runs
+    assert list(run.curves["val/AP"].dropna().index) == [1, 2]
+
+
+def raise_crash(*_, **__):
+    raise RuntimeError("crash")
+
+
+@pytest.mark.parametrize(("split", "limit"), [("test", "limit_test_batches"), ("val", "limit_val_batches")])
+def test_an_evaluation_of_a_part_is_said_and_of_nothing_refused(tiny_config, tmp_path, split, limit):
+    given = ["trainer.max_epochs=1", "evaluation.pictures=0", f"evaluation.split={split}"]
+    with pytest.raises(ConfigError, match=rf"trainer\.{limit} is 0, and evaluation\.split={split} is to be evaluated"):
+        runs.train(tiny_config(*given, f"+trainer.{limit}=0"))
+    notes = {}
+    for batches in (1, 1000):
+        runs.train(tiny_config(*given, f"+trainer.{limit}={batches}", name=str(batches)))
+        notes[batches] = [note for note in record(tmp_path / str(batches))["notes"] if "Evaluated on" in note]
+    assert notes == {1: [f"Evaluated on 1 of 3 batches of the {split} split (trainer.{limit})."], 1000: []}
 
 
 def test_saved_config_is_whole_and_resolved(tiny_config, tmp_path):
@@ -452,7 +518,7 @@ def test_the_weights_that_are_evaluated_have_any_name(tiny_config, tmp_path, mon
     assert record(tmp_path / "a")["checkpoint"] == str(chosen.relative_to(tmp_path / "a"))
     assert record(tmp_path / "a")["validation"] == {"AP": 0.9}
     assert not (tmp_path / "a" / "checkpoints" / "last.ckpt").exists()
-    assert runs.load_config(chosen).run_dir == str(tmp_path / "a")
+    assert load_config(chosen).run_dir == str(tmp_path / "a")
 
     # Nothing is left to train: it is said, and the same weights are evaluated.
     capsys.readouterr()

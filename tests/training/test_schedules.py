@@ -1,8 +1,9 @@
-"""A warm-up that is meant for a longer training."""
+"""Schedules of the learning rate: a warm-up that is meant for a longer training, and numbers that mean nothing."""
 
 import pytest
 import torch
 
+from detpool.errors import ConfigError
 from detpool.training.schedules import cosine, multistep
 
 
@@ -27,3 +28,18 @@ def test_a_warmup_that_takes_most_of_the_training_is_said(schedule, steps, warmu
         assert output == ""
     else:
         assert f"optim.schedule.warmup_steps={warmup} of {steps} steps in all: the rate is at most {highest}" in output
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "value", "accepted"),
+    [
+        (multistep, "warmup_steps", -1, "at least 0"),
+        (multistep, "gamma", -0.1, "at least 0"),
+        (cosine, "warmup_steps", -1, "at least 0"),
+        (cosine, "final_fraction", 1.5, "in 0 .. 1"),
+    ],
+)
+def test_numbers_out_of_range_are_named(schedule, name, value, accepted):
+    optimizer = torch.optim.SGD([torch.zeros(1)], 1.0)
+    with pytest.raises(ConfigError, match=rf"optim\.schedule\.{name} must be {accepted}, got {value}"):
+        schedule(optimizer, total_steps=10, **{name: value})

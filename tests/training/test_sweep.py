@@ -17,7 +17,7 @@ from lightning import Callback
 from detpool.errors import ConfigError
 from detpool.report.collect import collect
 from detpool.run_record import write_metrics
-from detpool.study.layout import read_status, write_status
+from detpool.study.layout import check_same, read_status, write_status
 from detpool.study.stopping import Worker
 from detpool.training import runs, sweep
 from detpool.training.sweep import train_in_sweep
@@ -148,17 +148,51 @@ def test_interrupted_run_is_resumed_to_what_it_would_have_been(tiny_config, tmp_
         assert all(torch.equal(a[key], b[key]) for key in b)
 
 
-@pytest.mark.parametrize(("hook", "batch"), [("on_train_batch_end", 3), ("on_validation_batch_end", 0)])
-def test_run_whose_validation_was_cut_begins_anew(tiny_config, tmp_path, monkeypatch, hook, batch):
+TWICE = ["+trainer.val_check_interval=2"]  # in each epoch, which has four steps
+
+
+@pytest.mark.parametrize(
+    ("hook", "batch", "options"),
+    [("on_train_batch_end", 3, []), ("on_validation_batch_end", 0, []), ("on_train_batch_end", 1, TWICE)],
+)
+def test_run_whose_validation_was_cut_begins_anew(tiny_config, tmp_path, monkeypatch, hook, batch, options):
     stop_at(monkeypatch, hook, epoch=0, batch=batch)
     with pytest.raises(SystemExit):
-        go(tiny_config())
+        go(tiny_config(*options))
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
     monkeypatch.undo()
     seen = pretend(monkeypatch)
-    assert go(tiny_config()) == 0.5
+    assert go(tiny_config(*options)) == 0.5
     assert seen == [None]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("options", [["trainer.limit_val_batches=0"], ["trainer.check_val_every_n_epoch=2"]])
+def test_run_that_is_stopped_where_no_validation_is_due_goes_on(tiny_config, tmp_path, monkeypatch, options):
+    stop_at(monkeypatch, "on_train_batch_end", epoch=0, batch=3)
+    with pytest.raises(SystemExit):
+        go(tiny_config(*options))
+    monkeypatch.undo()
+    seen = pretend(monkeypatch)
+    assert go(tiny_config(*options)) == 0.5
+    assert seen == [str(tmp_path / "run" / "checkpoints" / "last.ckpt")]
+
+
+def test_a_run_of_another_config_does_not_pass_for_this_one(tiny_config, tmp_path, monkeypatch, capsys):
+    one = ["trainer.max_epochs=1", "evaluation.pictures=0"]
+    result = go(tiny_config(*one))
+    monkeypatch.setattr(sweep, "train", lambda *_: pytest.fail("training has begun"))
+    assert go(tiny_config(*one, "progress=false", "data.num_workers=1")) == result
+    capsys.readouterr()
+    for other in ("seed=1", "trainer.max_epochs=2"):
+        assert go(tiny_config(*one, other)) is None
+        assert f"{tmp_path / 'run'} holds a run of another config" in capsys.readouterr().err
+    # Nor is a sweep begun whose numbered runs would be there.
+    (tmp_path / "run").rename(tmp_path / "1")
+    check_same(tmp_path / "1", tiny_config(*one, name="elsewhere"), 0)
+    check_same(tmp_path / "2", tiny_config(*one), 1)
+    with pytest.raises(ConfigError, match="1 holds a run of another config"):
+        check_same(tmp_path / "1", tiny_config(*one, name="elsewhere"), 1)
 
 
 def test_failed_runs_leave_their_error_and_begin_anew(tiny_config, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,111 @@
+"""Where a run begins: at a checkpoint that goes on with its config, in a folder that may hold what came before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import WeightAveraging
+from omegaconf import DictConfig, OmegaConf
+
+from detpool.config import PARTS
+from detpool.config.overrides import leaves
+from detpool.distributed import is_main_process, say
+from detpool.errors import ConfigError, WeightsError
+from detpool.files import remove_temporary_files
+from detpool.run_config import load_config
+from detpool.study.layout import STATUS, what_is_computed
+from detpool.training.checkpoints import has_training_state, read_checkpoint, resume_argument
+
+KEPT = ": a finished run can be trained on if it was made with keep_checkpoints=all"
+_OF_MODEL = ("model", "backbone", "pooler", *PARTS)
+_OF_OPTIMIZER = ("optim.optimizer", "optim.backbone_rate", "optim.frozen")
+_OF_RESULT = ("seed", "data", "optim", "channels_last", "trainer", "evaluation.monitor")
+_OF_LENGTH = tuple(
+    f"trainer.{key}"
+    for key in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "log_every_n_steps", "profiler")
+)
+"""Settings of a training that may be another's when it is resumed, and its result still the same up to there."""
+
+
+def check_free(run_dir: Path, checkpoint: str | None) -> None:
+    """Raises ConfigError if a folder holds a run that a checkpoint does not go on with: files of both would mix."""
+    inside = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run_dir.resolve())
+    if is_main_process() and (run_dir / "config.yaml").is_file() and not inside:
+        raise ConfigError(
+            f"{run_dir} holds another run: choose another folder, remove that one, or go on with it by "
+            f"{resume_argument(run_dir)}"
+        )
+
+
+def begin(run_dir: Path, resumed: bool) -> None:
+    """Clears a folder of what says how a run ended that was there before, and keeps its curves if it is resumed.
+
+    Lightning's CSV logger deletes what is there when it starts; reports read `csv` and `csv_before_<n>`.
+    """
+    for name in (STATUS, "metrics.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    remove_temporary_files(run_dir)
+    if resumed and (run_dir / "csv").is_dir():
+        number = 1 + len(list(run_dir.glob("csv_before_*")))
+        (run_dir / "csv").rename(run_dir / f"csv_before_{number}")
+
+
+def check_resume(config: DictConfig, callbacks: Sequence[Any]) -> int:
+    """A checkpoint that does not go on with this config fails here with the settings that differ, not later.
+
+    The checkpoint's settings of the optimizer take the place of the config's: others would be ignored.
+
+    Args:
+        config: of the run that is to begin.
+        callbacks: those of its trainer.
+
+    Returns:
+        the optimizer steps that were made before.
+
+    Raises:
+        ConfigError: there is no config of the run that the checkpoint is of.
+        WeightsError: the checkpoint cannot be read, has weights only, or belongs to other settings.
+    """
+    if config.ckpt_path is None:
+        return 0
+    checkpoint = Path(config.ckpt_path)
+    before = read_checkpoint(checkpoint)
+    if not has_training_state(before):
+        raise WeightsError(f"{checkpoint} cannot be resumed, since it has weights only{KEPT}")
+    run = load_config(checkpoint)
+    now, then = (
+        dict(leaves(what_is_computed(OmegaConf.to_container(each, resolve=True))))  # type: ignore[arg-type]
+        for each in (config, run)
+    )
+    changed = [key for key in dict.fromkeys([*then, *now]) if now.get(key) != then.get(key)]
+    other = [part for part in _OF_MODEL if any(_is_of(key, (part,)) for key in changed)]
+    other += ["class_names"] if list(run.get("class_names") or config.class_names) != list(config.class_names) else []
+    if other:
+        raise WeightsError(
+            f"{checkpoint} cannot be resumed with this config: the run it comes from has another {', '.join(other)}"
+        )
+    restored = list(_OF_OPTIMIZER)
+    if not all(str(each.get("optim.schedule._target_")).startswith("detpool.") for each in (now, then)):
+        restored.append("optim.schedule")  # ours have no settings in checkpoints
+    own = [key.partition("[")[0] for key in changed if _is_of(key, restored)]
+    targets = tuple(key.removesuffix("_target_") for key in own if key.endswith("._target_"))
+    own = [key for key in own if key.endswith("._target_") or not key.startswith(targets)]
+    kept = [f"{key}={OmegaConf.select(run, key)}".replace("=None", "=null") for key in dict.fromkeys(own)]
+    if "averaging_state" in before and not any(isinstance(callback, WeightAveraging) for callback in callbacks):
+        kept.append("averages of the weights (callbacks=ema)")
+    if kept:
+        raise WeightsError(
+            f"{checkpoint} cannot be resumed with this config: it goes on with {', '.join(kept)}; to begin a run with "
+            f"its weights: model.weights={checkpoint}"
+        )
+    others = [key.partition("[")[0] for key in changed if _is_of(key, _OF_RESULT) and not _is_of(key, _OF_LENGTH)]
+    if others:
+        names = ", ".join(dict.fromkeys(others))
+        say(f"note: {names} changed since {checkpoint}: the result is not that of an uninterrupted run")
+    return int(before["global_step"])
+
+
+def _is_of(key: str, parts: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith((f"{part}.", f"{part}[")) for part in parts)
