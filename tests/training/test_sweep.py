@@ -207,13 +207,13 @@ def test_failed_runs_leave_their_error_and_begin_anew(tiny_config, tmp_path, mon
         raise OSError("disk full")
 
     monkeypatch.setattr(sweep, "train", fail)
-    assert go(tiny_config()) is None
+    assert go(tiny_config(*DIVERGES)) is None
     assert read_status(tmp_path / "run").state == "failed"
     assert "disk full" in read_status(tmp_path / "run").error
     assert "Traceback" in capsys.readouterr().err
     assert "Traceback" in json.loads((tmp_path / "run" / "status.json").read_text())["traceback"]
     pretend(monkeypatch)
-    assert go(tiny_config()) == 0.5
+    assert go(tiny_config(*DIVERGES)) == 0.5
     assert read_status(tmp_path / "run") is None
 
 
