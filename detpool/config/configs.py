@@ -241,7 +241,7 @@ class Configs(ConfigLoaderImpl):
             ConfigError: if they are no mapping of names to plain `key=value`.
         """
         study = next((o.value() for o in parsed if o.key_or_group == "study" and o.type is not OverrideType.DEL), None)
-        variants = self._variants_of(study) if study else {}
+        variants = self._variants_of(str(study)) if study else {}
         if odd := [str(key) for key in variants if not re.fullmatch(r"[\w-]+", str(key))]:
             raise ConfigError(f"study {study}: names of variants have letters, digits, _ and - only, got {odd[0]!r}")
         found = {
