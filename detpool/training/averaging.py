@@ -1,4 +1,4 @@
-"""Averages of the weights over the steps of a training, which are evaluated in place of the last step's."""
+"""Weight averaging: the average of the weights over the training steps is evaluated in place of the last weights."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ from detpool.errors import ConfigError
 class AverageWeights(EMAWeightAveraging):
     """Lightning's exponential moving average of the weights, for runs that evaluate the best of their checkpoints.
 
-    Validations while training are of the averaged weights, so the best epoch is chosen by them, and `state_dict` of
-    every checkpoint holds them. What a training goes on with is in the checkpoint too, under keys of Lightning's.
+    Validation during training uses the averaged weights, so the best epoch is chosen by them, and the `state_dict` of
+    every checkpoint holds them. The weights with which training continues are also in the checkpoint, under Lightning's
+    keys.
 
-    Lightning's own puts its last average in place of whatever weights are validated after the training, mistakes one
-    for the other in a checkpoint that is written during a validation, and until there is an average has the weights of
-    the beginning in its place. Here those in training are validated and kept until then.
+    Lightning's callback has three faults that this class corrects: it replaces any weights that are validated after
+    training by its last average, it confuses the two sets of weights in a checkpoint that is written during validation,
+    and before the first update it uses the initial weights as the average. Here the weights in training are validated
+    and saved until there is an average.
 
     Args:
-        decay: share of the average so far in the next one, 0 .. 1: it is of about the last 1 / (1 - decay) updates.
-        use_buffers: average buffers too, such as statistics of batch normalization; false: take them as they are.
-        update_every_n_steps: optimizer steps from one update to the next.
-        update_starting_at_step: the first step after which there is one.
+        decay: weight of the previous average at each update, 0 .. 1. The average covers about the last 1 / (1 - decay)
+            updates.
+        use_buffers: whether to average buffers too, such as the statistics of batch normalization. If false, they are
+            copied.
+        update_every_n_steps: number of optimizer steps between updates.
+        update_starting_at_step: the first step after which the average is updated.
 
     Raises:
-        ConfigError: `update_every_n_steps` is less than 1.
+        ConfigError: If `update_every_n_steps` is less than 1.
     """
 
     def __init__(
@@ -46,7 +50,7 @@ class AverageWeights(EMAWeightAveraging):
             update_every_n_steps=update_every_n_steps,
             update_starting_at_step=update_starting_at_step,
         )
-        self._in_use = False  # whether the module holds the averaged weights, and the averaged model those in training
+        self._in_use = False  # whether the module and the averaged model have swapped their weights
 
     @property
     def _has_average(self) -> bool:

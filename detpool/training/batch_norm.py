@@ -1,4 +1,4 @@
-"""Batch normalisation of a batch that leaves a layer one value per channel, of which there are no statistics."""
+"""Batch normalization of batches with a single value per channel, from which no statistics can be computed."""
 
 from __future__ import annotations
 
@@ -17,18 +17,22 @@ SINGLE_VALUE_CURE = (
 
 
 def normalize_single_values(model: nn.Module) -> None:
-    """Has layers of a model normalise single values in training with their running statistics, where they have some.
+    """Makes batch normalization layers use their running statistics for training batches of one value per channel.
 
-    PyTorch refuses them: the last batch of an epoch may hold one image, whose global average, or whose map if the image
-    is as small as the stride, has one cell. The statistics are those of the batches before, and such a batch
-    does not change them. It is said once.
+    PyTorch raises an error for such batches. They occur when the last batch of an epoch holds a single image and the
+    layer's input is a global average, or a feature map of one cell because the image is no larger than the stride. Such
+    a batch does not change the running statistics. The first one prints a note. Layers of type `SyncBatchNorm` are left
+    as they are.
+
+    Args:
+        model: the model, to whose layers forward hooks are added.
 
     Raises:
-        ConfigError: in training, if a layer that gets a single value has seen no other batch.
+        ConfigError: During training, if a layer gets a single value per channel before any other batch.
     """
     said: list[str] = []
     for name, layer in model.named_modules():
-        # Those that are shared by processes count the values of all.
+        # SyncBatchNorm counts the values of all processes.
         if isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm):
             layer.register_forward_pre_hook(lambda layer, inputs, name=name: _before(layer, inputs[0], name, said))
             layer.register_forward_hook(_after, always_call=True)

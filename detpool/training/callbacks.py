@@ -1,4 +1,4 @@
-"""Lightning callbacks: a checkpoint when a run is interrupted, progress lines, and what a training step costs."""
+"""Lightning callbacks: checkpoints on interruption, progress lines, and the time and memory of training steps."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ from detpool.training.module import DetectionModule
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's checkpoint callback, which a resumed run takes along into its own directory.
+    """Lightning's `ModelCheckpoint`, with its best checkpoint copied when a run is resumed in another directory.
 
-    Lightning forgets the best score when the directory changes: the resumed run's first epoch, however bad, would
-    become its best. Here the best checkpoint so far is copied, and has to be beaten. It is looked for beside the
-    checkpoint that is resumed, since a run directory may have been moved.
+    Lightning forgets the best score when the directory changes, so the first epoch of the resumed run, however bad,
+    would become the best. Here the best checkpoints so far are copied to the new directory and remain the best until a
+    later epoch has a better score. They are searched for next to the resumed checkpoint, since the run directory may
+    have been moved.
 
-    An epoch whose metric is not a number (a validation set without annotations) is never the best.
+    An epoch whose metric is not finite (for example, with a validation set without annotations) is never the best.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -39,7 +40,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._trainer = trainer
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        # Lightning keeps the first epoch whose metric is no number, for ever if no later one is a number.
+        # Lightning would keep the first epoch whose metric is NaN, and never replace it if all later ones are NaN.
         if current is not None and self.save_top_k != -1 and not bool(torch.isfinite(current)):
             return False
         return super().check_monitor_top_k(trainer, current)
@@ -70,10 +71,10 @@ class RunCheckpoint(ModelCheckpoint):
         )
 
     def _take_along(self, state_dict: dict[str, Any]) -> dict[str, Tensor]:
-        """The checkpoints kept so far that are beside the one that is resumed, copied, and their scores."""
+        """Copies the best checkpoints that lie next to the resumed one, and returns their scores by new path."""
         kept: dict[str, Tensor] = {}
         for path, score in state_dict["best_k_models"].items():
-            # Below the folder of checkpoints, not in it, where a metric in the name makes folders (val/AP).
+            # A metric in the name (val/AP) creates subfolders, so the resumed checkpoint may lie below `dirpath`.
             name = Path(os.path.relpath(path, state_dict["dirpath"]))
             folders = Path(str(self._trainer.ckpt_path)).absolute().parents[: 1 + len(name.parents)]
             found = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -86,26 +87,29 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 class SaveOnInterrupt(Checkpoint):
-    """On Ctrl-C or SIGTERM finishes the step at hand, saves a checkpoint to resume from, and ends the program.
+    """On Ctrl-C or SIGTERM, finishes the current step, saves a checkpoint to resume from, and ends the program.
 
-    A resumed run continues with the next training step; a validation that was cut short is not repeated. Several
-    processes, which need not have the same number of validation batches to agree at, stop after the next training step.
-    A second Ctrl-C ends the program at once, without a checkpoint. The exit status is 128 + the signal's number, as
+    A resumed run continues with the next training step; a validation that was interrupted is not repeated. With several
+    processes, which may have different numbers of validation batches, all stop after the next training step. A second
+    Ctrl-C ends the program immediately, without a checkpoint. The exit status is 128 + the number of the signal, as
     usual.
 
-    SIGUSR2, with which SLURM announces the end of a job that submitit started (launcher=slurm), is handled likewise if
-    the program has a handler of it. That is called once the checkpoint is saved: it ends the job or queues it again.
+    SIGUSR2, with which SLURM announces the end of a job started by submitit (launcher=slurm), is treated the same way
+    if the program has a handler for it. The handler, which ends the job or queues it again, is called after the
+    checkpoint is saved.
 
-    It is one of Lightning's `Checkpoint`s, which are called last: others have done with the step that is saved.
+    The class derives from Lightning's `Checkpoint` because Lightning calls those callbacks last, after all others have
+    finished with the step.
 
     Args:
-        path: where to save, usually `checkpoints/last.ckpt` of the run directory.
+        path: where to save the checkpoint, usually `checkpoints/last.ckpt` in the run directory.
 
     Attributes:
-        same_command: whether the same command resumes the run, as that of a study, and no checkpoint need be named.
-        command: the command of this run, as a shell takes it; empty: that of the program.
-        validation_cut: whether the checkpoint being saved lacks a validation that was due. It is in the checkpoint too:
-            the best checkpoint of a run that is resumed from it need not be that of an uninterrupted run.
+        same_command: whether the same command resumes the run without naming a checkpoint, as in a study.
+        command: the shell command of this run, for the message on how to resume. If empty, the message says "the same
+            command".
+        validation_cut: whether the saved checkpoint lacks a validation that was due. It is stored in the checkpoint,
+            because a run resumed from it may choose another best checkpoint than an uninterrupted run would.
     """
 
     def __init__(self, path: str) -> None:
@@ -120,14 +124,14 @@ class SaveOnInterrupt(Checkpoint):
         return {"validation_cut": self.validation_cut}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not earlier: Lightning, which would end the program at SIGTERM without saving, sets its own handlers.
+        # Not earlier: Lightning sets its own handlers before, and its SIGTERM handler ends the program without saving.
         for number in (*STOP, *(number for number in ANNOUNCED if callable(signal.getsignal(number)))):
             self._previous[number] = signal.signal(number, self._handle)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Gradients that are being accumulated are in no checkpoint.
+        # A checkpoint does not hold gradients that are being accumulated.
         if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             loops = trainer.fit_loop
             due = loops.epoch_loop._should_check_val_fx(loops._data_fetcher)  # type: ignore[arg-type]
@@ -154,11 +158,11 @@ class SaveOnInterrupt(Checkpoint):
         if self._signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._signal = signal.Signals(number)
-        # Not print: the signal may have come in the middle of one.
+        # Not `print`, which is not reentrant: the signal may have arrived during one.
         os.write(2, b"\nstopping after this step (Ctrl-C again: at once)\n")
 
     def _stop_if_asked(self, trainer: Trainer, validation_cut: bool) -> None:
-        # One process may have been signalled before the others: they stop at the same step.
+        # One process may have received the signal before the others; all must stop at the same step.
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
         self.validation_cut = validation_cut
@@ -179,7 +183,7 @@ class SaveOnInterrupt(Checkpoint):
 
 
 class EpochLines(Callback):
-    """Prints one line an epoch: what a log file wants in place of a progress bar."""
+    """Prints one line per epoch, for log files, in place of a progress bar."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start, self._validated = time.monotonic(), False
@@ -204,16 +208,15 @@ class EpochLines(Callback):
 
 
 class StepCost(Callback):
-    """Time and memory of training steps: forward, backward and optimizer, without loading data and validation.
+    """Measures time and memory of training steps: forward, backward and optimizer, without data loading or validation.
 
-    With several processes, those of this one. Time and memory are measured anew in a resumed run.
+    With several processes, each measures its own. A resumed run starts its measurements again.
 
     Attributes:
-        step_seconds: median wall-clock time of a step, None before the first. On a GPU each step waits for the one
-            before it when it checks its loss, so that the median is that of whole steps.
-        peak_memory_bytes: the most that any step took: on a GPU what PyTorch's allocator handed out, on a CPU the
-            resident memory of this process. None before the first step, and where the system cannot tell (a CPU
-            without Linux's /proc).
+        step_seconds: median wall-clock time of a step in seconds; None before the first step. On a GPU, each step
+            waits for the previous one when it checks its loss, so the median covers whole steps.
+        peak_memory_bytes: peak memory of a step in bytes: on a GPU, the memory allocated by PyTorch; on a CPU, the
+            resident memory of this process. None before the first step, and on a CPU without Linux's /proc.
     """
 
     def __init__(self) -> None:
@@ -237,10 +240,10 @@ class StepCost(Callback):
 
 
 def _reset_peak_memory(device: torch.device) -> bool:
-    """Whether there is a peak that can be reset.
+    """Resets the peak memory, and returns whether the system supports this.
 
-    The maximum of `getrusage` cannot: of the runs of a sweep, which share a process, each would report the largest so
-    far.
+    The maximum reported by `getrusage` cannot be reset: each run of a sweep, which share a process, would report the
+    largest value so far.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -253,7 +256,7 @@ def _reset_peak_memory(device: torch.device) -> bool:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Bytes since `_reset_peak_memory`."""
+    """Peak memory in bytes since the last `_reset_peak_memory`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status").read_text()

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole, found again whatever their names, the one that is evaluated, what is kept."""
+"""Checkpoints of a run: writing them atomically, finding the last and the best, and removing what is not needed."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from detpool.files import write_bytes_atomically
 from detpool.run_record import read_metrics
 
 _TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops", "current_model_state", "averaging_state")
-"""What is of use to a training that goes on, and to nothing else."""
+"""Keys of a checkpoint that are needed only to resume training."""
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and puts it in place in one step.
+    """Writes a checkpoint to a temporary file in the target's folder and moves it into place atomically.
 
-    Lightning's own writes it to the folder for temporary files, whose last move is a copy where that is another file
-    system: half a checkpoint under its final name, and the last good one gone, if that is interrupted.
+    Lightning writes it to the system's temporary folder instead. If that is on another file system, the final move is a
+    copy, which, when interrupted, leaves a truncated checkpoint in place of the last good one.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Raises WriteError, and leaves what was there, if the file cannot be written."""
+        """Writes the checkpoint; if that fails, raises WriteError and leaves an existing file unchanged."""
         if "://" in str(path):
             return super().save_checkpoint(checkpoint, path, storage_options)
         content = io.BytesIO()
@@ -44,20 +44,20 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
 
 def use_whole_checkpoints(trainer: Trainer) -> None:
-    """Makes a trainer write with `WholeCheckpointIO`, unless it was given a plugin that writes in its own way."""
+    """Makes a trainer write its checkpoints with `WholeCheckpointIO`, unless it has a checkpoint plugin of its own."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The weights that a training is judged by.
+    """The weights of a finished training that are evaluated.
 
     Attributes:
-        path: their checkpoint; None: those that the training ended with.
-        metric: what the epoch was chosen by, `val/AP`; None if none was chosen.
-        score: its value at that epoch.
-        reason: a sentence that says why no epoch was chosen, empty if one was.
+        path: checkpoint that holds the weights; None for the weights at the end of the training.
+        metric: name of the metric by which the epoch was chosen, such as `val/AP`; None if no epoch was chosen.
+        score: value of the metric at that epoch; NaN if no epoch was chosen.
+        reason: sentence that says why no epoch was chosen; empty if one was.
     """
 
     path: Path | None
@@ -67,11 +67,12 @@ class Chosen:
 
 
 def choose_weights(trainer: Trainer, monitor: str) -> Chosen:
-    """The best checkpoint of a training that has ended, as the callback that kept it says.
+    """Returns the best checkpoint of a finished training, according to its checkpoint callback.
 
     Args:
         trainer: a trainer after `fit`.
-        monitor: the metric, `val/AP`, whose callback is asked where several monitor something; without one the first.
+        monitor: the metric, such as `val/AP`, whose callback decides if several callbacks monitor a metric. If none
+            monitors this metric, the first callback decides.
     """
     callbacks = [callback for callback in _checkpoint_callbacks(trainer.callbacks) if callback.monitor is not None]  # type: ignore[attr-defined]
     callbacks.sort(key=lambda callback: callback.monitor != monitor)
@@ -90,21 +91,22 @@ def choose_weights(trainer: Trainer, monitor: str) -> Chosen:
 
 
 def last_checkpoint(trainer: Trainer) -> Path | None:
-    """The checkpoint of the last epoch of a training that has ended, None if it wrote none."""
+    """Returns the checkpoint of the last epoch of a finished training, or None if there is none."""
     callbacks = [callback for callback in _checkpoint_callbacks(trainer.callbacks) if callback.monitor is None]  # type: ignore[attr-defined]
     return next((Path(callback.best_model_path) for callback in callbacks if callback.best_model_path), None)
 
 
 def keep_weights(trainer: Trainer, run_dir: Path, evaluated: Path) -> None:
-    """Leaves, of a run that has ended, what is needed to evaluate it.
+    """Reduces the checkpoints of a finished run to what is needed to evaluate it.
 
-    Checkpoints keep their weights, and what says which epoch they are of, but no state of optimizers. The last, which a
-    run is resumed from, goes, unless it is what was evaluated or a callback was asked to keep several of its kind.
+    The state that is needed only to resume training, such as that of the optimizer, is removed from all checkpoints.
+    The last checkpoint is deleted, unless it is the evaluated one or a callback is set to keep several without a
+    metric.
 
     Args:
         trainer: a trainer after `fit`.
-        run_dir: what holds the checkpoints.
-        evaluated: the one that the run reports the metrics of.
+        run_dir: the directory that holds the checkpoints.
+        evaluated: the checkpoint for which the run reports its metrics.
     """
     several = [c for c in _checkpoint_callbacks(trainer.callbacks) if c.monitor is None and c.save_top_k != 1]  # type: ignore[attr-defined]
     last = None if several else last_checkpoint(trainer)
@@ -112,7 +114,7 @@ def keep_weights(trainer: Trainer, run_dir: Path, evaluated: Path) -> None:
         if last is not None and path.resolve() == last.resolve() != evaluated.resolve():
             path.unlink()
     for path in _checkpoints(run_dir):
-        with contextlib.suppress(WeightsError):  # a file that is none of this run's
+        with contextlib.suppress(WeightsError):  # not a checkpoint of a run
             content = read_checkpoint(path)
             if has_training_state(content):
                 weights = {key: value for key, value in content.items() if key not in _TRAINING_STATE}
@@ -120,21 +122,22 @@ def keep_weights(trainer: Trainer, run_dir: Path, evaluated: Path) -> None:
 
 
 def has_training_state(content: Mapping[str, Any]) -> bool:
-    """Whether a training can go on from what is in a checkpoint."""
+    """Whether the content of a checkpoint includes the state that is needed to resume training."""
     return _TRAINING_STATE[0] in content
 
 
 def check_callbacks(callbacks: Sequence[Any], metrics: Sequence[str], validates: bool = True) -> None:
-    """What would end a run at its first checkpoint, or have one replace another, ends it before its first step.
+    """Checks the callbacks of a trainer before the first step, rather than at the first checkpoint.
 
     Args:
-        callbacks: those of the trainer.
-        metrics: names of what validation computes, `AP`.
-        validates: whether there are validations while training.
+        callbacks: the callbacks of the trainer.
+        metrics: names of the validation metrics without prefix, such as `AP`.
+        validates: whether validation runs during training.
 
     Raises:
-        ConfigError: a callback monitors no metric, or takes its worst for its best; it keeps several checkpoints under
-            one name, or has that of another.
+        ConfigError: If a callback monitors an unknown metric, or has the wrong `mode` for its metric; if early stopping
+            monitors validation and `validates` is false; or if checkpoints of one callback, or of two callbacks, would
+            replace each other because they have the same file name.
     """
     names: dict[tuple[str, str], ModelCheckpoint] = {}
     for callback in callbacks:
@@ -175,19 +178,19 @@ def _checkpoint_callbacks(callbacks: Sequence[Any]) -> list[ModelCheckpoint]:
 
 
 def resume_argument(checkpoint: str | Path) -> str:
-    """`ckpt_path=...` as a shell takes it, and then Hydra, whatever characters the path has."""
+    """Returns the argument `ckpt_path=...`, with the path quoted for Hydra and for the shell."""
     text = str(checkpoint)
     if not re.fullmatch(r"[\w/.+-]+", text, re.ASCII):
-        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # an interpolation to OmegaConf
+        text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # otherwise an interpolation for OmegaConf
         text = QuotedString(text, Quote.double).with_quotes()
     return shlex.quote(f"ckpt_path={text}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What is in a checkpoint; tensors stay in the file until they are used.
+    """Reads a checkpoint. Tensors are memory-mapped: they are read from the file when they are used.
 
     Raises:
-        WeightsError: the file is damaged or no checkpoint of a run.
+        WeightsError: If the file is damaged or is not a checkpoint of a run.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -199,10 +202,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def find_last(run_dir: Path) -> Path | None:
-    """The latest checkpoint from which a run goes on as if it had never been stopped, None if there is none.
+    """Returns the latest checkpoint from which a run continues as if it had not been stopped, or None.
 
-    That is none that was written in the midst of an epoch's end, for its metric or since the validation was cut short,
-    and none that has weights only.
+    Checkpoints that were kept for their metric, or saved when a validation was interrupted, are skipped, since they
+    were written before the epoch had ended. So are checkpoints that hold only weights.
     """
     found: list[tuple[int, int, Path]] = []
     for path in _checkpoints(run_dir):
@@ -220,10 +223,10 @@ def find_last(run_dir: Path) -> Path | None:
 
 
 def find_best(run_dir: Path) -> Path:
-    """The checkpoint that a run reports the metrics of; while it is not finished the best so far, or the last.
+    """Returns the checkpoint for which a run reports its metrics; for an unfinished run, the best so far or the last.
 
     Raises:
-        ConfigError: the folder holds no checkpoint that can be read.
+        ConfigError: If the folder holds no checkpoint that can be read.
     """
     checkpoints = sorted(_checkpoints(run_dir), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     if not checkpoints:
@@ -243,7 +246,7 @@ def find_best(run_dir: Path) -> Path:
 
 
 def is_kept_as_best(checkpoint: Path) -> bool:
-    """Whether a checkpoint is of an epoch that was chosen by a metric."""
+    """Whether a checkpoint was kept because of its metric. False if it cannot be read."""
     try:
         return checkpoint.name in _kept_as_best(read_checkpoint(checkpoint)["callbacks"])
     except WeightsError:
@@ -251,7 +254,7 @@ def is_kept_as_best(checkpoint: Path) -> bool:
 
 
 def _checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints of a run, without those of runs whose directories lie below its own."""
+    """Paths of the checkpoints below a run directory, except those of other runs nested in it."""
     others = {path.parent for path in run_dir.rglob("config.yaml")} - {run_dir}
     return [path for path in run_dir.rglob("*.ckpt") if path.is_file() and others.isdisjoint(path.parents)]
 
@@ -261,5 +264,5 @@ def _monitors(state: Mapping[str, Any]) -> bool:
 
 
 def _kept_as_best(states: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """Names of the checkpoints that a run had kept for their metric when it wrote one with these states."""
+    """File names of the checkpoints kept because of their metric, according to the callback states of a checkpoint."""
     return {Path(path).name for state in states.values() if _monitors(state) for path in state["best_k_models"]}

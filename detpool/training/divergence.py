@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class LossCheck:
-    """Looks at losses a step after they were computed: at once, it would wait for all that a GPU has still to do."""
+    """Checks losses one step after they were computed; an immediate check would wait for all queued work of the GPU."""
 
     def __init__(self) -> None:
         self._place = ("", "")
@@ -18,12 +18,12 @@ class LossCheck:
         self._copied: torch.cuda.Event | None = None
 
     def note(self, loss: Tensor, parts: dict[str, Tensor], epoch: int, step: int, image_ids: list[int]) -> None:
-        """Keeps the losses of a step, to be checked later.
+        """Stores the losses of a step for a later check.
 
         Args:
-            loss: the sum, a scalar.
-            parts: what it is the sum of, by name.
-            epoch, step, image_ids: for the message.
+            loss: the total loss, a scalar.
+            parts: the losses that add up to it, by name; scalars.
+            epoch, step, image_ids: where the losses occurred, for the error message.
         """
         self._place = f"at epoch {epoch}, step {step}", f"images {image_ids}"
         self._names = list(parts)
@@ -34,10 +34,10 @@ class LossCheck:
             self._copied.record()
 
     def check(self) -> None:
-        """Looks at the losses noted last, once.
+        """Checks the losses that were stored last, unless they have been checked already.
 
         Raises:
-            FloatingPointError: their sum is not finite.
+            FloatingPointError: If the total loss is not finite.
         """
         if self._values is None:
             return

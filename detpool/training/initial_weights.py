@@ -1,4 +1,4 @@
-"""Starting from a detector that was trained elsewhere: its tensors by name, classes by theirs."""
+"""Initialization with the weights of another trained detector: tensors and classes are matched by name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detpool.run_config import load_config
 from detpool.training.checkpoints import find_best
 
 COCO_LABELS: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-"""Names of labels 0, 1, ... of torchvision's detectors, which are COCO's ids; "N/A" where there is no such id."""
+"""Class names of labels 0, 1, ... of torchvision's detectors, which are COCO's category ids; "N/A" for unused ids."""
 _ABSENT = ("__background__", "N/A")
 _RENAMED: tuple[tuple[str, Any], ...] = (
     (r"^(rpn\.head\.conv)\.(weight|bias)$", r"\1.0.0.\2"),
@@ -30,28 +30,29 @@ _RENAMED: tuple[tuple[str, Any], ...] = (
 
 @dataclass
 class Detector:
-    """What a file says of a detector."""
+    """The weights and class names of a detector as read from a file."""
 
     tensors: dict[str, Tensor]
-    """by the names of :class:`detpool.detection.TwoStageDetector`"""
+    """State dictionary with the tensor names of :class:`detpool.detection.TwoStageDetector`."""
     class_names: list[str] | None
-    """of labels 1, 2, ...; None: the file does not say"""
+    """Names of labels 1, 2, ...; None if the file does not contain them."""
 
 
 def start_from(model: nn.Module, path: str, class_names: Sequence[str], build: Callable[[int], nn.Module]) -> None:
-    """Fill a detector with the tensors of another, and say what stays as it was initialized.
+    """Initialize a detector with the weights of another, and print which modules keep their own initialization.
 
-    A tensor is taken over where name and shape agree. Those with rows for each class take over the rows of the classes
-    that have the same name there.
+    A tensor is copied if name and shape agree. If the classes differ, tensors with rows for each class take the rows of
+    the classes that have the same name in the file.
 
     Args:
-        model: the detector.
-        path: a run directory or checkpoint of one, torchvision's `.pth` of a detector, or detectron2's `.pkl`.
-        class_names: of the model's labels 1, 2, ...
-        build: called with a number of classes, returns the same detector for so many.
+        model: the detector, which is modified in place.
+        path: a run directory, a checkpoint of a run, a `.pth` file of a torchvision detector, or a `.pkl` file of
+            detectron2.
+        class_names: names of the model's labels 1, 2, ...
+        build: function that builds the same detector for a given number of classes.
 
     Raises:
-        WeightsError: if the file cannot be read, or nothing of it fits the backbone.
+        WeightsError: If the file cannot be read, or none of its tensors fits the backbone.
     """
     found = read_detector(path)
     own = model.state_dict()
@@ -84,11 +85,14 @@ def start_from(model: nn.Module, path: str, class_names: Sequence[str], build: C
 
 
 def read_detector(path: str) -> Detector:
-    """Read a detector's tensors.
+    """Read the tensors and, if known, the class names of a detector.
+
+    Args:
+        path: see `start_from`.
 
     Raises:
-        ConfigError: if a folder holds no checkpoint.
-        WeightsError: if there is no such file, or it holds something else.
+        ConfigError: If a folder holds no checkpoint.
+        WeightsError: If the file does not exist or does not hold weights.
     """
     file = find_best(Path(path)) if Path(path).is_dir() else Path(path)
     if file.suffix == ".pkl":
@@ -107,14 +111,17 @@ def read_detector(path: str) -> Detector:
 
 
 def _of_today(name: str) -> str:
-    """A tensor's name in torchvision of today; its published files have those of 2019."""
+    """Name of a tensor in current torchvision; its published weights use the names of 2019."""
     for before, now in _RENAMED:
         name = re.sub(before, now, name)
     return name
 
 
 def _guess_names(tensors: dict[str, Tensor], class_names: Sequence[str]) -> list[str] | None:
-    """Names of labels 1, 2, ... of a file that does not say them: COCO's, or if they are as many, the model's."""
+    """Guess the names of labels 1, 2, ... by their number: COCO's, else the model's if their number agrees, else None.
+
+    A file without a box predictor gets the model's names.
+    """
     scores = tensors.get("roi_heads.box_predictor.cls_score.bias")
     if scores is not None and len(scores) == len(COCO_LABELS):
         return COCO_LABELS[1:]
@@ -124,7 +131,7 @@ def _guess_names(tensors: dict[str, Tensor], class_names: Sequence[str]) -> list
 
 
 def _class_rows(own: dict[str, Tensor], build: Callable[[int], nn.Module], classes: int) -> dict[str, tuple[int, int]]:
-    """For each tensor that depends on the number of classes: its rows for each class, and those before the first."""
+    """For each tensor that depends on the number of classes: number of rows per class, and before the first class."""
     more = build(classes + 1).state_dict()
     rows = {}
     for name, value in own.items():
@@ -137,9 +144,9 @@ def _class_rows(own: dict[str, Tensor], build: Callable[[int], nn.Module], class
 def _merge(
     own: Tensor, given: Tensor, rows: tuple[int, int], names: Sequence[str], known: Sequence[str]
 ) -> Tensor | None:
-    """``own`` with the rows of the classes that ``given`` has, too; None if that has another layout.
+    """Copy of ``own`` with the rows of the classes that ``given`` shares; None if the layouts of the rows differ.
 
-    Such a layout is R-FCN's, whose rows for boxes follow those of the classes.
+    R-FCN, for example, has another layout: its rows for boxes follow those of all classes.
     """
     each, before = rows
     if before not in (0, each) or given.shape[1:] != own.shape[1:] or len(given) != before + each * len(known):
@@ -154,7 +161,7 @@ def _merge(
 
 
 def _tell(path: str, own: dict[str, Tensor], taken: dict[str, Tensor], found: Detector, classes: str) -> None:
-    counter = "num_batches_tracked"  # which frozen normalization has not
+    counter = "num_batches_tracked"  # frozen normalization layers do not have it
     new = _modules(name for name in own if name not in taken and not name.endswith(counter))
     unused = _modules(name for name in found.tensors if name not in own and not name.endswith(counter))
     text = f"model.weights={path}: {len(taken)} of {len(own)} tensors"
@@ -168,6 +175,6 @@ def _tell(path: str, own: dict[str, Tensor], taken: dict[str, Tensor], found: De
 
 
 def _modules(names: Iterable[str]) -> list[str]:
-    """The modules of tensors, the first of them."""
+    """Names of the modules that own the tensors; after the first eight, only the number of the others."""
     modules = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
     return [*modules[:8], *([f"{len(modules) - 8} more"] if len(modules) > 8 else [])]

@@ -1,4 +1,4 @@
-"""Lines of runs that are trained at the same time and print to one terminal: each names its run."""
+"""Prefixes the printed lines of runs that train at the same time in one terminal with the name of the run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from typing import TextIO
 
 
 class NamedLines(io.TextIOBase):
-    """A stream that hands lines on to another as soon as they are whole, each in one piece, with a name before it.
+    """A text stream that writes each complete line, prefixed with a name, to another stream in a single call.
 
-    It is no terminal, whatever the other one is: progress bars of several processes would overwrite each other.
+    It does not report to be a terminal, even if the other stream is one, because progress bars of several processes
+    would overwrite each other.
+
+    Args:
+        stream: the stream to write to.
+        name: the name in the prefix `[name] `.
     """
 
     def __init__(self, stream: TextIO, name: str) -> None:
@@ -27,7 +32,7 @@ class NamedLines(io.TextIOBase):
         return len(text)
 
     def finish(self) -> None:
-        """Ends the line that is not whole, if there is one."""
+        """Writes the last line if it has no newline yet."""
         if self._rest:
             self.write("\n")
 

@@ -1,4 +1,4 @@
-"""The logs of a run's losses and metrics: Lightning's, each fitted to run directories and to sweeps."""
+"""Loggers of losses and metrics: Lightning's loggers, adapted to run directories and sweeps."""
 
 from __future__ import annotations
 
@@ -17,16 +17,15 @@ from detpool.files import write_csv_atomically
 
 
 class WholeRowsCSVLogger(CSVLogger):
-    """Lightning's CSV logger, whose file holds whole rows only, and none fewer when a disk is full.
+    """Lightning's CSV logger with atomic writes: the file holds only complete rows, and none is lost on a full disk.
 
-    Lightning's own empties the file to write a longer header, and leaves part of a row where there was no room for the
-    rest.
+    Lightning's logger truncates the file to write a longer header, and may leave part of a row if the disk is full.
     """
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """What writes the file."""
+        """The object that writes the file."""
         if self._experiment is None:
             self._experiment = _WholeRowsWriter(log_dir=self.log_dir)
         return self._experiment
@@ -37,21 +36,22 @@ class _WholeRowsWriter(ExperimentWriter):
         """Writes all rows recorded so far.
 
         Raises:
-            WriteError: they cannot be written; the file is as it was, and the rows are kept for another try.
+            WriteError: If the rows cannot be written. The file is unchanged, and the rows are kept for the next call.
         """
         if self.metrics:
             write_csv_atomically(self.metrics_file_path, self.metrics)
 
 
 class RunWandbLogger(WandbLogger):
-    """Lightning's logger of Weights & Biases, with a run there for each run here.
+    """Lightning's logger for Weights & Biases, which starts a new W&B run for each run.
 
-    Lightning's goes on with the one that the process began before, which is another run of the sweep.
+    Lightning's logger would continue the W&B run that the process started before, which belongs to another run of the
+    sweep.
 
     Args:
         save_dir: the run directory.
-        name: default: the last two folders of the run directory.
-        settings: Lightning's arguments, and those of `wandb.init`.
+        name: name of the W&B run. Default: the last two folders of the run directory.
+        settings: further arguments of Lightning's logger and of `wandb.init`.
     """
 
     def __init__(self, save_dir: str, name: str | None = None, **settings: Any) -> None:
@@ -62,15 +62,16 @@ class RunWandbLogger(WandbLogger):
 
 
 class RunMLFlowLogger(MLFlowLogger):
-    """Lightning's logger of MLflow, with a database in the run directory where no server is named.
+    """Lightning's logger for MLflow, which uses a database in the run directory if no server is given.
 
-    Lightning's asks for a folder of files, which MLflow refuses since version 3.7.
+    Lightning's default is a folder of files, which MLflow rejects since version 3.7.
 
     Args:
         save_dir: the run directory.
-        run_name: default: the last two folders of the run directory.
-        tracking_uri: default: the environment variable MLFLOW_TRACKING_URI, or `mlflow.db` in the run directory.
-        settings: Lightning's arguments.
+        run_name: name of the MLflow run. Default: the last two folders of the run directory.
+        tracking_uri: URI of the server or database. Default: the environment variable MLFLOW_TRACKING_URI, or
+            `mlflow.db` in the run directory.
+        settings: further arguments of Lightning's logger.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class RunMLFlowLogger(MLFlowLogger):
 
 
 def _name_of(run_dir: str) -> str:
-    return "/".join(Path(run_dir).absolute().parts[-2:])[-128:]  # no more characters are taken
+    return "/".join(Path(run_dir).absolute().parts[-2:])[-128:]  # longer names are rejected
 
 
 def log_config(loggers: Sequence[Any], config: DictConfig) -> None:
-    """Gives the config of a run to those loggers that compare runs by their settings."""
+    """Logs the config of a run with the loggers that can compare runs by their settings (W&B and MLflow)."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
     for logger in loggers:
         if isinstance(logger, WandbLogger | MLFlowLogger):

@@ -1,4 +1,4 @@
-"""The Lightning module: one detector, its optimizer, its validation."""
+"""The Lightning module of a detector, with its optimizer and evaluation."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class DetectionModule(LightningModule):
     """Trains and evaluates a detector.
 
     Args:
-        model: takes images (3, H, W) RGB in [0, 1], and targets with boxes in pixels of the image.
-        optimizer: called with the trainable parameters.
-        schedule: called with the optimizer and `total_steps`; stepped after each optimizer step. None: a constant rate.
-        evaluator: called with a data set, returns its evaluator.
-        seed: with epoch, step and process it seeds what a training step draws (which anchors and proposals are
-            sampled), so that a resumed run draws what an uninterrupted one would have drawn.
-        channels_last: keep weights, and so feature maps, in channels_last memory format.
-        backbone_rate: learning rate of the backbone's body, as a fraction of that of all else.
-        frozen: modules of the model that are not trained, by name (`backbone.body.stem`). They normalize as in
-            evaluation.
-        monitor: the validation metric that progress bars and lines show.
+        model: the detector. It takes images (3, H, W), RGB in [0, 1], and targets with boxes in pixels of the image.
+        optimizer: function that returns the optimizer, given groups of trainable parameters.
+        schedule: function that returns the learning-rate schedule, given the optimizer and `total_steps`. It is stepped
+            after each optimizer step. None for a constant rate.
+        evaluator: function that returns the evaluator of a given data set.
+        seed: seed of the random choices of a training step, such as the sampling of anchors and proposals. It is
+            combined with epoch, step and process, so that a resumed run repeats those of an uninterrupted one.
+        channels_last: whether to keep weights, and thus feature maps, in channels_last memory format.
+        backbone_rate: learning rate of the backbone's body, as a fraction of the rate of all other parameters.
+        frozen: names of modules that are not trained, such as `backbone.body.stem`. They remain in evaluation mode.
+        monitor: the validation metric that is shown in the progress bar.
 
     Raises:
-        ConfigError: the model has no module of a name in `frozen`.
+        ConfigError: If the model has no module with a name in `frozen`.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class DetectionModule(LightningModule):
             model.get_submodule(name).requires_grad_(False).eval()
         self.loss_check = LossCheck()
         self.evaluator: DetectionEvaluator | None = None
-        self.evaluated: DetectionDataset | None = None  # the data set that `evaluator` has the ground truth of
-        self.metrics: dict[str, float] = {}  # of the last validation or test
-        self.shared_classes: SharedClasses | None = None  # where the data has not just the classes of the model
+        self.evaluated: DetectionDataset | None = None  # the data set whose ground truth `evaluator` holds
+        self.metrics: dict[str, float] = {}  # results of the last validation or test
+        self.shared_classes: SharedClasses | None = None  # set if the classes of the data and of the model differ
 
     def train(self, mode: bool = True) -> DetectionModule:
         super().train(mode)
@@ -79,14 +79,14 @@ class DetectionModule(LightningModule):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies, as of the weights that are averaged, are not of the data set and its ground truth, which may be large.
+        # Copies of the module, as for weight averaging, exclude the data set and its ground truth, which may be large.
         return {**super().__getstate__(), "evaluator": None, "evaluated": None}
 
     def build_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of the trainable parameters.
+        """Builds the optimizer of the trainable parameters.
 
         Raises:
-            ConfigError: the optimizer refuses its settings.
+            ConfigError: If the optimizer rejects its settings.
         """
         trained = [p for p in self.parameters() if p.requires_grad]
         body = {id(p) for p in self.model.backbone.body.parameters()} if self.backbone_rate != 1 else set()
@@ -123,7 +123,7 @@ class DetectionModule(LightningModule):
         try:
             losses = self.model(to_unit_range(images), targets)
         except ValueError as error:
-            if "Expected more than 1" not in str(error):  # of PyTorch's normalisations by statistics of the batch
+            if "Expected more than 1" not in str(error):  # raised by PyTorch's normalization by batch statistics
                 raise
             raise ConfigError(
                 f"a batch of {len(images)} images, {images[0].shape[-2]} x {images[0].shape[-1]} pixels the first, "
@@ -134,12 +134,12 @@ class DetectionModule(LightningModule):
         self.loss_check.note(loss, losses, self.current_epoch, self.global_step, image_ids)
         self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images), sync_dist=True)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=len(images))
-        # Lightning would copy a number to the device, and wait for that.
+        # For a Python number, Lightning would wait for a copy to the device.
         rate = torch.full((), self.trainer.optimizers[0].param_groups[0]["lr"], device=loss.device)
         self.log("train/lr", rate)
         return loss
 
-    # Before anything is made of weights that a loss which is not finite has spoiled:
+    # Check the last loss before weights that it may have corrupted are evaluated or saved:
 
     def on_validation_start(self) -> None:
         self.loss_check.check()
@@ -161,10 +161,10 @@ class DetectionModule(LightningModule):
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
     def prepare_evaluation(self, dataset: DetectionDataset) -> None:
-        """Builds the evaluator of a data set, or empties the one that is there.
+        """Builds the evaluator of a data set, or resets the existing one.
 
         Raises:
-            ConfigError: the evaluator refuses its settings.
+            ConfigError: If the evaluator rejects its settings.
         """
         if self.evaluator is None or self.evaluated is not dataset:
             try:
@@ -182,7 +182,7 @@ class DetectionModule(LightningModule):
 
     def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> None:
         images, targets = batch
-        # Which proposals the losses are taken of is drawn: the same ones at each validation.
+        # The proposals for the losses are sampled at random: the same seed at each validation makes losses comparable.
         torch.manual_seed(derive_seed(self.seed, 0, batch_idx, self.global_rank))
         known = targets if self.shared_classes is None else self.shared_classes.label_targets(targets)
         predictions, losses = self.model.evaluate(to_unit_range(images), known)
@@ -202,16 +202,16 @@ class DetectionModule(LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         assert self.evaluator is not None
-        # A limit on the number of batches (a smoke test) leaves images unseen; otherwise each must have been seen. The
-        # float 1.0 is all batches, the integer 1 is one.
+        # Unless the number of batches is limited, as in a smoke test, every image must have been evaluated. The float
+        # 1.0 means all batches, the integer 1 a single one.
         limit = self.trainer.limit_val_batches if stage == "val" else self.trainer.limit_test_batches
         everything = isinstance(limit, float) and limit == 1.0 and not self.trainer.sanity_checking
         metrics = self.metrics = self.evaluator.compute(partial=not everything)
-        # Every process has the whole result, so nothing needs reducing.
+        # No reduction: every process has the metrics of the whole data set.
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == self.monitor)
 
 
 def to_unit_range(images: list[Tensor]) -> list[Tensor]:
-    """uint8 images to float32 in [0, 1], on the device where they are."""
+    """Converts uint8 images to float32 in [0, 1], on the same device."""
     return [image.float() / 255 for image in images]

@@ -1,4 +1,4 @@
-"""Pictures while a run trains, for loggers that show images."""
+"""A callback that logs pictures of predictions during training, for loggers that show images."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from detpool.training.module import DetectionModule
 
 
 class LogPredictions(Callback):
-    """After validations, logs the predictions of the first validation images beside their ground truth.
+    """After validation, logs the predictions on the first validation images next to their ground truth.
 
-    They go, as `predictions/<image id>`, to every logger whose `experiment` has `add_image`, as TensorBoard's.
+    Pictures are logged as `predictions/<image id>` to each logger whose `experiment` has a method `add_image`, such as
+    TensorBoard's.
 
     Args:
-        every_n_epochs: after the first validation, the next is logged that is at least so many epochs later.
-        count: images.
-        score_threshold: detections of a lower score are not drawn.
-        masks: draw masks as well as boxes, where there are some.
-        panel: longer side of each half of a picture, pixels.
+        every_n_epochs: minimum number of epochs between validations that are logged; the first is always logged.
+        count: number of images.
+        score_threshold: detections with a lower score are not drawn.
+        masks: whether to draw masks, if there are any, as well as boxes.
+        panel: longer side of each half of a picture, in pixels.
 
     Raises:
-        ConfigError: a number is out of range; or, when the training starts, no logger takes images.
+        ConfigError: If a number is less than 1, or, when training starts, if no logger accepts images.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class LogPredictions(Callback):
         self._last_epoch: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Only the main process has real loggers; all must end, not wait for one that has.
+        # Only the main process has real loggers; the others must fail with it rather than wait for it.
         if stage == "fit" and not trainer.strategy.broadcast(bool(_image_writers(trainer))):
             raise ConfigError(
                 "callbacks: no logger shows images, so pictures of predictions go with logger=tensorboard"
@@ -62,7 +63,7 @@ class LogPredictions(Callback):
         assert isinstance(pl_module, DetectionModule)
         assert pl_module.evaluator is not None
         assert pl_module.evaluated is not None
-        rows = pl_module.evaluator.results()  # of all processes, so each must ask
+        rows = pl_module.evaluator.results()  # gathers the results of all processes, so each must call it
         if not is_main_process():
             return
         dataset = pl_module.evaluated

@@ -1,4 +1,4 @@
-"""Where a run begins: at a checkpoint that goes on with its config, in a folder that may hold what came before."""
+"""Checks before a run starts: whether its folder is free, and whether a checkpoint can be resumed with its config."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _OF_LENGTH = tuple(
     f"trainer.{key}"
     for key in ("max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "log_every_n_steps", "profiler")
 )
-"""Settings of a training that may be another's when it is resumed, and its result still the same up to there."""
+"""Settings that may change when a run is resumed without changing the result up to that step."""
 
 
 def check_free(run_dir: Path, checkpoint: str | None) -> None:
-    """Raises ConfigError if a folder holds a run that a checkpoint does not go on with: files of both would mix."""
+    """Raises ConfigError if a folder holds a run and `checkpoint` is not in it: files of two runs would be mixed."""
     inside = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run_dir.resolve())
     if is_main_process() and (run_dir / "config.yaml").is_file() and not inside:
         raise ConfigError(
@@ -40,9 +40,10 @@ def check_free(run_dir: Path, checkpoint: str | None) -> None:
 
 
 def begin(run_dir: Path, resumed: bool) -> None:
-    """Clears a folder of what says how a run ended that was there before, and keeps its curves if it is resumed.
+    """Removes the status and metrics of a previous run from a folder, and keeps its curves if it is resumed.
 
-    Lightning's CSV logger deletes what is there when it starts; reports read `csv` and `csv_before_<n>`.
+    The folder `csv` of a resumed run is renamed to `csv_before_<n>`, because Lightning's CSV logger deletes existing
+    files when it starts. Reports read both.
     """
     for name in (STATUS, "metrics.json"):
         (run_dir / name).unlink(missing_ok=True)
@@ -53,20 +54,21 @@ def begin(run_dir: Path, resumed: bool) -> None:
 
 
 def check_resume(config: DictConfig, callbacks: Sequence[Any]) -> int:
-    """A checkpoint that does not go on with this config fails here with the settings that differ, not later.
+    """Checks that the checkpoint `config.ckpt_path`, if any, can be resumed with a config.
 
-    The checkpoint's settings of the optimizer take the place of the config's: others would be ignored.
+    Settings of the model and the optimizer must agree, because Lightning restores the optimizer's settings from the
+    checkpoint and would ignore those of the config. For other changes that affect the result, a note is printed.
 
     Args:
-        config: of the run that is to begin.
-        callbacks: those of its trainer.
+        config: the config of the run that is about to start.
+        callbacks: the callbacks of its trainer.
 
     Returns:
-        the optimizer steps that were made before.
+        The number of optimizer steps made before, 0 without a checkpoint.
 
     Raises:
-        ConfigError: there is no config of the run that the checkpoint is of.
-        WeightsError: the checkpoint cannot be read, has weights only, or belongs to other settings.
+        ConfigError: If the config of the checkpoint's run is missing.
+        WeightsError: If the checkpoint cannot be read, holds only weights, or belongs to a run with other settings.
     """
     if config.ckpt_path is None:
         return 0
@@ -88,7 +90,7 @@ def check_resume(config: DictConfig, callbacks: Sequence[Any]) -> int:
         )
     restored = list(_OF_OPTIMIZER)
     if not all(str(each.get("optim.schedule._target_")).startswith("detpool.") for each in (now, then)):
-        restored.append("optim.schedule")  # ours have no settings in checkpoints
+        restored.append("optim.schedule")  # schedules of detpool store no settings in checkpoints
     own = [key.partition("[")[0] for key in changed if _is_of(key, restored)]
     targets = tuple(key.removesuffix("_target_") for key in own if key.endswith("._target_"))
     own = [key for key in own if key.endswith("._target_") or not key.startswith(targets)]

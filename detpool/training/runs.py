@@ -1,4 +1,4 @@
-"""A run, from its composed config to its directory: build, train, evaluate, restore."""
+"""Builds, trains, evaluates and restores runs from their composed configs."""
 
 from __future__ import annotations
 
@@ -59,33 +59,34 @@ from detpool.training.shared_classes import SharedClasses
 from detpool.training.splits import split_notes
 
 _REPLACEABLE = ("rpn", *(f"roi_heads.{head}_roi_pool" for head in ("box", "mask", "iou")))
-"""Modules of a detector that an evaluation can put others in the place of."""
+"""Modules of a detector that an evaluation can replace by others."""
 _say_once = functools.cache(say)
 
 
 def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str, float]:
-    """Trains and evaluates what a config describes, in its `run_dir`.
+    """Trains and evaluates the detector of a config in its `run_dir`.
+
+    After the evaluation, checkpoints are removed according to `keep_checkpoints`.
 
     Args:
         config: the composed config of `configs/train.yaml`.
-        command: the command line that `metrics.json` names, default that of this process. One with `-m` is a study's,
-            which resumes its runs.
-
-    After the evaluation `keep_checkpoints` says what is left of the checkpoints.
+        command: the command line for `metrics.json`. Default: that of this process. A command with `-m` belongs to a
+            study, which resumes its runs by the same command.
 
     Returns:
-        the metrics on `evaluation.split` of the best weights, as the callback that kept them says; of the last, if no
-        epoch could be chosen.
+        The metrics on `evaluation.split` of the best weights according to their checkpoint callback, or of the last
+        weights if no epoch could be chosen.
 
     Raises:
-        ConfigError, DataError, WeightsError: what the user can mend; before the first step but for a full disk.
-        FloatingPointError: the loss is not finite.
+        ConfigError, DataError, WeightsError: If the user has to change something. Raised before the first step, except
+            for a full disk.
+        FloatingPointError: If the loss is not finite.
     """
     start = time.monotonic()
     seed_everything(config.seed, verbose=False)
     run_dir = Path(config.run_dir)
     split, monitor = config.evaluation.split, config.evaluation.monitor
-    # Before data are read, which may take long: what is wrong with the trainer is known without them.
+    # Before the data is read, which may take long, so that errors of the trainer are found early.
     with naming_files(config):
         callbacks = instantiate_all(config.get("callbacks"))
         loggers = instantiate_all(config.get("logger"))
@@ -97,10 +98,10 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
     steps_before = check_resume(config, callbacks)
     with naming_files(config):
         module = build_module(config, pretrained=config.ckpt_path is None)
-        module.build_optimizer()  # what it refuses is no error of the training
+        module.build_optimizer()  # settings that it rejects are an error of the config, not of the training
     check_proposals(module, data, ["train", "val", split])
     if split == "test" and data.test_dataset is not data.val_dataset:
-        module.prepare_evaluation(data.test_dataset)  # what it refuses, it refuses now
+        module.prepare_evaluation(data.test_dataset)  # so that errors are found before the training
     module.prepare_evaluation(data.val_dataset)
     check_callbacks(callbacks, _check_evaluation(config, module), validates=trainer.limit_val_batches != 0)
     _tell_how_to_resume(callbacks, command)
@@ -129,7 +130,7 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
             notes.append("No training step was made.")
     last = last_checkpoint(trainer)
     if last is None:
-        # Resumed with nothing left to train, or without callbacks.
+        # The run was resumed with nothing left to train, or has no checkpoint callback.
         last = run_dir / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(last, weights_only=False)
     chosen = choose_weights(trainer, f"val/{monitor}")
@@ -147,15 +148,15 @@ def train(config: DictConfig, command: Sequence[str] | None = None) -> dict[str,
 
 
 def _is_lightnings(error: Exception) -> bool:
-    """Whether Lightning itself raised an error, of the settings that it was given."""
+    """Whether Lightning itself raised an error, which means that it rejected its settings."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__")).startswith("lightning.")
 
 
 def _end_workers(trainer: Trainer) -> None:
-    """Ends the processes that load data, which Lightning leaves to the garbage collector when a training is cut short.
+    """Ends the data loading processes, which Lightning leaves to the garbage collector when training is interrupted.
 
-    They ignore the signal by which the end of the program would end them, and it would wait for them for ever.
+    They ignore the signal that is sent to them at the end of the program, which would wait for them forever.
     """
     for loader in (trainer.train_dataloader, trainer.val_dataloaders):
         iterator = getattr(loader, "_iterator", None)
@@ -181,15 +182,16 @@ def _tell_why_stopped(callbacks: Sequence[Any]) -> None:
 def restore_and_evaluate(
     config: DictConfig, checkpoint: Path | None, start: float, other_data: bool = False
 ) -> dict[str, float]:
-    """Evaluates a checkpoint in the `run_dir` of `config`, the config of its run with what is to differ.
+    """Evaluates a checkpoint and writes the results to `config.run_dir`.
 
     Args:
-        checkpoint: None: `model.weights` are evaluated.
+        config: the config of the checkpoint's run, with the changes for this evaluation.
+        checkpoint: the checkpoint; None to evaluate `model.weights`.
         start: `time.monotonic()` at the start of the program.
-        other_data: whether the data is not the run's, so that its validation set has not chosen the epoch.
+        other_data: whether the data differs from the run's, so that the epoch was not chosen on its validation set.
 
     Raises:
-        ConfigError: if the data has no class that the model was trained for, or a file cannot be written.
+        ConfigError: If the data has no class that the model was trained for, or a file cannot be written.
     """
     split = config.evaluation.split
     data = build_data(config, stages_of(split))
@@ -210,19 +212,19 @@ def restore_and_evaluate(
 def restore_on(
     config: DictConfig, checkpoint: Path, data: DetectionDataModule
 ) -> tuple[DetectionModule, DetectionDataModule, list[str]]:
-    """A checkpoint's detector, ready to be evaluated on data, on the classes that both have.
+    """Restores a detector from a checkpoint to evaluate it on the classes that it shares with the data.
 
     Args:
-        config: that of its run, with what is to differ.
-        checkpoint: a file (`find_checkpoint`).
-        data: the data of `config`, with what is evaluated (`stages_of`).
+        config: the config of the checkpoint's run, with the changes for this evaluation.
+        checkpoint: the checkpoint file (see `find_checkpoint`).
+        data: the data of `config`, set up for the evaluated split (see `stages_of`).
 
     Returns:
-        the detector; the data with the shared classes; and what to say of others.
+        The detector, the data with the shared classes, and notes about classes that are left out.
 
     Raises:
-        ConfigError: if no class is shared, or the model takes proposals that the data has not.
-        WeightsError: if the file is damaged or belongs to another model.
+        ConfigError: If no class is shared, or the model needs proposals that the data does not have.
+        WeightsError: If the file is damaged or belongs to another model.
     """
     shared, notes = None, list[str]()
     if list(data.class_names) != list(config.class_names):
@@ -235,7 +237,7 @@ def restore_on(
 
 
 def _with_shared_classes(config: DictConfig, data: DetectionDataModule) -> tuple[DetectionDataModule, list[str]]:
-    """The data with those of its classes that the checkpoint was trained for, and what to say of others."""
+    """The data restricted to the classes that the checkpoint was trained for, and notes about the other classes."""
     shared = [name for name in data.class_names if name in config.class_names]
     absent = [name for name in data.class_names if name not in config.class_names]
     if not shared or (absent and argument_of_target(config.data._target_, "drop_others") is None):
@@ -261,17 +263,21 @@ def evaluate(
     notes: Sequence[str] = (),
     validation: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Evaluates on `evaluation.split`, and prints a table.
+    """Evaluates a detector on `evaluation.split`, prints a table of metrics, and returns the metrics.
 
-    Writes `metrics.json`, `predictions.json.gz`, `matches.npz` and `pictures/` into the run directory.
+    Writes `metrics.json`, `predictions.json.gz`, `matches.npz` and `pictures/` to the run directory.
 
     Args:
+        config: the config of the run.
+        trainer: the trainer that runs the evaluation.
+        module: the detector.
+        data: the data of the run, set up for the split.
         start: `time.monotonic()` at the start of the program, for the seconds in `metrics.json`.
-        command: the command line that `metrics.json` names, default that of this process.
+        command: the command line for `metrics.json`. Default: that of this process.
         checkpoint: the file of the weights, for `metrics.json`.
-        notes: sentences on what to beware of, printed and for `metrics.json`.
-        validation: `evaluation.monitor` of these weights on the validation set, for `metrics.json`, where another set
-            is evaluated; None: measured, if the weights were trained here.
+        notes: warnings about the metrics, which are printed and written to `metrics.json`.
+        validation: `evaluation.monitor` of these weights on the validation set, for `metrics.json`, if another data set
+            is evaluated. If None, it is measured, provided that the weights were trained by this trainer.
     """
     run_dir = Path(config.run_dir)
     split, monitor = config.evaluation.split, config.evaluation.monitor
@@ -280,7 +286,7 @@ def evaluate(
         module.metrics = {}
         trainer.validate(module, datamodule=data, verbose=False)
         validation = {monitor: module.metrics.get(monitor, math.nan)}
-    # Through the datamodule: how it shares the images out is known only once the processes have met.
+    # Through the datamodule, since the images can be distributed only once the processes have been started.
     run, dataset = (trainer.validate, data.val_dataset) if split == "val" else (trainer.test, data.test_dataset)
     run(module, datamodule=data, verbose=False)
     loader: Any
@@ -332,7 +338,7 @@ def evaluate(
 
 
 def _diagnose(evaluator: DetectionEvaluator, wanted: Sequence[str], masks: bool) -> dict[str, float]:
-    """The numbers of `evaluation.diagnostics`, by the names of metrics."""
+    """The values of `evaluation.diagnostics`, by metric name."""
     found: dict[str, float] = {}
     if "tide" in wanted:
         for iou_type in ("bbox", "segm") if masks else ("bbox",):
@@ -347,19 +353,20 @@ def _path_in(run_dir: Path, path: Path) -> str:
 
 
 def stages_of(split: str) -> list[str]:
-    """What of the data an evaluation of a split sets up, for `build_data`."""
+    """The stages of `DetectionDataModule.setup` that the evaluation of a split needs, for `build_data`."""
     return ["validate"] if split == "val" else ["validate", "test"]
 
 
 def build_data(config: DictConfig, stages: Sequence[str] = ("validate",)) -> DetectionDataModule:
-    """The datamodule of a config, with the data sets of some stages read.
+    """Builds the datamodule of a config, and reads the data sets of the given stages.
 
     Args:
-        stages: of `DetectionDataModule.setup`.
+        config: a composed config.
+        stages: stages of `DetectionDataModule.setup`.
 
     Raises:
-        ConfigError: if a data set refuses its settings, or `evaluation.split` is not one.
-        DataError: if files are missing or broken.
+        ConfigError: If a data set rejects its settings, or `evaluation.split` is unknown.
+        DataError: If files are missing or broken.
     """
     import_packages(config.get("imports"))  # before files are read, which may take long
     if config.evaluation.split not in ("val", "test"):
@@ -374,15 +381,16 @@ def build_data(config: DictConfig, stages: Sequence[str] = ("validate",)) -> Det
 
 
 def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule:
-    """The detector of a config in its Lightning module.
+    """Builds the detector of a config in its Lightning module.
 
     Args:
-        config: a composed config whose `class_names` is filled in.
-        pretrained: whether to load weights, `model.weights` or the backbone's; a checkpoint to be restored replaces
-            them anyway.
+        config: a composed config with `class_names`.
+        pretrained: whether to load `model.weights` or the backbone's weights. Not needed if a checkpoint is restored,
+            which replaces them.
 
     Raises:
-        ConfigError, WeightsError: if parts do not fit each other, or weights cannot be had or do not fit.
+        ConfigError: If parts of the detector do not fit each other.
+        WeightsError: If weights cannot be loaded or do not fit.
     """
     import_packages(config.get("imports"))
     weights = config.model.get("weights") if pretrained else None
@@ -404,7 +412,7 @@ def build_module(config: DictConfig, pretrained: bool = True) -> DetectionModule
 
 
 def evaluator_of(config: DictConfig) -> Callable[..., DetectionEvaluator]:
-    """What makes the evaluator that a config asks for, of a data set."""
+    """Returns a function that builds the evaluator of a config for a given data set."""
     return functools.partial(
         DetectionEvaluator,
         metrics=("coco", "voc") if config.evaluation.voc else ("coco",),
@@ -416,10 +424,11 @@ def evaluator_of(config: DictConfig) -> Callable[..., DetectionEvaluator]:
 
 
 def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True) -> TwoStageDetector:
-    """The detector of a config, of so many classes without background.
+    """Builds the detector of a config.
 
     Args:
         config, pretrained: see `build_module`.
+        num_classes: number of classes without background.
     """
     node = config.model.copy()
     OmegaConf.set_struct(node, False)
@@ -434,7 +443,7 @@ def build_detector(config: DictConfig, num_classes: int, pretrained: bool = True
 
 
 def build_body(config: DictConfig, pretrained: bool = True) -> Body:
-    """The network of feature maps of a config, without what a detector puts on it.
+    """Builds the body of a config's backbone: the network that computes feature maps, without neck and heads.
 
     Args:
         config, pretrained: see `build_module`.
@@ -444,16 +453,17 @@ def build_body(config: DictConfig, pretrained: bool = True) -> Body:
 
 
 def _build_parts(node: DictConfig, config: DictConfig) -> dict[str, Any]:
-    """The parts of a config that the `_target_` of a node has arguments for."""
+    """Builds the parts of a config that the `_target_` of a node takes as arguments."""
     arguments = inspect.signature(get_object(node._target_)).parameters
     return {part: instantiate(config[part]) for part in PARTS if config.get(part) and part in arguments}
 
 
 def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) -> Trainer:
-    """The Lightning trainer, with a progress bar in a terminal and lines elsewhere.
+    """Builds the Lightning trainer, with a progress bar in a terminal and one line per epoch elsewhere.
 
     Raises:
-        ConfigError: if there is no such device, or it cannot do what is asked of it.
+        ConfigError: If the device does not exist or does not support the settings, or if the evaluated split is limited
+            to 0 batches.
     """
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     accelerator = config.trainer.get("accelerator", "auto")
@@ -461,15 +471,15 @@ def build_trainer(config: DictConfig, callbacks: list[Any], loggers: list[Any]) 
         raise ConfigError(
             f"trainer.accelerator={accelerator}: PyTorch finds no such device here; trainer.accelerator=cpu needs none"
         )
-    # What Lightning says of devices, limits and its other products at each start is not worth a line of ours.
+    # Hide Lightning's messages about devices, limits and its other products at each start.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"lightning\.")
     warnings.filterwarnings("ignore", message=".*treespec.*", module=r"lightning\.")
     for message in (
         ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",  # a run of a sweep is resumed where it is
-        ".*sync_dist=True.*",  # every process computes the metrics of the whole
-        ".*MLFlow only allows.*",  # AP@0.75 is AP0.75 there
+        ".*Checkpoint directory .* exists and is not empty.*",  # a run of a sweep is resumed in its own directory
+        ".*sync_dist=True.*",  # every process computes the metrics of the whole data set
+        ".*MLFlow only allows.*",  # MLflow stores AP@0.75 as AP0.75
     ):
         warnings.filterwarnings("ignore", message=message)
     bar = config.progress and sys.stdout.isatty()
@@ -497,22 +507,22 @@ def instantiate_all(group: DictConfig | None) -> list[Any]:
 
 
 def save_config(config: DictConfig, run_dir: Path) -> None:
-    """Writes `config.yaml`: all of the config, interpolations resolved."""
+    """Writes the whole config, with interpolations resolved, to `config.yaml` in the run directory."""
     if is_main_process():
         write_text_atomically(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
 
 
 def find_checkpoint(path: Path, name: str = "best") -> Path:
-    """The checkpoint that a `ckpt_path` means: the file itself, or that of a run directory.
+    """Returns the checkpoint file for a `ckpt_path`, which is a file or a run directory.
 
     Args:
-        path: a file, or a folder.
-        name: of a folder's, "best" (`checkpoints.find_best`) or "last" (`checkpoints.find_last`).
+        path: a file or a folder.
+        name: which checkpoint of a folder, "best" (`checkpoints.find_best`) or "last" (`checkpoints.find_last`).
 
     Raises:
-        ConfigError: if it does not exist, or a folder has none that can be read.
+        ConfigError: If the path does not exist, or a folder has no checkpoint that can be used.
     """
-    # os.path, since pathlib raises errors for names that are too long.
+    # `os.path`, because pathlib raises an error for names that are too long.
     if os.path.isfile(path):
         return path
     if os.path.isdir(path):
@@ -526,14 +536,14 @@ def find_checkpoint(path: Path, name: str = "best") -> Path:
 
 
 def restore(config: DictConfig, checkpoint: Path) -> DetectionModule:
-    """The detector of a config with the weights of a checkpoint.
+    """Builds the detector of a config and loads the weights of a checkpoint.
 
     Args:
-        config: that of the run, with what is to differ.
-        checkpoint: a file (`find_checkpoint`).
+        config: the config of the checkpoint's run, with the changes for this evaluation.
+        checkpoint: the checkpoint file (see `find_checkpoint`).
 
     Raises:
-        WeightsError: if the file is damaged or belongs to another model.
+        WeightsError: If the file is damaged or belongs to another model.
     """
     module = build_module(config, pretrained=False)
     load_checkpoint(module, checkpoint)
@@ -541,13 +551,13 @@ def restore(config: DictConfig, checkpoint: Path) -> DetectionModule:
 
 
 def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
-    """Loads the weights of a checkpoint, tensors only.
+    """Loads the weights of a checkpoint into a module; only tensors are read from the file.
 
-    Those of a region proposal network or a pooler are left out, and that is said, where the model has in its place
-    something without weights.
+    Weights of a region proposal network or a pooler are skipped, with a note, if the model has a module without weights
+    in its place.
 
     Raises:
-        WeightsError: if the file is damaged or belongs to another model.
+        WeightsError: If the file is damaged or belongs to another model.
     """
     weights, own = read_weights_file(str(checkpoint)), module.state_dict()
     for part in _REPLACEABLE:
@@ -560,7 +570,11 @@ def load_checkpoint(module: DetectionModule, checkpoint: Path) -> None:
 
 
 def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
-    """What would end a run at its first validation ends it before the first step; the names of the metrics."""
+    """Checks the settings of the evaluation before the first step, and returns the names of the metrics.
+
+    Raises:
+        ConfigError: If masks are to be evaluated and the model predicts none, or `evaluation.monitor` is no metric.
+    """
     assert module.evaluator is not None
     of_masks = [each for each in config.evaluation.iou_types if each != "bbox"]
     if of_masks and not module.model.roi_heads.has_mask():
@@ -576,7 +590,7 @@ def _check_evaluation(config: DictConfig, module: DetectionModule) -> list[str]:
 
 
 def check_proposals(module: DetectionModule, data: DetectionDataModule, splits: list[str]) -> None:
-    """A file of proposals that a split lacks is asked for before the first step, not when the split is first read."""
+    """Raises ConfigError if the model uses given proposals and a split has no file of proposals."""
     if isinstance(module.model.rpn, GivenProposals) and (missing := data.missing_proposals(splits)):
         raise ConfigError(
             f"proposals=given: {' and '.join(f'data.{name}' for name in missing)} must name files of proposals "

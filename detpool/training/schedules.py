@@ -20,7 +20,7 @@ def _warmup(step: int, warmup_steps: int) -> float:
 
 
 def _warn_of_warmup(factor: Callable[[int], float], total_steps: int, warmup_steps: int) -> None:
-    """Says so where most of a training is warm-up: it is meant for a longer one."""
+    """Warns if more than half of the training steps are warm-up, which was probably set for a longer training."""
     if 2 * warmup_steps > total_steps > 0:
         highest = max(factor(step) for step in range(total_steps))
         say(
@@ -36,17 +36,17 @@ def multistep(
     milestones: Sequence[float] = (0.67, 0.92),
     gamma: float = 0.1,
 ) -> LambdaLR:
-    """The detectors' classic: linear warm-up, then the rate times `gamma` at each milestone.
+    """The usual schedule for detectors: linear warm-up, then the rate is multiplied by `gamma` at each milestone.
 
     Args:
-        optimizer: the optimizer whose rate is scheduled.
-        total_steps: optimizer steps of the whole training.
-        warmup_steps: steps from a thousandth of the rate to the rate.
-        milestones: increasing fractions of `total_steps`.
+        optimizer: the optimizer whose learning rate is scheduled.
+        total_steps: number of optimizer steps of the whole training.
+        warmup_steps: number of steps in which the rate rises from a thousandth of its value to the full value.
+        milestones: increasing fractions of `total_steps`, in (0, 1).
         gamma: factor at each milestone.
 
     Raises:
-        ConfigError: if a milestone is not in (0, 1) or they do not increase, or another number is negative.
+        ConfigError: If the milestones do not increase within (0, 1), or another number is negative.
     """
     check_numbers(_WHERE, "at least 0", lambda number: number >= 0, warmup_steps=warmup_steps, gamma=gamma)
     milestones = list(milestones)
@@ -65,13 +65,13 @@ def cosine(optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_
     """Linear warm-up, then half a cosine (Loshchilov & Hutter, ICLR 2017) from the rate to `final_fraction` of it.
 
     Args:
-        optimizer: the optimizer whose rate is scheduled.
-        total_steps: optimizer steps of the whole training.
-        warmup_steps: steps from a thousandth of the rate to the rate.
-        final_fraction: fraction of the rate at the last step.
+        optimizer: the optimizer whose learning rate is scheduled.
+        total_steps: number of optimizer steps of the whole training.
+        warmup_steps: number of steps in which the rate rises from a thousandth of its value to the full value.
+        final_fraction: fraction of the rate that is left at the end, 0 .. 1.
 
     Raises:
-        ConfigError: if `warmup_steps` is negative, or `final_fraction` is not in 0 .. 1.
+        ConfigError: If `warmup_steps` is negative, or `final_fraction` is not in 0 .. 1.
     """
     check_numbers(_WHERE, "at least 0", lambda number: number >= 0, warmup_steps=warmup_steps)
     check_numbers(_WHERE, "in 0 .. 1", lambda number: 0 <= number <= 1, final_fraction=final_fraction)

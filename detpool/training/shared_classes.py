@@ -1,4 +1,4 @@
-"""Evaluating a detector on data whose classes are not just those it was trained for."""
+"""Evaluation of a detector on data with other classes than those it was trained for."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from detpool.errors import ConfigError
 
 
 class SharedClasses:
-    """Translates between the labels of a detector and those of data, whose classes are some of the detector's.
+    """Converts between the labels of a detector and those of data whose classes are a subset of the detector's.
 
     Args:
-        of_model: names of the detector's labels 1, 2, ...
-        of_data: names of the data's.
+        of_model: class names of the detector's labels 1, 2, ...
+        of_data: class names of the data's labels 1, 2, ...
 
     Raises:
-        ConfigError: the data has a class that the detector has not.
+        ConfigError: If the data has a class that the detector does not have.
     """
 
     def __init__(self, of_model: Sequence[str], of_data: Sequence[str]) -> None:
@@ -30,11 +30,11 @@ class SharedClasses:
         self._to_data[self._to_model[1:]] = torch.arange(1, len(of_data) + 1)
 
     def label_targets(self, targets: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Targets of the data with the detector's labels."""
+        """Returns targets of the data with the detector's labels."""
         return [t | {"labels": self._to_model.to(t["labels"].device)[t["labels"]]} for t in targets]
 
     def label_predictions(self, predictions: Sequence[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-        """The detector's predictions with the data's labels, without those of other classes."""
+        """Returns predictions with the data's labels, without those of classes that the data does not have."""
         found = []
         for prediction in predictions:
             labels = self._to_data.to(prediction["labels"].device)[prediction["labels"]]

@@ -1,4 +1,4 @@
-"""Which images a run's splits share, so that its metrics say how much they are worth."""
+"""Checks which images the splits of a run share, since shared images make its metrics too optimistic."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from detpool.data.dataset import DetectionDataset
 
 
 def split_notes(data: DetectionDataModule, split: str, chosen: bool, trained: bool) -> list[str]:
-    """A sentence for each reason why the metrics of a split are better than they would be on new images.
+    """Returns one sentence for each reason why the metrics of a split may be better than on new images.
 
     Args:
         data: the data of the run.
-        split: what is evaluated, `val` or `test`.
-        chosen: whether the validation set chose the epoch that is evaluated.
-        trained: whether the training set may be read.
+        split: the evaluated split, `val` or `test`.
+        chosen: whether the evaluated epoch was chosen on the validation set.
+        trained: whether to compare the splits with the training set too, which is then read if it has not been.
     """
     evaluated = data.val_dataset if split == "val" else data.test_dataset
     notes = []
@@ -35,7 +35,7 @@ def split_notes(data: DetectionDataModule, split: str, chosen: bool, trained: bo
 
 
 def _shared(one: DetectionDataset, other: DetectionDataset) -> int:
-    """How many images of one set are in another, as far as they are files."""
+    """Number of images of one data set that are in another. Different data sets are compared by their image files."""
     if one is other:
         return len(one)
     return len(set(one.image_files) & set(other.image_files))

@@ -1,4 +1,4 @@
-"""A run of a sweep: skipped if it is finished, resumed if that is exact, and never the end of the others."""
+"""A run of a sweep: skipped if finished, resumed if that gives the same result; its failure does not end the others."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ from detpool.training.runs import train
 
 try:
     import fcntl
-except ImportError:  # not on Windows, where two sweeps at once must be kept apart by hand
+except ImportError:  # on Windows, the user must not start two sweeps in the same folders
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 
 
 def train_in_sweep(config: DictConfig, command: Sequence[str], place: str, in_worker: bool) -> float | None:
-    """Trains in `config.run_dir`, unless the run there is finished, and returns the metric that sweepers optimise.
+    """Trains in `config.run_dir`, unless the run there is finished, and returns the metric that sweepers optimize.
 
-    That is `evaluation.monitor` on the validation set, of the weights that are evaluated on whatever split.
+    The metric is `evaluation.monitor` on the validation set, for the evaluated weights, even if another split is
+    evaluated.
 
-    A run that was interrupted or killed goes on from its last checkpoint; one that failed, or whose checkpoint lacks a
-    validation, begins anew. A run that fails leaves its error in `status.json` and returns None.
+    A run that was interrupted or killed is resumed from its last checkpoint. A run that failed, or whose checkpoint
+    lacks a validation, starts again. A run that fails writes its error to `status.json` and returns None.
 
     Args:
-        config: the composed config. Whatever lies in its `run_dir` is of a run of the same config.
+        config: the composed config. Existing files in its `run_dir` belong to a run with the same config.
         command: the command line of this run alone, for `metrics.json`.
-        place: which run of how many this is, `2 of 4`.
-        in_worker: whether this process was started for runs; if so, it survives an interrupted run, and no other
-            begins, and the lines that it prints name the run.
+        place: number of this run and of all runs, such as `2 of 4`.
+        in_worker: whether this process is a worker for runs. If so, it survives an interrupted run but starts no
+            further one, and the lines that it prints name the run.
 
     Raises:
-        ConfigError: the config names a checkpoint: which one a run goes on from is found in its folder.
+        ConfigError: If the config names a checkpoint: runs of a sweep find their checkpoints in their own folders.
     """
     if config.ckpt_path is not None:
         raise ConfigError(
@@ -93,7 +94,7 @@ def _train(config: DictConfig, command: Sequence[str], place: str) -> float | No
 
 
 def _value(record: Mapping[str, Any], config: DictConfig) -> float | None:
-    """What sweepers optimise: the metric on the validation set, whatever split is reported. None if there is none."""
+    """The metric on the validation set, whichever split is reported; None if it is missing or NaN."""
     of = record["metrics"] if config.evaluation.split == "val" else record.get("validation") or {}
     value = of.get(config.evaluation.monitor)
     return None if value is None or math.isnan(value) else float(value)
@@ -101,9 +102,9 @@ def _value(record: Mapping[str, Any], config: DictConfig) -> float | None:
 
 @contextmanager
 def recorded(run_dir: Path) -> Iterator[None]:
-    """Leaves word in `status.json` of a run that does not come to its end, and lets the error pass.
+    """Records in `status.json` how a run ended if it does not finish, and re-raises the error.
 
-    That there was no room is a `WriteError`, whoever wrote.
+    Errors caused by a full disk are raised as `WriteError`, wherever they occur.
     """
     try:
         with naming_full_disks(run_dir):
@@ -112,18 +113,18 @@ def recorded(run_dir: Path) -> Iterator[None]:
         _record(run_dir, "diverged", str(error))
         raise
     except WriteError as error:
-        # The run goes on from its last checkpoint when there is room again.
-        with contextlib.suppress(WriteError):  # for the same reason, which is told already
+        # "interrupted", so that the run is resumed from its last checkpoint once there is space again.
+        with contextlib.suppress(WriteError):  # the disk is still full, which is already reported
             write_status(run_dir, "interrupted", str(error))
         raise
     except Exception as error:
         message = message_of(error)
-        if type(error).__name__ == "UncompletedJobError":  # submitit's, when SLURM is about to end the job
+        if type(error).__name__ == "UncompletedJobError":  # raised by submitit when SLURM is about to end the job
             _record(run_dir, "interrupted")
         else:
             _record(run_dir, "failed", message or repr(error), "" if message else traceback.format_exc())
         raise
-    except BaseException:  # Ctrl-C, or SystemExit of a run that saved itself at a signal
+    except BaseException:  # Ctrl-C, or SystemExit after a signal, when the run has saved a checkpoint
         _record(run_dir, "interrupted")
         raise
 
@@ -132,7 +133,7 @@ def _record(run_dir: Path, state: str, error: str = "", text: str = "") -> None:
     if is_main_process():
         try:
             write_status(run_dir, state, error, text)
-        except WriteError as write_error:  # which must not hide how the run ended
+        except WriteError as write_error:  # must not hide how the run ended
             print(f"warning: {write_error}", file=sys.stderr)
 
 
@@ -147,7 +148,7 @@ def _finished(run_dir: Path) -> dict[str, Any] | None:
 
 
 def _prepare(run_dir: Path) -> str | None:
-    """Makes a folder ready for its run; the checkpoint to go on from, None for a run that begins."""
+    """Returns the checkpoint from which to resume a run, or empties its folder and returns None."""
     if _may_be_resumed(run_dir) and (last := find_last(run_dir)) is not None:
         say(f"{run_dir}: resumed from {last.relative_to(run_dir)}")
         return str(last)
@@ -170,7 +171,7 @@ def _may_be_resumed(run_dir: Path) -> bool:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[bool]:
-    """Whether no other process works in a folder; it is this one's until the end of the block."""
+    """Locks a folder for the block, and yields whether this succeeded: False if another process holds the lock."""
     run_dir.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield True
@@ -181,6 +182,6 @@ def _locked(run_dir: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        except OSError:  # the file system has no locks: two sweeps at once must be kept apart by hand
+        except OSError:  # the file system has no locks: the user must not start two sweeps in the same folders
             pass
         yield True
