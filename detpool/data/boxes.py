@@ -1,4 +1,4 @@
-"""What the boxes of an annotation file say about mistakes in it."""
+"""Checks of the boxes in annotation files, which find probable mistakes."""
 
 from collections.abc import Callable
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from detpool.errors import DataError
 
-_CHUNK = 1 << 20  # boxes looked at at once: what is made of each takes ten times its memory
+_CHUNK = 1 << 20  # boxes per step: intermediate results take ten times their memory
 
 
 def clamp_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """XYXY of boxes (x, y, width, height), clamped to images of (height, width): (n, 4)."""
+    """Converts boxes (n, 4) from x, y, width, height to XYXY, clamped to sizes (height, width), (n, 2) or (2,)."""
     corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
     limit = sizes.flip(-1).repeat(*[1] * (sizes.ndim - 1), 2)
     return torch.minimum(corners.clamp(min=0), limit)
@@ -22,20 +22,20 @@ def clamp_corners(boxes: Tensor, sizes: Tensor) -> Tensor:
 def find_unusable(
     source: str, boxes: Tensor, sizes: Tensor, name_of: Callable[[int], str], corners: bool = False
 ) -> Tensor:
-    """Which boxes have no width or height within their image; warns, once a kind, of boxes that look like a mistake.
+    """Finds boxes without width or height within their image, and warns once per kind of probable mistake in boxes.
 
     Args:
-        source: what messages call the data set.
-        boxes: float64 (n, 4), x, y, width and height in pixels.
-        sizes: (n, 2), height and width of each box's image.
-        name_of: gives the name of the image of box i.
-        corners: whether the file holds a second corner in place of width and height.
+        source: name of the data set in messages.
+        boxes: float64 (n, 4): x, y, width and height in pixels.
+        sizes: (n, 2): height and width of each box's image in pixels.
+        name_of: function that returns the name of the image of box i.
+        corners: whether the file stores a second corner instead of width and height.
 
     Returns:
-        bool (n,).
+        bool (n,), true for boxes without width or height within their image.
 
     Raises:
-        DataError: all boxes seem to be fractions of the image's sides.
+        DataError: If all boxes seem to be fractions of the image's sides.
     """
 
     def warn(which: Tensor, text: str) -> None:
@@ -70,19 +70,19 @@ def find_unusable(
 
     hint = f", {int(fractions.sum())} of them as if fractions of its sides were meant" if fractions.any() else ""
     warn(thin, f"{{}} are less than a pixel wide or high{hint}: training leaves them out unless it enlarges the image")
-    return unusable.clone()  # without the memory of the others
+    return unusable.clone()  # a copy, so that the other columns are freed
 
 
 def find_repeated(positions: Tensor, labels: Tensor, boxes: Tensor) -> list[int]:
-    """Places of objects that have the image, the label and the box of one before them.
+    """Returns the indices of objects that have the same image, label and box as an earlier object.
 
     Args:
-        positions: int64 (n,), of the objects' images.
+        positions: int64 (n,), index of each object's image.
         labels: int64 (n,).
         boxes: float64 (n, 4).
     """
     columns = [column.numpy().view(np.uint64) for column in (positions, labels, *boxes.T.contiguous())]
-    hashes = np.zeros(len(positions), np.uint64)  # whose sorting takes a hundredth of the rows'
+    hashes = np.zeros(len(positions), np.uint64)  # sorting these takes a hundredth of the time of sorting rows
     for column in columns:
         hashes = (hashes ^ column) * np.uint64(0x9E3779B97F4A7C15)
         hashes ^= hashes >> np.uint64(32)
@@ -94,10 +94,11 @@ def find_repeated(positions: Tensor, labels: Tensor, boxes: Tensor) -> list[int]
 
 
 def _find_signs(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """What boxes are, a column each: bool (n, 7).
+    """Classifies boxes: bool (n, 7), one column per property.
 
-    Without width or height; without them within their image; as if fractions of its sides; reaching more than a pixel
-    beyond it; less than a pixel wide or high; within it if they were corners; within it if its sides were swapped.
+    The columns are: no width or height; none within the image; seems to be fractions of the image's sides; reaches more
+    than a pixel beyond the image; less than a pixel wide or high; within the image if read as corners; within the image
+    if its height and width were swapped.
     """
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     sides = sizes.flip(1)  # (width, height)

@@ -1,4 +1,4 @@
-"""Annotations in a form that is read in a moment, kept for the next run."""
+"""A cache of parsed annotation files, which later runs map into memory instead of parsing the file again."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-_VERSION = 3  # of what is kept: a change of it, or of how it is made, makes those of before stale
-_WORTHWHILE = 2**24  # bytes of a file; smaller ones are read as fast as their hash could be trusted
+_VERSION = 3  # of the cached content: increase it when the content, or the way it is computed, changes
+_WORTHWHILE = 2**24  # minimum file size in bytes; smaller files are parsed about as fast as their hash is computed
 
 Columns = dict[str, Any]
-"""Tensors and tuples of tensors, lists of texts and numbers, by name."""
+"""Tensors, tuples of tensors, lists of strings, and numbers, by name."""
 
 
 def cached(source: Path, kind: str, build: Callable[[], Columns]) -> Columns:
-    """What ``build`` makes of a file, mapped into memory from where an earlier call with the same file has kept it.
+    """Returns the result of ``build`` for a file, mapped into memory from a cache file if there is a valid one.
 
-    All processes of a machine share the mapped pages. It is kept beside the file, ``.<name>.<kind>.cache``, or, where
-    that folder cannot be written, below ``~/.cache/detpool`` (``$XDG_CACHE_HOME/detpool``). It names the hash of the
-    file's bytes and a checksum of its own; what does not fit, or cannot be read, is built anew, and a message says so.
-    Of processes that need it at the same time one builds. Files of less than 16 MiB are read each time.
+    All processes on a machine share the mapped pages. The cache file is ``.<name>.<kind>.cache`` in the folder of the
+    file or, if that folder is not writable, below ``~/.cache/detpool`` (``$XDG_CACHE_HOME/detpool``). It holds a hash
+    of the file's bytes and a checksum of its own content. If either does not match, or it cannot be read, the
+    result is built again and a message is printed. If several processes need it at the same time, one builds it. Files
+    smaller than 16 MiB are not cached.
 
     Args:
-        source: the file.
-        kind: names what ``build`` makes, if it is more than one thing.
-        build: called without arguments.
+        source: the annotation file.
+        kind: name of what ``build`` computes, to distinguish several results for the same file.
+        build: function without arguments that computes the result.
 
     Raises:
-        OSError: ``source`` cannot be read.
+        OSError: If ``source`` cannot be read.
     """
     if source.stat().st_size < _WORTHWHILE:
         return build()
@@ -50,7 +51,7 @@ def cached(source: Path, kind: str, build: Callable[[], Columns]) -> Columns:
                 return found
         content = build()
         for place in places:
-            with contextlib.suppress(OSError, RuntimeError):  # the latter is torch's for a full disk
+            with contextlib.suppress(OSError, RuntimeError):  # torch raises RuntimeError if the disk is full
                 _save(place, key, content)
                 return _load(place, key) or content
     rank_zero_info(f"{source}: read anew at each start, as neither {places[0]} nor {places[1]} can be written")
@@ -67,7 +68,7 @@ def _hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits until no other process is in such a block, where the file system can tell."""
+    """Holds an exclusive lock on a file during the block, if the platform and the file system support this."""
     with path.open("rb") as file:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
@@ -84,7 +85,7 @@ def _load(place: Path, key: str) -> Columns | None:
         fault = "damaged" if kept["key"] == key else "of another file or another version"
     except FileNotFoundError:
         return None
-    except Exception as error:  # of many kinds: whatever the bytes make of torch.load
+    except Exception as error:  # torch.load may raise anything for damaged files
         fault = f"damaged ({type(error).__name__})"
     rank_zero_info(f"{place} is {fault}: the annotations are read anew")
     return None
@@ -92,7 +93,7 @@ def _load(place: Path, key: str) -> Columns | None:
 
 def _save(place: Path, key: str, columns: Columns) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f"{place.name}.{uuid4().hex}.tmp")  # of several machines too
+    temporary = place.with_name(f"{place.name}.{uuid4().hex}.tmp")  # unique even across machines
     try:
         torch.save({"key": key, "checksum": _checksum(columns), "columns": columns}, temporary)
         os.replace(temporary, place)
@@ -101,7 +102,7 @@ def _save(place: Path, key: str, columns: Columns) -> None:
 
 
 def _checksum(value: Any) -> int:
-    """Of all bytes, so that none that was not checked when it was read reaches the libraries in C."""
+    """Checksum of all bytes, so that C libraries never get data that was damaged after validation."""
     if isinstance(value, Tensor):
         return zlib.crc32(value.contiguous().numpy().data.cast("B")) if value.numel() else 0
     if isinstance(value, dict | list | tuple):

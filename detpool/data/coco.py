@@ -1,4 +1,4 @@
-"""COCO's layouts: annotations in one JSON file, images in a folder."""
+"""Data sets in COCO's format: annotations in one JSON file, images in a folder."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,25 +19,26 @@ from detpool.errors import DataError, did_you_mean
 
 
 class COCODataset(FileDataset):
-    """Objects of an annotation file in COCO's format, and images in a folder.
+    """A data set with an annotation file in COCO's format and images in a folder.
 
-    Label i is the category with the i-th smallest id, unless ``classes`` says otherwise. Boxes are clamped to their
-    images in samples, and in the ground truth as published. A category without objects that is the supercategory of all
-    others, such as Roboflow writes, is none of the classes unless ``classes`` names it; a warning says so.
+    Label i is the category with the i-th smallest id, unless ``classes`` is given. Boxes are clamped to their images in
+    samples, but not in the ground truth. A category that has no objects and is the supercategory of all others, as
+    written by Roboflow, is left out with a warning, unless ``classes`` contains it.
 
     Args:
-        annotations: the JSON file (`detpool.data.coco_json`).
-        images: the folder that the images' ``file_name`` starts from; None: the file's own.
-        masks: whether samples and ground truth hold masks: polygons, or run-length encoded.
+        annotations: the JSON file (see `detpool.data.coco_json`).
+        images: the folder to which the ``file_name`` of the images is relative; None: the folder of the JSON file.
+        masks: whether samples and ground truth contain masks, from polygons or run-length encodings.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
-        cache: whether to keep what was read for the next start (`detpool.data.cache`).
+        cache: whether to cache the parsed annotations for the next start (see `detpool.data.cache`).
         classes, drop_others, part, images_key: see `FileDataset`.
 
     Raises:
-        ValueError: see `FileDataset`.
-        DataError: see `FileDataset`; or the file is missing, malformed, LVIS's, or refers to images or categories that
-            it does not list, or a mask's runs do not sum up to its pixels. The message names file and place.
+        ValueError: See `FileDataset`.
+        DataError: See `FileDataset`; also if the file is missing, malformed, or in LVIS's format, if it refers to
+            images or categories that it does not list, or if the runs of a mask do not add up to its number of pixels.
+            The message names the file and the entry.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class COCODataset(FileDataset):
 
 
 def _without_class(source: str, columns: Columns, label: int) -> Columns:
-    """The same without a class that no object is of."""
+    """Returns the columns without a class that has no objects, and warns about it."""
     names, ids = list(columns["class_names"]), list(columns["category_ids"])
     count, name, identity = len(names), names.pop(label - 1), ids.pop(label - 1)
     rank_zero_warn(
@@ -92,17 +93,17 @@ def _without_class(source: str, columns: Columns, label: int) -> Columns:
 
 
 def published_files(root: str | Path, split: str) -> tuple[Path, Path]:
-    """The annotation file and the folder of images of a split, as COCO's are published.
+    """Returns the annotation file and the image folder of a split in COCO's published layout.
 
     Args:
-        root: the folder that holds ``annotations/`` and the folders of images.
+        root: the folder that contains ``annotations/`` and the image folders.
         split: ``train2017``, ``val2017``, ...
 
     Returns:
         ``root/annotations/instances_{split}.json`` and ``root/{split}``.
 
     Raises:
-        DataError: the former does not exist.
+        DataError: If the annotation file does not exist.
     """
     path = Path(root) / "annotations" / f"instances_{split}.json"
     if not path.parent.is_dir():
@@ -117,7 +118,7 @@ def published_files(root: str | Path, split: str) -> tuple[Path, Path]:
 
 
 def _named_files(name: str, annotations: str | Path, images: str | Path | None) -> tuple[Path, Path]:
-    """The same of a set (train, val, test) whose file and folder are settings."""
+    """Returns the annotation file and the image folder of a set (train, val, test) whose paths are settings."""
     path = Path(annotations)
     if not path.is_file():
         what = "is a folder, expected a JSON file" if path.is_dir() else "no such file"
@@ -148,27 +149,28 @@ def coco_datamodule(
     eval_transform: Transform | None = None,
     **loader: Any,
 ) -> DetectionDataModule:
-    """Data in COCO's format as a datamodule: below ``root`` as they are published, or in files that are named.
+    """Builds the datamodule of data in COCO's format, in the published layout below ``root`` or in given files.
 
     Args:
-        root: see `published_files`; None: ``train_json`` and the others name the files.
-        train_split, val_split, test_split: splits below ``root``. No ``val_split``: val2017, or with ``split`` the rest
-            of the training images. No ``test_split`` and no ``test_json``: the validation set is the test set.
+        root: see `published_files`; None: the files are given by ``train_json`` and the arguments after it.
+        train_split, val_split, test_split: splits below ``root``. Default of ``val_split``: val2017, or with ``split``
+            the remaining training images. Without ``test_split`` and ``test_json``, the validation set is the test set.
         train_json, val_json, test_json: annotation files.
-        train_images, val_images, test_images: the folders that the images' ``file_name`` starts from; None: that of the
-            annotation file.
-        split: the fraction of the training file's images to train on, the rest being the validation set; None: the
-            validation set has a file of its own.
+        train_images, val_images, test_images: the folders to which the ``file_name`` of the images is relative; None:
+            the folder of the annotation file.
+        split: fraction of the training file's images to train on; the others are the validation set. None: the
+            validation set has its own file.
         split_seed: see `detpool.data.selection.Part`.
         classes, drop_others: see `FileDataset`.
         masks, cache: see `COCODataset`.
-        drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
-        train_transform, eval_transform: for training and evaluation samples.
+        drop_empty: whether to leave images without an object to train on out of the training set; evaluation keeps
+            them.
+        train_transform, eval_transform: transforms of training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
 
     Raises:
-        ValueError: the settings name no files for a split, or two sources for one; ``split`` or ``classes`` mean
-            nothing; ``eval_transform`` flips or crops.
+        ValueError: If the settings give no files for a set, or two sources for one, if ``split`` or ``classes`` is
+            invalid, or if ``eval_transform`` flips or crops.
     """
     check_sources("json", locals())
     named = {

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format (Lin et al., ECCV 2014), as columns."""
+"""Reads annotation files in COCO's format (Lin et al., ECCV 2014) into columns."""
 
 import json
 from collections import Counter
@@ -27,13 +27,13 @@ _Coordinate = Annotated[float, Meta(ge=-_MAX_COORDINATE, le=_MAX_COORDINATE)]
 
 
 class _Image(Struct, gc=False):
-    """An image as nearly all are; `_read_odd_image` reads the others."""
+    """An image in the usual form, which nearly all files have; `_read_odd_image` reads other forms."""
 
     id: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
     file_name: Annotated[str, Meta(min_length=1)]
     height: Annotated[int, Meta(ge=1)]
     width: Annotated[int, Meta(ge=1)]
-    # an image of LVIS has these, which its metrics need
+    # only in images of LVIS, whose metrics need these keys
     neg_category_ids: Raw | UnsetType = UNSET
     not_exhaustive_category_ids: Raw | UnsetType = UNSET
 
@@ -42,7 +42,7 @@ class _Image(Struct, gc=False):
 
 
 class _Annotation(Struct, gc=False):
-    """An annotation as nearly all are; `_read_odd` reads the others."""
+    """An annotation in the usual form, which nearly all files have; `_read_odd` reads other forms."""
 
     image_id: int
     category_id: int
@@ -64,25 +64,25 @@ class _OddFile(Struct):
     categories: list[Raw]
 
 
-@collection_paused()  # no row refers to another
+@collection_paused()  # no row refers to another, so garbage collection would find nothing
 def read_instances(path: Path, masks: bool) -> Columns:
-    """What an annotation file says, whole.
+    """Reads an annotation file.
 
-    Ids are integers of 64 bits, those of images and categories each their own; annotations' ids are not read. Label i
-    is the category with the i-th smallest id.
+    Ids of images and categories must be unique 64-bit integers; ids of annotations are ignored. Label i is the category
+    with the i-th smallest id.
 
     Args:
         path: the JSON file.
-        masks: whether to read segmentations: polygons, or run-length encoded.
+        masks: whether to read segmentations (polygons or run-length encodings).
 
     Returns:
-        `Records.pack`; ``class_names`` and ``category_ids`` of labels 1, 2, ...; ``empty_parent``, the label of a
-        category that groups all others and has no object, 0 if there is none.
+        The columns of `Records.pack`, and: ``class_names`` and ``category_ids`` of labels 1, 2, ...; ``empty_parent``,
+        the label of a category that has no objects and is the supercategory of all others, 0 if there is none.
 
     Raises:
-        DataError: the file is malformed, LVIS's, or refers to images or categories that it does not list; a mask's
-            runs do not sum up to its pixels. The message names file and place.
-        OSError: it cannot be read.
+        DataError: If the file is malformed or in LVIS's format, refers to images or categories that it does not list,
+            or if the runs of a mask do not add up to its number of pixels. The message names the file and the entry.
+        OSError: If the file cannot be read.
     """
     data = path.read_bytes()
     file = _decode(path, data, _File, _OddFile)
@@ -112,23 +112,24 @@ def read_instances(path: Path, masks: bool) -> Columns:
 
 
 def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
-    """The three lists, whose items are not looked into as far as possible."""
+    """Decodes a file as the first of ``kinds`` that fits; list items of type `Raw` stay undecoded."""
     try:
         if not data.isascii():
-            data.decode()  # msgspec does not look into what it skips
+            data.decode()  # msgspec does not check the encoding of what it skips
         file: _File | _OddFile | None = None
         for kind in kinds:
             with suppress(msgspec.MsgspecError):
                 file = msgspec.json.decode(data, type=kind)
                 break
-        # A key that is there twice would lose what the first holds. Looking for that takes a call for each object.
+        # For a repeated key, the first value would be lost. The full check is slow (one call per object), so it runs
+        # only if a key occurs more than once outside the annotations.
         begin, end = _inner(data, file.annotations) if isinstance(file, _File) else (0, 0)
         quoted = [f'"{key}"'.encode() for key in _KEYS]
         if any(data.count(key, 0, begin) + data.count(key, end) > 1 for key in quoted):
             json.loads(data, object_pairs_hook=partial(_check_once, path))
         if file is not None:
             return file
-        content = json.loads(data)  # reads more, such as NaN and UTF-16, and says where it cannot
+        content = json.loads(data)  # accepts more, such as NaN and UTF-16, and its errors name the position
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON, it may be truncated: {error}") from error
     for key in _KEYS:
@@ -139,9 +140,9 @@ def _decode(path: Path, data: bytes, *kinds: type[_File | _OddFile]) -> Any:
 
 
 def _inner(data: bytes, rows: list[_Annotation]) -> tuple[int, int]:
-    """Begin and end of a part of a file, nearly all of it, in which there is nothing but annotations."""
+    """Byte offsets of the part of a file, nearly all of it, that holds only annotations; (0, 0) if unknown."""
     if rows:
-        parts = data, rows[0].segmentation, rows[-1].segmentation  # those in the file are views of it
+        parts = data, rows[0].segmentation, rows[-1].segmentation  # `Raw` values are views into the file's bytes
         start, begin, end = (np.frombuffer(part, np.uint8).ctypes.data for part in parts)
         if start <= begin <= end <= start + len(data):
             return begin - start, end - start
@@ -168,7 +169,7 @@ def _check_once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_categories(path: Path, rows: list[Raw]) -> dict[int, str]:
-    """Names by id, in the order of the ids."""
+    """Category names by id, in the order of the ids."""
     names: dict[int, str] = {}
     for place, raw in enumerate(rows):
         row = _as_dict(path, "categories", raw)
@@ -186,10 +187,10 @@ def _read_categories(path: Path, rows: list[Raw]) -> dict[int, str]:
 
 
 def _find_empty_parent(rows: list[Raw], labels: dict[int, int], used: Collection[int]) -> int:
-    """The label of a category without objects that is the supercategory of all others, not of itself; or 0.
+    """Label of a category that has no objects and is the supercategory of all others, but not of itself; else 0.
 
-    COCO's "person" is its own supercategory, and a class; Roboflow writes a category for the group that all classes are
-    in.
+    Roboflow writes such a category for the group of all classes. COCO's "person", in contrast, is its own
+    supercategory, and a class.
     """
     categories = [loads(row) for row in rows]
     members = Counter(name for row in categories if isinstance(name := row.get("supercategory"), str))
@@ -202,7 +203,7 @@ def _find_empty_parent(rows: list[Raw], labels: dict[int, int], used: Collection
 
 
 def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int]:
-    """Fills in the images; gives their positions by id."""
+    """Appends the images to the records, and returns their positions by id."""
     positions: dict[int, int] = {}
     decode = msgspec.json.Decoder(_Image).decode
     for place, raw in enumerate(rows):
@@ -219,7 +220,7 @@ def _read_images(path: Path, rows: list[Raw], records: Records) -> dict[int, int
 
 
 def _read_odd_image(path: Path, place: int, raw: Raw, known: Collection[int]) -> _Image:
-    """An image, its numbers as any program writes them; or an error that says what is wrong with it."""
+    """Reads an image with numbers in any form, such as 3.0 for 3; raises DataError if the image is invalid."""
     row = _as_dict(path, "images", raw)
     if lists := [key for key in _FEDERATED if key in row]:
         raise DataError(
@@ -240,7 +241,7 @@ def _read_odd_image(path: Path, place: int, raw: Raw, known: Collection[int]) ->
 
 
 def _append(rows: list[_Annotation], positions: dict[int, int], labels: dict[int, int], records: Records) -> bool:
-    """Fills in the objects, unless one is of an image or a category that is not there: False."""
+    """Appends the objects to the records. Returns False, without changes, if an image or a category is unknown."""
     of_images = [positions.get(row.image_id, -1) for row in rows]
     of_classes = [labels.get(row.category_id, 0) for row in rows]
     if -1 in of_images or 0 in of_classes:
@@ -257,7 +258,7 @@ def _append(rows: list[_Annotation], positions: dict[int, int], labels: dict[int
 
 
 def _read_odd(path: Path, place: int, raw: Raw, positions: dict[int, int], labels: dict[int, int]) -> _Annotation:
-    """An annotation, its numbers as any program writes them; or an error that says what is wrong with it."""
+    """Reads an annotation with numbers in any form, such as 3.0 for 3; raises DataError if it is invalid."""
     row = _as_dict(path, "annotations", raw)
     image_id, category_id = (_integer(row.get(key)) for key in ("image_id", "category_id"))
     for known, identity, name in ((positions, image_id, "image"), (labels, category_id, "category")):
@@ -286,7 +287,7 @@ def _fault(path: Path, place: int, row: dict[str, Any], text: str) -> DataError:
 
 
 def _integer(value: Any) -> int | None:
-    """A number of JSON as an integer of 64 bits, if it is one. Data frames write 3 as 3.0."""
+    """A JSON number as a 64-bit integer, None if it is not one. Data frames write 3 as 3.0."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     return value if type(value) is int and -(2**63) <= value < 2**63 else None
@@ -299,7 +300,7 @@ def _is_coordinate(value: Any, limit: float = _MAX_COORDINATE) -> bool:
 def _is_text(value: Any) -> TypeGuard[str]:
     try:
         return isinstance(value, str) and bool(value.encode())
-    except UnicodeEncodeError:  # half of a pair of UTF-16
+    except UnicodeEncodeError:  # a lone surrogate of UTF-16
         return False
 
 

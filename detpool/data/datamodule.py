@@ -22,37 +22,37 @@ SPLITS = ("train", "val", "test")
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Put samples, whose sizes may differ, into a list of images and a list of targets of plain tensors."""
-    # The wrappers of tv_tensors have done their work, and would slow down every operation of the model.
+    """Collate samples, whose sizes may differ, into a list of images and a list of targets of plain tensors."""
+    # The tv_tensors wrappers are no longer needed, and would slow down every operation of the model.
     images = [image.as_subclass(Tensor) for image, _ in samples]
     return images, [tree_map_only(Tensor, lambda value: value.as_subclass(Tensor), target) for _, target in samples]
 
 
 class DetectionDataModule(LightningDataModule):
-    """Serves batches ``(images, targets)`` of the samples that `docs/design.md` describes, as lists of tensors.
+    """Serves batches ``(images, targets)``, two lists, of the samples that `docs/design.md` describes.
 
-    Under DDP (``torch.distributed`` initialised) training samples are shuffled and shared out equally, evaluation
-    samples are shared out so that each is seen once. What an epoch holds depends on ``seed`` and its number alone: not
-    on workers, nor on whether the run was resumed, at the end of an epoch or within one.
+    With DDP (``torch.distributed`` initialized), training samples are shuffled and divided equally among the processes,
+    and evaluation samples are divided so that each is seen once. The content of an epoch depends only on ``seed`` and
+    the epoch number, not on the workers or on whether the run was resumed.
 
     Args:
-        train: called without arguments to build the training set, when it is first needed.
-        val: the same for the validation set.
-        test: the same for the test set; None: the validation set is the test set.
-        batch_size: training images a step and process.
-        eval_batch_size: evaluation images a step and process; None: as ``batch_size``.
-        num_workers: loader processes of each loader and process; 0: load in the training process.
-        pin_memory: whether to put batches into page-locked memory, for faster copies to a GPU.
+        train: function that builds the training set, called when it is first needed.
+        val: function that builds the validation set.
+        test: function that builds the test set; None: the validation set is the test set.
+        batch_size: number of training images per step and process.
+        eval_batch_size: number of evaluation images per step and process; None: ``batch_size``.
+        num_workers: number of worker processes per loader and process; 0: load in the training process.
+        pin_memory: whether to copy batches into page-locked memory, for faster copies to a GPU.
         seed: the run's seed.
-        train_proposals, val_proposals, test_proposals: files of proposals (`detpool.data.proposals`) of the sets, for
-            models that do not make their own. A test set that is the validation set has its proposals.
-        group_orientations: whether images of a training batch are all landscape (or square) or all portrait, but for
-            those at the end of an epoch: less is padded. Of 56 images of COCO, their shorter sides 800 pixels, 15.5 %
-            of batches of 2 are padding, and 6.2 % if they are grouped; 40.5 % and 12.8 % of batches of 16
-            (`tools/bench_scale.py --sizes-of`).
+        train_proposals, val_proposals, test_proposals: files of proposals (`detpool.data.proposals`), for models that
+            do not compute their own. If the validation set is the test set, its proposals are used for both.
+        group_orientations: whether the images of a training batch are all landscape (or square) or all portrait, except
+            at the end of an epoch. This reduces padding: for 56 images of COCO with shorter sides of 800 pixels, from
+            15.5 % to 6.2 % of batches of 2, and from 40.5 % to 12.8 % of batches of 16 (`tools/bench_scale.py
+            --sizes-of`).
 
     Raises:
-        ValueError: an argument is out of range, or `test_proposals` is given without a test set of its own.
+        ValueError: If an argument is out of range, or `test_proposals` is given without ``test``.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class DetectionDataModule(LightningDataModule):
             raise ValueError("test_proposals: the validation set is the test set, and val_proposals its proposals")
         self._proposals = {"train": train_proposals, "val": val_proposals, "test": test_proposals}
         self._build_train, self._build_val, self._build_test = train, val, test
-        self._checked: list[DetectionDataset] = []  # whose images were found
+        self._checked: list[DetectionDataset] = []  # data sets whose image files were found
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.pin_memory, self.seed = num_workers, pin_memory, seed
         self.group_orientations = group_orientations
-        # A process gets no image of an evaluation set with fewer images than processes.
+        # If an evaluation set has fewer images than there are processes, some processes get none.
         self.allow_zero_length_dataloader_with_multiple_devices = True
 
     @cached_property
@@ -102,18 +102,18 @@ class DetectionDataModule(LightningDataModule):
         return self._with_proposals(self._same_classes(self._build_test(), "test"), "test")
 
     def numbers_of_images(self) -> dict[str, int]:
-        """How many images the data sets have that were built so far, by split; a test set of its own counts alone."""
+        """Number of images by split, of the data sets built so far; "test" only if it differs from "val"."""
         splits = SPLITS if self._build_test else SPLITS[:2]
         return {split: len(vars(self)[name]) for split in splits if (name := f"{split}_dataset") in vars(self)}
 
     def missing_proposals(self, splits: Iterable[str]) -> list[str]:
-        """The arguments that name no file of proposals, of those that splits (train, val, test) would need."""
+        """Names of the arguments for files of proposals that are None, of those for splits (train, val, test)."""
         own = {"val" if split == "test" and self._build_test is None else split: None for split in splits}
         return [f"{split}_proposals" for split in own if self._proposals[split] is None]
 
     @property
     def class_names(self) -> list[str]:
-        """Names of labels 1, 2, ...; known from the validation set, before training starts."""
+        """Names of labels 1, 2, ..., from the validation set."""
         return self.val_dataset.class_names
 
     @property
@@ -122,18 +122,18 @@ class DetectionDataModule(LightningDataModule):
         return self.val_dataset.category_ids
 
     def setup(self, stage: str) -> None:
-        """Build and check the data sets of the stage, so that broken files end the run before any work.
+        """Build and check the data sets of the stage, so that errors in files are raised before any work.
 
-        Fitting takes all of them: what is wrong with the test set would otherwise be said after the training.
+        For "fit", these are all data sets: errors in the test set would otherwise be raised only after training.
         """
         self.check({"fit": SPLITS, "validate": ("val",), "test": ("test",)}.get(stage, ()))
 
     def check(self, splits: Iterable[str] = SPLITS) -> None:
-        """Build the data sets of splits and look for their images (`DetectionDataset.check_images`), each set once.
+        """Build the data sets of splits and check their images (`DetectionDataset.check_images`), once per data set.
 
         Raises:
-            DataError: annotations of a split cannot be read, or an image is missing; the message has a line for each
-                split, with the first missing image.
+            DataError: If annotations of a split cannot be read, or an image is missing. The message has one line per
+                split, with its first missing image.
         """
         faults = []
         for split in splits:
@@ -181,8 +181,8 @@ class DetectionDataModule(LightningDataModule):
             "persistent_workers": self.num_workers > 0,
             "collate_fn": collate,
             "worker_init_fn": _ignore_interrupts,
-            # A loader draws a seed for its workers at each start. Drawn from the global generator it would change
-            # what the model draws next, and a resumed run starts its loaders at other times.
+            # A loader draws a seed for its workers at each start. With the global generator, this would change the
+            # model's random numbers, since a resumed run starts its loaders at other times.
             "generator": torch.Generator().manual_seed(self.seed),
         }
 
@@ -208,30 +208,30 @@ class DetectionDataModule(LightningDataModule):
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Leave signals that a terminal or scheduler sends to all processes to the one that trains.
+    """Ignore signals that a terminal or scheduler sends to all processes; the training process handles them.
 
-    A worker that died of them would take the batch with it that the training process needs to come to a step's end.
+    If a worker were killed by such a signal, the training process would lack the batch that it needs to finish a step.
     """
     for number in (*STOP, *ANNOUNCED):
         signal.signal(number, signal.SIG_IGN)
 
 
 class _TrainLoader(DataLoader[Sample]):
-    """A loader that asks its sampler for nothing before the first batch of an epoch is asked for.
+    """A loader that does not use its sampler before the first batch of an epoch is requested.
 
-    Lightning starts the first loader of a run before it tells the sampler the epoch that the run resumes at, and
-    loaders with workers fetch ahead: those batches would be epoch 0's.
+    Lightning creates the iterator of the first loader before it sets the sampler's epoch for a resumed run. Since
+    loaders with workers prefetch, the first batches would be those of epoch 0.
 
-    A run that resumes within an epoch goes on where it stopped: at the first batch Lightning's counter stands at the
-    batches that were finished (in every other epoch at 0). `state_dict` and `load_state_dict` tell Lightning so; there
-    is nothing to keep in them, and Lightning does not restore them when a schedule has asked it for the number of
-    steps before.
+    A run that is resumed within an epoch continues where it stopped: when the first batch is requested, Lightning's
+    counter holds the number of finished batches (0 in every other epoch). The methods `state_dict` and
+    `load_state_dict` exist only to tell Lightning that the loader can be resumed. They hold no state, because Lightning
+    does not restore it if a schedule has requested the number of steps before.
     """
 
     batches_done: Callable[[], int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        # A generator: nothing below runs before the first batch is asked for.
+        # A generator: nothing below runs before the first batch is requested.
         if self.batches_done and self.batch_size and isinstance(self.sampler, TrainSampler):
             self.sampler.skip = self.batches_done() * self.batch_size
         yield from super().__iter__()

@@ -1,4 +1,4 @@
-"""What all data sets share: the contract of `docs/design.md`, and transforms drawn from a sample's own seed."""
+"""The base class of all data sets: the interface of `docs/design.md`, and transforms with a seed for each sample."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -19,10 +19,10 @@ Transform = Callable[[Tensor, Target], Sample]
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Base of the data sets: `load` gives samples as the files have them, indexing gives transformed ones.
+    """Base class of the data sets: `load` returns samples as stored in the files, indexing returns transformed samples.
 
     Args:
-        transform: called with (image, target) of the contract and giving the same; None: samples as loaded.
+        transform: function from (image, target) to (image, target); None: samples are not transformed.
     """
 
     class_names: list[str]
@@ -35,10 +35,10 @@ class DetectionDataset(Dataset[Sample]):
         self.proposals: Proposals | None = None
 
     def attach_proposals(self, path: str) -> None:
-        """Give each sample `proposals`, read from a file of `detpool.data.proposals`.
+        """Read a file of proposals (`detpool.data.proposals`), which are then added to each sample as `proposals`.
 
         Raises:
-            DataError: the file cannot be read, lacks an image of the data set, or holds boxes that are none.
+            DataError: If the file cannot be read, lacks an image of the data set, or contains invalid boxes.
         """
         self.proposals = read_proposals(path, self.image_ids)
 
@@ -49,12 +49,12 @@ class DetectionDataset(Dataset[Sample]):
 
     @property
     def image_files(self) -> list[str]:
-        """Absolute paths of the images' files; empty where there are none."""
+        """Absolute paths of the image files; empty if there are none."""
         return []
 
     @property
     def image_sizes(self) -> Tensor | None:
-        """int64 (len, 2), height and width of the images' files in pixels; None where that is not known."""
+        """int64 (len, 2), height and width of the image files in pixels; None if unknown."""
         return None
 
     @abstractmethod
@@ -66,30 +66,30 @@ class DetectionDataset(Dataset[Sample]):
 
     @abstractmethod
     def ground_truth(self) -> dict[str, list[dict[str, Any]]]:
-        """All objects in COCO's annotation format, in pixels of the image files; built anew at each call."""
+        """All objects in COCO's annotation format, in pixels of the image files; a new dictionary at each call."""
 
     def check_images(self) -> None:
-        """Look for the images' files, by their names, so that a run does not end when it first reads one.
+        """Check that all image files exist, so that a missing one is found before the run reads it.
 
-        Warns if images that it opens, a few, are nearly black, or may have been annotated as another program turns
-        them.
+        A few images are opened, with warnings if they are nearly black, or if it is ambiguous whether they were
+        annotated before or after their EXIF rotation.
 
         Raises:
-            DataError: a file is missing, the first in the data set's order, or one that was opened is no image or has
-                not its annotated size.
+            DataError: If a file is missing (the first one is named), or if an opened file is not an image or does not
+                have its annotated size.
         """
 
     def __getitem__(self, key: int | SampleKey) -> Sample:
-        """Give a transformed sample.
+        """Return a transformed sample.
 
         Args:
-            key: a `SampleKey`, whose seed the random transforms are drawn from, leaving the global generators as
-                they were; or an index alone, with which they draw from the global generators.
+            key: a `SampleKey`, whose seed is used for the random transforms without changing the global generators; or
+                an index, in which case transforms use the global generators.
 
         Raises:
-            IndexError: the index is not within -len .. len - 1.
-            DataError: a file of the sample is missing or broken.
-            ValueError: the transform left masks out of step with boxes or image.
+            IndexError: If the index is not within -len .. len - 1.
+            DataError: If a file of the sample is missing or broken.
+            ValueError: If the masks do not match the boxes or the image after the transform.
         """
         index, seed = (key.index, key.seed) if isinstance(key, SampleKey) else (key, None)
         if not -len(self) <= index < len(self):
@@ -108,7 +108,7 @@ class DetectionDataset(Dataset[Sample]):
 
 
 def _check_masks(image: Tensor, target: Target) -> None:
-    """A transform that does not know `ObjectMasks` leaves them as they are."""
+    """Raise ValueError if masks do not match boxes or image: transforms that do not know `ObjectMasks` ignore them."""
     masks, boxes = target.get("masks"), target["boxes"]
     if isinstance(masks, ObjectMasks) and (len(masks), masks.size) != (len(boxes), image.shape[-2:]):
         raise ValueError(

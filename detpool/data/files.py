@@ -1,4 +1,4 @@
-"""What data sets read from files share, whatever the format of their annotations."""
+"""The base class of data sets that are read from files, whatever the format of the annotations."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from detpool.errors import DataError, listed
 from detpool.masks import loads
 from detpool.object_masks import ObjectMasks
 
-_LOOKED_AT = 16  # images of a data set, evenly spread, whose values are looked at before training
+_LOOKED_AT = 16  # number of images, evenly spread over the data set, that are opened before training
 
 
 @dataclass
 class Records:
-    """What a reader found in annotation files, as columns: first of the images, then of the objects."""
+    """The content of annotation files as columns: first those of the images, then those of the objects."""
 
     image_ids: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)  # paths below the folder of the images
+    names: list[str] = field(default_factory=list)  # paths relative to the folder of the images
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
 
-    positions: array[int] = field(default_factory=lambda: array("q"))  # of the object's image in the above
-    boxes: array[float] = field(default_factory=lambda: array("d"))  # x, y, width, height of each, in pixels
+    positions: array[int] = field(default_factory=lambda: array("q"))  # index of the object's image in the above
+    boxes: array[float] = field(default_factory=lambda: array("d"))  # x, y, width, height of each object, in pixels
     labels: array[int] = field(default_factory=lambda: array("q"))
     areas: array[float] = field(default_factory=lambda: array("d"))
     crowd: array[int] = field(default_factory=lambda: array("b"))
     difficult: array[int] = field(default_factory=lambda: array("b"))
-    segmentations: list[Raw] | None = None  # JSON; None: not wanted
+    segmentations: list[Raw] | None = None  # JSON; None: not read
 
     def pack(self) -> Columns:
-        """The same in tensors, strings as the parts of `PackedStrings`, which all processes share."""
+        """Returns the columns as tensors, and strings as the parts of `PackedStrings`, which all processes share."""
         return {
             "image_ids": torch.tensor(self.image_ids, dtype=torch.int64),
             "names": PackedStrings.pack(self.names).parts,
@@ -65,32 +65,32 @@ class Records:
 
 
 class FileDataset(DetectionDataset):
-    """Images in files below one folder, their annotations in memory, once for all workers.
+    """A data set of image files below one folder, with the annotations in memory that all workers share.
 
     Objects whose box has no width or height within the image are left out of samples and ground truth, with one
-    warning; other boxes that look like a mistake (`detpool.data.boxes`), objects that are there twice and files that
-    several images name are kept, with a warning each kind. Crowds and difficult objects are in the ground truth only.
+    warning. Other boxes that are probably mistakes (`detpool.data.boxes`), duplicate objects, and files that several
+    images refer to are kept, with one warning per kind. Crowds and difficult objects are only in the ground truth.
 
     Args:
-        source: what messages call the data set, such as its annotation file.
-        folder: the folder that the images' names start from.
-        columns: what the annotation files say (`Records.pack`).
+        source: name of the data set in messages, such as its annotation file.
+        folder: the folder to which the images' names are relative.
+        columns: the content of the annotation files (`Records.pack`).
         class_names, category_ids: names and ids of the labels in ``columns``.
-        masks: whether samples and ground truth hold masks.
+        masks: whether samples and ground truth contain masks.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
-        corners: whether the files hold a second corner in place of width and height.
-        classes: names of the classes to keep, which become labels 1, 2, ... in this order, with the ids that they
-            have; None: all of ``class_names``. Objects of others are in neither samples nor ground truth.
-        drop_others: what to leave out for ``classes``: ``objects`` of other classes, or with them ``images`` that
-            have no object of ``classes``, whether they had others or none.
-        part: the part of the images to keep; None: all. It does not depend on ``classes``.
-        images_key: the setting that names ``folder``, for the message that an image is missing; None: there is none.
+        corners: whether the files store a second corner instead of width and height.
+        classes: names of the classes to keep, which become labels 1, 2, ... in this order and keep their category ids;
+            None: all of ``class_names``. Objects of other classes are in neither samples nor ground truth.
+        drop_others: what to leave out if ``classes`` is given: only ``objects`` of other classes, or also ``images``
+            without an object of ``classes``.
+        part: the part of the images to keep, independent of ``classes``; None: all.
+        images_key: the setting that sets ``folder``, for error messages about missing images; None: there is none.
 
     Raises:
-        ValueError: see `detpool.data.selection.check_classes`.
-        DataError: no image is left, one of ``classes`` is not in ``class_names``, ``part`` is of fewer than two images,
-            or all boxes seem to be fractions of the image's sides.
+        ValueError: See `detpool.data.selection.check_classes`.
+        DataError: If no image is left, one of ``classes`` is not in ``class_names``, ``part`` is given and there are
+            fewer than two images, or all boxes seem to be fractions of the image's sides.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class FileDataset(DetectionDataset):
         self.source, self.folder, self.masks, self._images_key = source, folder, masks, images_key
         self.class_names, self.category_ids, label_of = choose_classes(source, class_names, category_ids, classes)
 
-        # Tensors, as every object of Python would be copied into each worker (see `PackedStrings`).
+        # Tensors, because Python objects would be copied into each worker (see `PackedStrings`).
         sizes, names = columns["sizes"], PackedStrings(*columns["names"])
         kept_images = torch.ones(len(sizes), dtype=torch.bool) if part is None else part.find(source, names)
         labels = label_of[columns["labels"]]
@@ -183,7 +183,7 @@ class FileDataset(DetectionDataset):
 
     def load(self, index: int) -> Sample:
         size = tuple(self._sizes[index].tolist())
-        # First: it may not have the annotated size.
+        # First, because it raises an error if the image does not have the annotated size.
         image = read_image(self.folder / self._names[index], size)
         start, end = self._ends[index : index + 2].tolist()
         chosen = start + self._targets[start:end].nonzero()[:, 0]
@@ -200,13 +200,13 @@ class FileDataset(DetectionDataset):
         return image, target
 
     def check_images(self) -> None:
-        # By the names in each folder: asking the file system for each of 100,000 images takes minutes on some.
+        # List each folder once: on some file systems, looking up each of 100,000 images takes minutes.
         found: dict[str, set[str]] = {}
         for name in self._names:
             folder, file = os.path.split(name)
             if folder not in found:
                 found[folder] = names_in(self.folder / folder)
-            # Some file systems take another name for the same, such as one in other case.
+            # Some file systems accept other spellings of a name, such as another case.
             if file not in found[folder] and not os.path.exists(self.folder / name):
                 hint = f"; {self._images_key} is to name the folder that its images lie in" if self._images_key else ""
                 if other := _written_otherwise(self.folder, name):
@@ -249,7 +249,7 @@ class FileDataset(DetectionDataset):
         )
         annotations: list[dict[str, Any]] = [
             {
-                # The files' own ids would do but for 0, which pycocotools takes for "no object".
+                # Not the ids in the files, which may be 0: pycocotools treats that as "no object".
                 "id": number,
                 "image_id": image_id,
                 "category_id": category_id,
@@ -271,7 +271,7 @@ class FileDataset(DetectionDataset):
 
 
 def _written_otherwise(folder: Path, name: str) -> str | None:
-    """A file below a folder whose name differs in case, the form of its accents (macOS has another), or backslashes."""
+    """A file whose name differs from `name` only in case, Unicode normalization (as on macOS), or backslashes."""
 
     def plain(text: str) -> str:
         return unicodedata.normalize("NFC", text).casefold()
@@ -282,7 +282,7 @@ def _written_otherwise(folder: Path, name: str) -> str | None:
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names in a folder; none if it cannot be read."""
+    """The names of the entries of a folder; empty if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries}

@@ -1,4 +1,4 @@
-"""Many strings in three tensors."""
+"""Sequences of strings, stored in three tensors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 class PackedStrings:
     """An immutable sequence of strings that worker processes share.
 
-    A list of strings is copied into every worker: pickled where workers are spawned, and where they are forked page
-    by page, as reading a Python object writes its reference count. Tensors are shared in both cases.
+    A list of strings would be copied into every worker: spawned workers get a pickled copy, and in forked workers pages
+    are copied because reading a Python object writes its reference count. Tensors are shared in both cases.
 
     Args:
-        data: uint8, all bytes of the strings in UTF-8.
-        starts, ends: int64 (n,), where each string lies in ``data``.
+        data: uint8, the bytes of all strings in UTF-8.
+        starts, ends: int64 (n,), the range of each string in ``data``.
     """
 
     def __init__(self, data: Tensor, starts: Tensor, ends: Tensor) -> None:
@@ -31,7 +31,7 @@ class PackedStrings:
         return cls(data, ends[:-1], ends[1:])
 
     def take(self, indices: Tensor) -> PackedStrings:
-        """Some of the strings, without a copy of their bytes."""
+        """Returns the strings at the given indices, without copying their bytes."""
         data, starts, ends = self.parts
         return PackedStrings(data, starts[indices], ends[indices])
 

@@ -1,4 +1,4 @@
-"""Files of proposals: boxes of each image that detectors without a proposal network of their own take."""
+"""Files of proposals: boxes for each image, for detectors without a region proposal network."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from detpool.errors import DataError
 from detpool.files import WriteError, write_bytes_atomically
 
 _KEYS = ("image_ids", "counts", "boxes")
-_AT_ONCE = 2**16  # boxes that are checked
+_AT_ONCE = 2**16  # boxes per step of the check
 
 
 class Proposals:
-    """Boxes of images: ``proposals[image_id]`` is (n, 4), float32 XYXY in pixels of the image file, best first.
+    """Proposals of images: ``proposals[image_id]`` is (n, 4), float32 XYXY in pixels of the image file, best first.
 
-    Those of a folder of `.npy` files stay there, mapped into memory once for all processes of a machine.
+    Boxes in a folder of `.npy` files are mapped into memory, once for all processes of a machine.
 
     Args:
         image_ids: int64 (M,).
-        counts: int64 (M,), the number of boxes of each.
+        counts: int64 (M,), the number of boxes of each image.
         boxes: float32 (sum of counts, 4).
-        file: the `.npy` file that `boxes` are mapped from; None: they are in memory.
+        file: the `.npy` file from which `boxes` are mapped; None: they are in memory.
     """
 
     def __init__(
         self, image_ids: NDArray[np.int64], counts: NDArray[np.int64], boxes: NDArray[np.float32], file: Path | None
     ) -> None:
         order, ends = image_ids.argsort(), counts.cumsum()
-        # Tensors, as every object of Python would be copied into each worker.
+        # Tensors, because Python objects would be copied into each worker.
         self._ids, self._starts, self._ends = (torch.from_numpy(a[order]) for a in (image_ids, ends - counts, ends))
         self._boxes, self._file = torch.from_numpy(boxes), file
 
@@ -47,7 +47,7 @@ class Proposals:
         return self._boxes[self._starts[place] : self._ends[place]]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Workers that are spawned map the file too: what is pickled would be a copy for all of them.
+        # Spawned workers map the file themselves: pickled boxes would be copied into each of them.
         return self.__dict__ | ({"_boxes": None} if self._file else {})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -57,15 +57,15 @@ class Proposals:
 
 
 def write_proposals(path: str | Path, proposals: Mapping[int, Tensor]) -> None:
-    """Writes `image_ids` (M,), `counts` (M,) and `boxes` (sum of counts, 4), each whole or not at all.
+    """Writes the arrays `image_ids` (M,), `counts` (M,) and `boxes` (sum of counts, 4); each file atomically.
 
     Args:
-        path: a folder, for a `.npy` file each, which are read without a copy; or, if it ends in `.npz`, one compressed
-            file of all.
+        path: a folder, for one `.npy` file per array, which are read without a copy; or, if it ends in `.npz`, a single
+            compressed file.
         proposals: boxes (n, 4) XYXY in pixels of the image file, best first, by image id.
 
     Raises:
-        WriteError: a file cannot be written.
+        WriteError: If a file cannot be written.
     """
     path = Path(path)
     boxes = [box.detach().cpu().numpy().astype(np.float32, copy=False).reshape(-1, 4) for box in proposals.values()]
@@ -77,7 +77,7 @@ def write_proposals(path: str | Path, proposals: Mapping[int, Tensor]) -> None:
         write_bytes_atomically(path, content.getbuffer())
         return
     try:
-        # The last to be written: without it a folder is none of proposals.
+        # Written last: a folder without this file is not accepted, so an interrupted write is noticed.
         (path / "image_ids.npy").unlink(missing_ok=True)
     except OSError as error:
         raise WriteError(path, error) from error
@@ -93,23 +93,25 @@ def write_proposals(path: str | Path, proposals: Mapping[int, Tensor]) -> None:
 
 
 def read_proposals(path: str | Path, image_ids: Iterable[int]) -> Proposals:
-    """What `write_proposals`, or another program, wrote: numbers of any type will do, counts and ids whole ones.
+    """Reads proposals written by `write_proposals` or by another program.
+
+    Arrays may have any numeric type, but counts and ids must be whole numbers.
 
     Args:
-        path: the file, or the folder.
-        image_ids: the images that must be in it.
+        path: the file or folder.
+        image_ids: the images for which there must be proposals.
 
     Raises:
-        DataError: the file does not exist, is not such a file, or lacks an image or has one twice; a box has x2 < x1 or
-            y2 < y1, or all boxes lie within the first pixel, as fractions of sides would. The message names the file
-            and the place.
+        DataError: If the file does not exist or has another format, lacks an image or contains one twice, if a box has
+            x2 < x1 or y2 < y1, or if all boxes lie within the first pixel and thus seem to be fractions of the image's
+            sides. The message names the file and the entry.
     """
     try:
         ids, counts, boxes = _load(Path(path))
     except FileNotFoundError as error:
         text = f"{error.filename or path} does not exist; tools/write_proposals.py writes files of proposals"
         raise DataError(text) from error
-    except Exception as error:  # whatever a zip file, its compression and the headers of arrays have to say
+    except Exception as error:  # zip files, decompression and array headers raise errors of many types
         kinds = f".npz with {', '.join(_KEYS)}, or a folder of a .npy of each"
         raise DataError(f"{path}: not a file of proposals ({kinds}): {error}") from error
     shapes = ids.ndim == 1 and ids.shape == counts.shape and boxes.ndim == 2 and boxes.shape[1] == 4
@@ -151,15 +153,15 @@ def _load(path: Path) -> list[NDArray[Any]]:
 
 
 def _map(file: Path) -> NDArray[Any]:
-    """An array in a file, which stays as it is, whatever is written to the array."""
+    """Maps an array from a file copy-on-write: writing to the array does not change the file."""
     return np.lib.format.open_memmap(file, mode="c")
 
 
 def _whole_numbers(path: str | Path, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers of any type as int64, such as the 3.0 of a data frame."""
+    """Converts whole numbers of any type, such as the 3.0 of a data frame, to int64; raises DataError for others."""
     if values.dtype.kind not in "fiu":
         raise DataError(f"{path}: {name} is an array of {values.dtype}, expected integers")
-    limit = 2**53 if values.dtype.kind == "f" else 2**63  # beyond the first a float stands for several integers
+    limit = 2**53 if values.dtype.kind == "f" else 2**63  # beyond 2**53, floats cannot represent all integers
     wrong = ~((abs(values.astype(np.float64)) < limit) & (values == np.rint(values)))
     if wrong.any():
         raise DataError(f"{path}: {name}[{wrong.argmax()}] is {values[wrong.argmax()]}, expected an integer")
@@ -167,7 +169,7 @@ def _whole_numbers(path: str | Path, name: str, values: NDArray[Any]) -> NDArray
 
 
 def _check_boxes(path: str | Path, ids: NDArray[Any], counts: NDArray[Any], boxes: NDArray[np.float32]) -> None:
-    """Checks that boxes are corners in pixels."""
+    """Raises DataError if boxes are not finite XYXY boxes in pixels."""
     fractions = len(boxes) > 0
     for start in range(0, len(boxes), _AT_ONCE):
         part = boxes[start : start + _AT_ONCE]

@@ -1,4 +1,4 @@
-"""Which samples a process reads, in which order, and from which seed each draws its random transforms."""
+"""Samplers: the samples that each process reads, their order, and the seed of the random transforms of each."""
 
 import hashlib
 import random
@@ -26,13 +26,13 @@ class SampleKey:
 
 
 def derive_seed(*parts: int) -> int:
-    """Hash integers to a seed: equal on every platform and run, unrelated for neighbouring integers.
+    """Hash integers to a seed that is the same on every platform and in every run, and unrelated for close integers.
 
     Args:
         parts: integers that fit in 64 bits, for example (run seed, epoch, index).
 
     Returns:
-        an integer in [0, 2**63).
+        An integer in [0, 2**63).
     """
     data = b"".join(part.to_bytes(8, "little", signed=True) for part in parts)
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1
@@ -40,9 +40,9 @@ def derive_seed(*parts: int) -> int:
 
 @contextmanager
 def seeded_rng(seed: int) -> Iterator[None]:
-    """Seed the CPU generators of torch, numpy and ``random``, and put back their states at the end.
+    """Seed the CPU generators of torch, numpy and ``random``, and restore their states at the end of the block.
 
-    CUDA generators are left alone: transforms run on the CPU, and a model in this process may own theirs.
+    CUDA generators are not changed: transforms run on the CPU, and a model in this process may use the GPU.
     """
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
@@ -56,27 +56,27 @@ def seeded_rng(seed: int) -> Iterator[None]:
         random.setstate(python_state)
 
 
-# Both samplers are `DistributedSampler`s so that Lightning, whatever `use_distributed_sampler` says, sees that
-# they are sharded already and does not shard them again.
+# Both samplers derive from `DistributedSampler` so that Lightning, whatever `use_distributed_sampler` is, recognizes
+# that they are already sharded and does not shard them again.
 
 
 class TrainSampler(DistributedSampler):
-    """All samples in an order drawn anew in each epoch from (seed, epoch), shared out among the processes.
+    """All samples in random order, which depends on (seed, epoch), divided among the processes.
 
-    Every process gets the same number of samples, as collective training steps need: where the data set does not
-    divide, the first samples of the epoch's order are given twice.
+    Every process gets the same number of samples, as collective training steps require. If the size of the data set is
+    not a multiple of the number of processes, the first samples of the epoch's order occur twice.
 
     Args:
-        dataset: anything with a length, at least 1.
+        dataset: anything with a length of at least 1.
         seed: the run's seed.
-        rank: this process, 0 .. world_size - 1.
+        rank: index of this process, 0 .. world_size - 1.
         world_size: number of processes.
-        groups: bool (len,); each ``batch_size`` samples that follow each other are of one group, the last ones of a
-            process excepted. None: all samples are.
+        groups: bool (len,), the group of each sample. Every ``batch_size`` consecutive samples belong to the same
+            group, except for the last ones of a process. None: there is a single group.
         batch_size: see ``groups``.
 
     Raises:
-        ValueError: the data set is empty, or the rank is not below world_size.
+        ValueError: If the data set is empty, or ``rank`` is not below ``world_size``.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class TrainSampler(DistributedSampler):
         self.skip, self.groups, self.batch_size = 0, groups, batch_size
 
     def __iter__(self) -> Iterator[SampleKey]:
-        """Yield this process's part of the epoch named by the last `set_epoch` (0 before the first).
+        """Yield this process's part of the epoch that was set by the last `set_epoch` (default 0).
 
-        The first ``skip`` keys are left out, once: that is how a run stopped within an epoch goes on.
+        The first ``skip`` keys are left out, once: this continues a run that was stopped within an epoch.
         """
         skip, self.skip = self.skip, 0
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
@@ -108,7 +108,7 @@ class TrainSampler(DistributedSampler):
 
 
 def _batched(indices: Tensor, groups: Tensor, batch_size: int) -> list[int]:
-    """Batches of one group, each where the order completes it; then what completes none."""
+    """Reorders indices into batches of a single group, in the order in which they fill up; the rest comes last."""
     batched: list[int] = []
     waiting: dict[bool, list[int]] = {False: [], True: []}
     for index, group in zip(indices.tolist(), groups.tolist(), strict=True):
@@ -120,18 +120,18 @@ def _batched(indices: Tensor, groups: Tensor, batch_size: int) -> list[int]:
 
 
 class EvalSampler(DistributedSampler):
-    """Samples rank, rank + world_size, ... in order: every sample once over all processes, nothing padded.
+    """Samples rank, rank + world_size, ... in order: over all processes, every sample once, without padding.
 
     The seeds do not depend on the epoch: evaluation sees the same pixels each time, even if its transform is random.
 
     Args:
         dataset: anything with a length.
         seed: the run's seed.
-        rank: this process, 0 .. world_size - 1.
+        rank: index of this process, 0 .. world_size - 1.
         world_size: number of processes.
 
     Raises:
-        ValueError: the rank is not below world_size.
+        ValueError: If ``rank`` is not below ``world_size``.
     """
 
     def __init__(self, dataset: Sized, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:

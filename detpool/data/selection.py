@@ -1,4 +1,4 @@
-"""Which images and which classes of annotation files make a data set."""
+"""Selection of the images and classes of annotation files that form a data set."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ DropOthers = Literal["objects", "images"]
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two parts that the images of a data set are split into, for training and for validation.
+    """One of the two parts into which the images of a data set are split, for training and for validation.
 
-    A hash of the seed and the name of each image's file puts the names in an order, of which the first are for
-    training. So the parts are the same whatever the order, the ids, the objects and the classes in the annotations,
-    the folder that the data set lies in, and the run's seed, processes and workers; and images that are added later
-    move few others from one part to the other. Images of one name are in one part.
+    The names of the image files are sorted by a hash of seed and name, and the first are for training. The parts
+    therefore do not depend on the order, ids, objects and classes in the annotations, on the folder of the data set, or
+    on the run's seed, processes and workers, and images that are added later move few others to the other part. Images
+    with the same file name are in the same part.
 
     Args:
-        fraction: of names to train on, between 0 and 1; rounded to whole images, at least one in each part.
-        training: whether this is the part to train on.
-        seed: of the order.
+        fraction: fraction of names to train on, between 0 and 1; rounded, with at least one name in each part.
+        training: whether this is the training part.
+        seed: seed of the order.
 
     Raises:
-        ValueError: ``fraction`` is not between 0 and 1.
+        ValueError: If ``fraction`` is not between 0 and 1.
     """
 
     fraction: float
@@ -46,10 +46,14 @@ class Part:
         return "training part" if self.training else "validation part"
 
     def find(self, source: str, names: PackedStrings) -> Tensor:
-        """Which of the images, given the names of their files, are in this part: bool (n,).
+        """Returns which images are in this part: bool (n,).
+
+        Args:
+            source: name of the data set in messages.
+            names: names of the n image files.
 
         Raises:
-            DataError: there are fewer than two names.
+            DataError: If there are fewer than two different names.
         """
         images = list(names)
         order = sorted(set(images), key=lambda name: (hashlib.sha256(f"{self.seed} {name}".encode()).digest(), name))
@@ -60,17 +64,18 @@ class Part:
 
 
 def split_in_two(fraction: float | None, seed: int) -> tuple[Part | None, Part | None]:
-    """The parts to train on and to validate on; ``fraction`` None: none, each set has files of its own."""
+    """Returns the training and the validation part; None for both if ``fraction`` is None."""
     if fraction is None:
         return None, None
     return Part(fraction, True, seed), Part(fraction, False, seed)
 
 
 def check_classes(classes: Sequence[str] | None, drop_others: str) -> None:
-    """Checks what does not depend on a file.
+    """Checks the selection of classes as far as it does not depend on a file.
 
     Raises:
-        ValueError: ``classes`` is empty or holds a name twice, or ``drop_others`` is not a choice, or has no meaning.
+        ValueError: If ``classes`` is empty or contains a name twice, ``drop_others`` is unknown, or it is ``images``
+            without ``classes``.
     """
     if drop_others not in get_args(DropOthers):
         raise ValueError(f"data.drop_others={drop_others}: choose from {', '.join(get_args(DropOthers))}")
@@ -83,13 +88,13 @@ def check_classes(classes: Sequence[str] | None, drop_others: str) -> None:
 def choose_classes(
     source: str, class_names: Sequence[str], category_ids: Sequence[int], classes: Sequence[str] | None
 ) -> tuple[list[str], list[int], Tensor]:
-    """Names and ids of the classes to keep, as `classes` orders them (None: all), and the new label of each old one.
+    """Returns names and ids of the classes to keep, in the order of `classes` (None: all), and their new labels.
 
     Returns:
-        The names, the ids, and int64 (number of old classes + 1,): by old label the new one, 0 for what is left out.
+        The names, the ids, and int64 (number of old classes + 1,): the new label for each old one, 0 if left out.
 
     Raises:
-        DataError: one of ``classes`` is not in ``class_names``.
+        DataError: If one of ``classes`` is not in ``class_names``.
     """
     for name in classes or ():
         if name not in class_names:

@@ -19,13 +19,13 @@ from detpool.object_masks import ObjectMasks
 Array = NDArray[np.float32]
 SPLITS = ("train", "val")
 
-# Pictures are made of uniform draws from PCG64, +, -, *, /, square roots and comparisons, all of which IEEE 754
-# rounds exactly, and of no function of the C library: a seed gives the same data on every platform. For the same
-# reason scalars are float or np.float32 on purpose: numpy 1 and 2 mix the two differently.
+# Pictures are computed from uniform random numbers of PCG64 with +, -, *, /, square roots and comparisons, all exactly
+# rounded by IEEE 754, and without functions of the C library: a seed gives the same data on every platform. For the
+# same reason, scalars are deliberately float or np.float32: numpy 1 and 2 promote mixtures of the two differently.
 
 
 class _Placed(NamedTuple):
-    """A shape within the window of the picture that it can touch."""
+    """A shape, with the window of the picture that it can cover."""
 
     label: int
     window: tuple[slice, slice]
@@ -36,27 +36,27 @@ class _Placed(NamedTuple):
 
 
 class ShapesDataset(DetectionDataset):
-    """Filled, textured, overlapping shapes of six classes; nothing is read from disk.
+    """Generated pictures of filled, textured, overlapping shapes of six classes; nothing is read from disk.
 
-    A mask holds the pixels whose centre the shape covers and no later shape hides, a box is the tight box of its
-    mask. Later shapes are smaller and leave every earlier one at least ``min_visible`` of its pixels, so that
-    nothing in a picture is without annotation. Shapes may cross the border.
+    A mask contains the pixels whose center the shape covers and no later shape hides; a box is the tight box of its
+    mask. Later shapes are smaller and leave at least ``min_visible`` of the pixels of every earlier one visible, so
+    that everything in a picture is annotated. Shapes may cross the border.
 
     Args:
-        split: ``train`` or ``val``; they share no picture.
-        num_images: pictures of the split; the first of n are the same for every n.
+        split: ``train`` or ``val``; they have no picture in common.
+        num_images: number of pictures; picture i does not depend on it.
         size: side of the pictures in pixels, or (height, width). Everything scales with the shorter side.
-        num_objects: (fewest, most) shapes in a picture. In a crowded one fewer may find room, never none.
+        num_objects: (fewest, most) shapes in a picture. If there is no room, there may be fewer, but at least one.
         object_size: (smallest, largest) diameter of a shape as a fraction of the shorter side; small ones are
             more frequent.
-        min_visible: fraction of a shape's pixels that others may not hide, in [0, 1]; of 0 one pixel is left.
-        classes: the classes to draw, default all: circle, ring, square, triangle, star, cross.
-        masks: whether samples and ground truth hold masks.
-        seed: the data's own seed, not the run's: runs with different seeds are compared on the same data.
+        min_visible: fraction of a shape's pixels that stays visible, in [0, 1]; at least one pixel does.
+        classes: the classes to draw; default: circle, ring, square, triangle, star, cross.
+        masks: whether samples and ground truth contain masks.
+        seed: seed of the data, not of the run, so that runs with different seeds are compared on the same data.
         transform: see `DetectionDataset`.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class ShapesDataset(DetectionDataset):
         return np.random.Generator(np.random.PCG64([self.seed, SPLITS.index(self.split), index, purpose]))
 
     def _arrange(self, index: int) -> tuple[list[_Placed], NDArray[np.uint8]]:
-        """Place the shapes; also the map (height, width) of the shape seen at each pixel: 1, 2, ..., or 0."""
+        """Place the shapes; also return the map (height, width) of the visible shape: 1, 2, ..., or 0 for none."""
         rng = self._rng(index, purpose=0)
         fewest, most = self.num_objects
         smallest, largest = (fraction * min(self.size) / 2 for fraction in self.object_size)
@@ -168,7 +168,7 @@ class ShapesDataset(DetectionDataset):
 
         owner = np.zeros(self.size, np.uint8)
         shapes: list[_Placed] = []
-        visible = np.zeros(len(radii) + 1, np.int64)  # pixels of each shape, and how few they may become
+        visible = np.zeros(len(radii) + 1, np.int64)  # visible pixels of each shape; `needed` is their minimum
         needed = np.zeros(len(radii) + 1)
         for radius in radii:
             label = 1 + int(rng.random() * len(self.class_names))
@@ -227,17 +227,17 @@ def shapes_datamodule(
     eval_transform: Transform | None = None,
     **loader: Any,
 ) -> DetectionDataModule:
-    """Generated shapes as a datamodule; the validation set is the test set.
+    """Builds the datamodule of generated shapes; the validation set is the test set.
 
     Args:
-        train_images, val_images: pictures of each split.
+        train_images, val_images: number of pictures of each split.
         size, num_objects, object_size, classes, masks: see `ShapesDataset`.
-        data_seed: `ShapesDataset`'s ``seed``.
-        train_transform, eval_transform: for training and evaluation samples.
+        data_seed: ``seed`` of `ShapesDataset`.
+        train_transform, eval_transform: transforms of training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
 
     Raises:
-        ValueError: ``eval_transform`` flips or crops.
+        ValueError: If ``eval_transform`` flips or crops.
     """
     check_eval_transform(eval_transform)
     build = partial(
@@ -262,7 +262,7 @@ def _visible_masks(owner: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
 
 
 def _tight_boxes(masks: NDArray[np.uint8]) -> Array:
-    """XYXY boxes (n, 4) of masks (n, H, W), none of them empty."""
+    """Tight XYXY boxes (n, 4) of masks (n, H, W), none of which may be empty."""
     columns, rows = masks.max(1), masks.max(2)
     x1, y1 = columns.argmax(1), rows.argmax(1)
     x2 = columns.shape[1] - columns[:, ::-1].argmax(1)
@@ -270,12 +270,12 @@ def _tight_boxes(masks: NDArray[np.uint8]) -> Array:
     return np.stack([x1, y1, x2, y2], 1).astype(np.float32)
 
 
-# --- Classes: signed distance of points (u, v), v down, in units of the radius. The sizes make all of them fill
-# boxes of about the same size.
+# --- Classes: signed distance of points (u, v), v pointing down, in units of the radius. The constants are chosen so
+# that the boxes of all classes have about the same size.
 
 
 def _normals(count: int) -> list[tuple[np.float32, np.float32]]:
-    """Evenly spread unit vectors, rounded so that the last bit of a platform's sine does not matter."""
+    """Evenly spaced unit vectors, rounded so that platforms whose sine differs in the last bit agree."""
     angles = [2 * np.pi * k / count for k in range(count)]
     return [(np.float32(round(np.sin(a), 6)), np.float32(round(np.cos(a), 6))) for a in angles]
 
@@ -301,7 +301,7 @@ def _triangle(u: Array, v: Array) -> Array:
 
 
 def _star(u: Array, v: Array) -> Array:
-    # A five-pointed star is where a point lies on the inner side of at least four of five lines.
+    # A five-pointed star is the set of points on the inner side of at least four of five lines.
     first = second = np.full_like(u, -np.inf)
     for x, y in _STAR:
         side = x * u + y * v
@@ -325,7 +325,7 @@ _DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
-# --- Paint: colours are float32 (..., 3), 0 to 255.
+# --- Paint: colors are float32 (..., 3), 0 to 255.
 
 
 def _direction(rng: np.random.Generator) -> tuple[np.float32, np.float32]:
@@ -339,7 +339,7 @@ def _direction(rng: np.random.Generator) -> tuple[np.float32, np.float32]:
 
 
 def _unit(values: Array) -> Array:
-    """Clamp to 0 .. 1; `np.clip` takes longer than the two of these on small arrays."""
+    """Clamp to 0 .. 1; on small arrays, `np.clip` takes longer than these two calls."""
     return np.minimum(np.maximum(values, np.float32(0)), np.float32(1))
 
 
@@ -347,7 +347,7 @@ _HUES = np.array([0, 4, 2], np.float32)
 
 
 def _vivid(rng: np.random.Generator) -> Array:
-    """A colour of any hue, fairly saturated, neither black nor white."""
+    """A random color of any hue, fairly saturated, neither black nor white."""
     hue, saturation, value = rng.random(3, np.float32)
     turn = np.float32(6) * hue + _HUES
     turn -= np.float32(6) * (turn >= 6)
@@ -362,7 +362,7 @@ def _noise(rng: np.random.Generator, height: int, width: int, channels: int) -> 
 
 
 def _clouds(rng: np.random.Generator, size: tuple[int, int], cell: float, channels: int) -> Array:
-    """Smooth noise of mean 0 and range 255, its features about `cell` pixels wide."""
+    """Smooth noise (height, width, channels) of mean 0 and range 255, with features about `cell` pixels wide."""
     height, width = size
     noise = _noise(rng, int(height / cell) + 2, int(width / cell) + 2, channels)
     image = Image.fromarray(noise if channels > 1 else noise[..., 0]).resize((width, height), Image.Resampling.BICUBIC)
@@ -378,7 +378,7 @@ def _background(rng: np.random.Generator, size: tuple[int, int]) -> Array:
 
 
 def _cast_shadow(picture: Array, shape: _Placed) -> None:
-    """Darken what lies right and below of the shape, softly."""
+    """Softly darken the picture to the right of and below the shape."""
     shift = max(1, int(0.12 * float(shape.radius)))
     distance = shape.distance[:-shift, :-shift, None]
     soft = _unit(np.float32(0.5) - distance / (np.float32(0.25) * shape.radius))
@@ -391,7 +391,7 @@ def _wave(x: Array) -> Array:
     return abs(x - np.floor(x) - np.float32(0.5)) - np.float32(0.25)
 
 
-# Of two waves across each other, each between -0.25 and 0.25; positive where the second colour is.
+# Functions of two perpendicular waves, each between -0.25 and 0.25; positive where the second color is used.
 _PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
     lambda a, b: np.full_like(a, -1),  # plain
     lambda a, b: a,  # stripes
@@ -402,10 +402,10 @@ _PATTERNS: tuple[Callable[[Array, Array], Array], ...] = (
 
 
 def _surface(rng: np.random.Generator, shape: _Placed) -> Array:
-    """Colour of every pixel of the shape's window: a two-coloured pattern, lit from one side, with a dark rim."""
+    """Color of every pixel of the shape's window: a two-colored pattern, lit from one side, with a dark rim."""
     first, second = _vivid(rng), _vivid(rng)
     second = first + (second - first) * np.float32(0.7)
-    # Turns of the pattern per radius: one turn, light and dark together, takes at least 6 pixels.
+    # Periods of the pattern per radius, such that one period is at least 6 pixels long.
     waves = np.float32(1) / np.maximum(np.float32(0.45), np.float32(6) / shape.radius)
     phase_u, phase_v = rng.random(2, np.float32)
     a, b = _wave(shape.u * waves + phase_u), _wave(shape.v * waves + phase_v)

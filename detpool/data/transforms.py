@@ -1,4 +1,4 @@
-"""The image transforms of training and evaluation, as one function of named parameters."""
+"""The image transforms of training and evaluation, built by one function."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from detpool.object_masks import ObjectMasks
 
 
 class SanitizeObjects(v2.SanitizeBoundingBoxes):
-    """Removes objects less than a pixel wide or high with their labels and masks, and such proposals by themselves."""
+    """Removes objects less than a pixel wide or high, with their labels and masks, and likewise such proposals."""
 
     def __init__(self) -> None:
         super().__init__(labels_getter=_rows_of_objects)
 
     def forward(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        # The base class takes all boxes of a sample for one list that has labels.
+        # The base class would assume that the proposals are the boxes of the labels.
         others = {key: value for key, value in target.items() if key != "proposals"}
         image, cleaned = super().forward(image, others)
         if "proposals" in target:
@@ -42,29 +42,29 @@ def detection_transform(
 ) -> v2.Transform:
     """Build a `torchvision.transforms.v2` pipeline from (image, target) to (image, target).
 
-    Images stay uint8. Boxes are clamped to the image, and objects less than one pixel wide or high after that are
-    removed, with their labels and masks; proposals go along with the image. Without arguments that is all; evaluation
-    needs only a size.
+    Images stay uint8. Boxes are clamped to the image, and objects that are then less than one pixel wide or high are
+    removed, with their labels and masks. Proposals are transformed with the image. Without arguments, nothing else is
+    done; evaluation needs only a size.
 
     Args:
-        min_size: shorter side of the result in pixels, the aspect ratio kept; of several, each image draws one.
-            None: no resizing, unless ``size`` is given.
-        max_size: longest side allowed, in pixels; ``min_size`` gives way to it. Goes with ``min_size``.
-        size: (height, width) of every result in pixels, the aspect ratio given up. Excludes ``min_size``.
-        scale_range: (lowest, highest) factor of scale jitter, such as (0.5, 1.5). With ``min_size``, an int, the
-            shorter side is drawn evenly from that range times ``min_size``. With ``size`` it is large-scale jitter:
-            the image, aspect ratio kept, is fitted into ``size``, scaled by a factor drawn from the range, then
-            cropped or padded with black to ``size``.
+        min_size: shorter side of the result in pixels; the aspect ratio is kept. If there are several, one is drawn at
+            random for each image. None: no resizing, unless ``size`` is given.
+        max_size: maximum longer side in pixels, which takes precedence over ``min_size``. Requires ``min_size``.
+        size: (height, width) of every result in pixels; the aspect ratio is not kept. Excludes ``min_size``.
+        scale_range: (lowest, highest) factor of scale jitter, such as (0.5, 1.5). With ``min_size``, which must be a
+            single number, the shorter side is drawn uniformly from this range times ``min_size``. With ``size``, it is
+            large-scale jitter: the image is fitted into ``size`` with its aspect ratio kept, scaled by a factor drawn
+            from the range, then cropped or padded with black to ``size``.
         hflip: probability of a horizontal flip.
         photometric: whether to distort brightness, contrast, saturation, hue and channel order, each with
             probability 0.5 (`v2.RandomPhotometricDistort`), before the image is resized, as SSD does (Liu et al.,
             ECCV 2016).
 
     Returns:
-        a picklable transform; its draws come from torch's global generator.
+        A picklable transform, which uses torch's global random generator.
 
     Raises:
-        ValueError: an argument is out of range, or goes with another that is absent or excluded.
+        ValueError: If an argument is out of range, requires another one that is missing, or excludes another one.
     """
     if min_size is not None and size is not None:
         raise ValueError(f"min_size and size: got {min_size} and {size}, give one and set the other to null")
@@ -103,10 +103,10 @@ def detection_transform(
 
 
 def check_eval_transform(transform: object) -> None:
-    """Checks that detections can be told in pixels of the image's file: they are scaled back, and nothing else.
+    """Checks that an evaluation transform only resizes, since detections are only scaled back to the image file.
 
     Raises:
-        ValueError: a step of `detection_transform` flips or crops images.
+        ValueError: If a step of `detection_transform` flips or crops images.
     """
     steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
     moving = {v2.RandomHorizontalFlip: "hflip", v2.RandomCrop: "scale_range with size"}

@@ -1,4 +1,4 @@
-"""Images that nothing is known of but their pixels, as a data set."""
+"""A data set of images without annotations."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
 class UnlabeledImages(DetectionDataset):
-    """Samples without objects; the `image_id` of sample i is ``i + 1``.
+    """Images without objects; the `image_id` of sample i is ``i + 1``.
 
     Args:
-        images: each a file, which is read as it is displayed (a note by EXIF on how to turn it is followed); a PIL
-            image; an array (H, W, 3) or (H, W), uint8, RGB or gray; or a tensor (3, H, W), RGB, uint8 or floating in
-            0 .. 1.
+        images: each is a file, which is read as displayed (its EXIF orientation is applied); a PIL image; an array
+            (H, W, 3) or (H, W), uint8, RGB or gray; or a tensor (3, H, W), RGB, uint8 or floating point in 0 .. 1.
         class_names: names of labels 1, 2, ...
-        proposals: for each image boxes (m, 4) XYXY in its pixels, best first; None: samples have none.
+        proposals: for each image, boxes (m, 4) XYXY in its pixels, best first; None: samples have no proposals.
         transform: see `DetectionDataset`.
 
     Raises:
-        TypeError, ValueError: an image or the proposals are none of these; the message has their place.
+        TypeError, ValueError: If an image or the proposals have another type or shape. The message names the entry.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class UnlabeledImages(DetectionDataset):
 
 
 def _check_image(image: Any, name: str) -> None:
-    """Raise TypeError or ValueError if it is not an image of the kinds that are accepted."""
+    """Raise TypeError or ValueError if `image` is not one of the accepted kinds of images."""
     accepted = "a path, a PIL image, a uint8 array (H, W, 3) or (H, W), or a tensor (3, H, W), uint8 or floating"
     if not isinstance(image, str | Path | Image.Image | np.ndarray | Tensor):
         raise TypeError(f"{name} must be {accepted}, got {type(image).__name__}")
@@ -108,7 +107,7 @@ def _check_image(image: Any, name: str) -> None:
 
 
 def _size(image: Any) -> tuple[int, int]:
-    """(height, width) in pixels."""
+    """Return (height, width) of an image in pixels."""
     if isinstance(image, str | Path):
         return displayed_size(Path(image))
     if isinstance(image, Image.Image):
@@ -117,7 +116,7 @@ def _size(image: Any) -> tuple[int, int]:
 
 
 def _pixels(image: ImageLike) -> tv_tensors.Image:
-    """uint8 (3, H, W), RGB."""
+    """Convert an image of any accepted kind to uint8 (3, H, W), RGB."""
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Tensor):

@@ -1,4 +1,4 @@
-"""Pascal VOC's format (Everingham et al., IJCV 2010): an XML file for each image."""
+"""Data sets in Pascal VOC's format (Everingham et al., IJCV 2010): one XML file per image."""
 
 import math
 import xml.etree.ElementTree as ET
@@ -48,23 +48,25 @@ _OWN_CLASSES = (
 
 
 class VOCDataset(FileDataset):
-    """Objects of XML files in VOC's format, and the image of each.
+    """A data set with one XML file in VOC's format per image.
 
-    VOC counts pixels from 1 and includes the last, so (xmin, ymin, xmax, ymax) become the continuous XYXY box
-    (xmin - 1, ymin - 1, xmax, ymax), in samples and ground truth. A box with xmax <= xmin or ymax <= ymin as written is
-    degenerate: no VOC object is a pixel wide, but tools write such a box for a click. The images' ids are their
-    positions in ``files``, from 1, before any is left out. How an image is found: `detpool.data.voc_files.image_file`.
+    VOC counts pixels from 1 and includes the last one, so (xmin, ymin, xmax, ymax) becomes the continuous XYXY box
+    (xmin - 1, ymin - 1, xmax, ymax) in samples and ground truth. A box with xmax <= xmin or ymax <= ymin in the file is
+    degenerate: no object of VOC is one pixel wide, but annotation tools write such a box for a click. The id of an
+    image is its position in ``files``, counted from 1 before any image is left out. The image file is found by
+    `detpool.data.voc_files.image_file`.
 
     Args:
         files: annotations and images (`detpool.data.voc_files`).
-        class_names: of labels and category ids 1, 2, ...; default: VOC's 20 classes.
+        class_names: names of labels and category ids 1, 2, ...; default: VOC's 20 classes.
         drop_empty: whether to leave out images without an object to train on.
         transform: see `DetectionDataset`.
         classes, drop_others, part, images_key: see `FileDataset`.
 
     Raises:
-        ValueError: ``class_names`` holds a name twice; see `FileDataset`.
-        DataError: a file is missing or malformed, or names a class that ``class_names`` lacks; see `FileDataset`.
+        ValueError: If ``class_names`` contains a name twice; see also `FileDataset`.
+        DataError: If a file is missing or malformed, or an object's class is not in ``class_names``; see also
+            `FileDataset`.
     """
 
     def __init__(
@@ -125,30 +127,32 @@ def voc_datamodule(
     eval_transform: Transform | None = None,
     **loader: Any,
 ) -> DetectionDataModule:
-    """Data in VOC's format as a datamodule: below ``root`` as they are published, or in folders that are named.
+    """Builds the datamodule of data in VOC's format, in the published layout below ``root`` or in given folders.
 
     Args:
-        root, year: see `detpool.data.voc_files.published_files`; no ``root``: ``train_xml``, ... name folders.
-        train_set, val_set, test_set: image sets of ``root``. No ``train_set``: train, or with ``split`` and without
-            ``ImageSets/`` all annotations. No ``val_set``: val, or with ``split`` the rest of the training images. No
-            ``test_set`` and no ``test_xml``: the validation set is the test set.
-        eval_year: year or years of the validation and test sets of ``root``, if not ``year``.
+        root, year: see `detpool.data.voc_files.published_files`; without ``root``, the folders are given by
+            ``train_xml`` and the arguments after it.
+        train_set, val_set, test_set: image sets below ``root``. Default of ``train_set``: train, or with ``split`` and
+            without ``ImageSets/`` all annotations. Default of ``val_set``: val, or with ``split`` the remaining
+            training images. Without ``test_set`` and ``test_xml``, the validation set is the test set.
+        eval_year: year or years of the validation and test sets below ``root``; default: ``year``.
         train_xml, val_xml, test_xml: folders of XML files (`detpool.data.voc_files.files_in`).
-        train_images, val_images, test_images: their images' folders; None: ``JPEGImages`` beside a folder
-            ``Annotations``, or else that of the XML files.
-        split: the fraction of the training images to train on, the rest being the validation set; None: the validation
-            set has files of its own.
+        train_images, val_images, test_images: folders of the images; None: ``JPEGImages`` next to the folder of the XML
+            files if that is called ``Annotations``, else the folder of the XML files.
+        split: fraction of the training images to train on; the others are the validation set. None: the validation set
+            has its own files.
         split_seed: see `detpool.data.selection.Part`.
-        class_names: all classes that objects may be of; None: VOC's 20, or with ``train_xml`` those of its objects, in
-            alphabetical order.
+        class_names: all classes of objects in the files; None: VOC's 20 classes, or with ``train_xml`` the classes of
+            its objects, in alphabetical order.
         classes, drop_others: see `FileDataset`.
-        drop_empty: whether to train without the images that have no object to train on; evaluation keeps them.
-        train_transform, eval_transform: for training and evaluation samples.
+        drop_empty: whether to leave images without an object to train on out of the training set; evaluation keeps
+            them.
+        train_transform, eval_transform: transforms of training and evaluation samples.
         loader: ``batch_size``, ``num_workers``, ``seed``, ...: see `DetectionDataModule`.
 
     Raises:
-        ValueError: the settings name no files for a set, or two sources for one; ``split`` or ``classes`` mean nothing;
-            ``eval_transform`` flips or crops.
+        ValueError: If the settings give no files for a set, or two sources for one, if ``split`` or ``classes`` is
+            invalid, or if ``eval_transform`` flips or crops.
     """
     check_sources("xml", locals())
     named = {"train": (train_xml, train_images), "val": (val_xml, val_images), "test": (test_xml, test_images)}
@@ -188,7 +192,7 @@ def voc_datamodule(
 
 
 class _ClassNames:
-    """Given names of classes, or those that the training files hold, which are read for them once and when needed."""
+    """The given class names, or those in the training files, which are then read once, when needed."""
 
     def __init__(self, given: Sequence[str] | None, find_training: Callable[[], VOCFiles]) -> None:
         self._given, self._find_training = given, find_training
@@ -203,7 +207,7 @@ def _build(find_files: Callable[[], VOCFiles], names: _ClassNames, **options: An
 
 
 def _named_files(name: str, annotations: str | Path, images: str | Path | None) -> VOCFiles:
-    """The files of a set (train, val, test) whose folders are settings."""
+    """Returns the files of a set (train, val, test) whose folders are settings."""
     key = f"{name}_xml"
     folder = folder_of(key, annotations)
     files = files_in(folder, None if images is None else folder_of(f"{name}_images", images))
@@ -213,10 +217,10 @@ def _named_files(name: str, annotations: str | Path, images: str | Path | None) 
 
 
 def find_class_names(files: VOCFiles) -> list[str]:
-    """Names of the classes that objects are of, in alphabetical order.
+    """Returns the names of the classes of all objects, in alphabetical order.
 
     Raises:
-        DataError: a file is malformed, an object has no class, or there is no object.
+        DataError: If a file is malformed, an object has no class, or there is no object.
     """
     found = set()
     for path in files.annotations:
@@ -237,7 +241,7 @@ def _parse(path: Path, source: str) -> ET.Element:
         raise DataError(f"{path}: the annotation of an image in {source} is missing") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ET.ParseError, ValueError, LookupError) as error:  # the last: of an unknown encoding
+    except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: unknown encoding
         raise DataError(f"{path}: not well-formed XML: {error}") from error
     items = tree.findall("object")
     boxes = sum(len(list(item.iter("bndbox"))) for item in items)
@@ -293,7 +297,7 @@ def _read_annotation(
 
 
 def _text(path: Path, element: ET.Element, tag: str, where: str = "") -> str:
-    """The text of an element's one child of that path, empty if there is none."""
+    """Text of an element's only child with that path, empty if there is none; DataError if there are several."""
     found = element.findall(tag)
     if len(found) > 1:
         raise DataError(f"{path}: an <{element.tag}> has {len(found)} {_tags(tag)}, expected one{where}")

@@ -1,4 +1,4 @@
-"""Where the XML files of Pascal VOC's format and their images lie, in its published layout and in folders."""
+"""Finds the XML files of Pascal VOC's format and their images, in the published layout and in folders."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Years = int | str | Sequence[int | str] | None
 
 
 class VOCFiles(NamedTuple):
-    """The files of a data set: image i has the annotation i."""
+    """The files of a data set: annotation i belongs to image i."""
 
     source: str
-    """What messages call the data set."""
+    """Name of the data set in messages."""
     folder: Path
-    """The folder that the images' names start from."""
+    """Folder to which the images' names are relative."""
     annotations: list[Path]
-    """XML files."""
+    """Paths of the XML files."""
     images: list[Path]
-    """Without their suffixes."""
+    """Paths of the image files, without suffixes."""
 
 
 def published_files(root: str | Path, year: Years = None, image_set: str | None = "train") -> VOCFiles:
-    """An image set as VOC's are published: ``ImageSets/Main/{image_set}.txt``, ``Annotations/`` and ``JPEGImages/``.
+    """Finds an image set in VOC's layout: ``ImageSets/Main/{image_set}.txt``, ``Annotations/`` and ``JPEGImages/``.
 
-    These folders are looked for in ``root``, or with a year in ``root/VOC{year}`` and ``root/VOCdevkit/VOC{year}``.
-    A line of an image set is a name; of the lists of a single class it ends in ``-1``, ``0`` or ``1``.
+    These folders are expected in ``root``, or with a year in ``root/VOC{year}`` or ``root/VOCdevkit/VOC{year}``. Each
+    line of an image set is a name; in the lists for a single class, it ends in ``-1``, ``0`` or ``1``.
 
     Args:
         root: see above.
-        year: one year or several, whose images are joined; None: the folders lie in ``root``.
-        image_set: ``train``, ``val``, ``trainval`` or ``test``, or another file of ``ImageSets/Main``; None: train, or
-            where there is no folder ``ImageSets/`` all XML files in ``Annotations/``.
+        year: one year, or several whose images are combined; None: the folders are in ``root``.
+        image_set: ``train``, ``val``, ``trainval`` or ``test``, or another file in ``ImageSets/Main``; None: train, or,
+            if there is no folder ``ImageSets/``, all XML files in ``Annotations/``.
 
     Raises:
-        DataError: a folder or the image set is missing.
+        DataError: If a folder or the image set is missing.
     """
     root = Path(root)
     files = VOCFiles(f"VOC image set {image_set or 'train'}{_of_years(year)} in {root}", root, [], [])
@@ -59,15 +59,15 @@ def published_files(root: str | Path, year: Years = None, image_set: str | None 
 
 
 def files_in(annotations: str | Path, images: str | Path | None = None) -> VOCFiles:
-    """All XML files in a folder and in those below it, in the order of their names, but for hidden ones.
+    """Finds all XML files in a folder and its subfolders, sorted by name, except hidden ones.
 
     Args:
         annotations: the folder.
-        images: a folder that holds the images, in folders of the same names below it; None: ``JPEGImages`` beside a
-            folder ``Annotations``, or else that of the XML files.
+        images: the folder of the images, with the same subfolders; None: ``JPEGImages`` next to ``annotations`` if that
+            is called ``Annotations``, else ``annotations`` itself.
 
     Raises:
-        DataError: the name of a file is not UTF-8.
+        DataError: If the name of a file is not UTF-8.
     """
     folder = Path(annotations)
     beside = folder.absolute().parent / "JPEGImages"
@@ -79,7 +79,7 @@ def files_in(annotations: str | Path, images: str | Path | None = None) -> VOCFi
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in a folder and in those below it, links to folders too, by name, but for hidden ones."""
+    """The files in a folder and its subfolders, including links to folders, sorted by path, except hidden ones."""
     found: list[Path] = []
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
@@ -92,19 +92,19 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def image_file(annotation: Path, stem: Path, filename: str, listed: dict[Path, dict[str, list[str]]]) -> Path:
-    """The image of an annotation that says it is ``filename``.
+    """Finds the image of an annotation.
 
-    It is the file that has the annotation's name and the suffix of ``filename``; where there is no such file, the one
-    that has the name and another suffix.
+    It is the file with the annotation's name and the suffix of ``filename`` (default: .jpg). If that does not exist, it
+    is the file with this name and another image suffix.
 
     Args:
-        annotation: the XML file, to name in messages.
-        stem: where the image is expected, without its suffix.
-        filename: what the annotation says.
-        listed: keeps the folders that were looked into.
+        annotation: the XML file, for messages.
+        stem: expected path of the image, without its suffix.
+        filename: the content of ``<filename>`` in the annotation.
+        listed: cache of folder listings, which is extended.
 
     Raises:
-        DataError: there are several images of that name, and ``filename`` is none of them.
+        DataError: If there are several images with that name, and none has the suffix of ``filename``.
     """
     folder, name = stem.parent, stem.name
     if folder not in listed:
@@ -126,7 +126,7 @@ def _of_years(year: Years) -> str:
 
 
 def _names_of(folder: Path) -> list[str]:
-    """Names of the XML files in a folder and below it, without the suffix, as an image set lists them."""
+    """Names of the XML files in a folder and below it, without suffix, as listed in an image set."""
     files = [file for file in files_below(folder) if file.suffix == ".xml"]
     names = [file.relative_to(folder).with_suffix("").as_posix() for file in files]
     for name in names:
@@ -138,7 +138,7 @@ def _names_of(folder: Path) -> list[str]:
 
 
 def _folders(root: Path, year: Years) -> list[Path]:
-    """The folders that hold Annotations/, one a year."""
+    """The folders that contain Annotations/, one per year."""
     if not root.is_dir():
         raise DataError(
             f"{root}: no such folder; data.root is to name the one that holds VOC<year>/, VOCdevkit/ or Annotations/ "
@@ -176,14 +176,14 @@ def _read_image_set(folder: Path, image_set: str) -> list[str]:
 
 
 def _without_flag(folder: Path, line: str) -> str:
-    """The name in a line of an image set: lists of a single class say -1, 0 or 1 after it."""
+    """The name in a line of an image set; in lists for a single class, it is followed by -1, 0 or 1."""
     flagged = re.fullmatch(r"(.*\S)\s+(-1|0|1)", line)
-    # "image 1" may be a name too.
+    # "image 1" may also be a name.
     return flagged[1] if flagged and not (folder / "Annotations" / f"{line}.xml").is_file() else line
 
 
 def _images_by_name(folder: Path) -> dict[str, list[str]]:
-    """Names of the image files of a folder, by what precedes the suffix."""
+    """Names of the image files in a folder, by name without suffix."""
     found: dict[str, list[str]] = {}
     for file in sorted(names_in(folder)):
         stem, dot, suffix = file.rpartition(".")
