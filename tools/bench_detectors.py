@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What the papers say of the speed of whole detectors, measured: random weights, one image, given proposals.
+"""Measures claims of papers about the speed of whole detectors, with random weights, one image, and given proposals.
 
     python tools/bench_detectors.py                     # everything, tens of minutes on two cores
     python tools/bench_detectors.py claims              # R-FCN against Faster R-CNN C4; one shared map against crops
@@ -9,9 +9,9 @@
   et al., 2016: at least 2.5 times the images a second); and features of 300 RoIs, from one shared map by spatial
   pyramid pooling (SPP-Net), against running the backbone on 300 crops of 224 x 224, as R-CNN did (He et al., 2014: 30
   to 170 times, with 2,000 windows an image).
-- `proposals`: seconds an image of each detector, ResNet-50, as proposals grow.
+- `proposals`: seconds per image of each detector with ResNet-50, for increasing numbers of proposals.
 
-Calls are timed in turns in one process. Nothing is suppressed before the second stage, so all proposals go through it.
+Calls are timed in turns in one process. There is no suppression before the second stage, so it gets all proposals.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ DETECTORS = {
     "Light-Head R-CNN": ["model=light_head_rcnn"],
     "IoU-Net": ["model=iou_net"],
 }
-"""What train.py would be given."""
+"""Arguments for train.py, by detector."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +101,7 @@ def _proposals(options: argparse.Namespace) -> None:
     found: dict[str, list[float]] = {}
     for name in options.detectors:
         model = build(name)
-        # One detector at a time: eight of them do not fit into a small machine's memory.
+        # One detector at a time: all eight would not fit into the memory of a small machine.
         calls = {str(count): call(model, image, random_boxes(count, options.size)) for count in options.counts}
         times = measure(calls, options.rounds, options.budget)
         records += [
@@ -130,7 +130,7 @@ def _plot(path: Path, counts: Sequence[int], found: dict[str, list[float]], size
 
 
 def build(name: str, depth: int = 50) -> Any:
-    """A detector with random weights on a ResNet, which takes up to as many proposals as `COUNTS` has."""
+    """Builds a detector with random weights on a ResNet, which takes up to max(`COUNTS`) proposals."""
     given = ["proposals=given", f"model.proposals.top_n_test={max(COUNTS)}"]
     backbone = [f"backbone=resnet{depth}", "backbone.frozen_norm=false"]
     config = Configs(config_folder(), "train").compose([*DETECTORS[name], *given, *backbone])
@@ -139,10 +139,10 @@ def build(name: str, depth: int = 50) -> Any:
 
 
 def call(model: Any, image: Tensor, boxes: Tensor) -> Callable[[], object]:
-    """A call that detects in one image with the boxes for proposals.
+    """Returns a function that detects objects in one image, with the boxes as proposals.
 
-    Random weights score all classes about alike. The threshold is set so that about one score a proposal passes, as
-    after training: what follows the heads, above all IoU-Net's own head, then has its usual work.
+    With random weights, the scores of all classes are similar. The threshold is set so that about one score per
+    proposal passes, as after training, so that later steps, above all IoU-Net's own head, have their usual work.
     """
     model = model.to(memory_format=torch.channels_last)
     heads = model.roi_heads
@@ -161,7 +161,7 @@ def call(model: Any, image: Tensor, boxes: Tensor) -> Callable[[], object]:
 
 
 def shared_map(model: Any, image: Tensor, boxes: Tensor) -> Tensor:
-    """SPP-Net's way: the backbone once, and all proposals pooled from its map."""
+    """Computes features like SPP-Net: runs the backbone once, and pools all proposals from its map."""
     model = model.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         batch, _ = model.transform([image])
@@ -169,7 +169,7 @@ def shared_map(model: Any, image: Tensor, boxes: Tensor) -> Tensor:
 
 
 def crops(body: nn.Module, image: Tensor, boxes: Tensor, batch: int = 10) -> None:
-    """R-CNN's way: each proposal, warped to a square, through the whole backbone."""
+    """Computes features like R-CNN: runs the whole backbone on each proposal, warped to a square."""
     body = body.to(memory_format=torch.channels_last)
     with torch.inference_mode():
         for some in boxes.split(batch):
@@ -178,7 +178,7 @@ def crops(body: nn.Module, image: Tensor, boxes: Tensor, batch: int = 10) -> Non
 
 
 def random_boxes(count: int, size: Sequence[int]) -> Tensor:
-    """Boxes inside the image, sides log-uniform from 32 pixels to three quarters of the shorter side."""
+    """Returns boxes in the image, with log-uniform sides from 32 pixels to three quarters of the shorter side."""
     height, width = size
     low, high = 32.0, 0.75 * min(size)
     sides = low * (high / low) ** torch.rand(count, 2)

@@ -1,4 +1,4 @@
-"""How fast are the operators of `detpool.ops`, and compared with whom?
+"""Measures the speed of the operators of `detpool.ops` in comparison with other implementations.
 
     python tools/bench_ops.py                                        # all operators on all workloads
     python tools/bench_ops.py --workloads c4 --operators roi_align pr_roi_pool --box-gradients
@@ -7,11 +7,12 @@
     python tools/bench_ops.py --device cuda                          # the Triton kernels
     python tools/bench_ops.py --quick                                # does it run?
 
-Whole public calls are timed, in one process, in turns with torchvision and (forward, with the extra `bench`) OpenVINO
-and ONNX Runtime, each with the layout that suits it and the same number of threads; on a GPU with torchvision and our
-reference backend under torch.compile, from an idle GPU until it is idle again. Whoever differs from the reference
-backend by more than the stated tolerance is reported and not timed. Operators that torchvision lacks are compared with
-our roi_align, or our ps_roi_pool. What one of your own computes is not checked, unless it has an argument `backend`.
+Whole public calls are timed in one process, in turns with torchvision and, forward only and with the extra `bench`,
+OpenVINO and ONNX Runtime, each with the layout that suits it and the same number of threads. On a GPU, the others are
+torchvision and our reference backend under torch.compile, and calls are timed from an idle GPU until it is idle again.
+Implementations that differ from the reference backend by more than the stated tolerance are reported and not timed.
+Operators that torchvision lacks are compared with our roi_align or our ps_roi_pool. The results of your own operators
+are not checked, unless they have an argument `backend`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ from detpool.ops.backends import ORDER as BACKENDS
 ROOT = Path(__file__).resolve().parents[1]
 QUICK_ROUNDS = 3
 QUIET_LOAD = 0.5
-"""Load average above which other work is running."""
+"""Load average above which other programs are assumed to run."""
 
 Operators = Mapping[str, Operator]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns 1 if a result of ours is wrong."""
+    """Run the benchmark; returns 1 if a result of detpool is wrong."""
     options, operators, refused = _parse(argv)
     load = os.getloadavg()[0]
     if load > QUIET_LOAD and not options.quick:
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Operators, dict[str, str]]:
-    """A value for every option; the operators to measure by name; and those that cannot be, with the reason."""
+    """Returns the options, the operators to measure by name, and the reasons why others cannot be measured by name."""
     parser = Parser(__doc__)
     add, add_names = parser.add_argument, parser.add_names
     add("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
@@ -133,7 +134,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Operators, d
 
 
 def _unfit(options: argparse.Namespace, operators: Iterable[Operator]) -> dict[str, str]:
-    """Why operators have fewer rows than others."""
+    """Reasons why operators have fewer rows than others, by operator."""
     reasons = {}
     kinds = {WORKLOADS[name](True).position_sensitive for name in options.workloads}
     for operator in operators:

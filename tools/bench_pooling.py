@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Time and memory of each pooling layer against PyTorch's max pooling of the same input, in turns in one process.
+"""Compares time and memory of each pooling layer with PyTorch's max pooling of the same input, in turns in one process.
 
     python tools/bench_pooling.py                                   # everything, tens of minutes on one core
     python tools/bench_pooling.py --layers LpPool2d SoftmaxPool2d --layouts channels_last
 
-Maps are 8 x 64 x 100 x 152 float32, what a ResNet's stem makes of a batch of eight images of 400 x 608 pixels; token
-layers pool the 49 cells of 512 RoIs of 256 channels. Each layer stands against max pooling over windows of the same
-size and number: sliding ones of 3 x 3 at stride 2 with padding 1 against `max_pool2d` of that, tiles and adaptive,
-global and token windows against `adaptive_max_pool2d`; the column `against` says which. Memory is the most that PyTorch
-allocated at once during the call, beyond the input, the gradient of the output included in neither.
+Maps are 8 x 64 x 100 x 152 float32, like those of a ResNet's stem for a batch of eight images of 400 x 608 pixels;
+token layers pool the 49 cells of 512 RoIs with 256 channels. Each layer is compared with max pooling over windows of
+the same size and number: sliding windows of 3 x 3 at stride 2 with padding 1 with `max_pool2d`, and tiles, adaptive,
+global and token windows with `adaptive_max_pool2d`; the column `against` says which. Memory is the peak that PyTorch
+allocated during the call, without the input and the gradient of the output.
 
-A layer without parameters should take at most four times as long; those that do not are listed at the end.
+A layer without parameters should take at most four times as long; those that take longer are listed at the end.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from torch.profiler import ProfilerActivity, profile
 from detpool import layers
 
 LINE = 4.0
-"""Times as long as max pooling that a layer without parameters may take."""
+"""Maximum time of a layer without parameters, relative to max pooling."""
 MAPS, ROIS = (8, 64, 100, 152), (512, 256, 7, 7)
 WINDOW = (3, 2, 1)
-"""Size, stride and padding."""
+"""Kernel size, stride and padding."""
 
 Call = Callable[[Tensor], Tensor]
 
 
 def _mask() -> Tensor:
-    """Half of the tokens of each RoI, the first always; (RoIs, tokens)."""
+    """Mask (RoIs, tokens) with about half of the tokens of each RoI, always including the first."""
     images, _, height, width = ROIS
     mask = torch.rand(images, height * width, generator=torch.Generator().manual_seed(0)) < 0.5
     mask[:, 0] = True
@@ -81,12 +81,12 @@ SLIDING, DENSE, TILED, ADAPTIVE, GLOBAL, MASKED, GRIDS, NEIGHBORHOODS, CHANNELS 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer, and the max pooling of the same input that it stands against."""
+    """A layer, and the max pooling of the same input with which it is compared."""
 
     against: str
-    """of `MAXIMA`"""
+    """Name in `MAXIMA`."""
     build: Callable[[int], nn.Module]
-    """from the number of channels"""
+    """Builds the layer for a number of channels."""
     tokens: bool = False
 
     def maximum(self, x: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Case:
 
 
 class OnTokens(nn.Module):
-    """A token layer on the cells of maps, half of them masked if asked for."""
+    """A token layer on the cells of maps, optionally with a mask or weights."""
 
     def __init__(self, layer: nn.Module, masked: bool = False, weighted: bool = False) -> None:
         super().__init__()
@@ -178,11 +178,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_layer(name: str, layout: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both directions of one layer: milliseconds and megabytes, the layer's and max pooling's."""
+    """Measures a layer in both directions: milliseconds and megabytes of the layer and of max pooling."""
     case = CASES[name]
     torch.manual_seed(0)
     images, channels, height, width = ROIS if case.tokens else MAPS
-    # About half of what leaves a rectifier is 0.
+    # ReLU, since about half of the values of real feature maps are 0.
     input = torch.randn(min(images, options.images), channels, height, width).relu()
     input = input.contiguous(memory_format=LAYOUTS[layout])
     layer = case.build(channels).to(memory_format=LAYOUTS[layout])
@@ -221,7 +221,7 @@ def _forward_and_backward(call: Call, input: Tensor) -> Callable[[], object]:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most that PyTorch had allocated at once on the CPU during a call, beyond what it had before."""
+    """Peak memory in bytes that PyTorch allocated on the CPU during a call, beyond that allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         call()
     events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Are the operators faster or slower than at another revision?
+"""Compares the speed of the operators with that at another revision.
 
     python tools/bench_revisions.py HEAD~1                                   # all of tools/bench_ops.py, both revisions
     python tools/bench_revisions.py main --turns 5 --workloads c4 --operators roi_align roi_pool
 
-The revision's operators, and what is built on them, go to a temporary folder, beside this checkout's other packages;
-this checkout's `tools/bench_ops.py` measures the two in turns, in processes of their own, with the options that are not
-of this program. Each turn gives a ratio of two medians measured within the same minutes; printed are the median of the
-turns' ratios, and their range. What other programs do to the machine shows as a wide range: a ratio whose range holds 1
-says nothing.
+The revision's operators, and the packages built on them, are copied to a temporary folder together with the other
+packages of this checkout. This checkout's `tools/bench_ops.py` measures both in turns, in separate processes; options
+that are not those of this program are passed to it. Each turn gives a ratio of two medians measured within the same
+minutes. The median and the range of these ratios are printed. Other programs on the machine widen the range; if the
+range contains 1, no difference has been shown.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             before = _extract(options.revision, Path(folder) / "before")
             turns = []
             for turn in range(options.turns):
-                # Whoever comes first, comes second in the next turn: a machine that slows down favours neither.
+                # The order alternates, so that a machine that slows down favors neither.
                 order = [before, ROOT] if turn % 2 == 0 else [ROOT, before]
                 times = {tree: _measure(tree, Path(folder) / f"{turn}", passed_on) for tree in order}
                 turns.append((times[before], times[ROOT]))
@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _extract(revision: str, folder: Path) -> Path:
-    """Writes this checkout's package into `folder`, its operators and what is built on them replaced.
+    """Copies this checkout's package to `folder`, with the revision's operators and the packages built on them.
 
     Raises:
-        ConfigError: there is no such revision.
+        ConfigError: If the revision does not exist.
     """
-    # Not a worktree: git would remember it if this program is killed.
+    # Not a worktree, which would stay registered with git if this program is killed.
     done = subprocess.run(["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True)
     if done.returncode:
         raise ConfigError(f"cannot read revision {revision!r}: {done.stderr.decode().strip()}")
@@ -71,10 +71,10 @@ def _extract(revision: str, folder: Path) -> Path:
 
 
 def _measure(tree: Path, output: Path, options: Sequence[str]) -> pd.Series:
-    """Median milliseconds of all of ours that this checkout's benchmark measures with the `detpool` of `tree`.
+    """Runs this checkout's benchmark with the package `detpool` in `tree`; returns median milliseconds by case.
 
     Raises:
-        ConfigError: the benchmark cannot be run with it.
+        ConfigError: If the benchmark fails.
     """
     command = [sys.executable, str(ROOT / "tools/bench_ops.py"), "--peers", *options, "--output", str(output)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
@@ -86,7 +86,7 @@ def _measure(tree: Path, output: Path, options: Sequence[str]) -> pd.Series:
 
 
 def ratios(turns: Sequence[tuple[pd.Series, pd.Series]]) -> pd.DataFrame:
-    """For each case that both revisions have: median, least and greatest ratio of the times now to those before."""
+    """Median, minimum and maximum over turns of the ratio of new to old time, for each case of both revisions."""
     return pd.concat([now / before for before, now in turns], axis=1).dropna().agg(["median", "min", "max"], axis=1)
 
 

@@ -1,18 +1,19 @@
-"""Time and memory of annotations, samples, training targets and evaluation at COCO's size, on synthetic data.
+"""Measures time and memory of annotations, samples, training targets and evaluation at COCO's size, on synthetic data.
 
     python tools/bench_scale.py                      # 118,287 and 5,000 images; a quarter of an hour, 8 GB of disk
     python tools/bench_scale.py --fraction 0.01      # a hundredth of the images, samples, objects and runs
     python tools/bench_scale.py --objects365 0.1     # a tenth of Objects365's 1.7 million images, with boxes alone
     python tools/bench_scale.py --sizes-of FOLDER    # padding of the images of a data set in COCO's layout
 
-Each row is measured in a process of its own: CPU seconds of all its threads, and how far its memory rose at most above
-what it was before; of workers, the private memory that reading every sample's annotations adds. Samples are of shorter
-sides from 480 to 800 pixels, those of torchvision of the same files with the same transforms; masks are of the images
-with most objects too. Anchors are those of two images of 800 x 1066, mask targets those of one of 800 x 1333. Masks of
-predictions are 100 an image, of inputs of 800 x 1333 and files of 480 x 800; torchvision's are pasted into the input
-and then resized. A study is planned at its first start; the second finds all runs finished, and its time is that of the
-program. The disk of a run is what it leaves: of Mask R-CNN, ResNet-50 and 80 classes. Padding is the share of pixels of
-training batches that are of no image, at shorter sides of 800 and longer ones of 1333 at most. Needs Linux.
+Each row is measured in its own process: CPU seconds of all its threads, and the peak memory above the memory before, or
+for workers the private memory added by reading the annotations of all samples. Samples have shorter sides from 480 to
+800 pixels; those of torchvision are from the same files with the same transforms. Masks are also measured on the images
+with the most objects. Anchors are for two images of 800 x 1066, mask targets for one of 800 x 1333. There are 100
+predicted masks per image, for inputs of 800 x 1333 and files of 480 x 800; torchvision's are pasted into the input and
+then resized. A study is planned at its first start; at the second start all runs are finished, so the time is that of
+the program itself. The disk space of a run is that of its files, for Mask R-CNN with ResNet-50 and 80 classes. Padding
+is the share of the pixels of training batches that do not belong to an image, with shorter sides of 800 and longer
+sides of at most 1333 pixels. Requires Linux.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def read_samples(root: Path, count: int, masks: bool, fullest: bool = False) -> 
     counts = Counter(annotation["image_id"] for annotation in dataset.ground_truth()["annotations"])
     order = sorted(dataset.image_ids, key=lambda identity: -counts[identity]) if fullest else dataset.image_ids
     index = {identity: i for i, identity in enumerate(dataset.image_ids)}
-    _ = dataset[0]  # loads kernels, once in a worker's life
+    _ = dataset[0]  # loads kernels, once per worker
     return partial(_read_all, dataset, [index[identity] for identity in order[:count]])
 
 
@@ -104,7 +105,7 @@ def match_anchors(objects: int) -> Callable[[], Any]:
 
 
 def resample_masks(objects: int) -> Callable[[], Any]:
-    """Of 128 boxes, as many as Mask R-CNN trains on at most."""
+    """Mask targets of 128 boxes, the maximum on which Mask R-CNN trains per image."""
     size = (800, 1333)
     boxes = _corners(objects, size, 0)
     polygons = [[[x1, y1, x2, y1, x2, y2]] for x1, y1, x2, y2 in boxes.tolist()]
@@ -119,7 +120,7 @@ def _corners(count: int, size: tuple[int, int], seed: int) -> torch.Tensor:
 
 
 def evaluate(root: Path, backend: Any) -> None:
-    """All that a run reports."""
+    """Computes everything that a run reports."""
     dataset = COCODataset(*published_files(root, "val2017"), masks=True)
     rows = msgspec.json.decode((root / "detections.json").read_bytes(), type=list[msgspec.Raw])
     kinds: Any = {"iou_types": ("bbox", "segm"), "metrics": ("coco", "voc")}
@@ -134,7 +135,7 @@ def evaluate(root: Path, backend: Any) -> None:
 
 
 def padding(sizes: torch.Tensor, batch_size: int, grouped: bool) -> float:
-    """Of images of (height, width), each many times, in percent."""
+    """Share of padding in batches of images with sizes (height, width), in percent."""
     sizes = sizes.repeat(-(-100_000 // len(sizes)), 1).double()
     scale = torch.minimum(800 / sizes.amin(1), 1333 / sizes.amax(1))
     sampler = TrainSampler(sizes, groups=sizes[:, 0] > sizes[:, 1] if grouped else None, batch_size=batch_size)
@@ -145,7 +146,7 @@ def padding(sizes: torch.Tensor, batch_size: int, grouped: bool) -> float:
 
 
 class _Worker(Dataset[int]):
-    """Private bytes of the process that reads a sample's annotations."""
+    """Reads a sample's annotations, and returns the private memory of the process in KiB (0 for most samples)."""
 
     def __init__(self, dataset: COCODataset) -> None:
         self.dataset = dataset
@@ -161,7 +162,7 @@ class _Worker(Dataset[int]):
 
 
 def worker_memory(root: Path, start_method: str) -> float:
-    """MiB."""
+    """Private memory in MiB that a worker adds by reading the annotations of all samples."""
     dataset = _Worker(COCODataset(*published_files(root, "train2017"), masks=True))
     loader = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context=start_method)
     sizes = [size for size in loader if size]
@@ -176,7 +177,7 @@ def _kilobytes(file: str, prefix: str) -> int:
 def _measure(connection: Any, function: Any, arguments: tuple[Any, ...]) -> None:
     before, begin = _kilobytes("status", "VmHWM"), time.process_time()
     result = function(*arguments)
-    if callable(result):  # what was prepared
+    if callable(result):  # a prepared call, which is what is measured
         before, begin = _kilobytes("status", "VmHWM"), time.process_time()
         result = result()
     seconds = time.process_time() - begin
@@ -185,7 +186,7 @@ def _measure(connection: Any, function: Any, arguments: tuple[Any, ...]) -> None
 
 
 def measure(name: str, function: Any, *arguments: Any) -> dict[str, Any]:
-    """A row: what a function takes in a new process, which is as small as this one has stayed."""
+    """Measures a function in a new process, forked from this one, which is kept small; prints and returns the row."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_measure, args=(sender, function, arguments))
     process.start()
@@ -231,7 +232,7 @@ def study_rows(folder: Path, fraction: float) -> Iterator[dict[str, Any]]:
 
 
 def disk_rows(root: Path) -> Iterator[dict[str, Any]]:
-    """After `coco_rows`, whose evaluation has left predictions."""
+    """Disk space of a run's files. Call it after `coco_rows`, whose evaluation writes the predictions."""
     run_dir = root / "run"
     train_briefly(root / "small", run_dir)
     files = {
@@ -251,7 +252,7 @@ def padding_rows(root: Path) -> Iterator[dict[str, Any]]:
 
 
 def row(name: str, column: str, value: float) -> dict[str, Any]:
-    """A row of one number."""
+    """Prints and returns a row with a single value."""
     print(f"{name:50} {value:8.2f} {column}", flush=True)
     return {"what": name, column: round(value, 2 if column == "cpu_s" else 1)}
 

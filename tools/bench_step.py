@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""How much of a training step is RoI pooling? Faster R-CNN with our pooler and with torchvision's, in turns.
+"""Measures the share of RoI pooling in a training step: Faster R-CNN with our pooler and with torchvision's, in turns.
 
     python tools/bench_step.py                                # the small backbone and ResNet-50
     python tools/bench_step.py --backbones small --rounds 20
 
-One detector with random weights makes training steps, forward and backward, on random images; only its `box_roi_pool`
-changes from call to call, so both draw the same proposals and compute the same losses. A backward of backbone and
-feature pyramid right after a call of the pooler shows whether its threads leave the cores to the convolutions.
+One detector with random weights makes training steps, forward and backward, on random images. Only its `box_roi_pool`
+changes between calls, so both sample the same proposals and compute the same losses. A backward of backbone and feature
+pyramid directly after a call of the pooler shows whether the pooler's threads slow down the convolutions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKBONES: dict[str, tuple[Callable[[], Body], tuple[int, int], int]] = {
     "small": (SmallCNN, (256, 320), 64),
     "resnet50": (functools.partial(resnet, "resnet50", weights=None), (480, 640), 256),
 }
-"""Network, height and width of its images in pixels, and channels of the pyramid."""
+"""Network, size of its images (height, width) in pixels, and channels of the pyramid."""
 IMAGES = 2
 OBJECTS = 8
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build(backbone: str) -> tuple[nn.Module, dict[str, dict[str, Callable[[], object]]]]:
-    """The detector, and for each thing to time a call for each pooler."""
+    """Returns the detector, and the functions to time, by measurement and pooler."""
     body, size, channels = BACKBONES[backbone]
     torch.manual_seed(0)
     operator = functools.partial(ops.roi_align, sampling_ratio=2)
@@ -78,7 +78,7 @@ def build(backbone: str) -> tuple[nn.Module, dict[str, dict[str, Callable[[], ob
 
     def training_step(pooler: nn.Module) -> None:
         model.roi_heads.box_roi_pool = pooler
-        torch.manual_seed(1)  # the same anchors and proposals are sampled
+        torch.manual_seed(1)  # so that the same anchors and proposals are sampled
         model.zero_grad()
         torch.stack(list(model(images, targets).values())).sum().backward()
 

@@ -1,12 +1,12 @@
-"""Samples of a data set as training or evaluation sees them, after their transforms, on one sheet.
+"""Draws samples of a data set on one sheet as training or evaluation sees them, after their transforms.
 
     python tools/browse_data.py data=shapes
     python tools/browse_data.py data=coco data.root=/path/to/coco data.masks=true split=train count=24
     python tools/browse_data.py experiment=bccd split=val output=cells.png
 
-`split` is train, val or test (default: train), `count` how many samples (default: 16), `output` the PNG file (default:
-logs/browse_data/<split>.png); everything else is as for train.py. Of the training split the first epoch's first samples
-are shown, as they are drawn with this seed; of the others samples are spread over the whole.
+`split` is train, val or test (default: train), `count` the number of samples (default: 16), `output` the PNG file
+(default: logs/browse_data/<split>.png); all other arguments are those of train.py. For the training split, the first
+samples of the first epoch with the run's seed are shown; for the others, samples are evenly spread over the split.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _picture(text: str) -> Path:
 
 
 def _samples(overrides: list[str], split: str, count: int) -> tuple[DetectionDataset, list[SampleKey]]:
-    """A split as train.py would read it, and the keys of the samples to show."""
+    """Returns a split as read by train.py, and the keys of the samples to show."""
     line = parse_command_line(overrides, config_folder(), "train")
     config = line.configs.compose(line.overrides)
     check(config, line.configs, line.overrides)

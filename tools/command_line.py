@@ -1,4 +1,4 @@
-"""The command lines of all programs here: each wrong word is answered with the nearest right one."""
+"""Command-line parsing for the programs in tools/; errors about unknown words suggest similar ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         description: The program's docstring.
-        add_help: Whether there is ``--help``; parsers of subcommands are made by this class too.
+        add_help: Whether to add ``--help``. Parsers of subcommands are instances of this class too.
     """
 
     def __init__(self, description: str | None = None, add_help: bool = True, **keywords: Any) -> None:
@@ -26,13 +26,13 @@ class Parser(argparse.ArgumentParser):
         self._prefix = ""
 
     def add_names(self, option: str, choices: Iterable[str], text: str, count: str = "+", **keywords: Any) -> None:
-        """An option of names out of ``choices``, which take the place of ALL in its help."""
+        """Adds an option that takes names out of ``choices``; in its help, ALL is replaced by the list of choices."""
         known = list(choices)
         text = text.replace("ALL", ", ".join(known))
         self.add_argument(option, nargs=count, type=one_of(known), metavar="NAME", help=text, **keywords)
 
     def add_timing(self, rounds: int, budget: float, output: str | None = None) -> None:
-        """The options of every benchmark: ``--rounds``, ``--budget`` and ``--output``."""
+        """Adds the options of every benchmark: ``--rounds``, ``--budget`` and ``--output``."""
         add = self.add_argument
         text = f"times that each call is timed at most; default: {rounds}"
         add("--rounds", type=positive_int, default=rounds, metavar="N", help=text)
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         add("--output", type=Path, default=output and Path(output), metavar="FOLDER", help=text)
 
     def add_imports(self) -> None:
-        """The option ``--import``, of modules that `import_all` imports."""
+        """Adds the option ``--import`` for modules, which `import_all` imports."""
         text = "of your own, which registers sampling or reductions, or which a run's config names"
         self.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=text)
 
@@ -54,10 +54,10 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def parse_with_overrides(self, argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-        """Reads options that are written ``name=value``, as train.py's are.
+        """Parses options that are written ``name=value``, like those of train.py.
 
         Returns:
-            The options, and all other words, which are for Hydra.
+            The options, and all other words, which are overrides for Hydra.
         """
         words = sys.argv[1:] if argv is None else argv
         self._prefix = "argument --"
@@ -70,10 +70,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def import_all(modules: Iterable[str]) -> None:
-    """Import what ``--import`` names.
+    """Import the modules given by ``--import``.
 
     Raises:
-        ConfigError: if a module does not exist or its import raises an error.
+        ConfigError: If a module does not exist or its import raises an error.
     """
     for module in modules:
         import_named(module, f"--import {module}")

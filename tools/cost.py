@@ -1,21 +1,22 @@
 #!/usr/bin/env python
-"""What the models of a study cost, measured in turns: time, memory, operations, energy, and receptive fields.
+"""Measures the costs of the models of a study in turns: time, memory, operations, energy, and receptive fields.
 
     python tools/cost.py study=smallest                       # every configuration of a study
     python tools/cost.py pooler=roi_pool,roi_align            # of any command line of train.py
     python tools/cost.py study=smallest baseline=pooler=pr_roi_pool turns=60 output=costs
 
-Words are those of `train.py`; those that differ in the seed alone are one configuration. One process builds all models
-and has each in turn make a training step (forward, backward, optimizer) and detect, A B C A B C, each second turn the
-other way round. On a CPU seconds are those of the processor that this process took, on which other programs have
-little influence; on a GPU those of the clock, from idle to idle. Ratios to the baseline are taken within a turn.
+Arguments are those of `train.py`; configurations that differ only in the seed count as one. One process builds all
+models. In turns, each makes a training step (forward, backward, optimizer) and detects: A B C A B C, with every second
+turn in reverse order. On a CPU, seconds are CPU time of this process, on which other programs have little influence; on
+a GPU, they are wall-clock time from an idle GPU until it is idle again. Ratios to the baseline are taken within a turn.
 
-All models have the same work. Batches are the first of the study's training images (augmented) and validation images;
-weights are random, the same wherever names and shapes are, and restored before each batch, as is the random state. An
-RPN does all its work, but no RPN of random weights finds objects: the second stage is handed boxes made of the objects
-(as `proposals=jittered` makes them) and then the first model's own proposals, as many as that has. Scores pass the
-threshold as often as there are proposals, and mask heads get `detections_per_img` boxes of an image or all proposals.
-Neither data, callbacks nor `accumulate_grad_batches` have a part, nor the drawing of given or jittered proposals.
+All models do the same work. Batches are the first training images (augmented) and validation images of the study.
+Weights are random, the same wherever names and shapes agree, and are restored before each batch, as is the random
+state. An RPN does all its work, but with random weights it does not find objects: the second stage gets boxes generated
+from the objects (as by `proposals=jittered`), followed by the first model's own proposals, as many as that has in
+total. As many scores pass the threshold as there are proposals, and mask heads get `detections_per_img` boxes per
+image, or all proposals if there are fewer. Data loading, callbacks, `accumulate_grad_batches`, and reading or
+generating proposals are not included.
 
 | option | what | default |
 |---|---|---|
@@ -48,7 +49,7 @@ from detpool.files import write_json_atomically
 from detpool.study.configurations import Configuration, list_configurations
 from detpool.study.plan import sweep_folder
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler, which tells of allocations, talks else
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences PyTorch's profiler, which is used to record allocations
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check_options(configs: Configs, overrides: Sequence[str], options: Iterable[str]) -> None:
-    """That no option of this program is misspelt, before that is taken for a key of the config."""
+    """Raises an error if an option of this program is misspelled, before it is treated as a key of the config."""
     known = [*fields("Config"), *configs.groups()]
     for key in (word.partition("=")[0] for word in overrides):
         if key.isidentifier() and key not in known and (near := did_you_mean(key, options)).startswith("; did"):
@@ -86,7 +87,7 @@ def _check_options(configs: Configs, overrides: Sequence[str], options: Iterable
 
 
 def _folder(configs: Configs, overrides: Sequence[str]) -> Path:
-    """Where the runs of a study are."""
+    """Returns the folder of the runs of a study."""
     is_study = any(word.startswith("study=") for word in overrides)
     return sweep_folder(configs, overrides) if is_study else Path("logs/cost")
 
@@ -96,7 +97,7 @@ def measure(
 ) -> None:
     """Measures configurations, prints tables and writes files."""
     from bench.output import write_csv
-    from costs.shared import Shared  # these import torch, which takes seconds: not before all is checked
+    from costs.shared import Shared  # these import torch, which takes seconds: only after everything is checked
     from costs.turns import take_turns
     from costs.work import Work
     from rich.console import Console
@@ -147,7 +148,7 @@ def measure(
 
 
 def _drawn(table: Any) -> Any:
-    """A table of a report for the terminal."""
+    """Renders a table of a report for the terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

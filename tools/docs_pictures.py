@@ -31,19 +31,19 @@ POOLINGS = {
     "pooler=roi_align, pooler.reduction=mean": ("RoIAlign", False),
     "pooler=pr_roi_pool": ("Precise RoI pooling", False),
 }
-"""Configurations of the study: the name to draw, and whether the box is rounded."""
+"""Configurations of the study: their names in the picture, and whether the box is rounded."""
 ROUNDED, EXACT = COLOURS[1], COLOURS[0]
 
 BOX, STRIDE, BINS, CELLS = (13.2, 9.7, 61.4, 50.1), 8.0, (3, 3), (10, 11)
 ANGLE = 25.0
-"""Degrees by which the rotated box is turned."""
+"""Angle of the rotated box in degrees."""
 OPERATORS = ("roi_pool", "roi_align", "roi_warp", "pr_roi_pool", "ps_roi_pool", "ps_roi_align")
-"""Those that a picture shows as they are; with `aligned=True` and four points a bin where they take these."""
+"""Operators that are drawn with default arguments, except `aligned=True` and four points per bin if they have these."""
 ROTATED = ("roi_align_rotated", "roi_pool_rotated")
 
 
 def finding(summary: Path = SUMMARY) -> Figure:
-    """Mask AP75 of the study of poolings on nuclei, mean and standard deviation over seeds, at each stride."""
+    """Draws mask AP75 of the study of poolings on nuclei, mean and standard deviation over seeds, at each stride."""
     rows = pd.read_csv(summary)
     rows = rows[rows["metric"] == METRIC]
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
@@ -65,7 +65,7 @@ def finding(summary: Path = SUMMARY) -> Figure:
 
 
 def operators() -> dict[str, Figure]:
-    """What the bins of a box read, a picture for each operator."""
+    """Draws what the bins of a box read, one picture per operator."""
     draw = partial(plot_footprints, width=WIDTH / 2)
     shown = {name: draw(_read({name: _as_shown(name)})) for name in OPERATORS}
 
@@ -101,13 +101,13 @@ def _read(operators: Mapping[str, Operator]) -> dict:
 
 
 def rotated(name: str) -> Figure:
-    """The same of a box that is turned, whose bins are no upright ones."""
+    """Draws what the bins of a rotated box read."""
     x1, y1, x2, y2 = BOX
     centre, size = torch.tensor([(x1 + x2) / 2, (y1 + y2) / 2]), torch.tensor([x2 - x1, y2 - y1])
     turned = torch.tensor([[0, *centre, *size, ANGLE]], dtype=torch.float64)
 
     def operator(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float) -> Tensor:
-        return _as_shown(name)(features * 1, turned, size, scale)  # not as it is: there are no upright bins to record
+        return _as_shown(name)(features * 1, turned, size, scale)  # a copy: there are no upright bins to record
 
     figure = plot_footprints(_read({name: operator}), width=WIDTH / 2)
     panel = figure.axes[0]
@@ -124,7 +124,7 @@ def rotated(name: str) -> Figure:
             panel.add_patch(
                 Polygon(place.numpy(), fill=False, edgecolor=COLOURS[0], linewidth=2.2 if middle else 1, zorder=3)
             )
-    panel.set_xlabel(panel.get_xlabel().partition(", off by")[0], fontsize=10)  # of the upright box, which it is not in
+    panel.set_xlabel(panel.get_xlabel().partition(", off by")[0], fontsize=10)  # that part is about the upright box
     panel.set_xlim(0, 76)
     panel.set_ylim(62, 0)
     figure.set_figheight(5)

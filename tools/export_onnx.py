@@ -4,11 +4,11 @@
     python tools/export_onnx.py ckpt_path=logs/train/runs/... output=model.onnx
     python tools/export_onnx.py ckpt_path=... output=model.onnx images=folder/ count=20
 
-The program takes one `image` (3, H, W), RGB in [0, 1], of the size that the first image has after the run's
-evaluation transform, and gives `boxes` (n, 4) XYXY in its pixels, `labels`, `scores`, and `mask_probabilities` if
-there are masks. `images` is an image file or a folder (default: the run's validation images); the
-first `count` (default: 5) of that size are compared. Further `key=value` change the config of the run, as for
-`eval.py`. Needs `pip install 'detpool[onnx]'`.
+The program takes one `image` (3, H, W), RGB in [0, 1], with the size of the first image after the run's evaluation
+transform. It returns `boxes` (n, 4) XYXY in its pixels, `labels`, `scores`, and `mask_probabilities` if there are
+masks. `images` is an image file or a folder (default: the run's validation images); the first `count` (default: 5) of
+that size are compared. Further `key=value` arguments change the config of the run, as for `eval.py`. Needs
+`pip install 'detpool[onnx]'`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from detpool.training.module import to_unit_range
 from detpool.training.runs import build_data
 
 LARGEST = {"boxes": 0.01, "scores": 1e-4, "mask_probabilities": 1e-3}
-"""Differences from the run's own detections from which on the program is wrong, of boxes in pixels."""
+"""Maximum differences from the run's own detections; those of boxes are in pixels."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def read_images(predictor: Predictor, path: Path | None) -> Iterator[Tensor]:
-    """Images as the model takes them: files, or the run's validation images."""
+    """Yields images for the model, (3, H, W) in [0, 1], from files or from the run's validation set."""
     if path is None:
         dataset = build_data(predictor.config).val_dataset
     else:
@@ -74,10 +74,10 @@ def read_images(predictor: Predictor, path: Path | None) -> Iterator[Tensor]:
 
 
 def compare(predictor: Predictor, session: Any, image: Tensor, number: int) -> int:
-    """How many detections an image has.
+    """Compares the detections in an image, and returns their number.
 
     Raises:
-        ConfigError: if those of the program are others.
+        ConfigError: If the program's detections differ from the model's.
     """
     with torch.inference_mode():
         ((expected,), _) = predictor.model.evaluate([image])

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""The first ten minutes on a GPU: what is most worth knowing first, every row written when it is measured.
+"""Ten minutes of measurements on a GPU: the most important ones come first, and each row is written immediately.
 
     python tools/gpu_first.py                                    # into results/first_<name of the GPU>
     TRITON_INTERPRET=1 python tools/gpu_first.py --tiny --output /tmp/first    # no GPU: does it run?
 
-Needs PyTorch, torchvision, Triton, numba and NumPy, no network and no installation. One file a table:
+Needs PyTorch, torchvision, Triton, numba and NumPy, no network and no installation. One file per table:
 
     operators.csv      c4, rfcn, fpn and mask, in both layouts, float32 and float16, ours and torchvision's
     rois.csv           1, 16 and 128 RoIs, one box over the whole image with adaptive sampling, 8 x 512 RoIs
@@ -12,10 +12,10 @@ Needs PyTorch, torchvision, Triton, numba and NumPy, no network and no installat
     blocks.csv         other choices of blocks, warps and bins per program for the forward of c4
     bandwidth.csv      copies within and beyond the L2 cache, and additions of vectors at random places
 
-Times in milliseconds: `idle_ms` from an idle GPU until it is idle again, `replay_ms` as a CUDA graph, `main_ms` of the
-longest kernel alone; `kernels` and `waits` are counts a call. `error` is the greatest difference from torchvision's
-result relative to its largest number. Ends with status 1 if one is above the tolerance or something failed; what there
-was no time for is named.
+Times are in milliseconds: `idle_ms` from an idle GPU until it is idle again, `replay_ms` as a CUDA graph, `main_ms` for
+the longest kernel alone. `kernels` and `waits` are counts per call. `error` is the greatest difference from
+torchvision's result, relative to its largest magnitude. The exit status is 1 if an error exceeds the tolerance or
+something failed. Measurements for which there was no time are listed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or deterministic algorithms refuse to multiply matrices
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic matrix products
 
 import torch
 from bench.contenders import BACKWARD, DTYPES, FORWARD, LAYOUTS, Absent, Case, detpool_contender
@@ -51,9 +51,9 @@ from detpool.run_record import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
-"""A GPU fuses products and sums, which moves sampling points: 1.3e-5 has been seen."""
+"""A GPU fuses multiplications and additions, which moves sampling points: errors of 1.3e-5 have been observed."""
 OPERATORS = {"rfcn": "ps_roi_align"}
-"""Of the workloads that are not pooled by roi_align."""
+"""Operators of the workloads for which it is not roi_align."""
 COLUMNS = (
     *("workload", "operator", "layout", "dtype", "direction", "implementation", "choice"),
     *("idle_ms", "replay_ms", "main_ms", "busy_ms", "kernels", "waits", "main", "error", "note"),
@@ -63,13 +63,13 @@ Row = Mapping[str, Any]
 
 @dataclasses.dataclass
 class Session:
-    """Where rows go, and how much time is left."""
+    """Output folder, settings and remaining time of a session."""
 
     output: Path
     device: str
     tiny: bool
     end: float
-    """on the clock of ``time.monotonic``"""
+    """End time on the clock of ``time.monotonic``."""
     problems: list[str] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
 
@@ -78,7 +78,7 @@ class Session:
         return 1 if self.tiny else 30
 
     def add(self, table: str, row: Row, measure: Callable[[], Row]) -> None:
-        """Measure and write one row; what fails is a row too, and does not end the session."""
+        """Measures and writes one row; a failure is written as a row too, and does not end the session."""
         name = " ".join(str(row[column]) for column in COLUMNS if row.get(column))
         if time.monotonic() > self.end:
             self.left_out.append(f"{table}: {name}")
@@ -87,7 +87,7 @@ class Session:
             found = measure()
         except Absent as reason:
             found = {"note": f"absent: {reason}"}
-        except Exception as error:  # one that breaks must not take what follows with it
+        except Exception as error:  # a failure must not prevent later measurements
             found = {"note": f"{type(error).__name__}: {error}".partition("\n")[0]}
             self.problems.append(f"{table}: {name}: {found['note']}")
         if "error" in found and found["error"] > (most := TOLERANCES[row["dtype"]]):
@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = torch.cuda.get_device_name().replace(" ", "_") if device == "cuda" else "interpreter"
     output = options.output or ROOT / "results" / f"first_{name}"
     output.mkdir(parents=True, exist_ok=True)
-    for table in TABLES:  # rows are added to what there is, which may be an earlier session's
+    for table in TABLES:  # rows are appended, so remove files of earlier sessions
         (output / f"{table}.csv").unlink(missing_ok=True)
     command = ["python", "tools/gpu_first.py", *(sys.argv[1:] if argv is None else argv)]
     write_json_atomically(output / "session.json", provenance(command, ("triton", "numba", "numpy")))
@@ -134,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure_operators(session: Session) -> None:
-    """The four workloads, the most valuable first."""
+    """Measures the four workloads, the most important first."""
     for name, dtype, direction in product(("c4", "rfcn", "fpn", "mask"), TOLERANCES, (FORWARD, BACKWARD)):
         _compare(session, "operators", workload_of(name, session.tiny), dtype, direction, tuple(LAYOUTS))
 
 
 def measure_rois(session: Session) -> None:
-    """Few RoIs, many, and one as large as the image."""
+    """Measures few RoIs, many RoIs, and one as large as the image."""
     size: dict[str, Any] = {"channels": 256, "sides": (32, 500)}
     if session.tiny:
         size = {"channels": 4, "sides": (16, 40), "image_size": (64, 96), "output_size": (1, 1)}
@@ -159,7 +159,7 @@ def measure_rois(session: Session) -> None:
 
 
 def measure_deterministic(session: Session) -> None:
-    """What reproducible gradients cost, ours and torchvision's."""
+    """Measures the backward with deterministic algorithms, of detpool and torchvision."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         for name in ("c4", "rfcn"):
@@ -170,7 +170,7 @@ def measure_deterministic(session: Session) -> None:
 
 
 def measure_blocks(session: Session) -> None:
-    """Channels, warps and bins of a program of the forward, in place of what `launch` chooses."""
+    """Measures the forward with other numbers of channels, warps and bins per program than `launch` chooses."""
     for dtype in TOLERANCES:
         case = _case(session, workload_of("c4", session.tiny), dtype, FORWARD)
         for choice in product((64, 128, 256), (1,) if session.tiny else (1, 2, 4, 8), ("one bin", "a row of bins")):
@@ -186,7 +186,7 @@ def _measure_blocks(session: Session, case: Case, channels: int, warps: int, bin
 
 @contextmanager
 def blocks_of(channels: int, warps: int, bins: str) -> Iterator[None]:
-    """Programs of so many channels, warps and bins, whatever `launch` would choose."""
+    """Sets channels, warps and bins per program for the block, in place of those that `launch` would choose."""
     block = mock.patch.object(launch, "channel_block", return_value=channels)
     enough = mock.patch.object(launch, "ENOUGH", math.inf if bins == "one bin" else 0)
     with block, enough, mock.patch.object(launch, "_warps", return_value=warps):
@@ -194,7 +194,7 @@ def blocks_of(channels: int, warps: int, bins: str) -> Iterator[None]:
 
 
 def measure_bandwidth(session: Session) -> None:
-    """Gigabytes a second, in the note: what a kernel's time is to be compared with."""
+    """Measures rates of the memory, to compare kernels with; gigabytes per second are in the column `note`."""
     for name, size in {"copy beyond L2": 1 << 30, "copy within L2": 1 << 23}.items():
         size = 1 << 14 if session.tiny else size
         source = torch.ones(size, dtype=torch.uint8, device=session.device)
@@ -217,7 +217,7 @@ def _add_bandwidth(session: Session, name: str, call: Callable[[], object], size
 
 @cache
 def workload_of(name: str, tiny: bool) -> Workload:
-    """One of `bench.workloads`; much smaller ones for the interpreter, which takes seconds a RoI."""
+    """A workload of `bench.workloads`; if `tiny`, a much smaller one for the interpreter (seconds per RoI)."""
     if not tiny:
         return WORKLOADS[name](False)
     size: dict[str, Any] = {"channels": 4, "rois": 1, "sides": (16, 40), "image_size": (64, 96), "output_size": (1, 1)}
@@ -245,7 +245,7 @@ def _compare(
     layouts: Sequence[str],
     sampling_ratio: int = 2,
 ) -> None:
-    """A row for torchvision, on the contiguous features that suit it, and one of ours for each layout."""
+    """Measures torchvision, on contiguous features, which suit it best, and detpool for each layout."""
     case = _case(session, workload, dtype, direction, sampling_ratio)
     expected: dict[str, Any] = {}
 
@@ -285,7 +285,7 @@ TABLES = {
     "blocks": measure_blocks,
     "bandwidth": measure_bandwidth,
 }
-"""The most valuable first."""
+"""Functions that measure the tables, the most important first."""
 
 if __name__ == "__main__":
     sys.exit(main())

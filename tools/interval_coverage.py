@@ -1,14 +1,15 @@
 #!/usr/bin/env python
-"""How often the intervals of `tools/report.py` contain the truth, which simulated detectors have.
+"""Measures how often the intervals of `tools/report.py` contain the true value, which is known for simulated detectors.
 
     python tools/interval_coverage.py                          # 400 studies of 3 seeds and 200 of 2,000 images; minutes
 
-Images have objects of three classes, some of them hard. A detector finds an object the more likely and places its box
-the better the easier it is, scores by how well it did, and adds false positives. Two configurations, one better,
-are simulated at many seeds, each of which is as good as its configuration but for chance, on a pool of images. A study
-is some of the seeds on some of the images, drawn without replacement; its difference in AP has three intervals: that of
-the seeds should contain the mean of all seeds on the study's images, that of the images the mean of its seeds on the
-pool, and that of both the mean of all seeds on the pool. A percentage has a standard error of about 1 at 400 studies.
+Images have objects of three classes, some of which are hard. The easier an object is, the more likely a detector finds
+it, and the more accurate its box is. Scores reflect the accuracy, and there are false positives. Two configurations,
+one of which is better, are simulated with many seeds on a pool of images; seeds of a configuration differ by chance. A
+study consists of some of the seeds on some of the images, drawn without replacement. There are three intervals for its
+difference in AP: the one over seeds should contain the mean of all seeds on the study's images, the one over images the
+mean of its seeds on the pool, and the one over both the mean of all seeds on the pool. With 400 studies, the standard
+error of a percentage is about 1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _SIDE = 256  # pixels
 
 
 def make_truth(images: int, seed: int = 0) -> dict[str, Any]:
-    """Ground truth in COCO's format: 1 to 7 objects an image."""
+    """Generates ground truth in COCO's format, with 1 to 7 objects per image."""
     rng = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     for image in range(images):
@@ -50,20 +51,20 @@ def make_truth(images: int, seed: int = 0) -> dict[str, Any]:
 
 
 def detect(truth: dict[str, Any], noise: float, seed: int, false: float = 3) -> Detections:
-    """Detections of a simulated detector.
+    """Simulates the detections of a detector.
 
     Args:
-        truth: of `make_truth`.
-        noise: standard deviation of the sides of boxes, relative to those of an object of usual difficulty.
-        seed: of the training.
-        false: false positives an image.
+        truth: ground truth from `make_truth`.
+        noise: standard deviation of box coordinates, relative to the box sides, for an object of average difficulty.
+        seed: seed of the simulated training.
+        false: mean number of false positives per image.
     """
     annotations = truth["annotations"]
-    # How hard an object is, and that all objects of an image are, is the same for all detectors.
+    # The difficulty of each object, and of each image, is the same for all detectors.
     shared, rng = np.random.default_rng(0), np.random.default_rng([1, seed])
     image_ids = np.array([row["image_id"] for row in annotations])
     hard = shared.normal(0, 0.4, len(annotations)) + shared.normal(0, 0.4, len(truth["images"]))[image_ids]
-    noise *= np.exp(rng.normal(0, 0.015))  # what a seed makes of it
+    noise *= np.exp(rng.normal(0, 0.015))  # variation between seeds
     boxes = np.array([row["bbox"] for row in annotations])
     spread = noise * np.exp(hard)
     found = rng.random(len(boxes)) < 1 / (1 + np.exp(hard - 2))
@@ -85,7 +86,12 @@ def detect(truth: dict[str, Any], noise: float, seed: int, false: float = 3) -> 
 
 
 def of_images(matches: Matches, places: NDArray[np.int64]) -> Matches:
-    """The matches of some of the images."""
+    """Returns the matches of some of the images.
+
+    Args:
+        matches: matches of all images.
+        places: indices of the images.
+    """
     new = np.full(len(matches.image_ids), -1, np.int32)
     new[places] = np.arange(len(places))
     kept, objects = new[matches.images] >= 0, matches.objects[new[matches.objects[:, 0]] >= 0]
@@ -97,10 +103,18 @@ def of_images(matches: Matches, places: NDArray[np.int64]) -> Matches:
 def coverage(
     studies: int, images: int = 200, pool: int = 2000, seeds: int = 3, all_seeds: int = 30, resamples: int = RESAMPLES
 ) -> pd.DataFrame:
-    """How often, in percent, each interval of AP and AP75 contained the truth, and how wide it was, in points.
+    """Measures how often, in percent, each interval of AP and AP75 contains the true value, and its width, in points.
+
+    Args:
+        studies: number of simulated studies.
+        images: number of images of a study.
+        pool: number of images of the pool.
+        seeds: number of seeds of a study.
+        all_seeds: number of seeds of each configuration.
+        resamples: number of bootstrap samples of the images.
 
     Raises:
-        ConfigError: `seeds` is not 2 to `all_seeds`, or `images` more than `pool`.
+        ConfigError: If `seeds` is not 2 to `all_seeds`, or `images` is greater than `pool`.
     """
     if not (2 <= seeds <= all_seeds and images <= pool):
         raise ConfigError(f"seeds must be 2 to {all_seeds}, images {pool} at most, got {seeds} and {images}")
@@ -136,7 +150,7 @@ def coverage(
 def _gains(
     runs: Sequence[Sequence[Matches]], weights: NDArray[np.int32], metrics: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    """By metric, how far each seed of the second configuration is above that of the first: (seeds, resamples)."""
+    """Difference between the second and the first configuration for each seed, by metric: (seeds, resamples)."""
     first, second = ([weighted_ap(run, weights) for run in each] for each in runs)
     return {metric: np.stack([b[metric] - a[metric] for a, b in zip(first, second, strict=True)]) for metric in metrics}
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What became of the Triton kernels: compiles every specialisation ahead of time and counts; needs no GPU.
+"""Reports on the Triton kernels: compiles every specialization ahead of time and inspects the code; needs no GPU.
 
     python tools/kernel_report.py                                     # everything, into results/kernels
     python tools/kernel_report.py --targets sm_90 --dtypes float32    # a part of it
 
-Every kernel is compiled as the operators launch it, for each target. Registers, spills, shared memory, the instructions
-of the innermost loop, the widths of loads and stores, and how many operations on blocks of memory stand in how deep a
-loop, go to `kernels.csv`; a summary, and the model of cost, to `README.md` beside it. Ends with status 1 if a kernel
+Every kernel is compiled for each target as the operators launch it. Registers, spills, shared memory, instructions of
+the innermost loop, widths of loads and stores, and the number of operations on memory blocks by loop depth are written
+to `kernels.csv`; a summary and the cost model are written to `README.md` next to it. The exit status is 1 if a kernel
 spills registers, or if the forward of an operator with shared channels does not load channels_last features 128 bits at
 a time.
 """
@@ -36,7 +36,7 @@ Result = tuple[str, Launch, Facts]
 
 WIDTHS = ("widest load", "block loads", "block stores")
 WIDE = 128
-"""Bits of the widest load of all targets."""
+"""Width of the widest load of all targets, in bits."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def complaints(target: str, launched: Launch, facts: Facts) -> list[str]:
-    """What must not be."""
+    """Returns a sentence for each fault of a compiled kernel that makes the program fail."""
     name = f"{launched.kernel} of {launched.operator}, {launched.dtype} {launched.layout}, on {target}"
     found = []
     if facts.spilled:
@@ -133,7 +133,7 @@ def _summary(results: Sequence[Result], command: str, gpus: Mapping[str, Gpu]) -
 
 
 def _kernel_table(results: Sequence[Result]) -> list[str]:
-    """One target, type and layout in full."""
+    """Returns the lines of the table for one target, dtype and layout."""
     wanted = [r for r in results if (r[1].dtype, r[1].layout) == (results[0][1].dtype, results[0][1].layout)]
     target = wanted[0][0]
     lines = [
@@ -152,14 +152,14 @@ def _kernel_table(results: Sequence[Result]) -> list[str]:
 
 
 def instructions_per_bin(dtype: str, columns: int = 7) -> tuple[float, float]:
-    """What a warp of sm_90 executes for 256 channels of a bin of roi_align with 2 x 2 points, from its machine code.
+    """Counts the warp instructions for 256 channels of a bin of roi_align with 2 x 2 points, in code for sm_90.
 
     Args:
-        dtype: of the channels_last features.
-        columns: bins of a program.
+        dtype: dtype of the channels_last features.
+        columns: number of bins per program.
 
     Returns:
-        Instructions of a bin whose points lie close enough to share cells, so that it reads 3 x 3, and of others.
+        Instructions of a bin that reads 3 x 3 cells because its points are close enough to share cells, and of others.
     """
     (launched,) = (
         launched

@@ -1,4 +1,4 @@
-"""Tables in pages of the documentation, between two comments, made by programs."""
+"""Helpers for generated Markdown tables in documentation pages, which stand between two comments."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 
 def line(cells: Sequence[str]) -> str:
-    """A line of a Markdown table."""
+    """Returns a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def head(columns: Sequence[str]) -> list[str]:
-    """The first two lines of a Markdown table."""
+    """Returns the first two lines of a Markdown table."""
     return [line(columns), "|---" * len(columns) + "|"]
 
 
 def replace_between(page: str, begin: str, end: str, text: str) -> str:
-    """The page with what stands between its lines ``begin`` and ``end`` replaced.
+    """Returns the page with the text between ``begin`` and ``end`` replaced.
 
     Raises:
-        ValueError: If the page does not hold both, once.
+        ValueError: If the page does not contain both exactly once.
     """
     pattern = f"(?<={re.escape(begin)}).*?(?={re.escape(end)})"
     page, count = re.subn(pattern, lambda _: text, page, flags=re.DOTALL)

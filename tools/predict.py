@@ -4,18 +4,18 @@
     python tools/predict.py ckpt_path=logs/train/runs/... images=folder/
     python tools/predict.py ckpt_path=... images=folder/ features=pooled.npz model.roi_heads.score_thresh=0.5
 
-`images` is an image file or a folder, whose image files are taken with those of its folders, but for hidden ones. Into
-`output` (default: logs/predict/<time>) go `predictions.json.gz`; `images.json` with COCO's `images` and `categories`,
-which the rows refer to; and `pictures/` of the first `pictures` images (default: 12) with detections of `score` or more
-(default: 0.5).
-`features` is a file for what the detector pools of each detection: `features` (K, C, height, width), `boxes` (K, 4)
-XYXY in pixels of the files, `scores`, `labels` and `image_ids`. `batch_size` images (default: 1) are computed at once,
-read by `data.num_workers` processes. Further `key=value` change the config of the run, as for `eval.py`.
+`images` is an image file or a folder; all image files in it and its subfolders are used, except hidden ones. Files in
+`output` (default: logs/predict/<time>) are `predictions.json.gz`; `images.json` with COCO's `images` and `categories`,
+to which the rows refer; and `pictures/` of the first `pictures` images (default: 12) with detections that have a score
+of at least `score` (default: 0.5).
+`features` is a file for the pooled features of each detection: `features` (K, C, height, width), `boxes` (K, 4) XYXY in
+pixels of the files, `scores`, `labels` and `image_ids`. Batches have `batch_size` images (default: 1), which are read
+by `data.num_workers` processes. Further `key=value` arguments change the config of the run, as for `eval.py`.
 
     python tools/predict.py ckpt_path=... boxes=annotations.json images=folder/ features=pooled.npz
 
-pools the boxes of an annotation file in COCO's format, and detects nothing: its `file_name`s start from `images`, and
-`labels` are ids of its categories.
+pools the boxes of an annotation file in COCO's format, without detection: each `file_name` is relative to `images`, and
+`labels` are category ids of the file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         files = find_images(options.images)
         predictor = load(options.ckpt_path, *overrides)
         dataset = predictor.prepare(files)
-        truth = dataset.ground_truth()  # at once, as a file that is no image would end the program in the middle
+        truth = dataset.ground_truth()  # early: raises an error for files that are not images
         start = time.perf_counter()
         found = detect(predictor, dataset, options.batch_size)
         seconds = time.perf_counter() - start
@@ -82,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_images(path: Path) -> list[Path]:
-    """An image file, or those of a folder and of the folders in it, by name; hidden ones are not taken.
+    """Returns an image file itself, or all image files in a folder and its subfolders, sorted, except hidden ones.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: If there is none.
     """
     if path.is_file():
         return [path]
@@ -98,14 +98,14 @@ def find_images(path: Path) -> list[Path]:
 
 
 def detect(predictor: Predictor, dataset: UnlabeledImages, batch_size: int) -> Detections:
-    """All detections, image after image."""
+    """Returns all detections, image by image."""
     workers = int(predictor.config.data.get("num_workers", 0))
     found = predictor.detect(dataset, batch_size=batch_size, num_workers=workers)
     return Detections.concatenate(list(track(found, "detecting", len(dataset), disable=not sys.stdout.isatty())))
 
 
 def draw(folder: Path, dataset: UnlabeledImages, found: Detections, limit: int, score: float) -> None:
-    """Pictures of the first images, named after their files."""
+    """Draws pictures of the first images with their detections, named after the image files."""
     classes = dict(enumerate(dataset.class_names, start=1))
     names = _names([Path(str(file)) for file in dataset.images])
     for index, image_id in enumerate(dataset.image_ids[:limit]):
@@ -118,22 +118,22 @@ def draw(folder: Path, dataset: UnlabeledImages, found: Detections, limit: int, 
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    """A name each for the pictures of files: the files' own, with their numbers before them if two are the same."""
+    """File names for the pictures: those of the image files, prefixed with numbers if two are the same."""
     stems = [file.stem for file in files]
     numbered = len(set(stems)) < len(stems)
     return [f"{number}_{stem}.png" if numbered else f"{stem}.png" for number, stem in enumerate(stems, start=1)]
 
 
 def pool_boxes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    """Writes what the detector pools of the boxes of an annotation file.
+    """Writes the pooled features of the boxes in an annotation file.
 
     Raises:
-        DataError: if the file is missing or malformed, or an image is missing.
+        DataError: If the file is missing or malformed, or an image is missing.
     """
     dataset = COCODataset(options.boxes, options.images)
     dataset.check_images()
     found = Detections.of([row | {"score": 1.0} for row in dataset.ground_truth()["annotations"]])
-    # As the annotations have them, which may not be as they are displayed.
+    # Load images in the annotated orientation, which may differ from the displayed one.
     images = ((image_id, dataset.load(index)[0]) for index, image_id in enumerate(dataset.image_ids))
     write_features(options.features, load(options.ckpt_path, *overrides), images, len(dataset), found)
     print(f"pooled features of {len(found)} boxes in {len(dataset)} images: {options.features}")
@@ -142,17 +142,17 @@ def pool_boxes(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def write_features(
     path: Path, predictor: Predictor, images: Iterable[tuple[int, ImageLike]], count: int, found: Detections
 ) -> None:
-    """What the detector pools of each detection, image after image.
+    """Writes the pooled features of each detection, image by image.
 
     Args:
         path: the file to write.
         predictor: the detector.
-        images: ids and images.
-        count: how many there are.
-        found: the detections, by image in the order of `images`.
+        images: pairs of image id and image.
+        count: number of images.
+        found: the detections, grouped by image in the order of `images`.
 
     Raises:
-        ConfigError: if the file cannot be written.
+        ConfigError: If the file cannot be written.
     """
     corners = box_convert(torch.from_numpy(found.boxes), "xywh", "xyxy").float()
     features = []
@@ -172,7 +172,7 @@ def write_features(
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()  # which a shell leaves to the program after "="
+    return Path(text).expanduser()  # shells do not expand "~" after "="
 
 
 def _npz(text: str) -> Path:

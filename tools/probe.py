@@ -1,21 +1,21 @@
 #!/usr/bin/env python
-"""Evaluates finished weights with other poolers and other proposals: what they lose, and which way their boxes go.
+"""Evaluates trained weights with other poolers and proposals: changes of the metrics, and errors of the boxes.
 
     python tools/probe.py ckpt_path=logs/demo/runs/<timestamp> pooler=roi_align,roi_pool,pr_roi_pool
     python tools/probe.py ckpt_path=... pooler.operator.aligned=true,false noise=0,0.05,0.1,0.2
     python tools/probe.py ckpt_path=... pooler=roi_align,roi_pool iou=1,0.9,0.7,0.5 data.val_images=100
 
-`ckpt_path` is a run directory, whose best checkpoint is taken, or a checkpoint. Values are listed with commas, as in
-sweeps of train.py, and each combination is evaluated. A pooler of the groups `pooler` and `mask_pooler` takes the place
-of the run's, whose output size and levels it keeps. `noise` or `iou` puts proposals made of the objects (one each) in
-the place of the run's: at that distance from the object, in a random direction (`detpool.detection.localization.
-displaced_boxes`; 0 and IoU 1 are the objects themselves), the same for all poolers. Further `key=value` change the
-config of the run, as for `eval.py`; proposals=jittered alone takes those of studies.
+`ckpt_path` is a checkpoint, or a run directory, whose best checkpoint is used. Several values are separated by commas,
+as in sweeps of train.py, and each combination is evaluated. A pooler of the groups `pooler` and `mask_pooler` replaces
+the run's, and keeps its output size and levels. `noise` or `iou` replaces the run's proposals by one box per object, at
+that distance from the object in a random direction (`detpool.detection.localization.displaced_boxes`; 0, or IoU 1, is
+the object itself), the same for all poolers. Further `key=value` arguments change the config of the run, as for
+`eval.py`; proposals=jittered alone uses the proposals of studies.
 
-Into `output` (default: logs/probe/<time>) go `probe.csv`, `probe.png` and `probe.json`. dx, dy, dw and dh are mean
-errors, detection minus object, of centre and sides of the detections that match an object at IoU 0.5: in pixels of the
-image file, and in cells of the map that the object's box is pooled from. Sizes are COCO's: small objects have an area
-below 32 x 32 pixels of the file, large ones above 96 x 96.
+`probe.csv`, `probe.png` and `probe.json` are written to `output` (default: logs/probe/<time>). dx, dy, dw and dh are
+mean errors (detection minus object) of center and sides, for the detections that match an object at IoU 0.5: in pixels
+of the image file, and in cells of the map from which the object's box is pooled. Sizes are COCO's: small objects have
+an area below 32 x 32 pixels of the file, large ones above 96 x 96.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ConfigError("no value given for ckpt_path: pass ckpt_path=... (a run directory or a checkpoint)")
         path = options.ckpt_path.expanduser()
         variants = variants_of(arguments)
-        configs = [configure(path, variant, config_folder()) for variant in variants]  # all are known to be right first
+        configs = [configure(path, variant, config_folder()) for variant in variants]  # check all first
         own = load_config(path)
         with writing(output):
             output.mkdir(parents=True, exist_ok=True)
@@ -70,15 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def evaluate(
     path: Path, variants: Sequence[Variant], configs: Sequence[Any], own: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """The rows of the table: of each variant one for each size of objects.
+    """Evaluates variants, and returns the rows of the table: one for each variant and object size.
 
     Args:
         path: the run directory or checkpoint.
-        variants: what is evaluated.
-        configs: the config of each.
+        variants: the variants to evaluate.
+        configs: the config of each variant.
         own: the poolers of the run.
     """
-    from detpool.probing.weights import probe, summarize  # seconds: not before the configs are checked
+    from detpool.probing.weights import probe, summarize  # takes seconds: only after the configs are checked
     from detpool.training import runs
 
     checkpoint = runs.find_checkpoint(path)
@@ -108,7 +108,7 @@ def evaluate(
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Two tables: metrics, and errors by size of objects."""
+    """Prints two tables: metrics, and box errors by object size."""
     from detpool.evaluation.box_errors import ERRORS
 
     metrics, by_size = [], []
@@ -128,7 +128,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _number(value: float, digits: int) -> str:
-    # + 0.0: no "-0.00"
+    # + 0.0 avoids "-0.00"
     return "-" if value != value else f"{round(value, digits) + 0.0:.{digits}f}"
 
 

@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""How well the order that tools/ridge_probe.py gives poolings predicts the order of trained detectors.
+"""Measures how well the ranking of poolings by tools/ridge_probe.py predicts the ranking of trained detectors.
 
     python tools/probe_ranks.py results/probe/lite0 --trained results/{pooling_nuclei,sampling_nuclei,pooling_shapes}
 
-The folder has a `probe.csv` in `nuclei/`, `nuclei_sampling/` and `shapes/`, those of the studies by these names;
-`--trained` has their reports' `summary.csv`. Spearman's rho is of the poolings of one data set and stride, with a
-bootstrap interval over poolings and the trained means' standard errors. Writes `ranks.csv` and `pairs.csv`.
+The folder contains a `probe.csv` in `nuclei/`, `nuclei_sampling/` and `shapes/`, one for each study; the folders given
+by `--trained` contain the `summary.csv` of the studies' reports. Spearman's rho is computed over the poolings of one
+data set and stride, with a bootstrap interval over the poolings and the standard errors of the trained means. Writes
+`ranks.csv` and `pairs.csv`.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ LABELS = {
     "adaptive": "pooler=roi_align, pooler.sampling_ratio=0, pooler.aligned=true",
     "pr_roi_pool_aligned": "pooler=pr_roi_pool, pooler.aligned=true",
 }
-"""Variants of the studies, as their reports name them."""
+"""Variants of the studies, by their names in the reports."""
 MEASURES = {
     "AP": ("AP", "AP75", "R2/box", "R2/class", "IoU/after"),
     "mask_AP": ("mask_AP", "mask_AP75", "R2/mask", "AP"),
 }
-"""Trained metrics, and the probe's measures that are to predict them."""
+"""Metrics of trained detectors, and the measures of the probe that should predict them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _pairs(folder: Path, reports: Sequence[Path]) -> pd.DataFrame:
-    """A row a pooling, data set and stride: the probe's measures, and means and standard errors of trained metrics.
+    """One row per pooling, data set and stride: the probe's measures, and means and standard errors of trained metrics.
 
-    Those that a file lacks, say of masks, are left out.
+    Measures that a file lacks, for example those of masks, are left out.
 
     Raises:
-        ConfigError: there is no such file, or a pooling is not known or was not trained.
+        ConfigError: If there is no probe.csv, or a pooling is unknown or was not trained.
     """
     files = {name: folder / name / "probe.csv" for name in ("nuclei", "nuclei_sampling", "shapes")}
     known = {name: pd.read_csv(file) for name, file in files.items() if file.is_file()}

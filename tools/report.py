@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Turns any set of runs into a report: see `python tools/report.py --help`.
+"""Writes a report of any set of runs: see `python tools/report.py --help`.
 
-Where detpool is installed without a checkout, the same program is `detpool-report`.
+If detpool is installed without a checkout, the same program is called `detpool-report`.
 """
 
 from detpool.cli.report import main

@@ -1,16 +1,17 @@
 #!/usr/bin/env python
-"""Compares poolings without training: what linear heads read from pooled maps of a frozen backbone.
+"""Compares poolings without training, by linear heads on pooled feature maps of a frozen backbone.
 
     python tools/ridge_probe.py backbone=lite0 data=shapes data.size=256 pooler=roi_pool,roi_align,pr_roi_pool
     python tools/ridge_probe.py study=pooling_shapes backbone=lite0 seed=0 output=results/probe/shapes
     python tools/ridge_probe.py ckpt_path=logs/demo/runs/<timestamp> data=shapes pooler=roi_pool,roi_align
 
-Arguments are train.py's; several values of a key, or a study, are poolings to compare (or backbones, data, seeds). Of a
-backbone the last map is pooled (backbone.output_stride sets its stride), of `ckpt_path`, a run or its checkpoint, whose
-backbone takes the place of the one chosen, all maps that its detector pools. `backbone.weights=null` is an untrained
-network. Proposals are made of the objects (model.proposals, if set). Also: images=200 training images to fit to,
-held_out=100 validation images to measure on, features=1568 numbers of a box, boxes=64 an image to fit to, threads=2,
-output=logs/ridge_probe. Prints a table and writes probe.csv and probe.json; docs/ridge_probe.md says what is measured.
+Arguments are those of train.py; several values of a key, or a study, give the poolings (or backbones, data sets, seeds)
+to compare. The last map of the backbone is pooled (backbone.output_stride sets its stride). `ckpt_path` is a run or a
+checkpoint, whose backbone replaces the chosen one; all maps that its detector pools are then used.
+`backbone.weights=null` gives an untrained network. Proposals are generated from the objects (by model.proposals, if
+set). Further options with their defaults: images=200 (training images for fitting), held_out=100 (validation images for
+measuring), features=1568 (numbers per box), boxes=64 (boxes per image for fitting), threads=2, output=logs/ridge_probe.
+Prints a table and writes probe.csv and probe.json; docs/ridge_probe.md explains the measures.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from detpool.training import runs
 
 COLUMNS = ("R2/box", "R2/class", "R2/mask", "IoU/before", "IoU/after", "AP", "AP75", "mask_AP", "mask_AP75")
 _OF_MAPS = ("data", "backbone", "stem_pool", "downsample", "seed", "imports")
-"""Parts of a config that decide which boxes of which maps are pooled, with `model.proposals`."""
+"""Parts of a config that, with `model.proposals`, determine the feature maps and the boxes that are pooled."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 Job = tuple[dict[str, str], DictConfig]
-"""What sets a configuration apart from the others of a command, and the configuration."""
+"""The settings that distinguish a configuration from the others of a command, and its config."""
 
 
 def _groups(overrides: Sequence[str]) -> list[list[Job]]:
-    """The configurations of a command line, checked, those of the same maps and boxes together."""
+    """Returns the checked configurations of a command line, grouped by the maps and boxes that they use."""
     line = parse_command_line(overrides, config_folder(), "train")
     jobs = sweep_jobs(line.configs, line.overrides)
     if jobs is None:
@@ -86,11 +87,11 @@ def _groups(overrides: Sequence[str]) -> list[list[Job]]:
 
 
 def _probe_group(jobs: Sequence[Job], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each configuration of the same maps and boxes; prints them."""
+    """Returns and prints one row for each configuration of a group, which share maps and boxes."""
     config = jobs[0][1]
-    torch.manual_seed(config.seed)  # of random weights
+    torch.manual_seed(config.seed)  # for random weights
     if "train_transform" in config.data:
-        # Training images as they are evaluated: what is random in training would be different for no reason.
+        # No augmentation of training images, which would add random differences.
         config.data.train_transform = config.data.get("eval_transform")
     data = runs.build_data(config, ["fit"])
     config.class_names = list(data.class_names)
@@ -129,7 +130,7 @@ def _probe_group(jobs: Sequence[Job], options: argparse.Namespace) -> list[dict[
 
 
 def _backbone(config: DictConfig, checkpoint: Path | None) -> Any:
-    """The maps that poolings are compared on, without gradients."""
+    """Returns the frozen backbone whose maps are pooled."""
     if checkpoint is None:
         backbone = SingleMapBackbone(runs.build_body(config))
     else:

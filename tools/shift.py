@@ -4,15 +4,15 @@
     python tools/shift.py ckpt_path=logs/demo/runs/<timestamp>
     python tools/shift.py ckpt_path=logs/pooling_shapes images=100 direction=right     # each run of a study
 
-Each image of the evaluated split is put onto a larger canvas at several places, from 0 to the coarsest stride in pixels
-apart; detections are moved back, and compared with those of the first place. `shift.json` is written into each run
-directory, and `tools/report.py` shows it beside AP. What is measured: `detpool.probing.shifts`.
+Each image of the evaluated split is placed on a larger canvas at several positions, which differ by 0 pixels up to the
+coarsest stride. Detections are moved back and compared with those at the first position. `shift.json` is written to
+each run directory, and `tools/report.py` shows it next to AP. `detpool.probing.shifts` defines the measures.
 
-`images` of the split are taken, evenly spread (default: all), moved `diagonal`, `right` or `down` (`direction`), by
-`shifts` pixels of the model's input, 0,1,2,... (default: about ten, the stride among them), with `margin` pixels of
-canvas around the image (default: the coarsest stride). Detections of at least `score` (default: 0.5) are compared.
-Further `key=value` change the config of the run, as for `eval.py`; of other parts than `data` they need an `output`
-folder, since what is found is then not the run's.
+`images` is the number of images, evenly spread over the split (default: all). They are moved in `direction` (diagonal,
+right or down) by `shifts` pixels of the model's input, 0,1,2,... (default: about ten shifts, including the stride),
+with `margin` pixels of canvas around the image (default: the coarsest stride). Detections with a score of at least
+`score` (default: 0.5) are compared. Further `key=value` arguments change the config of the run, as for `eval.py`.
+Changes of other parts than `data` require an `output` folder, since the results are then not those of the run.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def find_runs(path: Path) -> list[Path]:
-    """A checkpoint or a run directory itself; of a folder of runs those that are finished.
+    """Returns a checkpoint or run directory itself, or the finished runs in a folder of runs.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: If the folder contains no finished run.
     """
     if not path.is_dir() or (path / "config.yaml").is_file():
         return [path]
@@ -85,19 +85,20 @@ def find_runs(path: Path) -> list[Path]:
 
 
 def measure(path: Path, overrides: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """The record of a run.
+    """Measures the shift consistency of a run, and returns the content of `shift.json`.
 
     Args:
-        path: its directory or checkpoint.
-        overrides: `key=value` that its config is changed by.
-        options: `images`, `direction`, `shifts`, `margin` and `score` of the command line.
+        path: run directory or checkpoint.
+        overrides: `key=value` changes of the run's config.
+        options: command-line options `images`, `direction`, `shifts`, `margin` and `score`.
 
     Raises:
-        ConfigError, WeightsError, DataError: as `detpool.load`, or the data has other classes than the model.
+        ConfigError, WeightsError, DataError: As for `detpool.load`; ConfigError also if the classes of the data differ
+            from the model's.
     """
     from rich.progress import track
 
-    from detpool.predictor import load  # seconds: not before the run is known to be there
+    from detpool.predictor import load  # takes seconds: only after the run is known to exist
     from detpool.probing import shifts as probing
     from detpool.training import runs
 
@@ -124,7 +125,7 @@ def measure(path: Path, overrides: Sequence[str], options: argparse.Namespace) -
 
 
 def print_record(title: str, record: dict[str, Any]) -> None:
-    """A line each shift, and below how AP varies."""
+    """Prints one line per shift, and below them the variation of AP."""
     table = pd.DataFrame(record["shifts"]).set_index("shift")
     shown = table[[name for name in SHOWN if name in table]] * 100
     print(f"\n{title}: {record['images']} images of {record['split']}, moved {record['direction']}, percent\n")
@@ -143,7 +144,7 @@ def _shifts(text: str) -> list[int]:
 
 
 def _without_nan(value: Any) -> Any:
-    """A record as JSON can hold it: null for numbers that are not defined."""
+    """Replaces NaN, which JSON does not support, by None in a record."""
     if isinstance(value, dict):
         return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, list):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The table of speeds in docs/benchmarks.md, from what `tools/bench_ops.py` has left in results/ops_cpu.
+"""Writes the table of speeds in docs/benchmarks.md, from the results of `tools/bench_ops.py` in results/ops_cpu.
 
 python tools/speed_table.py    # writes the table into the page
 """
@@ -22,12 +22,12 @@ LINES = {
     "mask: 14 x 14 bins, 256 RoIs": ("roi_align", "roi_pool"),
     "rfcn: 2 x 1029 x 50 x 76, 512 RoIs": ("ps_roi_pool", "ps_roi_align"),
 }
-"""Workloads, each by the name before the colon, and the operators shown of them."""
+"""Lines of the table: title (the name of the workload comes before the colon) and operators."""
 OURS, PEER = "detpool cpu", "torchvision"
 
 
 def table(results: Path = RESULTS) -> str:
-    """Markdown: median milliseconds of ours, channels_last, and of the peers."""
+    """Markdown table of median milliseconds of detpool (channels_last) and of the other implementations."""
     rows = pd.read_csv(results / "bench.csv")
     shown = (rows["implementation"] != OURS) | (rows["layout"] == "channels_last")
     columns = ["workload", "operator", "direction", "implementation"]
@@ -55,12 +55,12 @@ def _ours(times: dict[tuple[str, str, str, str], float], key: tuple[str, str, st
 
 
 def _ms(value: float | None) -> str:
-    """Two digits, and whole numbers from 10 on."""
+    """Formats milliseconds with one decimal, from 10 on without decimals."""
     return "" if value is None else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
 def with_table(page: str) -> str:
-    """The page with the table brought up to date."""
+    """Returns the page with an updated table."""
     return replace_between(page, BEGIN, END, table())
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The table in docs/operators.md of who computes what, from what the dispatcher answers.
+"""Writes the table in docs/operators.md of which backend supports which operator, according to the dispatcher.
 
 python tools/support_table.py    # writes the table into the page
 """
@@ -39,11 +39,11 @@ OPERATORS = {
     "spp": partial(ops.spp, levels=[1, 2]),
 }
 MAXIMA = {name for name in OPERATORS if "maximum" in name or name in ("roi_pool", "roi_pool_rotated", "spp")}
-"""Those whose reduction is the maximum."""
+"""Operators whose reduction is the maximum."""
 
 
 def table() -> str:
-    """Markdown: for each operator the types that each backend takes, and what gets gradients."""
+    """Markdown table: for each operator, the dtypes that each backend supports, and which inputs get gradients."""
     lines = head(["operator", *(f"`{name}`" for name in ORDER), "gradients"])
     for name, call in OPERATORS.items():
         inputs = _inputs(name)
@@ -67,19 +67,19 @@ def _inputs(name: str) -> dict[str, Tensor]:
 
 
 def _types(primitive: str, backend: str, spec: Spec) -> str:
-    """The types for which the dispatcher has no reason against a backend."""
+    """The dtypes for which the dispatcher gives no reason against a backend."""
     served = []
     for label, dtype in DTYPES.items():
         on_device = torch.empty((1, 1, 1, 1), dtype=dtype, device="cpu" if backend == "cpu" else "meta")
         reasons = list_reasons(primitive, on_device, spec)[backend]
-        # where it runs, which is not here, is no property of the operator
+        # reasons about this machine say nothing about the operator
         if not [reason for reason in reasons if not reason.startswith(("tensors are on", "triton is not installed"))]:
             served.append(label)
     return "all types" if len(served) == len(DTYPES) else ", ".join(served) or "no"
 
 
 def with_table(page: str) -> str:
-    """The page with the table brought up to date."""
+    """Returns the page with an updated table."""
     return replace_between(page, BEGIN, END, table())
 
 

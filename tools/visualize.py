@@ -1,4 +1,4 @@
-"""Pictures of pooling, with numbers beside them.
+"""Draws pictures of pooling, and writes the numbers shown in them.
 
     python tools/visualize.py bins --image photo.jpg --box 13.2 9.7 61.4 50.1 --stride 8   # bins, cells, sample points
     python tools/visualize.py continuity --operators roi_pool roi_align:aligned=True       # output as the box slides
@@ -7,9 +7,10 @@
     python tools/visualize.py class_maps logs/demo/runs/<timestamp> --image a.jpg   # which bins speak for a class
     python tools/visualize.py predictions logs/demo/runs/<timestamp> --count 20            # of a finished run
 
-Operators are functions of `detpool.ops` with arguments, such as `pool:sampling=integral,bins=rounded`, or of your own,
-such as `my_package.my_operator`; `--import my_package` imports what registers rules by name. All but the last write
-`<command>.png` and `<command>.csv`; docs/visualization.md says what they show and how the numbers are defined.
+Operators are functions of `detpool.ops` with arguments, such as `pool:sampling=integral,bins=rounded`, or your own
+functions, such as `my_package.my_operator`; `--import my_package` imports a module that registers rules by name. All
+commands but the last write `<command>.png` and `<command>.csv`; docs/visualization.md explains the pictures and defines
+the numbers.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ MOTIONS = {"slide": SLIDE, "grow": GROW}
 
 
 MOST_CELLS = 40_000
-"""Of a map in `bins`, which takes 20 seconds and a gigabyte for so many, and more than in proportion for more."""
+"""Maximum number of cells of a map in `bins`. So many take 20 seconds and a gigabyte; costs grow superlinearly."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -62,10 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def bins(options: argparse.Namespace) -> None:
-    """What each operator reads for a box."""
+    """Draws what each operator reads for a box."""
     box, stride, image = _box(options), options.stride, None
     if options.image is None:
-        # Room for operators that round boxes outwards and read a cell further.
+        # Leave room for operators that round boxes outward and read one more cell.
         width, height = (edge + 3 * stride for edge in box[2:])
     else:
         image = read_image(options.image)
@@ -88,7 +89,7 @@ def bins(options: argparse.Namespace) -> None:
 
 
 def continuity(options: argparse.Namespace) -> None:
-    """How each operator's output moves with the box."""
+    """Draws how the output of each operator changes as the box moves."""
     motion, features = MOTIONS[options.motion], _features(options)
     found = _of_each(options, lambda op, where: measure_continuity(op, **where, motion=motion, features=features))
     numbers = {
@@ -105,7 +106,7 @@ def continuity(options: argparse.Namespace) -> None:
 
 
 def gradients(options: argparse.Namespace) -> None:
-    """Where the gradients of each operator push a box."""
+    """Draws where the gradients of each operator push a box."""
     features = _features(options)
     found = _of_each(options, lambda op, where: gradient_field(op, **where, reach=options.reach, features=features))
     numbers = {name: {"alignment": f.alignment, "astray": f.astray} for name, f in found.items()}
@@ -113,7 +114,7 @@ def gradients(options: argparse.Namespace) -> None:
 
 
 def _features(options: argparse.Namespace) -> Any:
-    """Those of a run for an image, if they are asked for; None: waves."""
+    """Features of a run for an image, if the options ask for them; else None, for generated waves."""
     if (options.features is None) != (options.image is None):
         raise ConfigError(
             "--features RUN and --image FILE go together: the run's feature map of the image is looked at"
@@ -131,7 +132,7 @@ def _features(options: argparse.Namespace) -> Any:
 
 
 def class_maps(options: argparse.Namespace) -> None:
-    """Class activation maps of a run's detections in an image, with head_pool=class_maps."""
+    """Draws class activation maps of a run's detections in an image; the run needs head_pool=class_maps."""
     from detpool.predictor import load  # takes seconds
     from detpool.visualization.class_maps import find_class_maps, plot_class_maps
 
@@ -154,12 +155,12 @@ def class_maps(options: argparse.Namespace) -> None:
 
 
 def predictions(options: argparse.Namespace) -> None:
-    """Predictions of a finished run beside the ground truth."""
+    """Draws predictions of a finished run next to the ground truth."""
     config_file, rows_file = options.run_dir / "config.yaml", find_results(options.run_dir)
     for file in (config_file, rows_file):
         if not file.is_file():
             raise ConfigError(f"{file} does not exist: is {options.run_dir} the directory of a finished run?")
-    from detpool.training.runs import build_data  # takes seconds: not before the files are known to be there
+    from detpool.training.runs import build_data  # takes seconds: only after the files are known to exist
 
     config = load_config(options.run_dir)
     config.imports = options.imports
@@ -178,7 +179,7 @@ def predictions(options: argparse.Namespace) -> None:
 
 
 def _of_each(options: argparse.Namespace, look: Callable) -> dict:
-    """What `look(operator, where)` finds in each, by its name; an error names the operator."""
+    """Returns the results of `look(operator, where)` by operator name; errors name the operator."""
     import_all(options.imports)
     functions, found, box = functions_of(), {}, _box(options)
     for name in options.operators:
@@ -209,7 +210,7 @@ def _report(options: argparse.Namespace, figure: Figure, numbers: Numbers, of: s
     """Write the picture to `<command>.png` and the numbers to a CSV file beside it, and print them."""
     table = Table(options.command, [of], list(next(iter(numbers.values()))))
     for name, row in numbers.items():
-        # + 0.0: no "-0.0000"
+        # + 0.0 avoids "-0.0000"
         table.add_row(name, *(f"{round(value, 4) + 0.0:.4f}" for value in row.values()))
     with writing(options.output):
         save(figure, options.output / f"{options.command}.png")

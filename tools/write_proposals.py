@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Writes the proposals of a trained detector's RPN to a file, for detectors that take them from there (Fast R-CNN).
+"""Writes the proposals of a trained detector's RPN to a file, for detectors that read proposals (Fast R-CNN).
 
     python tools/write_proposals.py ckpt_path=logs/.../checkpoints/best.ckpt split=train output=train [top_n=1000]
     python train.py model=fast_rcnn data.train_proposals=train data.val_proposals=val ...
 
-`output` is a folder of three `.npy` files, which trainings map into memory once for all processes of a machine, or, if
-it ends in `.npz`, one compressed file, which each process unpacks. Further `key=value` change the config of the run, as
-for `eval.py`. Images of `split` (train, val or test) go through the evaluation's transform, read by `data.num_workers`
-processes; boxes are written in pixels of the image files, best first.
+`output` is a folder of three `.npy` files, which training maps into memory once for all processes of a machine, or, if
+it ends in `.npz`, a single compressed file, which each process unpacks. Further `key=value` arguments change the config
+of the run, as for `eval.py`. The images of `split` (train, val or test) are read by `data.num_workers` processes with
+the evaluation transform. Boxes are written in pixels of the image files, best first.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
     """Writes the proposals of a checkpoint's RPN for the images of a split.
 
     Raises:
-        ConfigError: if the checkpoint's model has no RPN, or an override does not exist.
-        DataError: if data is missing or broken.
+        ConfigError: If the checkpoint's model has no RPN, or an override does not exist.
+        DataError: If data is missing or broken.
     """
     checkpoint = runs.find_checkpoint(checkpoint)
     config = load_config(checkpoint)
@@ -73,7 +73,7 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
         raise ConfigError(f"{checkpoint}: its model takes proposals from files and makes none")
     config.model.rpn.post_nms_top_n_test = top_n
     config.model.rpn.pre_nms_top_n_test = max(top_n, config.model.rpn.get("pre_nms_top_n_test", 0))
-    # Of the training images too the proposals are wanted as evaluation sees them.
+    # For training images, too, proposals are computed without augmentation.
     config.data.train_transform = config.data.get("eval_transform")
     data = runs.build_data(config)
     module = runs.restore(config, checkpoint)
@@ -81,7 +81,7 @@ def write(checkpoint: Path, split: str, output: Path, top_n: int, overrides: Seq
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = module.model.to(device).eval()
     found = {}
-    # One at a time, as the padding of a batch would change the proposals.
+    # One image at a time, because the padding of a batch would change the proposals.
     loader = DataLoader(dataset, batch_size=1, num_workers=data.num_workers, collate_fn=collate)
     for images, (target,) in track(loader, f"proposals of {split}", len(dataset), disable=not sys.stdout.isatty()):
         with torch.inference_mode():

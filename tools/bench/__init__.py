@@ -1,1 +1,1 @@
-"""What `tools/bench_ops.py` measures, against whom, and how it reports."""
+"""Parts of `tools/bench_ops.py`: workloads, operators, other implementations, timing, and reports."""

@@ -1,4 +1,4 @@
-"""Pooling calls that can be timed against each other, and what they should return."""
+"""Pooling calls that can be timed against each other, and their expected results."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ BOX_BACKWARD = "forward+backward+boxes"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 CHECKED_EVERY = 16
-"""Output channels from one that is compared with the reference to the next; all would take minutes a case."""
+"""Every so many output channels, one is compared with the reference; all would take minutes per case."""
 
 Results = dict[str, list[Tensor]]
 Pool = Callable[[Sequence[Tensor], Any], Tensor]
 
 
 class Absent(Exception):
-    """An implementation cannot take part; the message says why."""
+    """Raised if an implementation cannot take part; the message says why."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question: who computes this fastest?"""
+    """A computation for which implementations are compared."""
 
     workload: Workload
     operator: Operator
@@ -42,9 +42,9 @@ class Case:
     dtype: torch.dtype
     threads: int
     sampling_ratio: int
-    """points a bin along each axis of the operators that sample points; 0 for as many as the bin has cells"""
+    """Points per bin along each axis for operators that sample points; 0 for as many as the bin has cells."""
     device: str = "cpu"
-    """where to compute: cpu or cuda"""
+    """Device: cpu or cuda."""
 
     @property
     def backward(self) -> bool:
@@ -62,7 +62,7 @@ class Case:
 
     @cached_property
     def grad_output(self) -> Tensor:
-        """(K, C, PH, PW) float32 contiguous, normally distributed."""
+        """Gradient of the output: (K, C, PH, PW) float32, contiguous, normally distributed."""
         rois = sum(len(boxes) for boxes in self.workload.boxes)
         shape = (rois, self.workload.output_channels, *self.workload.output_size)
         return torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -73,23 +73,23 @@ class Contender:
     """An implementation with its inputs prepared."""
 
     run: Callable[[], Results]
-    """the call that is timed: returns `output` and, if the case asks for them and it has them, gradients"""
+    """The timed call: returns `output` and, if the case asks for them and they are supported, gradients."""
     check: Callable[[], Results]
-    """the same call; the gradient of the output is zero but for the checked channels, since those of boxes sum over all
-    channels"""
+    """The same call, with a gradient of the output that is zero except in the checked channels, since gradients of
+    boxes are sums over all channels."""
     note: str = ""
     keep: object = None
-    """what the calls read but do not own: it lives as long as the contender"""
+    """Objects that the calls use, which must live as long as the contender."""
 
 
 def detpool_contender(case: Case, backend: str | None, layout: str) -> Contender:
-    """Ours, as users call it: the operator on one map, `RoIPooler` on a pyramid."""
+    """Returns detpool's implementation as users call it: the operator on one map, `RoIPooler` on a pyramid."""
     pool = detpool_pool(case.workload, case.operator.bind(case.sampling_ratio, backend))
     return autograd_contender(case, pool, LAYOUTS[layout], case.box_gradients)
 
 
 def detpool_pool(workload: Workload, operator: Callable[..., Tensor]) -> Pool:
-    """`pool(features, boxes)` of a workload with an operator of ours."""
+    """Returns `pool(features, boxes)` for a workload with an operator of detpool."""
     if not workload.is_pyramid:
         scale = 1 / workload.strides[0]
         return lambda features, rois: operator(features[0], rois, output_size=workload.output_size, spatial_scale=scale)
@@ -97,7 +97,7 @@ def detpool_pool(workload: Workload, operator: Callable[..., Tensor]) -> Pool:
 
 
 def pyramid_pool(workload: Workload, pooler: Callable[..., Callable[..., Tensor]]) -> Pool:
-    """`pool(features, boxes)` with what is made and called as torchvision's `MultiScaleRoIAlign`."""
+    """Returns `pool(features, boxes)` for a pooler with the interface of torchvision's `MultiScaleRoIAlign`."""
     names = [str(level) for level in range(len(workload.strides))]
     pool, image_shapes = pooler(names, workload.output_size), [workload.image_size] * len(workload.boxes)
     return lambda features, boxes: pool(dict(zip(names, features, strict=True)), boxes, image_shapes)
@@ -112,14 +112,14 @@ def autograd_contender(
     note: str = "",
     channels: Tensor | None = None,
 ) -> Contender:
-    """The call of anything that PyTorch differentiates.
+    """Returns a contender for any function that PyTorch can differentiate.
 
     Args:
         case: says whether to run backward, and the dtype of features and of the gradient of the output.
         pool: `pool(features, boxes)`; boxes are (K, 5) for one map, a list of (L, 4) for a pyramid.
-        layout: of features and of the gradient of the output.
-        box_gradients: also differentiate with respect to boxes.
-        note: what readers of the result should know.
+        layout: memory format of features and of the gradient of the output.
+        box_gradients: whether to differentiate with respect to boxes too.
+        note: note for the readers of the result.
         channels: output channels to compute, None for all.
     """
     workload = case.workload
@@ -152,7 +152,7 @@ def autograd_contender(
 
 
 def expected_results(case: Case) -> Results:
-    """What the reference backend returns for the checked channels, computed on the CPU."""
+    """Results of the reference backend for the checked channels, computed on the CPU."""
     case = dataclasses.replace(case, device="cpu")
     pool = detpool_pool(case.workload, case.operator.bind(case.sampling_ratio, "reference"))
     channels = case.checked_channels
@@ -160,7 +160,7 @@ def expected_results(case: Case) -> Results:
 
 
 def checked_part(case: Case, results: Results) -> Results:
-    """The channels of `results` that `expected_results` holds."""
+    """The channels of `results` that `expected_results` contains."""
     outputs = case.checked_channels
     inputs = case.workload.input_channels(outputs)
     index = {"output": outputs, "feature gradient": inputs}

@@ -1,7 +1,7 @@
-"""What a call costs a GPU: time from idle to idle, time without the CPU in the way, its main kernel, its waits.
+"""Measures calls on a GPU: time from idle to idle, time without overhead of the CPU, the main kernel, and waits.
 
-With the CPU as the device (Triton's interpreter) the same code runs, so that it is known to work before it meets a GPU;
-the numbers are then those of the CPU and mean nothing.
+With the CPU as the device (Triton's interpreter), the same code runs, so that it can be tested without a GPU; the
+numbers are then meaningless.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profile says of one call."""
+    """Profile of one call."""
 
     kernels: float
-    """launched, copies and fills included"""
+    """Number of launched kernels, including copies and fills."""
     waits: float
-    """of the CPU for the GPU"""
+    """Number of times that the CPU waits for the GPU."""
     busy_ms: float
-    """of all kernels"""
+    """Milliseconds of all kernels."""
     main_ms: float
-    """of the kernel that takes longest"""
+    """Milliseconds of the kernel that takes longest."""
     main: str
-    """its name"""
+    """Name of that kernel."""
 
 
 def synchronize(device: str) -> None:
@@ -54,16 +54,16 @@ def time_from_idle(call: Call, device: str, rounds: int) -> float:
 
 
 def capture(call: Call, device: str) -> Call:
-    """A call that replays the kernels of ``call`` as one CUDA graph; on a CPU ``call`` itself.
+    """Returns a function that replays the kernels of ``call`` as one CUDA graph; on a CPU, ``call`` itself.
 
     Raises:
-        RuntimeError: if the call waits for the GPU, or does something else that a graph cannot hold.
+        RuntimeError: If the call waits for the GPU, or does something else that a graph cannot contain.
     """
     if device != "cuda":
         return call
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # as PyTorch asks for: what is made at the first calls must not be part of the graph
+    with torch.cuda.stream(side):  # PyTorch requires warm-up calls: their initialization must not be part of the graph
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(side)
@@ -74,7 +74,7 @@ def capture(call: Call, device: str) -> Call:
 
 
 def profile_call(call: Call, device: str, calls: int) -> Profile:
-    """Kernels and waits of a call, averages of so many; it has been made before."""
+    """Profiles a call, averaged over `calls` calls; it must have been made before, so that kernels are compiled."""
     synchronize(device)
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as record:
@@ -83,7 +83,7 @@ def profile_call(call: Call, device: str, calls: int) -> Profile:
         synchronize(device)
     kind = torch.profiler.DeviceType.CUDA if device == "cuda" else torch.profiler.DeviceType.CPU
     durations: dict[str, float] = {}
-    kernels, waits = 0, -1 if device == "cuda" else 0  # without the one for the end
+    kernels, waits = 0, -1 if device == "cuda" else 0  # not counting the synchronization at the end
     for event in record.profiler.kineto_results.events():
         waits += event.name() in WAITS
         if event.device_type() == kind:

@@ -1,4 +1,4 @@
-"""The operators that `detpool.ops` has, found by looking, those of a user's own, and variants by their arguments."""
+"""Finds the operators of `detpool.ops`, users' own operators, and variants of operators by their arguments."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detpool.own_packages import import_named
 Function = Callable[..., Tensor]
 
 VARIANTS = ("roi_align:reduction=max", "ps_roi_pool:convention=rfcn", "pr_roi_pool:position_sensitive=True")
-"""Operators by other names in the literature, which get rows of their own by default."""
+"""Variants that have their own names in the literature, and thus their own rows by default."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,25 @@ class Operator:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     position_sensitive: bool = False
     box_gradients: bool = False
-    """whether boxes get a gradient"""
+    """Whether boxes get a gradient."""
 
     @property
     def has_backends(self) -> bool:
-        """Whether it can be told which backend computes it, and so has the reference to be compared with."""
+        """Whether the backend can be chosen, so that results can be compared with those of the reference backend."""
         return "backend" in inspect.signature(self.function).parameters
 
     @property
     def needs_offsets(self) -> bool:
-        """Whether its bins must be moved; those of `pool` only can be."""
+        """Whether offsets of the bins are required; for `pool` they are optional."""
         parameter = inspect.signature(self.function).parameters.get("offsets")
         return parameter is not None and parameter.default is parameter.empty and "offsets" not in self.keywords
 
     def bind(self, sampling_ratio: int, backend: str | None) -> Function:
-        """The operator as `op(features, boxes, output_size=, spatial_scale=)`.
+        """Returns the operator as `op(features, boxes, output_size=, spatial_scale=)`.
 
         Args:
-            sampling_ratio: of operators that take one; those that read all cells or integrate have no points.
+            sampling_ratio: points per bin and axis, for operators that sample points.
+            backend: the backend, for operators that have several; None: the default.
         """
         if self.keywords.get("sampling") in ("cells", "integral"):
             sampling_ratio = 0
@@ -57,7 +58,7 @@ class Operator:
         keywords = {name: value for name, value in keywords.items() if name in parameters}
         rotated = getattr(self.function, "__name__", "").endswith("_rotated")
         if not self.needs_offsets and not rotated:
-            return partial(self.function, **keywords)  # which `RoIPooler` knows to take all maps of a pyramid at once
+            return partial(self.function, **keywords)  # `RoIPooler` passes it all maps of a pyramid at once
 
         def bound(features: Tensor, boxes: Tensor, output_size: tuple[int, int], spatial_scale: float) -> Tensor:
             extra = {"offsets": _offsets(len(boxes), *output_size)} if self.needs_offsets else {}
@@ -80,10 +81,10 @@ def functions_of(namespace: Any = ops) -> dict[str, Function]:
 
 
 def discover(functions: Mapping[str, Function]) -> tuple[dict[str, Operator], dict[str, str]]:
-    """Every function, and the variants of those that are there.
+    """Examines all functions and their variants.
 
     Returns:
-        The operators by name, and for each that cannot be measured the reason.
+        The operators by name, and the reasons why others cannot be measured, by name.
     """
     found: dict[str, Operator] = {}
     refused: dict[str, str] = {}
@@ -96,13 +97,13 @@ def discover(functions: Mapping[str, Function]) -> tuple[dict[str, Operator], di
 
 
 def examine(name: str, functions: Mapping[str, Function]) -> Operator:
-    """An operator by its name, such as `roi_pool`, `pool:sampling=integral,reduction=max` or `my_package.my_operator`.
+    """Returns an operator by name: `roi_pool`, `pool:sampling=integral,reduction=max`, `my_package.my_operator`, ...
 
-    One small call tells what kind it is: 4 channels and 2 x 2 bins make 4 output channels, or 1 if each bin has
-    channels of its own.
+    A small call determines its kind: from 4 channels and 2 x 2 bins it computes 4 output channels, or 1 if each bin has
+    its own channels.
 
     Raises:
-        ValueError: there is no such function or argument, or it cannot be called like a pooling operator.
+        ValueError: If the function or an argument does not exist, or it cannot be called like a pooling operator.
     """
     base, _, rest = name.partition(":")
     function = _of_user(base) if "." in base else functions.get(base)
@@ -116,7 +117,7 @@ def examine(name: str, functions: Mapping[str, Function]) -> Operator:
     try:
         output = operator.bind(2, "reference")(features, boxes, output_size=(2, 2), spatial_scale=0.9)
         grads = torch.autograd.grad(output.sum(), (features, boxes), allow_unused=True)
-    except Exception as error:  # whatever a registered rule raises
+    except Exception as error:  # registered rules may raise anything
         raise ValueError(f"cannot be called with (input, boxes, output_size, spatial_scale): {error}") from error
     if tuple(output.shape) not in ((1, 4, 2, 2), (1, 1, 2, 2)):
         raise ValueError(f"makes {tuple(output.shape)} of one RoI with 2 x 2 bins and 4 channels")
@@ -124,10 +125,10 @@ def examine(name: str, functions: Mapping[str, Function]) -> Operator:
 
 
 def _of_user(name: str) -> Function:
-    """What a dotted name stands for.
+    """Imports the function with a dotted name.
 
     Raises:
-        ValueError: there is no such module, it cannot be imported, or has no such function.
+        ValueError: If the module does not exist, cannot be imported, or does not have this function.
     """
     module, _, attribute = name.rpartition(".")
     found = import_named(module, name)
@@ -141,7 +142,7 @@ def _of_user(name: str) -> Function:
 
 
 def _keyword(function: str, text: str, known: Mapping[str, inspect.Parameter]) -> tuple[str, Any]:
-    """`key=value` as a pair; the value a Python literal, or else a string."""
+    """Parses `key=value` as a pair; the value is a Python literal, or else a string."""
     key, _, value = text.partition("=")
     if not value:
         raise ValueError(f"arguments of {function} are written key=value, got {text!r}")
@@ -163,6 +164,6 @@ def _offsets(rois: int, height: int, width: int) -> Tensor:
 
 
 def _rotated(boxes: Tensor) -> Tensor:
-    """(K, 5) boxes turned by 30 degrees about their centres: (K, 6)."""
+    """Rotates boxes (K, 5) by 30 degrees about their centers: (K, 6)."""
     centre, size = (boxes[:, 1:3] + boxes[:, 3:]) / 2, boxes[:, 3:] - boxes[:, 1:3]
     return torch.cat([boxes[:, :1], centre, size, torch.full_like(boxes[:, :1], 30.0)], dim=1)

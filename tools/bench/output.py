@@ -1,4 +1,4 @@
-"""Results as a table of plain text, CSV and JSON."""
+"""Writes results as plain text tables, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from detpool.run_record import provenance
 from .run import Row
 
 PACKAGES = ("numpy", "numba", "openvino", "onnx", "onnxruntime", "timm")
-"""Further ones whose versions matter to a benchmark."""
+"""Further packages whose versions are recorded."""
 Item = TypeVar("Item")
 
 
 class Table:
-    """Lines of cells below a title: numbers on the right of their columns, names and remarks on the left."""
+    """A text table with a title: numbers are right-aligned, names and remarks left-aligned."""
 
     def __init__(self, title: str, names: Sequence[str], numbers: Sequence[str], remarks: Sequence[str] = ()) -> None:
         self._title, self._numbers = title, range(len(names), len(names) + len(numbers))
@@ -35,7 +35,7 @@ class Table:
         self._lines.append(cells)
 
     def add_gap(self) -> None:
-        """An empty line."""
+        """Adds an empty line."""
         self._lines.append(())
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Table:
 
 
 def progress(items: Sequence[Item], title: str) -> Iterator[Item]:
-    """The items one by one, their number on the terminal where there is one."""
+    """Yields the items, and shows their number if there is a terminal."""
     for number, item in enumerate(items, 1):
         if sys.stderr.isatty():
             print(f"\r{title}: {number} of {len(items)}", end="", file=sys.stderr, flush=True)
@@ -56,7 +56,7 @@ def progress(items: Sequence[Item], title: str) -> Iterator[Item]:
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """One table for each workload, number of threads and dtype; who was not timed, and why, below."""
+    """Prints one table for each workload, number of threads and dtype, and below what was not timed and why."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(f"{row.workload}, {row.dtype}, {in_words(row.threads, 'thread')}", []).append(row)
@@ -73,7 +73,7 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 
 def in_words(number: int, noun: str) -> str:
-    """Such as "1 thread" and "2 threads"."""
+    """Number and noun, such as "1 thread" and "2 threads"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -94,7 +94,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def _print_left_out(rows: Iterable[Row]) -> None:
-    """A line for each implementation and reason: wrong results, failures, and what it does not compute at all."""
+    """Prints a line for each implementation and reason: wrong results, failures, and unsupported operators."""
     cases: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         if row.status != "timed":

@@ -1,4 +1,4 @@
-"""From a case to its rows: build, check, then time whoever agrees."""
+"""Runs a case: builds all implementations, checks their results, and times those that agree with the reference."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .traffic import bytes_moved
 
 COPY = "copy"
 OWN = "own"
-"""The implementation of an operator that has no backends, being the user's own."""
+"""Name of the implementation of a user's own operator, which has no backends."""
 NOT_CHECKED = "not checked: it has no argument 'backend', and so no reference"
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Greatest error by dtype of the features, relative to the largest number of the tensor or 1 if that is smaller.
+"""Maximum error by dtype of the features, relative to the largest magnitude in the tensor or 1 if that is smaller.
 
-What is added up in float32 may be added in another order; results in float16 and bfloat16 have 11 and 8 bits."""
+Sums in float32 may be computed in another order; results in float16 and bfloat16 have 11 and 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,32 @@ class Row:
 
     @property
     def key(self) -> str:
-        """Names a call among those that are timed together."""
+        """Unique name of the call among those that are timed together."""
         return f"{self.implementation} {self.operator} {self.layout}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Who takes part, and for how long."""
+    """Implementations that take part, and limits on the time."""
 
     backends: Sequence[str]
     layouts: Sequence[str]
     peers: Mapping[str, Peer]
     yardsticks: Mapping[bool, Operator]
-    """by whether channels are position-sensitive: the operator of ours that stands in for torchvision's, for operators
-    which that lacks"""
+    """Operators of detpool with which those are compared that torchvision lacks, by whether channels are
+    position-sensitive."""
     rounds: int
-    """the most times each call is timed"""
+    """Maximum number of times that each call is timed."""
     budget: float
-    """seconds a case after which no further round begins"""
+    """Seconds per case after which no further round begins."""
 
 
 Calls = dict[str, Callable[[], object]]
-"""What may be timed, by the key of its row."""
+"""Calls that may be timed, by the key of their rows."""
 
 
 def run_case(case: Case, settings: Settings) -> list[Row]:
-    """Check everybody who can answer a case, time those who agree with the reference; ours come first."""
+    """Checks all implementations of a case, and times those that agree with the reference; detpool's come first."""
     torch.set_num_threads(case.threads)
     calls: Calls = {}
     expected = expected_results(case) if case.operator.has_backends else None
@@ -129,9 +129,9 @@ def _admit(
     expected: Results | None,
     calls: Calls,
 ) -> Row:
-    """Build an implementation's call and compare what it returns: its row without times. What agrees joins `calls`.
+    """Builds an implementation's call, checks its results, and returns its row without times.
 
-    Without anything expected so does whatever can be called.
+    If it agrees with `expected`, or nothing is expected, it is added to `calls`.
     """
     dtype = str(case.dtype).removeprefix("torch.")
     names = (case.workload.name, case.operator.name, case.direction, dtype, case.threads, implementation, layout)
@@ -141,7 +141,7 @@ def _admit(
         results = contender.check()
     except (Absent, BackendError) as reason:
         return row("absent", str(reason))
-    except Exception as error:  # one that breaks must not take the others' results with it
+    except Exception as error:  # a failure must not affect the others
         return row("failed", f"{type(error).__name__}: {error}")
     if expected is None:
         unchecked = row("timed", "; ".join(filter(None, (contender.note, NOT_CHECKED))))
@@ -159,9 +159,9 @@ def _admit(
 def compare(
     results: Mapping[str, Sequence[Tensor]], expected: Mapping[str, Sequence[Tensor]], tolerance: float
 ) -> tuple[float, str]:
-    """The greatest error in lists of tensors (one a level) by name, and in which tensor and how many numbers it is.
+    """Returns the greatest error in lists of tensors (one per level) by name, and where and how often it occurs.
 
-    It is relative as in `TOLERANCES`, and infinite for another shape or NaN.
+    The error is relative as in `TOLERANCES`, and infinite for a wrong shape or NaN.
     """
     greatest, worst = 0.0, ""
     for name, tensors in results.items():

@@ -1,4 +1,4 @@
-"""Times of several calls taken in turns, and what to say of them."""
+"""Times several calls in turns, and summarizes the times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Summary:
-    """Seconds of one call."""
+    """Summary of the seconds of one call."""
 
     median: float
     p20: float
@@ -24,7 +24,7 @@ class Summary:
     rounds: int
 
     def columns(self, unit: str = "ms") -> dict[str, float]:
-        """What a file of results says of them, in milliseconds or (`s`) seconds."""
+        """Columns for a file of results, in milliseconds or (`s`) seconds."""
         times = {"median": self.median, "p20": self.p20, "p80": self.p80}
         return {f"{name}_{unit}": time * {"ms": 1e3, "s": 1}[unit] for name, time in times.items()}
 
@@ -35,20 +35,20 @@ def measure(calls: Mapping[str, Callable[[], object]], rounds: int, budget: floa
 
 
 def summarize(seconds: Sequence[float]) -> Summary:
-    """Median and 20th and 80th percentile, linear between the two nearest times."""
+    """Returns median and 20th and 80th percentile, with linear interpolation."""
     p20, median, p80 = np.percentile(seconds, [20, 50, 80])
     return Summary(float(median), float(p20), float(p80), len(seconds))
 
 
 def interleave(calls: Mapping[str, Callable[[], object]], rounds: int, budget: float) -> dict[str, list[float]]:
-    """Time each call once a round, so that whatever slows the machine down for a while slows all of them.
+    """Time each call once per round, so that a temporary slowdown of the machine affects all of them.
 
-    The order within a round is drawn anew (from a fixed seed), lest one call always follows the same other. Before each
-    time the call is made twice, so that neither the other calls' threads nor their data are in its way.
+    The order within each round is random (with a fixed seed), so that a call does not always follow the same other one.
+    Each call is made twice before it is timed, so that threads and cached data of other calls have no influence.
 
     Args:
-        calls: Name to call; what it returns is dropped outside the measured time.
-        rounds: The most rounds.
+        calls: Calls by name; their results are freed outside the measured time.
+        rounds: Maximum number of rounds.
         budget: Seconds after which no further round begins, once `LEAST_ROUNDS` (or `rounds`, if less) are done.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The bytes that a pooling call cannot avoid to move."""
+"""The minimum number of bytes that a pooling call has to move."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .workloads import Workload
 
 
 def bytes_moved(workload: Workload, dtype: torch.dtype, *, backward: bool, box_gradients: bool) -> int:
-    """Each number read or written once; boxes and weights, which are small, left out.
+    """Bytes moved if each number is read or written once, without boxes and weights, which are small.
 
     Forward: the cells under any RoI (position-sensitive: under bin (i, j) of any RoI, in the channels of that bin) are
     read, the output is written. Backward: the gradient of the output is read, that of the features is written, zeros
@@ -33,7 +33,7 @@ def bytes_moved(workload: Workload, dtype: torch.dtype, *, backward: bool, box_g
 
 
 def _touched(workload: Workload, level: int) -> int:
-    """Numbers of a feature map that some bin reads."""
+    """Number of values of a feature map that are read by some bin."""
     images, channels, height, width = workload.features[level].shape
     rois = workload.rois
     if workload.is_pyramid:
@@ -51,7 +51,7 @@ def _touched(workload: Workload, level: int) -> int:
 
 
 def _edges(start: Tensor, end: Tensor, stride: int, bins: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last + 1 cell of each bin along an axis: two (K, bins)."""
+    """First cell, and last cell + 1, of each bin along an axis: two arrays (K, bins)."""
     edges = (start[:, None] + torch.arange(bins + 1) * ((end - start) / bins)[:, None]) / stride
     first, last = edges[:, :-1].floor().clamp(0, length), edges[:, 1:].ceil().clamp(0, length)
     return first.int().numpy(), last.int().numpy()

@@ -1,4 +1,4 @@
-"""The inputs that operators are timed on: one setup function a workload, the same numbers on every call."""
+"""The inputs on which operators are timed: one function per workload, which returns the same numbers on every call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 IMAGE_SIZE = (800, 1216)
-"""Height and width in pixels of an image of COCO as detectors resize and pad it."""
+"""Height and width in pixels of an image of COCO after resizing and padding."""
 IMAGES = 2
 CLASSES = 21
 """Output channels of a position-sensitive head: VOC's 20 classes and background."""
@@ -74,14 +74,14 @@ def build(
     """Normally distributed features, and boxes inside the images.
 
     Args:
-        name: of the workload.
-        channels: output channels.
+        name: name of the workload.
+        channels: number of output channels.
         rois: number of boxes, spread evenly over the images.
         sides: least and greatest width and height of a box in pixels; their logarithms are uniform and independent.
         strides: image pixels per cell of each level, finest first.
         image_size: height and width in pixels, divisible by the strides.
         output_size: bins.
-        position_sensitive: every bin has input channels of its own.
+        position_sensitive: whether every bin has its own input channels.
         margin: pixels between boxes and the border of the image.
     """
     generator = torch.Generator().manual_seed(0)
@@ -119,7 +119,7 @@ _SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     # A mask head's RoIs on the map of `c4`.
     "mask": ({"channels": 256, "rois": 256, "sides": (32, 500), "output_size": (14, 14)}, {"rois": 8}),
 }
-"""Arguments of `build`, and what is else in the quick one, after `_QUICK`."""
+"""Arguments of `build`, and further ones for the quick workload, which override `_QUICK`."""
 
 
 def _build(name: str, quick: bool = False) -> Workload:
@@ -133,12 +133,12 @@ ROIS, FEW, CHANNELS, BINS, BIN_AREA = "RoIs", "RoIs of 64 channels", "channels",
 
 
 def points(quick: bool = False) -> Iterator[tuple[float, Workload]]:
-    """The map of `c4` with 512 RoIs, 256 channels and 7 x 7 bins, one of them varied at a time.
+    """Yields variations of `c4`, with 512 RoIs, 256 channels and 7 x 7 bins, in one quantity at a time.
 
-    Each is the value of the quantity that is varied, and a workload of that quantity's name.
+    Each is a pair of the value of the varied quantity and a workload with the name of that quantity.
 
-    RoIs have sides of 32 to 500 px, except where the area of a bin is varied: there all have the same side. Few RoIs
-    show what a call costs whatever it pools: from how many on is an implementation faster than another?
+    RoIs have sides of 32 to 500 pixels, except where the area of a bin is varied: there all have the same side. Few
+    RoIs show the constant cost of a call, and thus from how many RoIs on an implementation is faster than another.
     """
     stride, size = 16, (160, 256) if quick else (800, 1216)
     usual: dict[str, Any] = {"image_size": size, **_SHAPES["c4"][0], **(_QUICK | {"rois": 8} if quick else {})}

@@ -1,1 +1,1 @@
-"""What models cost: the work that is the same for all, its time in turns, memory, operations, and receptive fields."""
+"""Parts of `tools/cost.py`: common work for all models, timing in turns, memory, energy, and receptive fields."""

@@ -1,4 +1,4 @@
-"""The most memory that a call holds beyond what was held before it."""
+"""Peak memory of a call."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """What PyTorch's allocator had handed out at the worst moment of a call, less what it had before.
+    """Returns the peak memory allocated by PyTorch during a call, in bytes, beyond that allocated before.
 
-    Of a training step that is activations that the backward needs, gradients, and what operations need besides; not the
-    parameters, which were there. What compiled code of others allocates for itself is not known to PyTorch. The same on
-    a GPU, where it is `torch.cuda.max_memory_allocated`, and on a CPU, of which the profiler notes each allocation.
+    For a training step, this includes activations saved for the backward, gradients, and temporary memory, but not the
+    parameters, which were allocated before. Memory that other libraries allocate is not included. On a GPU it is
+    measured by `torch.cuda.max_memory_allocated`, on a CPU by the profiler, which records each allocation.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Theoretical receptive fields, found by asking the network which rows of the image a cell cannot do without."""
+"""Theoretical receptive fields, determined by which image rows affect a cell of a feature map."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import torch
 from torch import Tensor, nn
 
 SIZES = (256, 512, 1024, 2048)
-"""Rows of the images that are tried, in pixels: what reads all rows of the last is said to read the whole image."""
+"""Heights of the images that are tried, in pixels. A cell that reads all rows of the last is said to read the image."""
 WIDTH = 64
-"""Columns of the images."""
+"""Width of the images in pixels."""
 _IMAGE = "image"
 
 
 def receptive_fields(backbone: nn.Module) -> dict[str, int | str | None]:
-    """How many rows of the image a cell in the middle of each map depends on, in pixels.
+    """Returns the number of image rows, in pixels, on which the center cell of each map depends.
 
-    Rows that are not a number make all that is computed of them not a number, whatever the weights: with all rows from
-    r on spoiled, the cell is as long as it reads one of them. Where what it reads begins and ends is found by halving.
+    NaN in the input makes every value that is computed from it NaN, whatever the weights are. Rows are set to NaN, and
+    the first and last row that affect the cell are found by bisection.
 
     Args:
-        backbone: images (N, 3, H, W) to maps by name.
+        backbone: network from images (N, 3, H, W) to maps by name.
 
     Returns:
-        by map; "image" where a cell reads the whole image, None where layers turn what is not a number into one, so
-        that nothing can be told. Columns are not looked at: kernels are square, or used along either axis.
+        Number of rows by name of the map; "image" if the cell depends on the whole image; None if it cannot be
+        determined because layers turn NaN into numbers. Columns are not tested, because kernels are square or are used
+        along both axes.
     """
     network = copy.deepcopy(backbone).cpu().double().eval()
     found: dict[str, int | str | None] = {}
@@ -40,13 +41,13 @@ def receptive_fields(backbone: nn.Module) -> dict[str, int | str | None]:
 
 
 def _reaches(network: nn.Module, rows: int, names: Sequence[str]) -> dict[str, int | str | None]:
-    """As `receptive_fields`, of some maps (of none: all) of an image of so many rows."""
+    """Like `receptive_fields`, for the maps `names` (all if empty) and an image with `rows` rows."""
 
     @functools.cache
     def spoiled(first: int, last: int) -> dict[str, bool]:
-        """Whether the cell in the middle of each map reads one of the rows first .. last - 1."""
-        # Double precision, whose convolutions are PyTorch's own: libraries may transform blocks of cells at once, and
-        # so spoil neighbours.
+        """Whether the center cell of each map depends on one of the rows first .. last - 1."""
+        # Double precision, because it uses PyTorch's own convolutions: libraries may transform blocks of cells, which
+        # spreads NaN to neighbors.
         image = torch.zeros(1, 3, rows, WIDTH, dtype=torch.float64)
         image[:, :, first:last] = torch.nan
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What all models are given: batches of the same data, the same boxes, and weights where their shapes allow it."""
+"""The inputs that all models share: the same batches, the same boxes, and the same weights where shapes agree."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ STAGES = ("fit", "val")
 
 
 class Shared:
-    """What models have in common, made when the first of them asks for it.
+    """The inputs that models share, each computed when the first model requests it.
 
     Args:
-        batches: how many of training and of validation images.
+        batches: number of batches of training images, and of validation images.
     """
 
     def __init__(self, batches: int) -> None:
@@ -31,21 +31,21 @@ class Shared:
         self._weights: dict[str, Tensor] = {}
 
     def once(self, what: str, settings: Any, make: Callable[[], Any]) -> Any:
-        """What `make` returned when it was first asked for with these settings (`plain` ones)."""
+        """Returns the result of `make`, which is called only for the first request with the same settings (`plain`)."""
         key = json.dumps([what, settings], sort_keys=True, default=str)
         if key not in self._known:
             self._known[key] = make()
         return self._known[key]
 
     def share_weights(self, model: nn.Module) -> None:
-        """Gives a model the weights of those before it, by name and shape."""
+        """Copies weights of the models before into a model, where name and shape agree."""
         for name, value in model.state_dict().items():
             known = self._weights.setdefault(name, value.clone())
             if known.shape == value.shape and known.dtype == value.dtype:
                 value.copy_(known)
 
     def read(self, config: DictConfig) -> tuple[list[str], dict[str, list[Batch]]]:
-        """The classes of the data, and batches of the training set, as it is augmented, and of the validation set."""
+        """Returns the class names, and batches of the (augmented) training set and of the validation set."""
 
         def make() -> tuple[list[str], dict[str, list[Batch]]]:
             seed_everything(config.seed, verbose=False)
@@ -61,5 +61,5 @@ class Shared:
 
 
 def plain(node: Any) -> Any:
-    """A part of a config without references to others."""
+    """Returns a part of a config as plain containers, with interpolations resolved."""
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node

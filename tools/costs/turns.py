@@ -1,4 +1,4 @@
-"""Times of several models taken in turns, so that whatever slows the machine down for a while slows all of them."""
+"""Times several models in turns, so that a temporary slowdown of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from detpool.garbage import collection_paused
 
 LEAST_TURNS = 10
-"""Fewer would leave no 95 % interval of a median worth the name."""
+"""Minimum number of turns for a meaningful 95 % interval of a median."""
 
 Seconds = dict[str, list[float]]
-"""Of each phase, turn by turn."""
+"""Seconds of each phase, turn by turn."""
 
 
 def order_of(turn: int, names: Sequence[str]) -> list[str]:
-    """Who goes when: each second turn the other way round, each third begins with the next one.
+    """Returns the order of the models in a turn: every second turn is reversed, and the first changes every two turns.
 
-    So a model comes after each other and at each place, whose caches and clock rates it finds, about equally often.
+    Thus each model runs at each place, and after each other model, about equally often, which balances the effects of
+    caches and clock rates.
     """
     first = turn // 2 % len(names)
     order = [*names[first:], *names[:first]]
@@ -32,22 +33,22 @@ def take_turns(
     enough: Callable[[Mapping[str, Seconds]], bool] = lambda found: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Seconds]:
-    """Calls all of `calls` once a turn; a first turn, in which caches fill, is not counted.
+    """Calls each of `calls` once per turn; the first turn, in which caches fill, is not counted.
 
     Args:
-        calls: by name; each returns its seconds by phase, and does the same work each time.
-        turns: the most.
+        calls: functions by name; each does the same work each time, and returns its seconds by phase.
+        turns: maximum number of turns.
         budget: seconds after which no further turn begins, once `LEAST_TURNS` (or `turns`, if less) are done.
-        enough: told what was found so far, whether that will do, asked likewise.
-        clock: which tells the budget's seconds.
+        enough: function that decides from the results so far whether to stop, likewise after `LEAST_TURNS` turns.
+        clock: clock for the budget, in seconds.
 
     Returns:
-        for each name the seconds of each turn: those of one turn stand at the same place of all lists.
+        For each name, the seconds of each turn by phase. The i-th values of all lists are from the same turn.
     """
     found: dict[str, Seconds] = {name: {} for name in calls}
     begin = clock()
     gc.collect()
-    gc.freeze()  # the search between turns then passes over all that is there now, which would take it long
+    gc.freeze()  # so that garbage collection between turns skips all existing objects
     try:
         for turn in range(-1, turns):
             if turn >= LEAST_TURNS and (clock() - begin > budget or enough(found)):

@@ -1,4 +1,4 @@
-"""One model and the work that it is given: the same batches, boxes and draws as all others, and each time again."""
+"""A model with a fixed workload: the same batches, boxes and random numbers for all models, and for each call."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .receptive_field import receptive_fields
 from .shared import STAGES, Shared, plain
 
 STEPS = 5
-"""Steps that the optimizer makes of the same gradients, of which the mean counts: one is over too soon to be timed."""
+"""Number of optimizer steps with the same gradients, of which the mean is reported: one is too short to be timed."""
 
 
 class FixedProposals(nn.Module):
-    """Hands over the boxes that it was given, in place of a module without weights that makes or takes some."""
+    """Returns fixed boxes, in place of a module without weights that generates or reads proposals."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class Work:
 
     Args:
         config: a composed config.
-        shared: what it has in common with the models before it.
-        threads: of the CPU.
+        shared: the inputs that it shares with the other models.
+        threads: number of CPU threads.
 
     Raises:
-        ConfigError, DataError, WeightsError: if the model or its data cannot be built.
+        ConfigError, DataError, WeightsError: If the model or its data cannot be built.
     """
 
     def __init__(self, config: DictConfig, shared: Shared, threads: int) -> None:
@@ -57,7 +57,7 @@ class Work:
         config.class_names, batches = shared.read(config)
         seed_everything(config.seed, verbose=False)
         trainer = build_trainer(config, [], [])
-        torch.set_num_threads(threads)  # after the trainer, which may choose another number
+        torch.set_num_threads(threads)  # after building the trainer, which may set another number
         self.device, self._precision = trainer.strategy.root_device, trainer.precision_plugin
         self._clip = (
             config.trainer.get("gradient_clip_val") or 0,
@@ -90,10 +90,11 @@ class Work:
         self._meter, self._limits = find_meter(self.device)
 
     def _make_boxes(self, stage: str) -> list[list[Tensor]]:
-        """Of each batch the boxes (n, 4) of each image that the second stage is given.
+        """Returns, for each batch, the boxes (n, 4) of each image for the second stage.
 
-        An RPN of random weights finds no object. Its boxes, in their order, make room at their front for boxes made of
-        the objects; there are as many as it has handed over, or as are made of the objects, whichever are more.
+        An RPN with random weights finds no objects. Boxes generated from the objects therefore come first, followed by
+        the RPN's boxes in their order. The total is the number of the RPN's boxes or of the generated ones, whichever
+        is greater.
         """
         model, found = self.module.train(stage == "fit").model, []
         for images, targets in self._batches[stage]:
@@ -102,7 +103,7 @@ class Work:
                 batch, targets = model.transform(to_unit_range(images), targets)
                 try:
                     boxes = model.rpn(batch, model.backbone(batch.tensors), targets)[0]
-                except ValueError as error:  # such as proposals that are to come from a file, and none is named
+                except ValueError as error:  # for example, proposals from a file without a file name
                     raise ConfigError(str(error)) from error
                 if _has_weights(model.rpn):
                     near = JitteredProposals()(batch, {}, targets)[0]
@@ -111,10 +112,10 @@ class Work:
         return found
 
     def _fix_detections(self) -> None:
-        """Has detection do as much work as after training, and mask heads the same in all models.
+        """Makes detection do as much work as after training, and mask heads the same work in all models.
 
-        Random weights score all classes about alike. As many scores pass the threshold as there are proposals; and what
-        goes on, say to a mask head, are the first proposals, as many as there may be detections.
+        With random weights, the scores of all classes are similar. The threshold is set so that as many scores pass as
+        there are proposals. The first proposals, up to the maximum number of detections, are passed to mask heads.
         """
         heads = self.model.roi_heads
         score_boxes, suppress, most = heads.score_boxes, heads.suppress, heads.detections_per_img
@@ -147,7 +148,7 @@ class Work:
         return time.perf_counter()
 
     def _each(self, stage: str) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
-        """Batches; before each, all is as it was at the start."""
+        """Yields batches; before each, weights and random state are reset."""
         self.module.train(stage == "fit")
         for batch, boxes in zip(self._batches[stage], self._boxes[stage], strict=True):
             with torch.no_grad():
@@ -162,23 +163,23 @@ class Work:
             return torch.stack(list(self.model(to_unit_range(images), targets).values())).sum()
 
     def _predict(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections as evaluation makes them: masks are not pasted into images."""
+        """Detections as in evaluation: masks are not pasted into images."""
         with torch.inference_mode(), self._precision.forward_context():
             found: list[dict[str, Tensor]] = self.model.evaluate(to_unit_range(images))[0]
             return found
 
     def _train_all(self) -> None:
-        """Forward and backward of each batch, whose gradients are dropped."""
+        """Runs forward and backward for each batch, and discards the gradients."""
         for images, targets in self._each("fit"):
             self._losses(images, targets).backward()
             self.optimizer.zero_grad()
 
     def _detect_all(self) -> int:
-        """Detections in each batch; how many there are."""
+        """Runs detection for each batch, and returns the number of detections."""
         return sum(len(image["boxes"]) for images, _ in self._each("val") for image in self._predict(images))
 
     def time(self) -> dict[str, float]:
-        """Seconds of each phase of a training step and of inference, and joules if they can be had; mean of a batch."""
+        """Mean seconds per batch of each phase of a training step and of inference, and joules if available."""
         clock, totals = self._clock, dict.fromkeys(("forward", "backward", "optimizer", "inference"), 0.0)
         joules = {"step": 0.0, "inference": 0.0}
         for images, targets in self._each("fit"):
@@ -210,7 +211,7 @@ class Work:
         }
 
     def count(self) -> dict[str, Any]:
-        """What no clock tells, of one batch; trained parameters; and the receptive field of each map, in pixels."""
+        """Costs of one batch other than time, number of trained parameters, and receptive fields in pixels by map."""
         rois: list[int] = []
         hook = self.model.roi_heads.box_roi_pool.register_forward_hook(
             lambda _, args, found: rois.append(sum(map(len, args[1])))
@@ -232,7 +233,7 @@ class Work:
 
     @property
     def measured(self) -> str:
-        """How time is told, and what energy is."""
+        """Sentence on how time and energy are measured."""
         threads = torch.get_num_threads()
         how = f"CPU time of the process, {threads} thread{'s' if threads > 1 else ''}"
         if self.device.type == "cuda":

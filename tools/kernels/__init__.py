@@ -1,1 +1,1 @@
-"""What `tools/kernel_report.py` is made of: launches, compiled code, and the model of cost."""
+"""Parts of `tools/kernel_report.py`: kernel launches, compiled code, and the cost model."""

@@ -1,4 +1,4 @@
-"""Compiling a launch for a GPU that is not there, and reading what became of it."""
+"""Compiles kernel launches for GPUs that need not be present, and inspects the compiled code."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a compiled kernel is made of."""
+    """Properties of a compiled kernel."""
 
     registers: int
-    """a thread (AMD: vector registers)"""
+    """Registers per thread (AMD: vector registers)."""
     spilled: int
-    """bytes a thread (AMD: registers) that did not fit"""
+    """Spilled bytes per thread (AMD: spilled registers)."""
     shared: int
-    """bytes of shared memory a program"""
+    """Bytes of shared memory per program."""
     loop: int
-    """instructions of the innermost loop that touches global memory, 0 where everything is unrolled"""
+    """Instructions of the innermost loop that accesses global memory; 0 if everything is unrolled."""
     load_bits: int
-    """widest load of neighbouring numbers"""
+    """Widest load of adjacent numbers, in bits."""
     store_bits: int
-    """widest store, and on NVIDIA atomic addition, of them"""
+    """Widest store of adjacent numbers, or on NVIDIA atomic addition, in bits."""
     loads: str
-    """operations on blocks of global memory in the source's loops: how many at which depth"""
+    """Number of loads of blocks of global memory by loop depth in the source."""
     stores: str
 
 
@@ -52,7 +52,7 @@ def compile_launch(launched: Launch, target: str) -> Facts:
     """Compile and inspect.
 
     Args:
-        launched: what to compile.
+        launched: the launch.
         target: a name of `TARGETS`.
     """
     compiled = compile_kernel(launched, target)
@@ -63,7 +63,7 @@ def compile_launch(launched: Launch, target: str) -> Facts:
 
 
 def compile_kernel(launched: Launch, target: str) -> Any:
-    """What Triton makes of a launch, with the code of all its stages in `asm`."""
+    """Compiles a launch with Triton; `asm` of the result holds the code of all compilation stages."""
     kernel = kernel_of(launched)
     constants, types = dict(launched.constants), dict(launched.signature)
     if "RULE" in constants:
@@ -133,7 +133,7 @@ def _widest(pattern: str, code: str) -> int:
 
 
 def _innermost(lines: list[str], label: str, branch: str, memory: str) -> int:
-    """Instructions of the shortest loop, a label and a later branch back to it, that touches global memory."""
+    """Number of instructions of the shortest loop (a label and a later branch back to it) that accesses memory."""
     begin: dict[str, int] = {}
     shortest = 0
     for number, line in enumerate(lines):
@@ -147,7 +147,7 @@ def _innermost(lines: list[str], label: str, branch: str, memory: str) -> int:
 
 
 def _block_operations(ttir: str) -> tuple[str, str]:
-    """Loads and stores of whole blocks, by the depth of the loops around them, as in "1 at depth 2"."""
+    """Loads and stores of whole blocks by the depth of the loops around them, in the form "1 at depth 2"."""
     depth, braces, loops = 0, 0, []
     loads: dict[int, int] = {}
     stores: dict[int, int] = {}

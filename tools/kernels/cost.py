@@ -1,4 +1,4 @@
-"""What a call must do at least, and how long that takes a GPU at its published rates."""
+"""A cost model: the minimum work of a call, and the time that a GPU needs for it at its published rates."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from detpool.ops.spec import Spec
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates per second."""
+    """Rates of a GPU, per second."""
 
     memory: float
-    """bytes"""
+    """Bytes from and to memory."""
     l2: float
-    """bytes"""
+    """Bytes from and to the L2 cache."""
     arithmetic: float | None = None
-    """float32 operations outside tensor cores"""
+    """float32 operations outside tensor cores; None if unknown."""
     issue: float | None = None
-    """instructions of warps: four per multiprocessor and clock cycle"""
+    """Warp instructions, four per multiprocessor and clock cycle; None if unknown."""
 
 
-# From NVIDIA's data sheets and white papers. L2: 5,120 bytes per clock cycle on an A100; H100's is not published, and
-# taken to be as many.
+# From NVIDIA's data sheets and white papers. L2: 5,120 bytes per clock cycle on an A100; the rate of the H100 is not
+# published, and assumed to be the same.
 GPUS = {
     "A100 SXM 80 GB": Gpu(2039e9, 5120 * 1.41e9, 19.5e12, 108 * 4 * 1.41e9),
     "H100 SXM": Gpu(3350e9, 5120 * 1.98e9, 66.9e12, 132 * 4 * 1.98e9),
@@ -42,27 +42,27 @@ GPUS = {
 
 OPERATORS = {"roi_align": ("aligned", "points"), "pr_roi_pool": ("continuous", "integral")}
 POSITION_SENSITIVE = {"ps_roi_align": ("aligned", "points"), "ps_roi_pool": ("rfcn", "cells")}
-"""Bin and sampling rule."""
+"""Bin rule and sampling rule by operator."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one direction of one operator on one workload, with float32 features."""
+    """Cost of one direction of one operator on one workload, with float32 features."""
 
     workload: str
     operator: str
     direction: str
     operations: int
-    """multiplications and additions"""
+    """Number of multiplications and additions."""
     bytes: int
-    """from and to memory: each number read or written once, see `bench.traffic`"""
+    """Bytes from and to memory if each number is read or written once (see `bench.traffic`)."""
     l2: int
-    """bytes from and to the L2 cache: the cells that each RoI reads once, and its output"""
+    """Bytes from and to the L2 cache: the cells under each RoI, read once, and its output."""
     instructions: float | None
-    """of warps, counted in the compiled kernel; None where they are not counted"""
+    """Warp instructions, counted in the compiled kernel; None if they were not counted."""
 
     def limits(self, gpu: Gpu) -> dict[str, float]:
-        """Seconds that each of the GPU's known rates allows; the longest counts."""
+        """Minimum seconds by each of the GPU's known rates; the largest is the bound."""
         limits = {"memory": self.bytes / gpu.memory, "L2": self.l2 / gpu.l2}
         if gpu.arithmetic is not None:
             limits["arithmetic"] = self.operations / gpu.arithmetic
@@ -72,13 +72,13 @@ class Cost:
 
 
 def read_rates(path: Path) -> Gpu:
-    """A GPU's rates as `tools/gpu_first.py` measured them.
+    """Reads a GPU's rates as measured by `tools/gpu_first.py`.
 
     Args:
-        path: its `bandwidth.csv`.
+        path: the file `bandwidth.csv` written by that program.
 
     Raises:
-        ValueError: the file does not have both rates.
+        ValueError: If the file does not have both rates.
     """
     with path.open(newline="") as file:
         notes = {row["choice"]: row["note"].removesuffix(" GB/s") for row in csv.DictReader(file)}
@@ -89,11 +89,12 @@ def read_rates(path: Path) -> Gpu:
 
 
 def costs(workload: Workload, per_bin: tuple[float, float] | None = None) -> list[Cost]:
-    """Forward, and backward with gradients of features, of each operator that fits the workload.
+    """Costs of forward, and of backward with gradients of features, for each operator that fits the workload.
 
     Args:
-        workload: what is pooled.
-        per_bin: instructions of roi_align's forward for 256 channels of a bin whose points lie close, and for others.
+        workload: features and boxes.
+        per_bin: instructions of roi_align's forward for 256 channels of a bin, if its points are close enough to share
+            cells, and otherwise.
     """
     found = []
     for operator, (rule, sampling) in (POSITION_SENSITIVE if workload.position_sensitive else OPERATORS).items():
@@ -115,25 +116,25 @@ def costs(workload: Workload, per_bin: tuple[float, float] | None = None) -> lis
 
 
 def _sectors(workload: Workload, taps: int, cells: int, backward: bool) -> tuple[int, int]:
-    """Bytes of copying a position-sensitive map once, 0 where it is not, and of the sectors that bins read or add to.
+    """Bytes of copying a position-sensitive map (0 if it is not copied), and of the sectors that bins access.
 
-    The forward reads each cell of a bin once, the backward adds at each tap, and an addition is a read and a write.
+    The forward reads each cell of a bin once. The backward adds at each tap; an addition is a read and a write.
     """
     (features,), size = workload.features, workload.output_size
     spec = Spec("aligned", "points", size, (1 / workload.strides[0],), 2, size)
     copied = pays_to_copy(features.shape, True, workload.rois, spec, 1 if backward else READS)
-    # side by side and beginning anywhere, or each in a sector of its own
+    # channels are contiguous with any alignment, or each is in its own sector
     sectors = 1 + (workload.output_channels - 1) / 8 if copied else workload.output_channels
     return copied * 2 * features.nbytes, int(32 * sectors * (2 * taps if backward else cells))
 
 
 def close_share(workload: Workload) -> float:
-    """The share of roi_align's bins whose two points along each axis lie so close that they share cells."""
+    """Share of roi_align's bins whose two points along each axis are so close that they share cells."""
     return _count(workload, *OPERATORS["roi_align"])[2]
 
 
 def _count(workload: Workload, rule: str, sampling: str) -> tuple[int, int, float]:
-    """Taps of all bins together; cells of all RoIs together; the share of bins that read at most 3 x 3 cells."""
+    """Number of taps of all bins, number of cells of all RoIs, and share of bins that read at most 3 x 3 cells."""
     rois = workload.rois
     finest = torch.tensor(float(workload.strides[0])).log2().item()
     levels = assign_levels(rois[:, 1:], len(workload.strides), finest)
@@ -147,7 +148,7 @@ def _count(workload: Workload, rule: str, sampling: str) -> tuple[int, int, floa
         )
         taps += int(((y >= 0).sum(dim=(1, 2)) * (x >= 0).sum(dim=(1, 2))).sum())
         if workload.position_sensitive:
-            # each bin has channels of its own
+            # each bin has its own channels
             cells += int((_distinct(y, lengths[0]).sum(dim=1) * _distinct(x, lengths[1]).sum(dim=1)).sum())
         else:
             cells += int((_distinct(y.flatten(1), lengths[0]) * _distinct(x.flatten(1), lengths[1])).sum())
@@ -158,6 +159,6 @@ def _count(workload: Workload, rule: str, sampling: str) -> tuple[int, int, floa
 
 
 def _distinct(index: Tensor, length: int) -> Tensor:
-    """How many cells the last axis names; -1 is none."""
+    """Number of distinct cell indices along the last axis; -1 is ignored."""
     seen = torch.zeros((*index.shape[:-1], length + 1), dtype=torch.bool)
     return seen.scatter_(-1, index.long() + 1, torch.ones_like(index, dtype=torch.bool))[..., 1:].sum(dim=-1)

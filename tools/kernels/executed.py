@@ -1,4 +1,4 @@
-"""How many instructions a warp executes for a bin of the forward, read from its machine code; needs no GPU."""
+"""Counts the instructions that a warp executes per bin of the forward, from machine code; needs no GPU."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ import triton
 
 @dataclass(frozen=True)
 class Forward:
-    """Of one program, which computes several bins one after another."""
+    """Instruction counts of one program, which computes several bins one after another."""
 
     once: int
-    """instructions before its first bin"""
+    """Instructions before the first bin."""
     by_loads: dict[int, int]
-    """instructions of a bin, its loop's included, by the number of loads of features on the way through the bin"""
+    """Instructions per bin, including those of the loop over bins, by the number of loads of features for the bin."""
 
     def per_bin(self, loads: int, bins: int) -> float:
-        """Instructions per bin of a program of so many bins with so many loads each."""
+        """Instructions per bin of a program with `bins` bins and `loads` loads per bin."""
         return self.once / bins + self.by_loads[loads]
 
 
 def count_forward(cubin: bytes) -> Forward:
-    """Ways through the loop over the bins, its innermost loops over taps left out.
+    """Counts instructions along the paths through the loop over bins, without its innermost loops over taps.
 
     Args:
         cubin: a compiled `weighted_sum_kernels.forward` whose programs have several bins.
     """
     code, labels = _disassemble(cubin)
     targets = [_target(line, labels) for line in code]
-    # the loop over the bins is the longest; calls go behind the exit, to divisions of denormal numbers
+    # the loop over bins is the longest; calls, to code after the exit, are divisions of denormal numbers
     last = max(
         (number for number, target in enumerate(targets) if target is not None and target < number),
         key=lambda number: number - (targets[number] or 0),
@@ -63,7 +63,7 @@ def count_forward(cubin: bytes) -> Forward:
 
 
 def _disassemble(cubin: bytes) -> tuple[list[str], dict[str, int]]:
-    """Instructions, and where labels stand."""
+    """Instructions, and the positions of labels."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -80,6 +80,6 @@ def _disassemble(cubin: bytes) -> tuple[list[str], dict[str, int]]:
 
 
 def _target(line: str, labels: dict[str, int]) -> int | None:
-    """Where a branch goes."""
+    """Position to which a branch jumps; None if the line is not a branch."""
     found = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", line)
     return labels[found[1]] if found else None

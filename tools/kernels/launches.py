@@ -1,7 +1,7 @@
-"""Every specialisation of the Triton kernels, found by recording what the backend launches.
+"""Finds every specialization of the Triton kernels, by recording the launches of the backend.
 
-The backend is called as the operators call it, with tensors that have shapes and types but no memory, and its launches
-are written down instead of queued. What is compiled is so what a call on a GPU would compile.
+The backend is called as the operators call it, with tensors that have shapes and dtypes but no memory, and its launches
+are recorded instead of queued. The compiled code is therefore that of a call on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from detpool.ops.spec import Spec
 IMAGES, HEIGHT, WIDTH = 2, 50, 76
 ROIS, BINS = 512, 7
 CHANNELS, CLASSES = 256, 21
-"""The shapes of the workloads c4 and rfcn of `tools/bench_ops.py`."""
+"""Channels and classes of the workloads c4 and rfcn of `tools/bench_ops.py`."""
 
 _POINTER = {
     torch.float16: "*fp16",
@@ -34,7 +34,7 @@ _POINTER = {
     torch.int64: "*i64",
 }
 OWN = (BINS, BINS)
-"""The groups of position-sensitive channels."""
+"""Groups of position-sensitive channels, one per bin."""
 
 
 def _spec(bins: str, sampling: str, ratio: int = -1, groups: tuple[int, int] = (1, 1)) -> Spec:
@@ -57,26 +57,26 @@ MAXIMUM = {"roi_pool": _spec("rounded", "cells"), "maximum of own channels": _sp
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel as one call would specialise it."""
+    """A kernel as specialized for one call."""
 
     operator: str
     dtype: str
     layout: str
     kernel: str
-    """module.function"""
+    """Name in the form module.function."""
     signature: tuple[tuple[str, str], ...]
-    """types of the arguments that are not known at compile time"""
+    """Types of the arguments that are not known at compile time."""
     constants: tuple[tuple[str, Any], ...]
-    """what is known at compile time; a rule as ``module:function``"""
+    """Values that are known at compile time; a rule in the form ``module:function``."""
     divisible: tuple[str, ...]
-    """arguments that are multiples of 16"""
+    """Arguments that are multiples of 16."""
     num_warps: int
     maxnreg: int | None
-    """registers that a thread may have; None leaves it to the compiler"""
+    """Maximum number of registers per thread; None: the compiler decides."""
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The same for launches that run the same code."""
+        """Key that is equal for launches that run the same code."""
         constants = tuple((name, str(value)) for name, value in self.constants)
         return self.kernel, self.signature, constants, self.divisible, self.num_warps, self.maxnreg
 
@@ -84,12 +84,12 @@ class Launch:
 def every_launch(
     lanes: int, dtypes: Sequence[str] = tuple(DTYPES), layouts: Sequence[str] = tuple(LAYOUTS)
 ) -> list[Launch]:
-    """Launches of all operators, forward and backward in both forms, without repetitions.
+    """Returns the launches of all operators, forward and backward in both forms, without duplicates.
 
     Args:
-        lanes: threads of a warp of the GPU.
+        lanes: number of threads of a warp.
         dtypes: names of `DTYPES`.
-        layouts: names of `LAYOUTS`, of the features.
+        layouts: names of `LAYOUTS`, the memory formats of the features.
     """
     found: dict[Any, Launch] = {}
     for dtype in dtypes:
@@ -109,7 +109,7 @@ def _launches_of(operator: str, dtype: str, layout: str, lanes: int) -> Iterator
     ):
         call(operator, DTYPES[dtype], LAYOUTS[layout])
         if (LINEAR | MAXIMUM)[operator].groups == OWN:
-            # with fewer RoIs, or more, channels lie otherwise
+            # the layout of the channels depends on the number of RoIs
             for copies in (False, True):
                 with mock.patch.object(primitives, "pays_to_copy", return_value=copies):
                     call(operator, DTYPES[dtype], LAYOUTS[layout])
@@ -141,7 +141,7 @@ def _call_maximum(operator: str, dtype: torch.dtype, layout: torch.memory_format
 
 
 def _tensors(spec: Spec, dtype: torch.dtype, layout: torch.memory_format) -> tuple[Tensor, Tensor, Tensor]:
-    """Features, pooled features and RoIs."""
+    """Features, pooled features and RoIs, without memory."""
     inside, outside = (CLASSES * BINS * BINS, CLASSES) if spec.groups == OWN else (CHANNELS, CHANNELS)
     features = torch.empty((IMAGES, inside, HEIGHT, WIDTH), dtype=dtype, device="meta", memory_format=layout)
     pooled = torch.empty((ROIS, outside, BINS, BINS), dtype=dtype, device="meta", memory_format=layout)
@@ -149,7 +149,7 @@ def _tensors(spec: Spec, dtype: torch.dtype, layout: torch.memory_format) -> tup
 
 
 def _both_forms() -> Iterator[None]:
-    """First with atomics, then deterministic, whatever the process is set to."""
+    """Yields once with atomics and once with deterministic algorithms, whatever the setting of the process."""
     for deterministic in (False, True):
         with mock.patch.object(torch, "are_deterministic_algorithms_enabled", return_value=deterministic):
             yield
@@ -158,9 +158,9 @@ def _both_forms() -> Iterator[None]:
 def _specialised(
     kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], operator: str, dtype: str, layout: str
 ) -> Launch:
-    """As Triton's own launcher specialises: integers of 1 are constants, multiples of 16 are known as such.
+    """Specializes as Triton's launcher does: integers equal to 1 are constants, and multiples of 16 are marked.
 
-    Those that a kernel asks not to specialise on are neither.
+    Arguments that a kernel excludes from specialization are neither.
     """
     num_warps, maxnreg = options.pop("num_warps"), options.pop("maxnreg", None)
     constants: dict[str, Any] = dict(options)
@@ -184,7 +184,7 @@ def _specialised(
 
 
 def kernel_of(launched: Launch) -> Any:
-    """The Triton function of a launch."""
+    """Returns the Triton function of a launch."""
     module, _, name = launched.kernel.partition(".")
     modules = {
         "layout": launch.layouts,

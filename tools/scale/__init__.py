@@ -1,1 +1,1 @@
-"""What tools/bench_scale.py measures, and the synthetic data that it measures it on."""
+"""Parts of tools/bench_scale.py: what it measures, and the synthetic data on which it measures."""

@@ -1,4 +1,4 @@
-"""Annotations of the numbers of Objects365's training set: boxes of 365 classes in COCO's format."""
+"""Synthetic annotations of the size of Objects365's training set: boxes of 365 classes in COCO's format."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from .synthetic import SIZES, make_boxes
 
-IMAGES, BOXES = 1_742_289, 25_000_000  # of the training set of 2020, boxes to the million
+IMAGES, BOXES = 1_742_289, 25_000_000  # training set of 2020, boxes rounded to a million
 SPLIT = "objects365"
-_PART = 100_000  # objects of Python at a time: all would take twenty times the file
+_PART = 100_000  # Python objects at a time: all at once would take twenty times the file size
 
 
 def write_boxes(root: Path, fraction: float) -> None:
-    """A fraction of the images and boxes, in COCO's layout below `root`; no image file."""
+    """Writes annotations for a fraction of the images and boxes in COCO's layout below `root`, without image files."""
     rng = np.random.default_rng(0)
     images, boxes = (max(1, round(fraction * count)) for count in (IMAGES, BOXES))
     categories = [{"id": i, "name": f"class {i}"} for i in range(1, 366)]

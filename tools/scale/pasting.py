@@ -1,4 +1,4 @@
-"""The masks of a detector's predictions, from probabilities within boxes to run lengths at the size of the file."""
+"""Encoding of predicted masks, from probabilities within boxes to run lengths at the size of the image file."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ _INPUT, _FILE = (800, 1333), (480, 800)  # (height, width) of the model's input 
 
 
 def encode_masks(images: int) -> Callable[[], list[Detections]]:
-    """As evaluation does it: pasted into the boxes, at the size of the file."""
+    """Encodes masks like the evaluation: pasted into the boxes at the size of the image file."""
     return _prepare(_detections, images)
 
 
 def encode_pasted_masks(images: int) -> Callable[[], list[Detections]]:
-    """As torchvision does it: pasted into images of the size of the model's input, which are then resized."""
+    """Encodes masks like torchvision: pasted into images of the size of the model's input, then resized."""
     return _prepare(_detections_of_pasted, images)
 
 
 def _prepare(convert: Callable[[Tensor, Tensor], Detections], images: int) -> Callable[[], list[Detections]]:
     boxes = torch.from_numpy(make_boxes(DETECTIONS, _INPUT, np.random.default_rng(0))).float()
     boxes[:, 2:] += boxes[:, :2]
-    # Smooth, as a mask head's: a cell and its neighbor are alike.
+    # Smooth, like the output of a mask head, where neighboring cells are similar.
     coarse = torch.rand(DETECTIONS, 1, 7, 7, generator=torch.Generator().manual_seed(0))
     probabilities = interpolate(coarse, size=28, mode="bicubic").clamp(0, 1)[:, 0]
-    convert(boxes[:1], probabilities[:1])  # loads kernels, once in a process
+    convert(boxes[:1], probabilities[:1])  # loads kernels, once per process
     return partial(_convert_all, convert, boxes, probabilities, images)
 
 

@@ -1,4 +1,4 @@
-"""What runs leave: a study whose runs are all finished, and the files of one run."""
+"""Studies and runs for the benchmark: a study in which all runs are finished, and the files of one run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def plan_study(folder: Path, seeds: int) -> None:
-    """A study of two poolers and so many seeds is composed, checked and written down, as its first start does."""
+    """Composes, checks and records a study of two poolers and `seeds` seeds, like its first start."""
     line = parse_command_line(_arguments(folder, seeds), config_folder(), "train")
     sweep = plan_sweep(line.configs, line.overrides)
     assert sweep.names is not None
@@ -27,7 +27,7 @@ def plan_study(folder: Path, seeds: int) -> None:
 
 
 def finish_runs(folder: Path) -> None:
-    """Metrics in the place of each run that is planned."""
+    """Writes metrics for each planned run."""
     record = folder / "metrics.json"
     write_metrics(record, {"AP": 0.5}, seconds=1.0)
     for name in read_plan(folder):
@@ -36,12 +36,12 @@ def finish_runs(folder: Path) -> None:
 
 
 def start_again(folder: Path, seeds: int) -> float:
-    """CPU seconds of the command that finds all runs finished, with those of the start of Python."""
+    """Starts the finished study again; returns CPU seconds, including the start of Python."""
     return _run_train(_arguments(folder, seeds))
 
 
 def train_briefly(root: Path, run_dir: Path) -> None:
-    """A run of Mask R-CNN with ResNet-50 and COCO's 80 classes: one step and one image, its files those of any run."""
+    """Trains Mask R-CNN with ResNet-50 and 80 classes for one step on one image; it writes the files of any run."""
     for split in ("train2017", "val2017"):
         write_split(root, split, images=8, objects=40)
     small = [f"data.{kind}_transform.min_size=64" for kind in ("train", "eval")]
@@ -56,7 +56,7 @@ def _arguments(folder: Path, seeds: int) -> list[str]:
 
 
 def _run_train(arguments: Sequence[str]) -> float:
-    """CPU seconds."""
+    """Runs train.py, and returns its CPU seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, str(ROOT / "train.py"), *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

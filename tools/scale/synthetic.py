@@ -1,4 +1,4 @@
-"""Synthetic images, annotations and detections of COCO's numbers and sizes."""
+"""Synthetic images, annotations and detections, with COCO's numbers and sizes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from PIL import Image
 from pycocotools import mask as rle
 
 TRAIN, VAL = (118_287, 860_001), (5_000, 36_781)  # images and objects of COCO's splits
-DETECTIONS = 100  # an image
+DETECTIONS = 100  # per image
 SIZES = {"landscape": (480, 640), "portrait": (640, 480)}  # (height, width) of the two image files
 CATEGORIES = [{"id": i, "name": f"class {i}"} for i in range(1, 81)]
 
 
 def write_images(folder: Path) -> None:
-    """Two JPEG files, which all images of a set are."""
+    """Writes two JPEG files, to which all images of a set refer."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     for name, (height, width) in SIZES.items():
@@ -28,7 +28,7 @@ def write_images(folder: Path) -> None:
 
 
 def make_polygon(box: Sequence[float], points: int, rng: np.random.Generator) -> list[float]:
-    """A ragged ellipse within a box (x, y, width, height): x1, y1, x2, y2, ..., to 2 decimals."""
+    """Returns a ragged ellipse within a box (x, y, width, height): x1, y1, x2, y2, ..., with 2 decimals."""
     angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
     radius = rng.uniform(0.7, 1, points)
     x = box[0] + box[2] / 2 * (1 + radius * np.cos(angles))
@@ -37,19 +37,19 @@ def make_polygon(box: Sequence[float], points: int, rng: np.random.Generator) ->
 
 
 def make_boxes(count: int, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Boxes (count, 4), x, y, width and height, of sides from 8 pixels to the image's, small ones more often."""
+    """Returns boxes (count, 4): x, y, width, height; log-uniform sides from 8 pixels to the image's side."""
     sides = np.array([size[1], size[0]])
     extent = np.exp(rng.uniform(np.log(8), np.log(sides), (count, 2)))
     return np.concatenate([rng.uniform(0, 1, (count, 2)) * (sides - extent), extent], 1).round(2)
 
 
 def make_annotations(images: int, objects: int, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Annotations in COCO's format: every hundredth object is a crowd in run lengths, the others polygons.
+    """Returns annotations in COCO's format: every hundredth object is a crowd (run lengths), the others are polygons.
 
     Args:
-        images: their number; half of them are landscape.
-        objects: their number in all; a few images have many, as in COCO.
-        seed: of the numbers.
+        images: number of images; half of them are landscape.
+        objects: total number of objects; a few images have many, as in COCO.
+        seed: random seed.
     """
     rng = np.random.default_rng(seed)
     names = list(SIZES)
@@ -86,7 +86,7 @@ def _run_lengths(polygon: list[float], size: tuple[int, int]) -> dict[str, Any]:
 
 
 def write_split(root: Path, split: str, images: int, objects: int) -> Path:
-    """A split in COCO's layout below ``root``; gives its annotation file."""
+    """Writes a split in COCO's layout below ``root``, and returns the path of its annotation file."""
     write_images(root / split)
     path = root / "annotations" / f"instances_{split}.json"
     path.parent.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def write_split(root: Path, split: str, images: int, objects: int) -> Path:
 
 
 def make_detections(truth: dict[str, list[dict[str, Any]]], seed: int = 0) -> list[dict[str, Any]]:
-    """`DETECTIONS` rows an image in COCO's result format, with masks: objects moved a little, and boxes of nothing."""
+    """Returns `DETECTIONS` rows per image in COCO's result format, with masks: displaced objects, and random boxes."""
     rng = np.random.default_rng(seed)
     objects: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in truth["images"]}
     for annotation in truth["annotations"]:

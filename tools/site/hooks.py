@@ -1,7 +1,7 @@
-"""What `make docs` adds to MkDocs: the notebook, executed, and what pages link to outside of docs/.
+"""MkDocs hooks of `make docs`: add the executed notebook, and the files outside of docs/ to which pages link.
 
-The pages are written for a code host, where a link may lead anywhere in the checkout. For the site, Markdown files that
-are linked become pages, other files are copied, and a folder is a page that lists its files.
+The pages are written for a code host, where a link may lead anywhere in the checkout. In the site, linked Markdown
+files become pages, other files are copied, and a folder becomes a page that lists its files.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "docs/pooling.ipynb"
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
-"""The path of a link; none has spaces, and addresses elsewhere have a colon."""
+"""Path of a link within the checkout: paths have no spaces, and other addresses contain a colon."""
 FENCE = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 ROLE = re.compile(r":(?:mod|func|class|meth|attr|data|exc):<code>~?(?:[\w.]*\.)?(\w+)</code>")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the notebook's page, and files outside of docs/ that pages link to, directly or through each other."""
+    """Adds the notebook's page, and files outside of docs/ to which pages link, directly or through other files."""
     waiting = [
         (f"docs/{file.src_uri}", Path(str(file.abs_src_path)).read_text()) for file in files.documentation_pages()
     ]
@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Has links lead to where their files are in the site."""
+    """Rewrites links to the places of their files in the site."""
     uri = page.file.src_uri
     source = f"docs/{uri}" if (ROOT / "docs" / uri).exists() or uri == "pooling.md" else uri
 
@@ -73,8 +73,8 @@ def _notebook(files: Files, config: MkDocsConfig) -> tuple[str, str]:
 
 
 def _add(target: str, files: Files, config: MkDocsConfig) -> str:
-    """A file or folder of the checkout as a file of the site; the text of a page."""
-    path, level = ROOT / target, InclusionLevel.NOT_IN_NAV  # those of the navigation are there nevertheless
+    """Adds a file or folder of the checkout to the site; returns the text if it becomes a page."""
+    path, level = ROOT / target, InclusionLevel.NOT_IN_NAV  # pages in the navigation are shown nevertheless
     if path.is_dir():
         entries = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith((".", "__")))
         text = f"# {target}\n\n" + "\n".join(f"- [{name}]({name})" for name in entries) + "\n"
@@ -89,12 +89,12 @@ def _outside_code(text: str) -> str:
 
 
 def _resolve(source: str, link: str) -> str:
-    """The path in the checkout that a link of a file leads to."""
+    """Path in the checkout to which a link in a file leads."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 
 
 def _uri(target: str) -> str:
-    """Where a path of the checkout is in the site's sources."""
+    """Place of a path of the checkout in the site's sources."""
     if target.startswith("docs/"):
         target = target.removeprefix("docs/")
     elif (ROOT / target).is_dir():
