@@ -1,4 +1,4 @@
-"""Detectors on torchvision's detection package, with the poolers and heads it lacks."""
+"""Two-stage detectors based on torchvision's detection package, with the poolers and heads that it lacks."""
 
 from detpool.extras import require
 

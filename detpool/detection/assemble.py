@@ -1,4 +1,4 @@
-"""Putting detectors together: what the builders of all detectors have in common."""
+"""Common functions of the builders of all detectors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from detpool.errors import ConfigError
 
 Backbone = FPNBackbone | SingleMapBackbone
 PoolerFactory = Callable[..., nn.Module]
-"""Called with `featmap_names` and `strides`, returns a pooler."""
+"""Function of `featmap_names` and `strides` that returns a pooler."""
 HeadFactory = Callable[[tuple[int, int, int]], nn.Module]
-"""Called with one tuple, (channels, height, width) of pooled RoIs, returns a head with `out_channels`."""
+"""Function of one tuple (channels, height, width), the shape of pooled RoIs; returns a head with `out_channels`."""
 ProposalFactory = Callable[..., nn.Module]
-"""Called with `map_names`, `channels` and `strides` of the maps that proposals come from, returns what makes them."""
+"""Function of `map_names`, `channels` and `strides` of feature maps that returns a region proposal network."""
 RoIHeadsFactory = Callable[..., TwoStageHeads]
-"""Called with the modules of the second stage (see `TwoStageHeads`), returns the second stage."""
+"""Function of the modules of the second stage (see `TwoStageHeads`) that returns the second stage."""
 
 PYRAMID_ANCHORS = ((32,), (64,), (128,), (256,), (512,))
 SINGLE_MAP_ANCHORS = ((32, 64, 128, 256, 512),)
@@ -37,35 +37,37 @@ SINGLE_MAP_RPN = functools.partial(ProposalNetwork, anchor_sizes=SINGLE_MAP_ANCH
 def assemble(
     backbone: Backbone, roi_heads: TwoStageHeads, rpn: ProposalFactory, proposals: nn.Module | None
 ) -> TwoStageDetector:
-    """A detector from its parts.
+    """Assembles a detector from its parts.
 
     Args:
-        backbone: images to feature maps.
+        backbone: network from images to feature maps.
         roi_heads: the second stage.
-        rpn: builds the network that proposals come from; not called if there are `proposals`.
-        proposals: where proposals come from in place of an RPN, such as `GivenProposals`; None: the RPN.
+        rpn: function that builds the region proposal network; not called if `proposals` is given.
+        proposals: module that provides proposals in place of an RPN, such as `GivenProposals`; None: the RPN.
 
     Raises:
-        ConfigError: if the RPN has not one list of anchors for each map.
+        ConfigError: If the RPN does not have one list of anchor sizes for each map.
     """
     if proposals is None:
         proposals = rpn(map_names=backbone.rpn_names, channels=backbone.rpn_channels, strides=backbone.rpn_strides)
     body = backbone.body
     coarsest = max(*body.strides, *backbone.strides)
-    # No size is a multiple of a stride that is not whole; the next power of two is one of those of finer maps.
+    # Sizes cannot be multiples of a fractional stride, so take the next power of two, which finer maps divide too.
     divisor = coarsest if isinstance(coarsest, int) else 2 ** math.ceil(math.log2(coarsest))
     transform = NormalizeAndBatch(body.image_mean, body.image_std, divisor)
     return TwoStageDetector(backbone, proposals, roi_heads, transform)
 
 
 def build_heads(factory: RoIHeadsFactory, parts: Sequence[nn.Module], **further: Any) -> Any:
-    """The second stage of its parts.
+    """Builds the second stage from its parts.
 
     Args:
-        further: what heads of this detector have beyond the parts of `TwoStageHeads`, by name.
+        factory: function that builds the second stage.
+        parts: the modules of `TwoStageHeads`.
+        further: further arguments for the heads of this detector, by name.
 
     Raises:
-        ConfigError: if the heads need something else, or do not take that.
+        ConfigError: If the heads require other arguments, or do not accept these.
     """
     arguments = inspect.signature(factory).parameters.values()
     missing = {a.name for a in arguments if a.kind is a.KEYWORD_ONLY and a.default is a.empty} - further.keys()
@@ -82,13 +84,15 @@ def build_heads(factory: RoIHeadsFactory, parts: Sequence[nn.Module], **further:
 
 
 def build_pooler(factory: PoolerFactory, backbone: Backbone, name: str) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A pooler on the maps of a backbone, and channels, height and width of what it gives, found by calling it.
+    """Builds a pooler on the maps of a backbone; returns it with (channels, height, width) of its output.
 
     Args:
-        name: the config key to name in errors.
+        factory: function that builds the pooler.
+        backbone: the backbone.
+        name: the config key for error messages.
 
     Raises:
-        ConfigError: if the pooler refuses the maps' channels or its own settings.
+        ConfigError: If the pooler rejects the maps' channels or its own settings.
     """
     try:
         pooler = factory(featmap_names=backbone.level_names, strides=backbone.strides)

@@ -1,4 +1,4 @@
-"""Which object a box is to find, and what its mask is to be, in memory that does not grow with the image's objects."""
+"""Matching of boxes with objects, and mask targets, in memory that does not grow with the number of objects."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from torchvision.ops import box_iou, roi_align
 
 from detpool.object_masks import ObjectMasks
 
-_PIXELS = 2**21  # of masks at a time: 30 MiB of intermediate values
-_PAIRS = 2**21  # of objects and boxes at a time: 130 MiB of intermediate values
+_PIXELS = 2**21  # of masks per step: 30 MiB of intermediate values
+_PAIRS = 2**21  # of objects and boxes per step: 130 MiB of intermediate values
 
 
 class BoxCoder(torchvision_utils.BoxCoder):
-    """torchvision's, which copies its weights to the device at each call, and waits for that."""
+    """torchvision's box coder, without its copy of the weights to the device at each call, for which the host waits."""
 
     def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
         return encode_boxes(reference_boxes, proposals, self.weights)
 
     def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
-        # torchvision asks whether there are boxes, which traced code does not know
+        # torchvision tests whether there are boxes, which is unknown in traced code
         return self.decode_single(rel_codes, torch.cat(boxes)).unflatten(1, (-1, 4))
 
 
 def match_boxes(matcher: Matcher, objects: Tensor, boxes: Tensor) -> Tensor:
-    """`matcher(box_iou(objects, boxes))` without the whole matrix.
+    """Computes `matcher(box_iou(objects, boxes))` without the whole matrix.
 
     Args:
-        matcher: thresholds, and whether the best boxes of an object are its own below them.
+        matcher: thresholds, and whether an object also keeps its best boxes if their IoU is below them.
         objects: (n, 4) XYXY, at least one.
         boxes: (m, 4) XYXY.
 
     Returns:
-        int64 (m,): the object of largest IoU, the first of equals; or the matcher's ``BELOW_LOW_THRESHOLD`` or
-        ``BETWEEN_THRESHOLDS``.
+        int64 (m,): the index of the object with the largest IoU (the first one, if equal), or the matcher's
+        ``BELOW_LOW_THRESHOLD`` or ``BETWEEN_THRESHOLDS``.
     """
     quality, nearest = boxes.new_full((len(boxes),), -1.0), boxes.new_zeros(len(boxes), dtype=torch.int64)
     best_of_object = torch.zeros_like(nearest, dtype=torch.bool)
@@ -55,28 +55,28 @@ def match_boxes(matcher: Matcher, objects: Tensor, boxes: Tensor) -> Tensor:
 
 
 def mask_targets(masks: ObjectMasks | Tensor, boxes: Tensor, matches: Tensor, size: int) -> Tensor:
-    """The masks of objects within boxes, resampled as RoIAlign does, of each its box alone.
+    """Resamples the masks of objects within boxes like RoIAlign; only the part within each box is decoded.
 
     Args:
-        masks: of n objects, or (n, H, W) of 0 and 1.
+        masks: masks of n objects, or a tensor (n, H, W) of 0 and 1.
         boxes: (k, 4) XYXY in pixels.
-        matches: (k,), the object of each box.
+        matches: (k,), index of the object of each box.
         size: height and width of the result.
 
     Returns:
-        (k, size, size), of the type of ``boxes``.
+        (k, size, size), with the dtype of ``boxes``.
     """
     masks = ObjectMasks.from_dense(masks) if isinstance(masks, Tensor) else masks
     limits = masks.grid[:2].flip(0).to(boxes)  # width and height of the image
     first = boxes[:, :2].floor().clamp(min=0).minimum(limits - 1)
-    # RoIAlign makes a box at least one pixel wide, and reads the cells beside its last point.
+    # RoIAlign makes a box at least one pixel wide, and reads the cells next to its last point.
     last = ((boxes[:, :2] + 1).maximum(boxes[:, 2:]).floor() + 2).minimum(limits).maximum(first + 1)
     order = (last - first).amax(1).argsort()
     targets = boxes.new_empty(len(boxes), size, size)
-    # Nothing else here waits for a GPU.
+    # `tolist` is the only wait for a GPU here.
     for start, end, width, height in _of_similar_size((last - first)[order].long().tolist()):
         some = order[start:end]
-        # Where the image ends its part does, as RoIAlign has a rule for edges.
+        # The part must end where the image ends, because RoIAlign treats edges specially.
         corners = first[some].minimum(torch.stack([limits[0] - width, limits[1] - height]))
         parts = masks.crop(matches[some], corners.long(), (height, width))[:, None].to(boxes)
         numbers = torch.arange(len(some), device=boxes.device)[:, None]
@@ -86,7 +86,7 @@ def mask_targets(masks: ObjectMasks | Tensor, boxes: Tensor, matches: Tensor, si
 
 
 def _of_similar_size(extents: list[list[int]]) -> Iterator[tuple[int, int, int, int]]:
-    """Slices (start, end, largest width and height) of extents (width, height), of `_PIXELS` at most or one extent."""
+    """Slices (start, end, maximum width, maximum height) of extents, each with at most `_PIXELS` or a single extent."""
     start = width = height = 0
     for end, extent in enumerate(extents):
         wider, higher = max(width, extent[0]), max(height, extent[1])

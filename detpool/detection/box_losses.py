@@ -1,4 +1,4 @@
-"""Losses of the second stage for each RoI: of its class, and of its box by smooth L1 or by overlap."""
+"""Losses of the second stage for each RoI: classification, and box regression by smooth L1 or by overlap."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def roi_losses(
     coder: BoxCoder,
     kind: BoxLoss = "smooth_l1",
 ) -> tuple[Tensor, Tensor]:
-    """Losses (K,) of each RoI: cross entropy, and that of the box of its class (0 for background).
+    """Returns two losses (K,) for each RoI: cross entropy, and the loss of the box of its class (0 for background).
 
-    The means of cross entropy and smooth L1 are torchvision's `fastrcnn_loss`.
+    The means of cross entropy and smooth L1 equal torchvision's `fastrcnn_loss`.
 
     Args:
         logits: (K, classes + 1), background first.
         regression: (K, 4 (classes + 1)), box deltas.
         labels: (K,), 0 for background.
-        boxes: (K, 4) XYXY in pixels, which the deltas move.
-        objects: (K, 4), where they should go; of background nothing is read.
-        coder: between deltas and boxes.
-        kind: `"smooth_l1"` of the deltas; or of the moved box in pixels `"giou"` (Rezatofighi et al., CVPR 2019),
-            `"diou"` or `"ciou"` (Zheng et al., AAAI 2020), as torchvision computes them.
+        boxes: (K, 4) XYXY in pixels, to which the deltas are applied.
+        objects: (K, 4) XYXY, the target boxes; not used for background.
+        coder: converts between deltas and boxes.
+        kind: `"smooth_l1"` for a loss of the deltas; `"giou"` (Rezatofighi et al., CVPR 2019), `"diou"` or `"ciou"`
+            (Zheng et al., AAAI 2020) for torchvision's losses of the predicted box in pixels.
     """
     rows = torch.arange(len(labels), device=labels.device)
     mine, positive = regression.reshape(*logits.shape, 4)[rows, labels], labels[:, None] > 0
@@ -44,7 +44,7 @@ def roi_losses(
         wanted = torch.where(positive, coder.encode_single(objects, boxes), mine.detach())
         box_loss = F.smooth_l1_loss(mine, wanted, beta=1 / 9, reduction="none").sum(1)
     else:
-        # Of background the unit square: a box without area, whose loss is not finite, would spoil the gradients of all.
+        # Background gets the unit square: a box without area has a non-finite loss, which would affect all gradients.
         square = torch.zeros_like(boxes)
         square[:, 2:] = 1
         moved = coder.decode_single(torch.where(positive, mine, 0), torch.where(positive, boxes, square))

@@ -1,4 +1,4 @@
-"""Cascade R-CNN: box heads one after another, each for better boxes than the one before."""
+"""Cascade R-CNN: a sequence of box heads, each trained for better boxes than the one before."""
 
 from __future__ import annotations
 
@@ -25,23 +25,25 @@ STAGE_REG_WEIGHTS = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30
 
 
 class CascadeHeads(TwoStageHeads):
-    """`TwoStageHeads` of several stages: each classifies the boxes that the one before has moved, and moves them on.
+    """`TwoStageHeads` with several stages, each of which classifies and refines the boxes of the stage before.
 
-    In training the proposals of the first stage are sampled; the boxes of later ones are all of the stage before,
-    labelled anew by the higher threshold. The losses of the stages are summed, and what comes back from each through
-    pooling to the feature maps is divided by their number, as in detectron2 (MMDetection weighs losses instead, 1, 0.5
-    and 0.25). A detection has the last stage's box, and the mean of the probabilities that every stage gave it, each
-    for its own box. Masks, where there are any, are learned on the samples of the first stage.
+    In training, the proposals of the first stage are sampled. Later stages use all boxes of the stage before, which are
+    matched again with a higher threshold. The losses of the stages are summed, and the gradients that pass from each
+    stage through pooling to the feature maps are divided by the number of stages, as in detectron2 (MMDetection weights
+    the losses by 1, 0.5 and 0.25 instead). A detection has the box of the last stage, and the mean of the probabilities
+    of all stages, each for its own box. Masks, if any, are trained on the samples of the first stage.
 
     Args:
-        heads: the modules of `TwoStageHeads`, those of boxes for the first stage.
-        make_stage: called with 1, 2, ... for the stages after the first, returns pooler, head and predictor.
-        stage_ious: of each stage the IoU with an object from which a box is of that one, and below which background.
-        stage_reg_weights: of each stage those of the deltas (x, y, w, h).
+        heads: the modules of `TwoStageHeads`; those for boxes are the first stage.
+        make_stage: function that returns pooler, head and predictor of stage 1, 2, ... after the first.
+        stage_ious: for each stage, the IoU from which a box is matched with an object, and below which it is
+            background.
+        stage_reg_weights: for each stage, the weights of the deltas (x, y, w, h).
         box: the other settings of `TwoStageHeads`.
 
     Raises:
-        ConfigError: if there is no stage, or not as many of weights as of thresholds, or for a number out of range.
+        ConfigError: If there is no stage, if the numbers of weights and thresholds differ, or if a number is out of
+            range.
     """
 
     def __init__(
@@ -69,7 +71,7 @@ class CascadeHeads(TwoStageHeads):
     def box_losses(
         self, features: dict[str, Tensor], samples: Samples, image_shapes: Shapes, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """The losses of classes and boxes of all stages, those of the second named `loss_classifier_2` and so on."""
+        """Losses of classes and boxes of all stages; names from the second stage on are `loss_classifier_2`, ..."""
         losses: dict[str, Tensor] = {}
         objects = [target["boxes"].to(samples.boxes[0]) for target in targets]
         stages = self.run_stages(features, samples.boxes, image_shapes)
@@ -88,7 +90,7 @@ class CascadeHeads(TwoStageHeads):
     def score_boxes(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes
     ) -> tuple[Tensor, Tensor]:
-        """Mean probabilities (K, classes + 1) of the stages, and the last one's boxes (K, classes + 1, 4)."""
+        """Mean probabilities (K, classes + 1) over the stages, and boxes (K, classes + 1, 4) of the last stage."""
         stages = list(self.run_stages(features, proposals, image_shapes))
         scores = torch.stack([logits.softmax(-1) for logits, _, _ in stages]).mean(0)
         _, regression, boxes = stages[-1]
@@ -97,7 +99,7 @@ class CascadeHeads(TwoStageHeads):
     def run_stages(
         self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes
     ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-        """Of each stage class logits (K, classes + 1), deltas, and the boxes (k, 4) of each image that they are of."""
+        """Yields, for each stage, class logits (K, classes + 1), deltas, and the input boxes (k, 4) of each image."""
         logits, regression = self.classify(features, boxes, image_shapes)
         yield logits, regression, boxes
         for parts, coder in zip(self.later_stages, self.box_coders[:-1], strict=True):
@@ -115,7 +117,7 @@ class CascadeHeads(TwoStageHeads):
 def move_boxes(
     logits: Tensor, regression: Tensor, boxes: list[Tensor], coder: BoxCoder, image_shapes: Shapes
 ) -> list[Tensor]:
-    """The boxes (k, 4) of each image moved by the deltas of their best class, and cut to their image."""
+    """Applies the deltas of the best class to the boxes (k, 4) of each image, and clips them to the image."""
     best = logits[:, 1:].argmax(1) + 1
     mine = regression.reshape(*logits.shape, 4)[torch.arange(best.shape[0], device=best.device), best]
     moved = coder.decode_single(mine, torch.cat(boxes)).split([box.shape[0] for box in boxes])
@@ -141,19 +143,19 @@ def cascade_rcnn(
 ) -> TwoStageDetector:
     """Cascade R-CNN (Cai & Vasconcelos, CVPR 2018) with a feature pyramid; with masks Cascade Mask R-CNN.
 
-    Every stage has a head and a predictor of its own, and a pooler of its own. With one stage it is Faster R-CNN.
+    Every stage has its own pooler, head and predictor. With one stage, it is Faster R-CNN.
 
     Arguments that are not listed are those of `detpool.detection.faster_rcnn_fpn`.
 
     Args:
-        box_pooler: of the first stage, and of those that are given no other.
-        stage2_pooler, stage3_pooler: of the second and the third stage; None: `box_pooler`.
-        class_agnostic: one box for each RoI, as in the paper; False: one for each class, of which that of the best
-            class goes on to the next stage.
+        box_pooler: builds the pooler of the first stage, and of stages without another one.
+        stage2_pooler, stage3_pooler: build the poolers of the second and the third stage; None: `box_pooler`.
+        class_agnostic: whether to predict one box per RoI, as in the paper; if false, one per class, and the box of the
+            best class is passed to the next stage.
         roi_heads: builds the stages from poolers, heads and predictors.
 
     Raises:
-        ConfigError: if the parts do not fit each other, or a stage that has a pooler does not exist.
+        ConfigError: If the parts do not fit each other, or a pooler is given for a stage that does not exist.
     """
     backbone = FPNBackbone(body, fpn_channels, context)
     poolers = {1: stage2_pooler, 2: stage3_pooler}

@@ -1,4 +1,4 @@
-"""The two-stage detector: torchvision's, with losses and predictions of one pass."""
+"""The two-stage detector: torchvision's, with losses and predictions in a single pass."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ Prediction = dict[str, Tensor]
 
 
 class TwoStageDetector(GeneralizedRCNN):
-    """Backbone, proposals, heads, called as torchvision's detectors are.
+    """A detector of backbone, proposals and heads, with the interface of torchvision's detectors.
 
-    Images are taken as they come, (3, H, W) RGB in [0, 1], and never resized: that is the data's business. Targets are
-    dicts of `boxes` (n, 4) XYXY in pixels, `labels` (n,) from 1, and, where the model needs them, `masks`, (n, H, W) or
-    `ObjectMasks`, and `proposals` (m, 4).
+    Images are (3, H, W), RGB in [0, 1], and are not resized, which is left to the data pipeline. Targets are dicts with
+    `boxes` (n, 4) XYXY in pixels, `labels` (n,) starting at 1, and, if the model needs them, `masks`, (n, H, W) or
+    `ObjectMasks`, and `proposals` (m, 4) XYXY in pixels.
     """
 
     def forward(
         self, images: list[Tensor], targets: list[Target] | None = None
     ) -> dict[str, Tensor] | list[Prediction]:
-        """In training mode a dict of losses, which needs targets; otherwise predictions, one dict an image.
+        """Returns a dict of losses in training mode, otherwise predictions, one dict per image.
 
-        Predictions are torchvision's, `masks` (n, 1, H, W) of probabilities pasted into the image among them.
+        Predictions have the format of torchvision's, including `masks` (n, 1, H, W), probabilities pasted into the
+        image.
 
         Raises:
-            ValueError: without targets in training mode, or if a target holds a box without width or height.
+            ValueError: If there are no targets in training mode, or a target has a box without width or height.
         """
         if self.training and targets is None:
             raise ValueError("targets must be given in training mode, got None")
@@ -39,15 +40,15 @@ class TwoStageDetector(GeneralizedRCNN):
     def evaluate(
         self, images: list[Tensor], targets: list[Target] | None = None
     ) -> tuple[list[Prediction], dict[str, Tensor]]:
-        """Predictions and losses, in the mode (of batch normalisation, ...) that the model is in.
+        """Returns predictions and losses, in the current mode of the model (for batch normalization, ...).
 
         Returns:
-            the predictions, none in training mode; and the losses, none where `targets` hold no `boxes`. In place of
-            `masks` a prediction has `mask_probabilities` (n, M, M) within its boxes, of the mask head's M, which take
-            little memory and no wait for a GPU.
+            The predictions, empty in training mode, and the losses, empty if `targets` have no `boxes`. In place of
+            `masks`, predictions have `mask_probabilities` (n, M, M) within the boxes, at the resolution M of the mask
+            head, which take little memory and no wait for a GPU.
 
         Raises:
-            ValueError: if a target holds a box without width or height.
+            ValueError: If a target has a box without width or height.
         """
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         _check_boxes([target.get("boxes") for target in targets or []])
@@ -59,7 +60,7 @@ class TwoStageDetector(GeneralizedRCNN):
 
 
 def _paste(prediction: Prediction, image: Tensor) -> Prediction:
-    """With masks of the whole image in place of those within boxes."""
+    """Replaces the masks within boxes by masks of the whole image."""
     if "mask_probabilities" not in prediction:
         return prediction
     rest = dict(prediction)
@@ -68,7 +69,7 @@ def _paste(prediction: Prediction, image: Tensor) -> Prediction:
 
 
 def has_objects(targets: list[Target] | None) -> TypeGuard[list[Target]]:
-    """Whether losses are asked for: targets may hold nothing but proposals."""
+    """Whether all targets have objects, so that losses can be computed; targets may hold only proposals."""
     return targets is not None and all("boxes" in target for target in targets)
 
 

@@ -1,8 +1,8 @@
-"""Weights of detectron2's model zoo (`.pkl`) in the names and conventions of this package's detectors.
+"""Converts weights of detectron2's model zoo (`.pkl`) to the names and conventions of this package's detectors.
 
-Names, order of classes and of color channels are translated; what a layer computes is not. In that zoo's ResNets of
-MSRA's weights the 1 x 1 convolutions have the stride and not the 3 x 3 ones, and anchors are not rounded: such weights
-are a start for training here and not a detector of the same accuracy.
+Names, the order of classes, and the order of color channels are converted, but not what layers compute. In the zoo's
+ResNets with MSRA's weights, the stride is in the 1 x 1 convolutions instead of the 3 x 3 ones, and anchors are not
+rounded. Such weights are therefore an initialization for training, and do not give a detector of the same accuracy.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def read_detectron2_file(path: str) -> tuple[dict[str, Tensor], int | None]:
         The tensors by name, and the number of classes without background, if there is a box head.
 
     Raises:
-        WeightsError: if the file is missing, damaged, or holds something else.
+        WeightsError: If the file is missing, damaged, or not a detector of detectron2.
     """
     try:
         with Path(path).open("rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()
     except OSError as error:
         raise WeightsError(f"weights file {path!r} cannot be read: {error}") from error
-    except Exception as error:  # whatever a damaged pickle makes of itself
+    except Exception as error:  # damaged pickles may raise anything
         raise WeightsError(f"weights file {path!r} cannot be read as detectron2's: {error}") from error
     given = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(given, dict) or not given or not all(isinstance(v, np.ndarray) for v in given.values()):
@@ -74,15 +74,15 @@ def read_detectron2_file(path: str) -> tuple[dict[str, Tensor], int | None]:
             name = re.sub(f"^{pattern}" if not pattern.startswith(r"\.") else pattern, ours, name)
         tensors[name] = torch.from_numpy(np.array(array))
     for kind in ("weight", "bias"):
-        if _SCORES + kind in tensors:  # background is the last there
+        if _SCORES + kind in tensors:  # background is last in detectron2
             tensors[_SCORES + kind] = tensors[_SCORES + kind].roll(1, 0)
-        for name, rows in ((_BOXES, 4), (_MASKS, 1)):  # which background has none of there
+        for name, rows in ((_BOXES, 4), (_MASKS, 1)):  # detectron2 has none for background
             if name + kind in tensors:
                 value = tensors[name + kind]
                 tensors[name + kind] = torch.cat([value.new_zeros(rows, *value.shape[1:]), value])
     stem = "backbone.body.conv1.weight"
     if stem in tensors:
-        # Its images are BGR in 0 .. 255, less the mean; ours are divided by the standard deviation too.
+        # detectron2's images are BGR in 0 .. 255 minus the mean; ours are also divided by the standard deviation.
         scale = 255 * torch.tensor(IMAGENET_STD)[:, None, None]
         tensors[stem] = tensors[stem].flip(1) * scale
     scores = tensors.get(f"{_SCORES}bias")
@@ -101,7 +101,7 @@ _KNOWN = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Reads NumPy's arrays and what holds them; a file that names anything else is refused."""
+    """An unpickler that accepts only NumPy arrays and their containers; anything else is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:

@@ -1,4 +1,4 @@
-"""Faster R-CNN and Mask R-CNN: on a feature pyramid, on a single map, and with the last stage for a head."""
+"""Faster R-CNN and Mask R-CNN: on a feature pyramid, on a single map, and with the last stage as the head."""
 
 from __future__ import annotations
 
@@ -60,28 +60,29 @@ def faster_rcnn_fpn(
     `fasterrcnn_resnet50_fpn` or `maskrcnn_resnet50_fpn`.
 
     Args:
-        num_classes: classes without background.
-        body: the convolutional network under the pyramid.
-        box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
-        head_pool: called with one tuple (channels, height, width) of pooled RoIs, returns the box head.
-        mask_pooler: as `box_pooler`, for masks; None: no masks. The masks have twice the resolution it gives.
-        fpn_channels: channels of every pyramid level.
-        mask_channels: channels of the mask head's convolutions.
-        mask_convolutions: how many 3 x 3 convolutions the mask head has.
-        class_agnostic: one box for each RoI, not one for each class.
-        iou_pooler: as `box_pooler`, for an IoU head, which `roi_heads=IoUHeads` takes (see `iou_net`); None: none.
+        num_classes: number of classes without background.
+        body: the convolutional network below the pyramid.
+        box_pooler: builds the pooler of the box head from `featmap_names` and `strides` of the pyramid.
+        head_pool: builds the box head from one tuple (channels, height, width), the shape of pooled RoIs.
+        mask_pooler: like `box_pooler`, for masks; None: no masks. Masks have twice the resolution of the pooler.
+        fpn_channels: number of channels of every pyramid level.
+        mask_channels: number of channels of the mask head's convolutions.
+        mask_convolutions: number of 3 x 3 convolutions of the mask head.
+        class_agnostic: whether to predict one box per RoI instead of one per class.
+        iou_pooler: like `box_pooler`, for an IoU head, which requires `roi_heads=IoUHeads` (see `iou_net`); None: no
+            IoU head.
         iou_channels: width of the IoU head's two fully connected layers.
-        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
+        context: builds a shape-preserving layer on the body's last map, before the pyramid; None: none.
         head_context: a vector of the whole image for the box head, pooled from the tokens of the body's last map: the
             "mean" of its cells, the class token ("cls") of a transformer that has one, or "attention" (see
-            `ImageContext`); None: RoIs alone.
-        rpn: builds the region proposal network from `map_names`, `channels` and `strides`; its `anchor_sizes` are a
+            `ImageContext`); None: only RoIs.
+        rpn: builds the region proposal network from `map_names`, `channels` and `strides`; its `anchor_sizes` are one
             list for each pyramid level and one for the extra coarsest level.
-        proposals: where proposals come from in place of the RPN, such as `GivenProposals`; None: the RPN.
+        proposals: module that provides proposals in place of the RPN, such as `GivenProposals`; None: the RPN.
         roi_heads: builds the second stage from poolers, heads and predictors.
 
     Raises:
-        ConfigError: if the parts do not fit each other.
+        ConfigError: If the parts do not fit each other.
     """
     backbone = FPNBackbone(body, fpn_channels, context)
     parts = box_head(backbone, box_pooler, head_pool, num_classes, class_agnostic)
@@ -108,11 +109,11 @@ def faster_rcnn_c5(
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = TwoStageHeads,
 ) -> TwoStageDetector:
-    """Faster or Mask R-CNN on the last map alone: "C5", at stride 32, or "DC5", dilated, at stride 16.
+    """Faster or Mask R-CNN on the last map only: "C5", at stride 32, or "DC5", dilated, at stride 16.
 
-    The stride is the body's (`output_stride`). Mask R-CNN (He et al., ICCV 2017, table 2d) compares poolings at stride
-    32 with it. With `GivenProposals` it is Fast R-CNN (Girshick, ICCV 2015), and with `SpatialPyramidPooler` as well
-    the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
+    The stride is that of the body (`output_stride`). The Mask R-CNN paper (He et al., ICCV 2017, table 2d) uses this
+    model to compare poolings at stride 32. With `GivenProposals` it is Fast R-CNN (Girshick, ICCV 2015), and with
+    `SpatialPyramidPooler` in addition it is the detector of SPP-Net (He et al., ECCV 2014), here trained end to end.
 
     Arguments that are not listed are those of `faster_rcnn_fpn`.
 
@@ -174,14 +175,18 @@ def faster_rcnn_c4(
 def box_head(
     backbone: Backbone, make_pooler: PoolerFactory, make_head: HeadFactory, num_classes: int, class_agnostic: bool
 ) -> list[nn.Module]:
-    """Pooler, head and predictor of boxes."""
+    """Builds pooler, head and predictor of boxes."""
     pooler, shape = build_pooler(make_pooler, backbone, "pooler")
     head: Any = make_head(shape)
     return [pooler, head, build_box_predictor(head, num_classes, class_agnostic)]
 
 
 def add_image_context(heads: TwoStageHeads, pool: HeadContext | None, backbone: Backbone) -> None:
-    """Lets the heads of boxes know of the whole image, as `head_context` says; None: nothing."""
+    """Adds a vector of the whole image to the box heads (see `head_context` of `faster_rcnn_fpn`); None: nothing.
+
+    Raises:
+        ConfigError: If the box head or the body does not support it.
+    """
     if pool is None:
         return
     body = backbone.body
@@ -199,7 +204,7 @@ def add_image_context(heads: TwoStageHeads, pool: HeadContext | None, backbone: 
 def mask_head(
     backbone: Backbone, make_pooler: PoolerFactory | None, channels: int, convolutions: int, num_classes: int
 ) -> list[nn.Module]:
-    """Pooler, head and predictor of masks; nothing without a factory of the pooler."""
+    """Builds pooler, head and predictor of masks; returns an empty list if `make_pooler` is None."""
     if make_pooler is None:
         return []
     check_numbers("model", "at least 0", lambda n: n >= 0, mask_convolutions=convolutions)

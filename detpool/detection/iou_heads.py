@@ -1,4 +1,4 @@
-"""IoU-Net's head, which predicts how well a box fits, for suppression and for refinement, in any detector."""
+"""IoU-Net's head, which predicts the IoU of a box with its object, for suppression and refinement in any detector."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class IoUHeads(TwoStageHeads):
 
     Args:
         heads: the modules of `TwoStageHeads`.
-        iou_pooler, iou_head, iou_predictor: pooled RoIs, their features, and a score (K, classes) that is 4 IoU - 3, so
-            that IoUs from 0.5 to 1 are -1 to 1.
-        iou_boxes_per_image: jittered boxes per image that the IoU head is trained on.
-        iou_guided: suppression by predicted IoU; otherwise by class score, as `nms` says.
-        refine_steps: gradient steps on each detected box; 0: no refinement.
+        iou_pooler, iou_head, iou_predictor: modules that compute pooled RoIs, their features, and scores (K, classes),
+            which are 4 IoU - 3, so that IoUs from 0.5 to 1 become -1 to 1.
+        iou_boxes_per_image: number of jittered boxes per image on which the IoU head is trained.
+        iou_guided: whether to suppress by predicted IoU; if false, by class score, according to `nms`.
+        refine_steps: number of gradient steps on each detected box; 0: no refinement.
         refine_step_size: see `detpool.detection.localization.refine_boxes`.
         box: the settings of `TwoStageHeads`.
 
     Raises:
-        ConfigError: for a count that is out of range, or soft-NMS together with suppression by predicted IoU.
+        ConfigError: If a count is out of range, or soft-NMS is combined with suppression by predicted IoU.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class IoUHeads(TwoStageHeads):
             labels.append(target["labels"][rows])
             ious.append(paired_iou(jittered, objects[rows]))
         scores = self._scores(features, boxes, image_shapes)
-        # Without any object the sum over no box keeps the head in the graph.
+        # Without objects, the sum over no boxes keeps the head in the graph.
         mine = scores[torch.arange(len(scores)), torch.cat(labels) - 1] if labels else scores.sum(1)
         wanted = 4 * torch.cat(ious) - 3 if ious else mine
         losses["loss_iou"] = F.smooth_l1_loss(mine, wanted, reduction="sum") / max(len(mine), 1)
@@ -91,7 +91,7 @@ class IoUHeads(TwoStageHeads):
     def predict_ious(
         self, features: dict[str, Tensor], boxes: list[Tensor], labels: list[Tensor], image_shapes: Shapes
     ) -> list[Tensor]:
-        """Predicted IoU (n,) of the boxes (n, 4) of each image with the object of their class (n,) that they mean."""
+        """Predicted IoUs (n,) of the boxes (n, 4) of each image with their objects, given their classes (n,)."""
         scores = self._scores(features, boxes, image_shapes)
         mine = scores[torch.arange(len(scores)), torch.cat(labels) - 1]
         return list(((mine + 3) / 4).split([len(box) for box in boxes]))
@@ -113,8 +113,8 @@ class IoUHeads(TwoStageHeads):
         counts = [len(d["boxes"]) for d in detections]
         labels = torch.cat([d["labels"] for d in detections])
         image = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(labels.device)
-        # Tensors made in inference mode, as Lightning's validation makes them, cannot have gradients; copies can.
-        # PyTorch 2.9 would go on with the weights that autocast has converted there.
+        # Tensors created in inference mode, as in Lightning's validation, cannot have gradients, but copies can.
+        # PyTorch 2.9 would continue to use the weights that autocast converted in inference mode.
         torch.clear_autocast_cache()
         with torch.inference_mode(False):
             maps = {name: feature.clone() for name, feature in features.items()}
@@ -146,7 +146,7 @@ def build_roi_heads(
     iou_channels: int,
     num_classes: int,
 ) -> TwoStageHeads:
-    """The second stage of its parts, with an IoU head if there is a pooler for one.
+    """Builds the second stage from its parts, with an IoU head if there is a pooler for one.
 
     Raises:
         ConfigError: as `build_heads`, or if refinement is asked for with a pooler that has no gradient with respect to

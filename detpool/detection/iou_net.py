@@ -31,26 +31,19 @@ def iou_net(
 ) -> TwoStageDetector:
     """IoU-Net (Jiang et al., ECCV 2018) on Faster R-CNN with a feature pyramid.
 
-    The IoU head is trained on jittered boxes of the objects, not on proposals. A detection has the predicted IoU of its
-    final box as `ious`.
+    The IoU head is trained on jittered boxes of the objects instead of proposals. Predictions contain the predicted
+    IoUs of the final boxes as `ious`.
 
     Args:
-        num_classes: classes without background.
-        body: the convolutional network under the pyramid.
-        box_pooler: called with `featmap_names` and `strides` of the pyramid, returns the pooler of the box head.
-        iou_pooler: the same for the IoU head; refinement needs gradients with respect to boxes from it, which
-            `pr_roi_pool`, `roi_align` and every operator with continuous bins have.
-        head_pool: called with one tuple (channels, height, width) of pooled RoIs, returns the box head.
-        fpn_channels: channels of every pyramid level.
-        iou_channels: width of the IoU head's two fully connected layers.
-        class_agnostic: see `detpool.detection.faster_rcnn_fpn`.
-        context: layer on the body's last map, which it keeps the shape of, before the pyramid; None: none.
-        rpn, proposals: see `detpool.detection.faster_rcnn_fpn`.
+        iou_pooler: builds the pooler of the IoU head. Refinement needs its gradients with respect to boxes, which
+            `pr_roi_pool`, `roi_align` and all operators with continuous bins have.
+        num_classes, body, box_pooler, head_pool, fpn_channels, iou_channels: see `detpool.detection.faster_rcnn_fpn`.
+        class_agnostic, context, rpn, proposals: see `detpool.detection.faster_rcnn_fpn`.
         roi_heads: builds the second stage from poolers, heads and predictors.
 
     Raises:
-        ConfigError: if the parts do not fit each other, or if refinement is asked for with a pooler that has no
-            gradient with respect to boxes.
+        ConfigError: If the parts do not fit each other, or refinement is enabled and the pooler has no gradient with
+            respect to boxes.
     """
     return faster_rcnn_fpn(
         num_classes,

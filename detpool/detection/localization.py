@@ -1,4 +1,4 @@
-"""Boxes around objects, at random or at a given distance; IoU-Net's suppression and refinement of boxes."""
+"""Random boxes around objects, boxes at a given distance from objects, and IoU-Net's suppression and refinement."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def paired_iou(first: Tensor, second: Tensor) -> Tensor:
 def jittered_boxes(
     objects: Tensor, image_shape: tuple[int, int], count: int, min_iou: float = MIN_IOU
 ) -> tuple[Tensor, Tensor]:
-    """Boxes around objects, about evenly spread over IoU (Jiang et al., ECCV 2018, section 3.1).
+    """Draws boxes around objects, about uniformly distributed over IoU (Jiang et al., ECCV 2018, section 3.1).
 
-    Each is an object's box moved and stretched at random; those of an IoU below `min_iou` are dropped, and of the rest
-    each tenth of the IoU's range is drawn from as often.
+    Candidates are randomly shifted and scaled boxes of objects. Those with an IoU below `min_iou` are dropped, and each
+    tenth of the remaining IoU range is sampled equally often.
 
     Args:
         objects: (n, 4) XYXY in pixels, n at least 1.
-        image_shape: (height, width) that boxes are cut to.
-        count: how many boxes.
-        min_iou: smallest IoU with the object.
+        image_shape: (height, width) to which boxes are clipped.
+        count: number of boxes.
+        min_iou: minimum IoU with the object.
 
     Returns:
-        boxes (count, 4), and the row of the object of each (count,).
+        Boxes (count, 4), and the index of the object of each box (count,).
     """
     rows = torch.randint(len(objects), (8 * count,), device=objects.device)
     rows = torch.cat([rows, torch.arange(len(objects), device=objects.device)])
     base = objects[rows]
     size = base[:, 2:] - base[:, :2]
-    # How far a box strays is drawn for the whole box: otherwise few would stay near their object.
+    # One maximum displacement per box: if it were drawn per coordinate, few boxes would stay close to their object.
     reach = torch.rand(len(rows), 1, device=objects.device) * 0.35
-    reach[-len(objects) :] = 0  # the objects themselves: at least these are left after the threshold
+    reach[-len(objects) :] = 0  # the objects themselves, so that some boxes remain after the threshold
     centre = (base[:, :2] + base[:, 2:]) / 2 + reach * size * (2 * torch.rand_like(size) - 1)
     half = size / 2 * torch.exp(1.5 * reach * (2 * torch.rand_like(size) - 1))
     height, width = image_shape
@@ -63,28 +63,28 @@ def jittered_boxes(
 def displaced_boxes(
     objects: Tensor, image_shape: tuple[int, int], noise: float | None = None, iou: float | None = None
 ) -> Tensor:
-    """Boxes at one distance from objects, each in a direction of its own.
+    """Returns one box per object, at a given distance and in a random direction.
 
-    A direction is a vector (a, b, c, d) of length 1, drawn evenly from PyTorch's generator. At distance t the box of
-    width w and height h is moved by (t a w, t b h), and its sides are multiplied by exp(t c) and exp(t d): t = 0.1 is a
-    tenth of the side at most. Draws do not depend on t: of one seed, boxes of several t lie on the same rays.
+    A direction is a unit vector (a, b, c, d), drawn uniformly from PyTorch's generator. At distance t, a box of width w
+    and height h is moved by (t a w, t b h), and its sides are multiplied by exp(t c) and exp(t d): t = 0.1 is at most a
+    tenth of the side. Directions do not depend on t: with the same seed, boxes for several t lie on the same rays.
 
     Args:
         objects: (n, 4) XYXY in pixels.
-        image_shape: (height, width) that boxes are cut to; an object within the image is nearer to its box then, not
-            farther.
-        noise: t.
-        iou: in its place the IoU, in (0, 1], that each box has with its object before it is cut.
+        image_shape: (height, width) to which boxes are clipped; this never increases the distance to an object within
+            the image.
+        noise: the distance t.
+        iou: used instead of the distance: the IoU, in (0, 1], of each box with its object before clipping.
 
     Returns:
-        boxes (n, 4), in the order of the objects; the objects themselves, exactly, for `noise=0` or `iou=1`.
+        Boxes (n, 4), in the order of the objects; exactly the objects for `noise=0` or `iou=1`.
     """
     direction = F.normalize(torch.randn(len(objects), 4, device=objects.device), dim=1)
     if iou is None:
         boxes = _along(objects, direction, objects.new_full((len(objects), 1), noise or 0.0))
     else:
         near = objects.new_zeros(len(objects), 1)
-        far = near + (0 if iou == 1 else 4 - 2 * math.log(iou))  # where any box overlaps its object less
+        far = near + (0 if iou == 1 else 4 - 2 * math.log(iou))  # at this distance, every box has a lower IoU
         for _ in range(40):
             middle = (near + far) / 2
             closer = paired_iou(_along(objects, direction, middle), objects)[:, None] >= iou
@@ -95,7 +95,7 @@ def displaced_boxes(
 
 
 def _along(objects: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
-    """Boxes at a distance (n, 1) from objects (n, 4); at 0 they are the objects, bit for bit."""
+    """Boxes at distances (n, 1) from objects (n, 4); at distance 0, exactly the objects."""
     size = objects[:, 2:] - objects[:, :2]
     shift = distance * direction[:, :2] * size
     growth = torch.expm1(distance * direction[:, 2:]) * size / 2
@@ -105,28 +105,28 @@ def _along(objects: Tensor, direction: Tensor, distance: Tensor) -> Tensor:
 def iou_guided_nms(
     boxes: Tensor, scores: Tensor, labels: Tensor, ious: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """Suppression in which the box of the highest predicted IoU survives (Jiang et al., algorithm 1).
+    """Non-maximum suppression by predicted IoU (Jiang et al., algorithm 1).
 
-    Of each cluster the best localised box is kept, and takes the highest class score of the cluster.
+    The box with the highest predicted IoU of each cluster is kept, and gets the highest class score of the cluster.
 
     Args:
         boxes: (K, 4) XYXY.
         scores, labels, ious: (K,) class scores, classes, and predicted IoUs, by which boxes are ranked.
-        threshold: IoU with a kept box of its class from which a box belongs to that one's cluster.
+        threshold: a box belongs to the cluster of a kept box of its class if their IoU is above this value.
 
     Returns:
-        the kept rows by falling score, and their scores.
+        Indices of the kept boxes in order of decreasing score, and their scores.
     """
     kept = batched_nms(boxes, ious, labels, threshold)
     if len(kept) == 0:
         return kept, scores[:0]
     together = (box_iou(boxes[kept], boxes) > threshold) & (labels[kept][:, None] == labels[None])
     together[torch.arange(len(kept), device=kept.device), kept] = True
-    # A box belongs to the first kept box that suppresses it. argmax gives the first maximum only for integers.
+    # A box belongs to the first kept box that suppresses it. argmax returns the first maximum only for integers.
     order = torch.arange(len(kept), 0, -1, device=kept.device)[:, None]
     owner = (together * order).argmax(0)
-    # Where an IoU is the threshold, nms, which shifts the classes apart, may round otherwise than box_iou: a kept box
-    # stays its own, and a suppressed one may have no owner.
+    # If an IoU is close to the threshold, `batched_nms`, which shifts the classes apart, may round differently from
+    # `box_iou`. A kept box always owns itself, and a suppressed box may have no owner.
     owner[kept] = torch.arange(len(kept), device=kept.device)
     owned = together.any(0)
     best = scores.new_zeros(len(kept)).scatter_reduce(0, owner[owned], scores[owned], "amax")
@@ -141,25 +141,26 @@ def refine_boxes(
     step_size: float = 0.02,
     tolerance: float = 1e-3,
 ) -> Tensor:
-    """Boxes moved up the gradient of their predicted IoU (Jiang et al., algorithm 2).
+    """Refines boxes by gradient ascent on their predicted IoU (Jiang et al., algorithm 2).
 
-    A step is taken in coordinates relative to the box's width and height: a pixel coordinate moves by the rate times
-    the gradient times the square of the side (the paper multiplies by the side once, which makes the step depend on
-    the image's resolution). One that does not raise the prediction is not taken, and the box's rate halved (the paper
-    lets a small loss pass); a box that gains less than `tolerance` rests.
+    Steps are taken in coordinates relative to the box's width and height: a pixel coordinate moves by the rate times
+    the gradient times the square of the side (the paper multiplies by the side once, which makes the step depend on the
+    image's resolution). A step that does not increase the prediction is undone, and the rate of the box is halved (the
+    paper accepts a small decrease). A box whose gain is less than `tolerance` is not moved any more.
 
     Args:
-        predict: `predict(boxes, rows)` gives differentiable IoUs (k,) of boxes (k, 4) that are rows (k,) of `boxes`.
+        predict: `predict(boxes, rows)` returns differentiable IoUs (k,) of boxes (k, 4), which are versions of
+            `boxes[rows]`.
         boxes: (K, 4) XYXY in pixels.
-        steps: steps at most.
-        step_size: change of a relative coordinate for a gradient of 1 per unit of it.
-        tolerance: gain of predicted IoU at which a box rests.
+        steps: maximum number of steps.
+        step_size: change of a relative coordinate for a gradient of 1 with respect to it.
+        tolerance: gain of predicted IoU below which a box stops.
 
     Returns:
-        boxes (K, 4), detached.
+        Boxes (K, 4), detached.
     """
     boxes = boxes.detach().clone()
-    rows = torch.arange(len(boxes), device=boxes.device)  # of the boxes that still move
+    rows = torch.arange(len(boxes), device=boxes.device)  # indices of the boxes that still move
     rate = torch.full((len(boxes), 1), step_size, dtype=boxes.dtype, device=boxes.device)
 
     def evaluate(there: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +189,7 @@ def refine_boxes(
 def _step(boxes: Tensor, slope: Tensor, rate: Tensor) -> Tensor:
     size = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     moved = boxes + rate * slope * size**2
-    # A side that crossed the opposite one would leave no box.
+    # If a side crossed the opposite one, the box would be invalid.
     centre = (moved[:, :2] + moved[:, 2:]) / 2
     half = ((moved[:, 2:] - moved[:, :2]) / 2).clamp(min=0.5)
     return torch.cat([centre - half, centre + half], 1)

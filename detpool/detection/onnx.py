@@ -1,4 +1,4 @@
-"""Detectors as ONNX programs."""
+"""Export of detectors as ONNX programs."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from detpool.ops.onnx import export
 
 
 def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> torch.onnx.ONNXProgram:
-    """A detector as an ONNX program, from one image of a fixed size to its detections, however many these are.
+    """Exports a detector as an ONNX program for one image of a fixed size, with any number of detections.
 
-    Its input is `image` (3, H, W), RGB in [0, 1], as `evaluate` takes it; its outputs are those of a prediction by
-    name: `boxes` (n, 4) XYXY in pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if there are
-    masks. Suppression is part of the program. `program.save(path)` writes it.
+    The input is `image` (3, H, W), RGB in [0, 1]. The outputs have the names of predictions: `boxes` (n, 4) XYXY in
+    pixels, `labels` (n,), `scores` (n,), and `mask_probabilities` (n, M, M) if there are masks. Suppression is part of
+    the program. `program.save(path)` writes it to a file.
 
     Args:
-        model: the detector, which stays as it is.
-        image_size: `(height, width)` in pixels, for which anchors and maps are made.
+        model: the detector, which is not changed.
+        image_size: `(height, width)` of the image in pixels.
 
     Raises:
-        ConfigError: if the detector takes its proposals from elsewhere, has an IoU head, or suppresses by soft-NMS,
-            which are loops over values.
-        ImportError: without the packages `onnx` and `onnxscript`.
+        ConfigError: If the detector has no RPN, or if it has an IoU head or uses soft-NMS, which are loops that depend
+            on values.
+        ImportError: If the packages `onnx` and `onnxscript` are not installed.
     """
     if not isinstance(model.rpn, ProposalNetwork):
         raise ConfigError(f"a detector with proposals of {type(model.rpn).__name__} has no ONNX form: it needs an RPN")
@@ -44,7 +44,7 @@ def export_detector(model: TwoStageDetector, image_size: tuple[int, int]) -> tor
             f"model.roi_heads.nms={model.roi_heads.nms} has no ONNX form, being a loop over values: set it to hard"
         )
     copied = deepcopy(model).eval()
-    freeze_batch_norm(copied)  # of RoIs PyTorch's asks whether there are any
+    freeze_batch_norm(copied)  # PyTorch's layer tests whether there are RoIs
     module = _OneImage(copied)
     image = torch.rand(3, *image_size, device=next(module.parameters()).device)
     names = list(module(image))
@@ -63,13 +63,13 @@ class _OneImage(nn.Module):
 
 
 def _suppress(boxes, scores, groups, threshold: float):  # type: ignore[no-untyped-def] # values of onnxscript
-    """Suppression by ONNX, which takes scores of all boxes for each group: for those of others one below the limit."""
+    """Suppression in ONNX, which takes scores of all boxes for each group: those of others are below the limit."""
     from onnxscript import opset18
 
-    op: Any = opset18  # whose annotations are of tensors, and take numbers too
+    op: Any = opset18  # Any: its annotations lack numbers, which are accepted
     count = op.Add(op.ReduceMax(op.Concat(groups, [0], axis=0), keepdims=0), 1)
     own = op.Equal(op.Unsqueeze(op.Range(0, count, 1), [1]), op.Unsqueeze(groups, [0]))
-    table = op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, [0]), -2.0), [0])  # the RPN leaves boxes out by -1
+    table = op.Unsqueeze(op.Where(own, op.Unsqueeze(scores, [0]), -2.0), [0])  # the RPN marks excluded boxes by -1
     most = torch.iinfo(torch.int64).max
     found = op.NonMaxSuppression(op.Unsqueeze(boxes, [0]), table, most, threshold, -1.5)
     rows = op.Gather(found, 2, axis=1)

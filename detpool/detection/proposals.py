@@ -1,4 +1,4 @@
-"""Where proposals come from: torchvision's region proposal network, the batch itself, or its objects."""
+"""Sources of proposals: torchvision's region proposal network, the batch itself, or its objects."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from detpool.errors import ConfigError, check_numbers
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """torchvision's RPN (Ren et al., NIPS 2015) on some of the feature maps, with losses in either mode.
+    """torchvision's RPN (Ren et al., NIPS 2015) on some of the feature maps, with losses in training and evaluation.
 
     Args:
-        map_names: the maps that proposals come from.
-        channels: their channels.
-        anchor_sizes: anchor sides in pixels, one list a map.
-        aspect_ratios: height / width of the anchors, the same on all maps.
-        pre_nms_top_n_train, pre_nms_top_n_test: anchors a map that go to non-maximum suppression.
-        post_nms_top_n_train, post_nms_top_n_test: proposals an image, at most.
-        nms_thresh: IoU of two boxes one of which is dropped.
-        fg_iou_thresh, bg_iou_thresh: an anchor is an object from the first on, background below the second.
-        batch_size_per_image: anchors an image whose losses count.
-        positive_fraction: the fraction of objects among these, at most.
-        score_thresh: score in [0, 1] below which a proposal is dropped.
-        strides: of the maps in pixels; anchors of cell i are about pixel i x stride where one of them is not whole.
-            None, or whole ones: what torchvision takes of the sizes of image and map.
+        map_names: names of the maps.
+        channels: number of channels of the maps.
+        anchor_sizes: anchor sizes in pixels, one list per map.
+        aspect_ratios: height / width of the anchors, the same for all maps.
+        pre_nms_top_n_train, pre_nms_top_n_test: number of proposals per map before non-maximum suppression.
+        post_nms_top_n_train, post_nms_top_n_test: maximum number of proposals per image.
+        nms_thresh: IoU threshold of non-maximum suppression.
+        fg_iou_thresh, bg_iou_thresh: minimum IoU of an anchor with an object to be positive, and IoU below which it is
+            background.
+        batch_size_per_image: number of anchors sampled per image for the losses.
+        positive_fraction: maximum fraction of positive anchors among these.
+        score_thresh: proposals with a lower score, in [0, 1], are dropped.
+        strides: strides of the maps in pixels. If one of them is not an integer, the anchors of cell i are centered at
+            pixel i x stride. If None or all integers, torchvision computes strides from the sizes of image and map.
 
     Raises:
-        ConfigError: if `anchor_sizes` does not have one list for each map, or for a number out of range.
+        ConfigError: If `anchor_sizes` does not have one list for each map, or a number is out of range.
     """
 
     def __init__(
@@ -95,31 +96,31 @@ class ProposalNetwork(RegionProposalNetwork):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals (n, 4) of each image in pixels; losses where `targets` hold boxes."""
+        """Returns proposals (n, 4) of each image in pixels, and losses if `targets` have boxes."""
         maps = [features[name] for name in self.map_names]
         objectness, deltas = self.head(maps)
-        # Boxes keep float32 where maps have half precision, which knows only every fourth pixel from 512 on (bfloat16).
+        # Boxes stay float32 if maps have half precision: bfloat16 resolves only 4 pixels from 512 on.
         exact = torch.promote_types(maps[0].dtype, torch.float32)
         anchors = self._anchors(images, maps, exact)
         anchors_per_map = [scores[0].numel() for scores in objectness]
         objectness, deltas = (values.to(exact) for values in concat_box_prediction_layers(objectness, deltas))
-        # Detached: Faster R-CNN is trained as if proposals were given.
+        # Detached: in Faster R-CNN, proposals are treated as constants.
         boxes = self.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
         found, numbers = self._suppress(boxes, objectness, images.image_sizes, anchors_per_map)
         if not has_objects(targets):
             return _first(found, numbers.tolist()), {}
         labels, matched = self.assign_targets_to_anchors(anchors, targets)
         numbers = torch.cat([numbers[:, None], count_samples(labels)], 1)
-        counts = numbers.tolist()  # the one wait but for suppression
+        counts = numbers.tolist()  # the only wait except for suppression
         drawn = draw_samples(self.fg_bg_sampler, labels, [count[1:] for count in counts])
         losses = self._losses(objectness, deltas, labels, self.box_coder.encode(matched, anchors), drawn)
         return _first(found, [count[0] for count in counts]), losses
 
     def _anchors(self, images: ImageList, maps: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-        """The anchors (n, 4) of each image, map after map."""
+        """Returns the anchors (n, 4) of each image, map by map."""
         if self.strides is None:
             return self.anchor_generator(images, [m.new_empty(m.shape[-2:], dtype=dtype) for m in maps])
-        # The generator divides sizes as whole numbers, and would have 1 for the square root of 2.
+        # The generator uses integer division of sizes, which would give 1 for the square root of 2.
         self.anchor_generator.set_cell_anchors(dtype, maps[0].device)
         sizes = [list(m.shape[-2:]) for m in maps]
         anchors = self.anchor_generator.grid_anchors(sizes, [[stride, stride] for stride in self.strides])
@@ -128,9 +129,9 @@ class ProposalNetwork(RegionProposalNetwork):
     def _suppress(
         self, boxes: Tensor, objectness: Tensor, image_sizes: list[tuple[int, int]], anchors_per_map: list[int]
     ) -> tuple[list[Tensor], Tensor]:
-        """Of each image the proposals, best first, before others that are to be left out; and the number of the former.
+        """Returns boxes of each image, of which the first are the proposals, best first, and the number of proposals.
 
-        What torchvision's `filter_proposals` chooses, which waits for a GPU at each step of each image.
+        The proposals are those of torchvision's `filter_proposals`, which waits for a GPU at each step of each image.
         """
         objectness = objectness.detach().reshape(len(boxes), -1)
         places = self._get_top_n_idx(objectness, anchors_per_map)
@@ -141,7 +142,7 @@ class ProposalNetwork(RegionProposalNetwork):
         for box, score, level, size in zip(boxes, scores, maps, image_sizes, strict=True):
             box = clip_boxes_to_image(box, size)
             good = ((box[:, 2:] - box[:, :2]) >= self.min_size).all(1) & (score >= self.score_thresh)
-            # Others suppress none of these, and come last.
+            # Excluded boxes do not suppress the others, and come last.
             score, level = torch.where(good, score, -1), torch.where(good, level, level + len(anchors_per_map))
             rows = suppress(box, score, level, self.nms_thresh)
             kept.append(box[rows[: self.post_nms_top_n()]])
@@ -156,13 +157,13 @@ class ProposalNetwork(RegionProposalNetwork):
         targets: Sequence[Tensor],
         drawn: list[tuple[Tensor, Tensor]],
     ) -> dict[str, Tensor]:
-        """The losses of torchvision of the anchors drawn."""
+        """Computes torchvision's losses of the sampled anchors."""
         starts = [number * len(label) for number, label in enumerate(labels)]
         positive = torch.cat([rows + start for (rows, _), start in zip(drawn, starts, strict=True)])
         negative = torch.cat([rows + start for (_, rows), start in zip(drawn, starts, strict=True)])
         both = torch.cat([positive, negative])
         if len(both) == 0:
-            # No anchor is an object or background; the mean over none would be NaN.
+            # No anchor is positive or background, and the mean over none would be NaN.
             return {"loss_objectness": objectness.sum() * 0, "loss_rpn_box_reg": deltas.sum() * 0}
         wanted = torch.cat(list(targets))[positive]
         box_loss = F.smooth_l1_loss(deltas[positive], wanted, beta=1 / 9, reduction="sum") / len(both)
@@ -172,9 +173,9 @@ class ProposalNetwork(RegionProposalNetwork):
     def assign_targets_to_anchors(
         self, anchors: list[Tensor], targets: list[Target]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each image labels (n,), 1 for an object, 0 for background, -1 for neither, and the objects' boxes (n, 4).
+        """Returns labels (n,) of each image, 1: object, 0: background, -1: neither, and matched boxes (n, 4).
 
-        torchvision's, which holds a matrix of all anchors and objects, several times over.
+        Unlike torchvision's, it does not need several matrices of all anchors and objects.
         """
         labels, matched = [], []
         for boxes, target in zip(anchors, targets, strict=True):
@@ -194,10 +195,10 @@ def _first(boxes: list[Tensor], numbers: Sequence[int]) -> list[Tensor]:
 
 
 class GivenProposals(nn.Module):
-    """Proposals that come with the batch, as `proposals` (n, 4) of its targets: Fast R-CNN (Girshick, ICCV 2015).
+    """Proposals given in the targets of the batch, as `proposals` (n, 4), for Fast R-CNN (Girshick, ICCV 2015).
 
     Args:
-        top_n_train, top_n_test: the first so many of an image are used.
+        top_n_train, top_n_test: number of proposals per image that are used, from the first on.
     """
 
     def __init__(self, top_n_train: int = 2000, top_n_test: int = 1000) -> None:
@@ -207,10 +208,10 @@ class GivenProposals(nn.Module):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The proposals, cut to the images; there is nothing to train.
+        """Returns the proposals, clipped to the images, and no losses.
 
         Raises:
-            ValueError: if they are missing.
+            ValueError: If proposals are missing in the targets.
         """
         if targets is None or any("proposals" not in target for target in targets):
             raise ValueError(
@@ -224,22 +225,23 @@ class GivenProposals(nn.Module):
 
 
 class JitteredProposals(nn.Module):
-    """Proposals made of the objects themselves, in training and in evaluation: for studies of the second stage alone.
+    """Proposals generated from the objects, in training and in evaluation, for studies of the second stage alone.
 
-    With them detectors differ in nothing but how RoIs are pooled and what is made of that; their metrics are those of
-    classification, boxes and masks given that every object was found, and cannot be compared with a detector's. Draws
-    come from PyTorch's generator.
+    Detectors with them differ only in the second stage. Their metrics measure classification, boxes and masks given
+    that every object was found, and cannot be compared with those of other detectors. Random numbers come from
+    PyTorch's generator.
 
     Args:
-        boxes_per_object: boxes around each object, evenly spread over IoUs from `min_iou` to 1 (see `jittered_boxes`).
-        min_iou: their smallest IoU; below the heads' threshold for an object (0.5) they are background.
-        background_per_object: boxes of the objects' sizes anywhere in the image.
-        noise: all boxes around objects at this distance from them, as `displaced_boxes` defines it, in place of evenly
-            spread ones; 0: the objects themselves.
-        iou: all boxes around objects at this IoU with them, likewise.
+        boxes_per_object: number of boxes around each object, uniformly distributed over IoUs from `min_iou` to 1 (see
+            `jittered_boxes`).
+        min_iou: their minimum IoU; boxes below the heads' threshold (0.5) are background.
+        background_per_object: number of boxes per object with the sizes of objects, anywhere in the image.
+        noise: distance of all boxes from their objects, as defined by `displaced_boxes`, instead of uniformly
+            distributed IoUs; 0: the objects themselves.
+        iou: likewise, IoU of all boxes with their objects.
 
     Raises:
-        ConfigError: an argument is out of range, or both `noise` and `iou` are given.
+        ConfigError: If an argument is out of range, or both `noise` and `iou` are given.
     """
 
     def __init__(
@@ -266,10 +268,10 @@ class JitteredProposals(nn.Module):
     def forward(
         self, images: ImageList, features: dict[str, Tensor], targets: list[Target] | None = None
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The proposals (n, 4) of each image, none where it has no object; there is nothing to train.
+        """Returns proposals (n, 4) of each image, none if it has no objects, and no losses.
 
         Raises:
-            ValueError: without the objects.
+            ValueError: If the targets do not have boxes.
         """
         if not has_objects(targets):
             raise ValueError("proposals=jittered: the targets must hold the objects' 'boxes', also in evaluation")

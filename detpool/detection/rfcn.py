@@ -38,23 +38,23 @@ def rfcn(
     proposals: nn.Module | None = None,
     roi_heads: RoIHeadsFactory = HARDEST_128,
 ) -> TwoStageDetector:
-    """R-FCN (Dai et al., NIPS 2016): every bin of a RoI reads score maps of its own, and the bins vote.
+    """R-FCN (Dai et al., NIPS 2016): every bin of a RoI reads its own score maps, and the bins vote.
 
-    A 1 x 1 convolution reduces the last map, another makes k^2 (C + 1) score maps and 4 k^2 maps of class-agnostic box
-    deltas of it, for the k x k bins of the pooler. Nothing is computed on RoIs but pooling and the mean over bins.
+    A 1 x 1 convolution reduces the last map, and another one computes k^2 (C + 1) score maps and 4 k^2 maps of
+    class-agnostic box deltas, for the k x k bins of the pooler. RoIs are only pooled and averaged over bins.
 
     Args:
-        num_classes: classes C without background.
+        num_classes: number of classes C without background.
         body: the convolutional network; the paper's has a dilated last stage, `output_stride=16`.
-        box_pooler: a position-sensitive one; its output size is k.
-        reduced_channels: channels after the first 1 x 1 convolution.
-        separate_rpn: proposals come from the map before the last ("conv4"), as in the paper, or from the last one.
-        context: layer on the body's last map, which it keeps the shape of; None: none.
+        box_pooler: builds a position-sensitive pooler; its output size is k.
+        reduced_channels: number of channels after the first 1 x 1 convolution.
+        separate_rpn: whether proposals come from the map before the last ("conv4"), as in the paper, or the last one.
+        context: builds a shape-preserving layer on the body's last map; None: none.
         rpn, proposals: see `faster_rcnn_c5`.
-        roi_heads: builds the second stage; by default with online hard example mining, the hardest 128 of an image.
+        roi_heads: builds the second stage; by default with online hard example mining, the hardest 128 per image.
 
     Raises:
-        ConfigError: if the pooler is not position-sensitive, or the parts do not fit.
+        ConfigError: If the pooler is not position-sensitive, or the parts do not fit each other.
     """
     outputs = num_classes + 1 + 4
     height, width = _output_size(box_pooler)
@@ -90,24 +90,24 @@ def light_head_rcnn(
 ) -> TwoStageDetector:
     """Light-Head R-CNN (Li et al., arXiv:1711.07264).
 
-    Thin maps by a large separable convolution, one fully connected layer on each RoI.
+    A large separable convolution computes a thin map, and one fully connected layer is applied to each RoI.
 
     Args:
-        num_classes: classes without background.
+        num_classes: number of classes without background.
         body: the convolutional network; the paper's has a dilated last stage, `output_stride=16`.
-        box_pooler: position-sensitive in the paper, which has other RoI poolings in its ablations.
+        box_pooler: builds the pooler; position-sensitive in the paper, except in ablations.
         head_channels: width of the fully connected layer.
-        thin_channels: channels of the thin map for each bin (the paper: 10, so 490 for 7 x 7).
-        mid_channels: channels within the separable convolution (the paper: 64 or 256).
-        kernel_size: of the separable convolution, odd.
-        class_agnostic: one box for each RoI, not one for each class.
-        separate_rpn: proposals come from the map before the last, or from the last one.
-        context: layer on the body's last map, which it keeps the shape of; None: none.
+        thin_channels: number of channels of the thin map per bin (the paper: 10, thus 490 for 7 x 7).
+        mid_channels: number of channels within the separable convolution (the paper: 64 or 256).
+        kernel_size: kernel size of the separable convolution, odd.
+        class_agnostic: whether to predict one box per RoI instead of one per class.
+        separate_rpn: whether proposals come from the map before the last, or from the last one.
+        context: builds a shape-preserving layer on the body's last map; None: none.
         rpn, proposals: see `faster_rcnn_c5`.
         roi_heads: builds the second stage; by default with online hard example mining.
 
     Raises:
-        ConfigError: if the parts do not fit.
+        ConfigError: If the parts do not fit each other.
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ConfigError(f"model.kernel_size must be odd, got {kernel_size}")
@@ -122,7 +122,7 @@ def light_head_rcnn(
 
 
 def _output_size(box_pooler: PoolerFactory) -> tuple[int, int]:
-    """The bins a pooler will have, which the maps must be built for before it."""
+    """Output size (height, width) of a pooler, needed to build the maps before the pooler itself."""
     pooler: Any = box_pooler(featmap_names=["0"], strides=[1])
     height, width = pooler.output_size
     return height, width

@@ -23,14 +23,14 @@ BOX_REG_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class Samples(NamedTuple):
-    """The boxes whose losses count: a list of an entry an image each.
+    """The boxes that are sampled for the losses; each attribute is a list with one entry per image.
 
     Attributes:
         boxes: (k, 4) XYXY in pixels.
-        matches: (k,), the object of each.
+        matches: (k,), index of the object of each box.
         labels: (k,), 0 for background.
-        objects: (k, 4), the boxes of the objects; of background they mean nothing.
-        positive: (p,), which boxes are of an object.
+        objects: (k, 4), boxes of the matched objects; undefined for background.
+        positive: (p,), indices of the boxes that are matched with an object.
     """
 
     boxes: list[Tensor]
@@ -41,37 +41,38 @@ class Samples(NamedTuple):
 
 
 class TwoStageHeads(RoIHeads):
-    """torchvision's heads, with losses in either mode, hard example mining, and batches without objects or proposals.
+    """torchvision's heads, with losses in both modes, hard example mining, and batches without objects or proposals.
 
     Args:
-        box_pooler: `pooler(features, boxes, image_shapes)` to (K, C, PH, PW).
-        box_head: from there to features of each RoI.
-        box_predictor: from these to class logits (K, classes + 1), background first, and box deltas
-            (K, 4 (classes + 1)).
-        mask_pooler, mask_head, mask_predictor: the same for masks, whose logits are (K, classes + 1, M, M); or None.
-        fg_iou_thresh, bg_iou_thresh: a proposal is an object from the first on, background below the second.
-        batch_size_per_image: proposals an image whose losses count.
-        positive_fraction: the fraction of objects among these, at most; default 0.25. None with `hard_examples`.
-        hard_examples: online hard example mining (Shrivastava et al., CVPR 2016): the losses of all proposals are
-            computed, and the largest of the batch count, `batch_size_per_image` times its images, whatever their image
-            and label.
-        bbox_reg_weights: of the deltas (x, y, w, h).
-        box_loss: of the boxes: `"smooth_l1"` of the deltas, or `"giou"`, `"diou"`, `"ciou"` of the moved boxes (see
+        box_pooler: `pooler(features, boxes, image_shapes)` returns pooled RoIs (K, C, PH, PW).
+        box_head: computes features of each RoI from pooled RoIs.
+        box_predictor: computes class logits (K, classes + 1), background first, and box deltas (K, 4 (classes + 1))
+            from these features.
+        mask_pooler, mask_head, mask_predictor: the same for masks, with logits (K, classes + 1, M, M); or None.
+        fg_iou_thresh, bg_iou_thresh: minimum IoU of a proposal with an object to be positive, and IoU below which it is
+            background.
+        batch_size_per_image: number of proposals sampled per image for the losses.
+        positive_fraction: maximum fraction of positives among these; default 0.25. None with `hard_examples`.
+        hard_examples: whether to use online hard example mining (Shrivastava et al., CVPR 2016): losses are computed
+            for all proposals, and only the largest `batch_size_per_image` times the number of images are used, over the
+            whole batch, whatever their labels.
+        bbox_reg_weights: weights of the deltas (x, y, w, h).
+        box_loss: `"smooth_l1"` of the deltas, or `"giou"`, `"diou"` or `"ciou"` of the predicted boxes (see
             `roi_losses`).
-        box_loss_weight: what that loss is multiplied by. (A loss of overlap is at most 2 for an object; common settings
-            for it are 1, detectron2's, to 10, MMDetection's.)
-        score_thresh: score below which a detection is dropped, which soft-NMS may bring about (its paper: 0.001).
-        nms: `"hard"`; or soft-NMS, `"linear"` or `"gaussian"` (see `soft_nms`).
-        nms_thresh: IoU of two detections of a class one of which is dropped, or with `nms="linear"` loses score.
-        nms_sigma: of `nms="gaussian"`.
-        detections_per_img: detections an image, at most.
-        pre_nms_top_n: boxes of all classes of an image that go to suppression: of more, those with the best scores.
-            Where no image has more (1000 proposals have 80,000 of COCO's classes, of which `score_thresh` leaves a few
-            thousand at most), detections are those of torchvision, which has no such limit.
+        box_loss_weight: weight of the box loss. (An overlap loss is at most 2 per object; common weights are 1 in
+            detectron2 to 10 in MMDetection.)
+        score_thresh: detections with a lower score are dropped, also after soft-NMS (its paper: 0.001).
+        nms: `"hard"`, or soft-NMS, `"linear"` or `"gaussian"` (see `soft_nms`).
+        nms_thresh: IoU of two detections of a class above which one is dropped or, with `nms="linear"`, loses score.
+        nms_sigma: sigma of `nms="gaussian"`.
+        detections_per_img: maximum number of detections per image.
+        pre_nms_top_n: maximum number of boxes per image, over all classes, for suppression; those with the best scores
+            are used. If no image has more (1000 proposals give 80,000 boxes with COCO's classes, of which at most a few
+            thousand pass `score_thresh`), detections are those of torchvision, which has no such limit.
 
     Raises:
-        ConfigError: for a number out of range, a `positive_fraction` of hard examples, or if `box_loss` or `nms` is
-            none of the words above.
+        ConfigError: If a number is out of range, `positive_fraction` is given with `hard_examples`, or `box_loss` or
+            `nms` is unknown.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class TwoStageHeads(RoIHeads):
         self.batch_size_per_image, self.hard_examples = batch_size_per_image, hard_examples
         self.box_loss, self.box_loss_weight = box_loss, box_loss_weight
         self.nms, self.nms_sigma, self.pre_nms_top_n = nms, nms_sigma, pre_nms_top_n
-        self.image_context: nn.Module | None = None  # an `ImageContext`, if box heads are to know of the whole image
+        self.image_context: nn.Module | None = None  # an `ImageContext`, if box heads get a vector of the whole image
 
     def forward(
         self,
@@ -144,14 +145,14 @@ class TwoStageHeads(RoIHeads):
         image_shapes: Shapes,
         targets: list[Target] | None = None,
     ) -> tuple[list[Prediction], dict[str, Tensor]]:
-        """Detections, none in training mode; and losses, where `targets` hold boxes."""
+        """Returns detections, empty in training mode, and losses if `targets` have boxes."""
         losses = self.losses(features, proposals, image_shapes, targets) if has_objects(targets) else {}
         return [] if self.training else self.detect(features, proposals, image_shapes), losses
 
     def losses(
         self, features: dict[str, Tensor], proposals: list[Tensor], image_shapes: Shapes, targets: list[Target]
     ) -> dict[str, Tensor]:
-        # With no proposal anywhere there is nothing to take a mean of. The whole image, background, is one.
+        # Without any proposal, means would be undefined: use the whole image as a proposal.
         proposals = [
             box if len(box) + len(target["boxes"]) > 0 else box.new_tensor([[0, 0, width, height]])
             for box, target, (height, width) in zip(proposals, targets, image_shapes, strict=True)
@@ -165,11 +166,11 @@ class TwoStageHeads(RoIHeads):
     def box_losses(
         self, features: dict[str, Tensor], samples: Samples, image_shapes: Shapes, targets: list[Target]
     ) -> dict[str, Tensor]:
-        """The losses of classes and boxes."""
+        """Computes the losses of classes and boxes."""
         return self.mean_losses(*self.classify(features, samples.boxes, image_shapes), samples, self.box_coder)
 
     def mean_losses(self, logits: Tensor, regression: Tensor, samples: Samples, coder: BoxCoder) -> dict[str, Tensor]:
-        """Means over the boxes of all images, or over the hard examples among them."""
+        """Means of the losses over the boxes of all images, or over the hard examples among them."""
         labels, boxes, objects = (torch.cat(each) for each in (samples.labels, samples.boxes, samples.objects))
         class_loss, box_loss = roi_losses(logits, regression, labels, boxes, objects, coder, self.box_loss)
         box_loss = box_loss * self.box_loss_weight
@@ -184,14 +185,14 @@ class TwoStageHeads(RoIHeads):
         }
 
     def _sample(self, proposals: list[Tensor], targets: list[Target]) -> Samples:
-        """What is drawn of the proposals and objects of each image, as torchvision draws it."""
+        """Samples proposals and objects of each image, as torchvision does."""
         self.check_targets(targets)
         objects = [target["boxes"].to(proposals[0]) for target in targets]
         boxes = self.add_gt_proposals(proposals, objects)
         matches, labels = self.assign_targets_to_proposals(boxes, objects, [target["labels"] for target in targets])
-        counts = count_samples(labels).tolist()  # the one wait
+        counts = count_samples(labels).tolist()  # the only wait
         if self.hard_examples:
-            # Chosen later, by their losses; -1 is neither object nor background.
+            # Selected later, by their losses; -1 is neither object nor background.
             rows = [places_of(label >= 0, sum(count)) for label, count in zip(labels, counts, strict=True)]
             positives = [count[0] for count in counts]
         else:
@@ -249,10 +250,10 @@ class TwoStageHeads(RoIHeads):
         return logits.softmax(-1), self.box_coder.decode(regression, proposals)
 
     def _candidates(self, scores: Tensor, boxes: Tensor, image_shape: tuple[int, int]) -> Prediction:
-        """Every class of every proposal of an image above the score threshold, as far as these are not too many."""
+        """All pairs of proposal and class of an image above the score threshold; at most the best `pre_nms_top_n`."""
         classes, score = scores.shape[1] - 1, scores[:, 1:].reshape(-1)
         rows = torch.where(score > self.score_thresh)[0]
-        if torch.compiler.is_compiling() or len(rows) > self.pre_nms_top_n:  # how many is not known when traced
+        if torch.compiler.is_compiling() or len(rows) > self.pre_nms_top_n:  # the number is unknown in traced code
             rows = rows[score[rows].topk(torch.sym_min(rows.shape[0], self.pre_nms_top_n)).indices]
         box = clip_boxes_to_image(boxes[:, 1:].reshape(-1, 4)[rows], image_shape)
         large = remove_small_boxes(box, 1e-2)
@@ -262,12 +263,12 @@ class TwoStageHeads(RoIHeads):
     def suppress(
         self, features: dict[str, Tensor], candidates: list[Prediction], image_shapes: Shapes
     ) -> list[Prediction]:
-        """The candidates of each image that are its detections, best first."""
+        """Selects the candidates of each image that become its detections, best first."""
         found = [(candidate, *self.suppress_by_score(candidate)) for candidate in candidates]
         return [{"boxes": c["boxes"][rows], "labels": c["labels"][rows], "scores": s} for c, rows, s in found]
 
     def suppress_by_score(self, found: Prediction) -> tuple[Tensor, Tensor]:
-        """Rows of an image's candidates by falling score, and their scores, which soft-NMS has lowered."""
+        """Indices of an image's kept candidates in order of decreasing score, and scores, which soft-NMS may reduce."""
         arguments = found["boxes"], found["scores"], found["labels"]
         if self.nms == "hard":
             rows = suppress(*arguments, self.nms_thresh)[: self.detections_per_img]
@@ -298,7 +299,7 @@ class TwoStageHeads(RoIHeads):
         return logits.to(exact), regression.to(exact)
 
     def pool(self, pooler: nn.Module, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
-        """What the head of boxes works on."""
+        """Input of the box head."""
         return pooler(features, boxes, image_shapes)
 
     def _mask_logits(self, features: dict[str, Tensor], boxes: list[Tensor], image_shapes: Shapes) -> Tensor:
@@ -312,7 +313,7 @@ class TwoStageHeads(RoIHeads):
         targets: list[Target],
     ) -> Tensor:
         if not any(len(rows) for rows in samples.positive):
-            # Batch normalisation of a head does not take an empty batch: one box, whose loss counts nothing.
+            # Batch normalization of a head does not accept an empty batch: use one box, whose loss is not counted.
             some = [box[:1] for box in samples.boxes]
             return self._mask_logits(features, some, image_shapes).sum() * 0
         boxes, matched = (
@@ -330,7 +331,7 @@ class TwoStageHeads(RoIHeads):
 
 
 def boxes_of_objects(objects: list[Tensor], matches: list[Tensor]) -> list[Tensor]:
-    """The boxes (k, 4) of an image's objects (n, 4) by row (k,); zeros where it has none."""
+    """Selects boxes (k, 4) of an image's objects (n, 4) by index (k,); zeros if there are no objects."""
     return [
         box[match] if len(box) else box.new_zeros(len(match), 4) for box, match in zip(objects, matches, strict=True)
     ]

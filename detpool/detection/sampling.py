@@ -1,7 +1,7 @@
-"""Which boxes losses count, without waiting for a GPU more than once for all images.
+"""Sampling of boxes for the losses, with a single wait for the GPU for all images.
 
-The host does not know the size of what depends on values, so that every `nonzero` waits for all that a GPU has still to
-do. Here it asks for the counts of all images at once, and says the sizes itself.
+The size of the result of `nonzero` depends on values, so each call waits for all queued work of the GPU. Here the host
+requests the counts of all images at once, and then passes the sizes itself.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 
 def count_samples(labels: list[Tensor]) -> Tensor:
-    """int64 (images, 2): how many of each image's boxes are of an object (label 1 or more), and background (0)."""
+    """Counts the boxes of each image that are positive (label 1 or more) and background (0): int64 (images, 2)."""
     return torch.stack([torch.stack([(label >= 1).sum(), (label == 0).sum()]) for label in labels])
 
 
 def draw_samples(
     sampler: BalancedPositiveNegativeSampler, labels: list[Tensor], counts: list[list[int]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """What ``sampler(labels)`` draws, as places in order.
+    """Samples like ``sampler(labels)``, and returns sorted indices.
 
     Args:
-        sampler: how many of an image count, and which fraction of objects at most.
-        labels: of each image (n,).
-        counts: `count_samples` of them.
+        sampler: number of samples per image, and maximum fraction of positives.
+        labels: labels (n,) of each image.
+        counts: `count_samples` of the labels.
 
     Returns:
-        of each image int64 (p,) and (q,), the drawn boxes of objects and of background.
+        For each image, the indices of sampled positives, int64 (p,), and of sampled background, int64 (q,).
     """
     drawn = []
     most = int(sampler.batch_size_per_image * sampler.positive_fraction)
@@ -39,7 +39,7 @@ def draw_samples(
 
 
 def places_of(mask: Tensor, count: int) -> Tensor:
-    """int64 (count,), where a mask (n,) is true, as the host knows to be so often."""
+    """Indices, int64 (count,), at which a mask (n,) is true; ``count`` is their number, known to the host."""
     return torch.nonzero_static(mask, size=count)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""Layers as parts of a network: built for the channels of the map they are put on."""
+"""Builds layers as parts of a network, for the number of channels of their input."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ LayerFactory = Callable[..., nn.Module]
 
 
 def build_layer(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
-    """The layer of a slot, on maps or tokens of so many channels.
+    """Builds the layer of a slot, for maps or tokens with `channels` channels.
 
     Args:
-        slot: the config key to name in errors.
+        factory: builds the layer.
+        channels: number of channels of its input.
+        slot: the config key for error messages.
 
     Raises:
-        ConfigError: if the layer refuses the channels or its own settings.
+        ConfigError: If the layer rejects the channels or its own settings.
     """
     try:
         return factory(channels=channels) if "channels" in inspect.signature(factory).parameters else factory()
@@ -30,10 +32,10 @@ def build_layer(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
 
 
 def build_downsampling(factory: LayerFactory, channels: int, slot: str) -> nn.Module:
-    """A layer in place of a stride of 2. It halves maps, unless it has a `factor` of its own.
+    """Builds a layer in place of a stride of 2, which must halve maps, or reduce them by its attribute `factor`.
 
     Raises:
-        ConfigError: if it refuses the channels or its own settings, or does not make maps smaller by its factor.
+        ConfigError: If it rejects the channels or its own settings, or does not reduce maps by its factor.
     """
     layer = build_layer(factory, channels, slot)
     factor = float(getattr(layer, "factor", 2))
@@ -48,18 +50,18 @@ def build_downsampling(factory: LayerFactory, channels: int, slot: str) -> nn.Mo
 
 
 def find_factor(factory: LayerFactory | None, slot: str) -> float:
-    """How many times smaller, along each axis, a slot makes maps: its layer's `factor`, and 2 where it has none."""
+    """Factor by which the layer of a slot reduces maps along each axis: its attribute `factor`, or 2 without one."""
     if factory is None:
         return 2.0
-    with torch.random.fork_rng(devices=[]):  # the draws of a layer that is thrown away change no other's
+    with torch.random.fork_rng(devices=[]):  # a discarded layer must not change the random state
         return float(getattr(build_layer(factory, 8, slot), "factor", 2))
 
 
 def tried(layer: nn.Module, input: Tensor, slot: str, *further: Tensor) -> Tensor:
-    """What a new layer makes of an input, and further ones if it takes them, in evaluation mode, for its shape.
+    """Returns the output of a new layer in evaluation mode for trial inputs, to determine its shape.
 
     Raises:
-        ConfigError: if the layer refuses it.
+        ConfigError: If the layer rejects the input.
     """
     try:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes that overlap the best stays, or (soft-NMS) the others lose some of their score."""
+"""Non-maximum suppression: of overlapping boxes, the best is kept, or (soft-NMS) the scores of others are reduced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Suppression = Literal["hard", "linear", "gaussian"]
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """As torchvision's `batched_nms`, which waits for a GPU several times for each group of many boxes."""
+    """Like torchvision's `batched_nms`, which for many boxes waits for a GPU several times per group."""
     if torch.compiler.is_compiling():
         rows: Tensor = suppress_traced(boxes, scores, groups, threshold)
         return rows
@@ -25,7 +25,7 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) ->
 
 
 def suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """`suppress` by one call, each group moved to a place of its own: exact in float64, as boxes have fewer digits."""
+    """`suppress` in one call, with each group shifted to a separate place, which is exact in float64."""
     moved = boxes.double()
     if len(boxes):
         moved = moved + (groups * (moved.max() - moved.min() + 1))[:, None]
@@ -34,7 +34,7 @@ def suppress_at_once(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: f
 
 @operator
 def suppress_traced(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """`suppress` as one operator of a traced program, which cannot ask how many boxes there are."""
+    """`suppress` as a single operator of a traced program, in which the number of boxes is unknown."""
     return suppress(boxes, scores, groups, threshold)
 
 
@@ -52,29 +52,29 @@ def soft_nms(
     sigma: float = 0.5,
     limit: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Soft-NMS (Bodla et al., ICCV 2017): boxes that overlap a better one of their group lose score, and all stay.
+    """Soft-NMS (Bodla et al., ICCV 2017): the scores of boxes that overlap a better one of their group are reduced.
 
-    The box of the highest score is taken, and those not taken lose by their IoU with it, until none is left. Of equal
-    scores the first is taken. The host waits for nothing.
+    Repeatedly, the box with the highest remaining score (the first one, if equal) is selected, and the scores of the
+    others are reduced according to their IoU with it. No box is removed. The host does not wait for the GPU.
 
     Args:
         boxes: (K, 4) XYXY.
         scores: (K,), at least 0.
-        groups: (K,), such as classes: boxes of different ones do not touch each other's scores.
-        decay: what scores are multiplied by: `"linear"`, 1 - IoU where that is above `threshold` (equation 2 with the
-            strict comparison of the paper's code, and of `torchvision.ops.nms`); or `"gaussian"`,
-            exp(-IoU^2 / sigma) (equation 3), which for `sigma` towards 0 is NMS with threshold 0.
-        threshold: of the linear decay (the paper: 0.3).
-        sigma: of the Gaussian decay, more than 0 (the paper: 0.5).
-        limit: the best so many boxes are enough; None: all. Time is linear in it, and in K.
+        groups: (K,), such as classes: boxes of different groups do not affect each other.
+        decay: factor of the scores: `"linear"`, 1 - IoU if the IoU is above `threshold` (equation 2, with the strict
+            comparison of the paper's code and of `torchvision.ops.nms`); or `"gaussian"`, exp(-IoU^2 / sigma)
+            (equation 3), which for `sigma` towards 0 is NMS with threshold 0.
+        threshold: IoU threshold of the linear decay (the paper: 0.3).
+        sigma: sigma of the Gaussian decay, more than 0 (the paper: 0.5).
+        limit: maximum number of boxes to return; None: all. The time is linear in it, and in K.
 
     Returns:
-        rows (min(K, limit),) in the order in which they are taken, and their scores, which do not rise.
+        Indices (min(K, limit),) in the order of selection, and their scores, which do not increase.
     """
     count = len(boxes) if limit is None else min(limit, len(boxes))
     left, rows, found = scores.clone(), [], []
     for _ in range(count):
-        # A row of one element selects without a wait, and argmax takes the first of equals.
+        # An index tensor of one element selects without a wait. argmax returns the first maximum.
         row = left.argmax()[None]
         rows.append(row)
         found.append(left.index_select(0, row))
@@ -82,9 +82,9 @@ def soft_nms(
         if decay == "linear":
             factor = torch.where(iou > threshold, 1 - iou, 1)
         else:
-            # Whatever is small, no 0 / 0, and no square that vanishes: in the limit any overlap leaves nothing.
+            # For small values, avoid 0 / 0 and an underflow of the square: in the limit, any overlap gives 0.
             factor = torch.where(iou > 0, torch.exp(-iou / sigma * iou), 1)
-        # Those taken have -1, which is less than any score and stays so.
+        # Selected boxes have -1, which is less than any score and is not changed.
         touched = (groups == groups.index_select(0, row)) & (left > 0)
         left = torch.where(touched, left * factor, left).index_fill(0, row, -1)
     if not rows:

@@ -1,4 +1,4 @@
-"""What torchvision's detectors do to images first, without the resizing, which belongs to the data."""
+"""The image transform of torchvision's detectors without resizing, which is part of the data pipeline."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 
 class NormalizeAndBatch(GeneralizedRCNNTransform):
-    """Normalises images and pads them to a common size; predictions come back in pixels of the images given.
+    """Normalizes images and pads them to a common size; predictions are in pixels of the given images.
 
-    torchvision's transform resizes too, in evaluation even where it was told not to in training.
+    torchvision's transform also resizes, in evaluation even if resizing is disabled in training.
 
     Args:
-        image_mean, image_std: per-channel normalisation of RGB images in [0, 1].
-        size_divisible: the padded height and width are multiples of it, usually the coarsest stride in pixels.
+        image_mean, image_std: mean and standard deviation of each channel of RGB images in [0, 1].
+        size_divisible: padded height and width are multiples of this, usually the coarsest stride in pixels.
     """
 
     def __init__(self, image_mean: Sequence[float], image_std: Sequence[float], size_divisible: int) -> None:
-        # The base class wants sizes to resize to; `resize` never looks at them.
+        # The base class requires sizes for resizing, which `resize` does not use.
         super().__init__(1, 1, list(image_mean), list(image_std), size_divisible=size_divisible)
 
     def normalize(self, image: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class NormalizeAndBatch(GeneralizedRCNNTransform):
     def postprocess(
         self, result: list[dict[str, Tensor]], image_shapes: Sequence[Any], original_image_sizes: Sequence[Any]
     ) -> list[dict[str, Tensor]]:
-        # torchvision would copy sizes, which are equal, to the device for each image, and wait for that.
+        # torchvision would copy the sizes, which are equal, to the device for each image, and wait for the copy.
         return result
 
     def __repr__(self) -> str:
@@ -46,6 +46,6 @@ class NormalizeAndBatch(GeneralizedRCNNTransform):
 
 @lru_cache(maxsize=16)
 def _channels(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A number a channel, copied to a device once: torchvision copies it for each image, and waits for that."""
-    with torch.inference_mode(False):  # of what is kept, a training may want gradients
+    """One number per channel on a device, cached: torchvision copies them for each image, and waits for the copy."""
+    with torch.inference_mode(False):  # the cached tensor may be used in training later
         return torch.tensor(values, dtype=dtype, device=device)[:, None, None]

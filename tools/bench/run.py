@@ -32,7 +32,7 @@ Sums in float32 may be computed in another order; results in float16 and bfloat1
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of one implementation in one case; None where it was not timed or there is nothing to say."""
+    """Results of one implementation in one case; fields are None if it was not timed or they do not apply."""
 
     workload: str
     operator: str
