@@ -1,6 +1,6 @@
 """Pooling layers for maps (N, C, L), (N, C, H, W), (N, C, D, H, W), and tokens (N, L, C), other than RoI pooling.
 
-Those that PyTorch has are PyTorch's own; ``docs/layers.md`` lists all with their formulas.
+Layers that exist in PyTorch are PyTorch's own; ``docs/layers.md`` lists all layers with their formulas.
 """
 
 from torch.nn import (

@@ -16,18 +16,18 @@ from .sliding import Padding, Size, SlidingPool
 class BlurPool2d(nn.Module):
     """``Y = (f * b)`` at every ``stride``-th cell, b the binomial filter of ``filter_size`` cells along each axis.
 
-    Size 3 is (1, 2, 1) / 4, size 5 (1, 4, 6, 4, 1) / 16; size 1 merely subsamples. Beyond its
-    border the map continues as its last cell does (the paper's code mirrors it, which needs a second cell).
-    No parameters; training and evaluation are the same.
+    Size 3 is (1, 2, 1) / 4, size 5 is (1, 4, 6, 4, 1) / 16; size 1 only subsamples. Border cells are replicated beyond
+    the map (the paper's code uses reflection, which requires at least two cells). No parameters; training and
+    evaluation are the same.
 
     Source: Zhang, Making Convolutional Networks Shift-Invariant Again, arXiv:1904.11486, 2019, section 3.2.
 
     Args:
-        filter_size: cells of the filter, 1 or more.
+        filter_size: number of cells of the filter, at least 1.
         stride: cells between outputs, an integer or (height, width).
 
     Raises:
-        ValueError: one of them is no such size.
+        ValueError: If ``filter_size`` or ``stride`` is not positive.
     """
 
     def __init__(self, filter_size: int = 3, stride: Size = 2) -> None:

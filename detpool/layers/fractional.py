@@ -1,8 +1,8 @@
-"""Fractional max pooling (Graham, arXiv:1412.6071, 2014): windows whose steps are no whole number of cells.
+"""Fractional max pooling (Graham, arXiv:1412.6071, 2014): windows with a fractional average step.
 
-``FractionalMaxPool2d`` is PyTorch's, whose windows all have the same size; ``FractionalRegionPool2d`` the paper's,
-whose regions cover the map side by side or overlap by one cell. Both tell their ``factor``, cells of the input for one
-of the output along each axis, by which networks know the strides of their maps.
+``FractionalMaxPool2d`` is PyTorch's version, with windows of equal size. ``FractionalRegionPool2d`` is the paper's,
+with regions that tile the map or overlap by one cell. Both have an attribute ``factor``, the number of input cells per
+output cell along each axis, from which networks compute the strides of their maps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .sliding import Size
 
 
 class FractionalMaxPool2d(nn.Module):
-    """PyTorch's fractional max pooling, with an evaluation that is deterministic.
+    """PyTorch's fractional max pooling, made deterministic in evaluation.
 
     Of P windows of k rows, window i begins at ``floor((i + u) a) - floor(u a)`` with ``a = (H - k) / (P - 1)``, the
     last at H - k, and columns likewise: pseudorandom steps near a. In training u is drawn for each image, channel and
@@ -29,11 +29,13 @@ class FractionalMaxPool2d(nn.Module):
 
     Args:
         kernel_size: cells of a window, an integer or (height, width).
-        output_size: windows, likewise; or
-        output_ratio: windows per cell along each axis, between 0 and 1, a number or (height, width).
+        output_size: number of windows, an integer or (height, width).
+        output_ratio: in place of ``output_size``, windows per cell along each axis, between 0 and 1, a number or
+            (height, width).
 
     Raises:
-        ValueError: both or neither of the last two, or values out of range; in ``forward``, a map too small for them.
+        ValueError: If both or neither of the last two are given, or values are out of range; in ``forward``, if the map
+            is too small.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class FractionalMaxPool2d(nn.Module):
 
     @property
     def factor(self) -> float:
-        """Cells of the input for one of the output; 2 where ``output_ratio`` does not say it for both axes."""
+        """Input cells per output cell; 2 if ``output_ratio`` is not the same number for both axes."""
         height, width = self.output_ratio or (0.5, 0.5)
         return 1 / height if height == width else 2.0
 
@@ -103,14 +105,14 @@ class FractionalRegionPool2d(nn.Module):
     disjoint.
 
     Args:
-        factor: H / P, more than 1 and at most 2; the paper has the square root of 2.
+        factor: H / P, more than 1 and at most 2; the paper uses the square root of 2.
         overlapping: whether regions overlap.
         sequence: "random" or "pseudorandom".
-        test_passes: 2 or more: regions are drawn in evaluation too, and a body that holds the layer averages its maps
-            over so many passes. The layer on its own makes one.
+        test_passes: if at least 2, regions are random in evaluation too, and a body with this layer averages its maps
+            over so many passes. The layer itself makes one pass.
 
     Raises:
-        ValueError: another factor, sequence or number of passes.
+        ValueError: If the factor, the sequence or the number of passes is invalid.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class FractionalRegionPool2d(nn.Module):
             shape = [len(input), 1, 1, 1]
             shape[axis] = first.shape[1]
             size = [*pooled.shape[:axis], first.shape[1], *pooled.shape[axis + 1 :]]
-            # Beyond a region its last cell once more, which is no other maximum.
+            # Beyond a region, repeat its last cell, which does not change the maximum.
             cells = [torch.minimum(first + t, last) for t in range(3 if self.overlapping else 2)]
             values = [pooled.gather(axis, cell.view(shape).expand(size)) for cell in cells]
             pooled = torch.stack(values).amax(0)

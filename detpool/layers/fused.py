@@ -1,7 +1,8 @@
 """Sliding reductions of float32 maps on a CPU by compiled kernels, where PyTorch's operations would need ten passes.
 
-:mod:`~detpool.layers.reductions` has the formulas, and computes them where :func:`serves` says no. Maps that are not
-channels_last are copied into that layout, and results back. Second derivatives are those of the formulas.
+:mod:`~detpool.layers.reductions` defines the formulas, and computes them if :func:`serves` returns false. Maps that are
+not channels_last are copied to that memory format, and results are copied back. Second derivatives are computed by the
+formulas.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Windows = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def serves(features: Tensor, *numbers: float | Tensor) -> bool:
-    """Whether this file is for ``features`` (float32, on a CPU, not traced) and for ``numbers``: none is trained."""
+    """Whether the kernels support ``features`` (float32, on a CPU, not traced) and ``numbers`` (not trained)."""
     return (
         features.dtype == torch.float32
         and features.device.type == "cpu"
@@ -32,7 +33,7 @@ def serves(features: Tensor, *numbers: float | Tensor) -> bool:
 class Reduction(torch.autograd.Function):
     """``apply(features, kernel, windows, numbers, formula)``: (N, C, H, W) to (N, C, OH, OW).
 
-    ``kernel`` is "lp" with ``numbers`` (p,) or "weighted" with (soft, beta). ``formula`` is the same of PyTorch.
+    ``kernel`` is "lp" with ``numbers`` (p,) or "weighted" with (soft, beta). ``formula`` computes the same in PyTorch.
     """
 
     @staticmethod
@@ -55,7 +56,7 @@ class Reduction(torch.autograd.Function):
 
 
 class Draw(torch.autograd.Function):
-    """``apply(features, windows)``: a value of each window, drawn in proportion to itself, negative ones as 0."""
+    """``apply(features, windows)``: a value of each window, drawn with probability proportional to max(value, 0)."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, windows: Windows) -> Tensor:
@@ -87,7 +88,7 @@ def _outputs(features: Tensor, windows: Windows, count: int) -> list[Tensor]:
 
 
 def _run(kernel: str, read: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> None:
-    """A kernel for each image and so many blocks of its channels that every thread has work."""
+    """Runs a kernel for each image and block of channels, with enough blocks that every thread has work."""
     from . import kernels  # takes a second
 
     call, arrays = getattr(kernels, kernel), [_array(tensor) for tensor in read]
@@ -103,7 +104,7 @@ def _run(kernel: str, read: tuple[Tensor, ...], arguments: tuple[Any, ...]) -> N
 
 
 def _array(tensor: Tensor) -> Any:
-    """(N, H, W, C); of ``tensor`` itself if it is channels_last."""
+    """NumPy array (N, H, W, C), a view of ``tensor`` if that is channels_last."""
     return tensor.detach().contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).numpy()
 
 

@@ -21,7 +21,7 @@ from .sliding import Padding, Size, SlidingPool, fitted, geometry
 class StridedConv2d(nn.Conv2d):
     """A convolution in place of a pooling layer: ``Y[d] = bias[d] + sum over c and window of W[d, c] f[c]``.
 
-    Put an activation behind it where the network has one behind its convolutions; padding counts as zeros. Source:
+    Add an activation after it if the network has one after its convolutions; padding counts as zeros. Source:
     Springenberg, Dosovitskiy, Brox and Riedmiller, All-CNN, arXiv:1412.6806, 2014, section 2.
 
     Args:
@@ -84,7 +84,7 @@ class LeNetSubsampling(SlidingPool):
 class LearnedMixedPool2d(SlidingPool):
     """``Y = a max + (1 - a) mean`` over each window, a in 0 .. 1 learned: one for the layer.
 
-    The parameter is the logit of a, 0 to begin with. Padded cells are not there. Source: Lee, Gallagher and Tu,
+    The parameter is the logit of a, initially 0. Padded cells are ignored. Source: Lee, Gallagher and Tu,
     arXiv:1509.08985, 2015, section 3.1.
 
     Args:
@@ -108,8 +108,8 @@ class LearnedMixedPool2d(SlidingPool):
 class GatedPool2d(SlidingPool):
     """``Y = a max + (1 - a) mean`` over each window, with ``a = sigmoid(w . f)`` of the values of the window.
 
-    One mask w of ``kernel_size`` for each channel, 0 to begin with (a = 1/2). Padded cells are not there: no part of
-    maximum and mean, 0 to the mask. Source: Lee, Gallagher and Tu, arXiv:1509.08985, 2015, section 3.2.
+    One mask w of ``kernel_size`` for each channel, initially 0 (a = 1/2). Padded cells are ignored in maximum and mean,
+    and are 0 for the mask. Source: Lee, Gallagher and Tu, arXiv:1509.08985, 2015, section 3.2.
 
     Args:
         channels: C.
@@ -163,7 +163,7 @@ class TreePool2d(SlidingPool):
         self.depth = positive(depth, "depth")
         leaves = 2**depth
         average = 1 / (self.kernel_size[0] * self.kernel_size[1])
-        # Node after node, of four dimensions: with five, a model could not become channels_last.
+        # Nodes are concatenated in four dimensions: with five, a model could not be converted to channels_last.
         noise = torch.randn(leaves * channels, 1, *self.kernel_size)
         self.filters = nn.Parameter(average * (1 + 0.1 * noise))
         self.gates = nn.Parameter(torch.zeros((leaves - 1) * channels, 1, *self.kernel_size))
@@ -171,7 +171,7 @@ class TreePool2d(SlidingPool):
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
         level = [self._responses(input, leaf) for leaf in self.filters.chunk(2**self.depth)]
-        gates = iter(self.gates.chunk(2**self.depth - 1))  # of the lowest level first, each level from left to right
+        gates = iter(self.gates.chunk(2**self.depth - 1))  # lowest level first, each level from left to right
         while len(level) > 1:
             level = [
                 torch.lerp(right, left, self._responses(input, next(gates)).sigmoid())

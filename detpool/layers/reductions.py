@@ -1,4 +1,4 @@
-"""Sliding windows reduced to one value, mostly in other ways than PyTorch's maximum and average.
+"""Reductions of sliding windows to one value, most of which PyTorch does not have.
 
 All functions take maps (N, C, L), (N, C, H, W) or (N, C, D, H, W), floating, and return (N, C, OH, OW) of the same
 dtype, and of the same memory format in two dimensions. ``windows`` are kernel_size, stride, padding, dilation and
@@ -32,7 +32,7 @@ def sum_pool(input: Tensor, *windows: Any) -> Tensor:
 
 
 def mean_pool(input: Tensor, *windows: Any) -> Tensor:
-    """The average over each window of the cells that are there: ``avg_pool2d(count_include_pad=False)``."""
+    """The average over each window without padded cells: ``avg_pool2d(count_include_pad=False)``."""
     return _mean(input, fitted(input, *windows))
 
 
@@ -82,7 +82,7 @@ def softmax_pool(input: Tensor, beta: float | Tensor, *windows: Any) -> Tensor:
 
 
 def stochastic_pool(input: Tensor, *windows: Any, training: bool = True) -> Tensor:
-    """A value of each window, drawn in proportion to itself, or their expectation: see :class:`StochasticPool2d`."""
+    """A random value of each window, or the expectation in evaluation: see :class:`StochasticPool2d`."""
     place = fitted(input, *windows)
     features = formulas.widened(input)
     kernels = place.plain if fused.serves(features) else None
@@ -141,7 +141,7 @@ class SumPool2d(SlidingPool):
 
 
 class MeanPool2d(SlidingPool):
-    """The average of the cells that are there: ``Y[i, j] = mean of f over window (i, j)``.
+    """The average without padded cells: ``Y[i, j] = mean of f over window (i, j)``.
 
     PyTorch's ``AvgPool2d`` with ``count_include_pad=False``, and with "same" padding and dilation. Training and
     evaluation are the same. Source: LeCun et al., Proceedings of the IEEE 1998.
@@ -153,7 +153,7 @@ class MeanPool2d(SlidingPool):
 
 
 class LpPool2d(SlidingPool):
-    """The generalised mean of magnitudes: ``Y[i, j] = mean(|f|^p)^(1/p)`` over window (i, j).
+    """The generalized mean of magnitudes: ``Y[i, j] = mean(|f|^p)^(1/p)`` over window (i, j).
 
     p = 1 is the average of magnitudes, 2 their root mean square, and p towards infinity the largest. Powers are taken
     relative to the largest magnitude of the window, so that none overflows or vanishes however large p is, and computed
@@ -167,10 +167,10 @@ class LpPool2d(SlidingPool):
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
         p: the power, at least 1 and finite.
-        learnable: make p a parameter (used as ``2 - p`` should training move it below 1); otherwise the layer has none.
+        learnable: whether p is a parameter (``2 - p`` is used if training moves it below 1).
 
     Raises:
-        ValueError: a size or p that is not such a value; in ``forward``, no window fits into the map.
+        ValueError: If a size or p is invalid or, in ``forward``, no window fits into the map.
     """
 
     def __init__(
@@ -214,10 +214,10 @@ class SoftmaxPool2d(SlidingPool):
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: as for :class:`~detpool.layers.sliding.SlidingPool`.
         beta: the inverse temperature, finite.
-        learnable: make beta a parameter; otherwise the layer has none.
+        learnable: whether beta is a parameter.
 
     Raises:
-        ValueError: a size or beta that is not such a value; in ``forward``, no window fits into the map.
+        ValueError: If a size or beta is invalid or, in ``forward``, no window fits into the map.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ MixedPool1d, MixedPool3d = _in(1, MixedPool2d), _in(3, MixedPool2d)
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """PyTorch's, with ``padding`` "same" or "valid" too."""
+    """PyTorch's layer, which also accepts ``padding`` "same" or "valid"."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, OH, OW)."""
@@ -298,20 +298,20 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 def checked_power(p: float, learnable: bool) -> float | nn.Parameter:
-    """p, as a parameter if it is to be learned; raise unless it is at least 1 and finite."""
+    """Return p, as a parameter if it is learned; raise ValueError unless it is at least 1 and finite."""
     if not 1 <= p < math.inf:
         raise ValueError(f"p must be at least 1 and finite, got {p!r}")
     return nn.Parameter(torch.tensor(float(p))) if learnable else float(p)
 
 
 def power_for(p: float | Tensor, input: Tensor) -> float | Tensor:
-    """What the formula for ``input`` takes for p."""
+    """The value of p for the formula, in the dtype in which it is computed for ``input``."""
     p = _widened(p, input)
     return formulas.power(p) if isinstance(p, Tensor) else p
 
 
 def _widened(number: float | Tensor, input: Tensor) -> float | Tensor:
-    """A parameter in the type that formulas for ``input`` compute in; a number as it is."""
+    """Convert a parameter to the dtype in which formulas for ``input`` are computed; numbers are unchanged."""
     if not isinstance(number, Tensor):
         return number
     return number.to(torch.float64 if input.dtype == torch.float64 else torch.float32)

@@ -1,6 +1,6 @@
 """Sliding windows over maps of one to three dimensions: their geometry, and averages of functions of their values.
 
-Padded cells are not there: they neither count in an average nor win a maximum.
+Padded cells are ignored: they do not count in averages or maxima.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ class Fitted(NamedTuple):
     stride: Sizes
     dilation: Sizes
     before: Sizes
-    """cells in front of the map that windows reach into"""
+    """Number of cells before the map that windows cover."""
     after: Sizes
-    """cells behind it"""
+    """Number of cells after the map that windows cover."""
     windows: Sizes
-    """how many"""
+    """Number of windows."""
     same: bool
     """whether padding is "same", which PyTorch's pools, that pad both sides alike, do not know"""
     ceil_mode: bool

@@ -1,4 +1,4 @@
-"""From tokens (N, L, C) to one vector an image or RoI, (N, C); some tokens may be masked out.
+"""Pools tokens (N, L, C) to one vector per image or RoI, (N, C); tokens may be masked out.
 
 A 7 x 7 RoI is 49 tokens (:func:`to_tokens`); so are the outputs of transformers. ``mask`` is boolean, (N, L), true
 where a token counts; None: all do. A row without any is an error that names it (on devices other than the CPU, where
@@ -91,7 +91,7 @@ class WeightedMeanTokenPool(nn.Module):
         """(N, L, C), weights (N, L), 0 or more, and a mask (N, L) to (N, C).
 
         Raises:
-            ValueError: wrong shapes, negative weights, or an image without any weight.
+            ValueError: If shapes are wrong, weights are negative, or all weights of an image are 0.
         """
         _check(tokens, mask)
         if weights.shape != tokens.shape[:2]:
@@ -141,11 +141,11 @@ class AttentionTokenPool(nn.Module):
 
     Args:
         channels: C, divisible by ``heads``.
-        seeds: k, vectors of the output.
-        heads: of the attention.
+        seeds: k, number of output vectors.
+        heads: number of attention heads.
 
     Raises:
-        ValueError: sizes that are not positive, or channels that do not divide.
+        ValueError: If a size is not positive, or ``channels`` is not divisible by ``heads``.
     """
 
     def __init__(self, channels: int, seeds: int = 1, heads: int = 4) -> None:
@@ -183,17 +183,17 @@ TOKEN_POOLS: dict[str, type[nn.Module]] = {
 
 
 class ConcatTokenPool(nn.Module):
-    """Several pools of the same tokens side by side, ``Y = (Y_1, Y_2, ...)``: mean and maximum tell more than either.
+    """The concatenated outputs of several pools of the same tokens, ``Y = (Y_1, Y_2, ...)``.
 
     Source: Howard and Ruder, Universal Language Model Fine-tuning, arXiv:1801.06146, 2018, section 3.3 (last, max,
     mean).
 
     Args:
         channels: C.
-        pools: names, of :data:`TOKEN_POOLS`.
+        pools: names in :data:`TOKEN_POOLS`.
 
     Raises:
-        ValueError: no pools, or one that is none of these.
+        ValueError: If there are no pools, or a name is unknown.
     """
 
     def __init__(self, channels: int, pools: Sequence[str] = ("mean", "max")) -> None:
@@ -218,10 +218,10 @@ class ScalarMix(nn.Module):
     arXiv:1802.05365, 2018, equation 1.
 
     Args:
-        layers: how many.
+        layers: number of layers.
 
     Raises:
-        ValueError: less than one; in ``forward``, another number of them.
+        ValueError: If it is less than one or, in ``forward``, differs from the number of outputs.
     """
 
     def __init__(self, layers: int) -> None:
@@ -230,7 +230,7 @@ class ScalarMix(nn.Module):
         self.gamma = nn.Parameter(torch.ones(()))
 
     def forward(self, outputs: Sequence[Tensor]) -> Tensor:
-        """So many tensors of one shape to one."""
+        """``layers`` tensors of the same shape to one."""
         if len(outputs) != len(self.weights):
             raise ValueError(f"outputs must be of {len(self.weights)} layers, got {len(outputs)}")
         shares = (self.gamma * self.weights.softmax(0)).to(outputs[0].dtype)

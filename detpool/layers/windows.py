@@ -51,7 +51,7 @@ class TiledPool2d(nn.Module):
         reduction: "mean" or "max".
 
     Raises:
-        ValueError: another tile size or reduction.
+        ValueError: If the tile size or the reduction is invalid.
     """
 
     def __init__(self, tile_size: Size, reduction: str = "mean") -> None:
@@ -78,7 +78,7 @@ class AdaptiveTiledPool2d(nn.Module):
         reduction: "mean" or "max".
 
     Raises:
-        ValueError: another output size or reduction; in ``forward``, a window without cells, which it names.
+        ValueError: If the output size or the reduction is invalid or, in ``forward``, a tile has no cells.
     """
 
     def __init__(self, output_size: Size, reduction: str = "mean") -> None:
@@ -114,7 +114,7 @@ class GlobalPool2d(nn.Module):
         reduction: "mean", "max" or "sum".
 
     Raises:
-        ValueError: another reduction.
+        ValueError: If the reduction is unknown.
     """
 
     def __init__(self, reduction: str = "mean") -> None:
@@ -131,17 +131,17 @@ class GlobalPool2d(nn.Module):
 
 
 class GlobalLpPool2d(nn.Module):
-    """Generalised mean pooling (GeM): ``Y = mean(|f|^p)^(1/p)`` over the whole map.
+    """Generalized mean pooling (GeM): ``Y = mean(|f|^p)^(1/p)`` over the whole map.
 
     Computed in float32 (float64 for float64), relative to the largest magnitude of the map. Training and evaluation are
     the same. Source: Radenović, Tolias and Chum, arXiv:1711.02512, 2017 (whose features are not negative).
 
     Args:
         p: the power, at least 1 and finite.
-        learnable: make p a parameter (used as ``2 - p`` should training move it below 1); otherwise the layer has none.
+        learnable: whether p is a parameter (``2 - p`` is used if training moves it below 1).
 
     Raises:
-        ValueError: another p.
+        ValueError: If p is invalid.
     """
 
     def __init__(self, p: float = 3.0, learnable: bool = False) -> None:
@@ -161,7 +161,7 @@ class GlobalLpPool2d(nn.Module):
 
 
 class SpatialPyramidPool2d(nn.Module):
-    """Maps of any size to vectors of one: each grid of P x P adaptive bins reduced, all concatenated.
+    """Pools maps of any size to vectors of a fixed size: the concatenated values of several grids of adaptive bins.
 
     256 channels and grids of 1, 2 and 4 give 256 (1 + 4 + 16) = 5,376 values. Grid after grid, each (C, P, P) in
     row-major order. Bin i of P takes rows ``floor(i H / P) .. ceil((i + 1) H / P)``: none is empty. Training and
@@ -172,7 +172,7 @@ class SpatialPyramidPool2d(nn.Module):
         reduction: "max" or "mean".
 
     Raises:
-        ValueError: no levels, or another reduction.
+        ValueError: If there are no levels, or the reduction is unknown.
     """
 
     def __init__(self, levels: Sequence[Size] = (1, 2, 4), reduction: str = "max") -> None:
