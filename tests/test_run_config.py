@@ -1,11 +1,13 @@
 """Configs that runs of earlier revisions left, in the keys of today."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from detpool.config import Configs, apply_overrides, check
+from detpool.config import Configs, apply_overrides, check, parse_override, parse_path
+from detpool.errors import ConfigError
 from detpool.run_config import load_config, read_run_config
 
 ALL = Configs(Path(__file__).parents[1] / "configs", "train")
@@ -60,3 +62,24 @@ def test_the_home_folder_is_put_in_for_a_tilde(monkeypatch: pytest.MonkeyPatch) 
     assert config.data.root == "/home/me/coco"
     apply_overrides(config, ["data.root='~/other'"])
     assert config.data.root == "/home/me/other"
+
+
+@pytest.mark.parametrize(
+    ("argument", "path"),
+    [
+        ("logs/a", "logs/a"),
+        ("~/logs/pooler=pool,seed=0", "/home/me/logs/pooler=pool,seed=0"),
+        ("'~/logs/pooler=pool,seed=0'", "/home/me/logs/pooler=pool,seed=0"),
+        ('"logs/pooler=pool,seed=0"', "logs/pooler=pool,seed=0"),
+        (r"'it\'s'", "it's"),
+        ("'", "'"),
+        ("'a'b'", "'a'b'"),
+    ],
+)
+def test_paths_are_read_with_and_without_the_quotes_that_hydra_needs(
+    monkeypatch: pytest.MonkeyPatch, argument: str, path: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(parse_path(argument)) == path
+    with contextlib.suppress(ConfigError):  # where Hydra reads the argument, it reads the same
+        assert str(Path(parse_override(f"path={argument}").value()).expanduser()) == path

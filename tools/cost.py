@@ -42,7 +42,7 @@ from typing import Any
 
 from command_line import Parser, positive, positive_int
 
-from detpool.config import Configs, config_folder, parse_command_line
+from detpool.config import Configs, config_folder, parse_command_line, parse_path
 from detpool.config.schema import fields
 from detpool.errors import ConfigError, did_you_mean, exit_with_message, writing
 from detpool.files import write_json_atomically
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=positive, default=600, **hidden)
     parser.add_argument("--batches", type=positive_int, default=1, **hidden)
     parser.add_argument("--threads", type=positive_int, default=1, **hidden)
-    parser.add_argument("--output", type=Path, **hidden)
+    parser.add_argument("--output", type=parse_path, **hidden)
     options, rest = parser.parse_with_overrides(words)
     with exit_with_message():
         line = parse_command_line(rest, config_folder(), "train")

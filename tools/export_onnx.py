@@ -25,6 +25,7 @@ from command_line import Parser, positive_int
 from predict import find_images
 from torch import Tensor
 
+from detpool.config import parse_path
 from detpool.detection.onnx import export_detector
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.predictor import Predictor, load
@@ -38,7 +39,7 @@ LARGEST = {"boxes": 0.01, "scores": 1e-4, "mask_probabilities": 1e-3}
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     for option in ("--ckpt_path", "--output", "--images"):
-        parser.add_argument(option, type=Path, help=argparse.SUPPRESS)
+        parser.add_argument(option, type=parse_path, help=argparse.SUPPRESS)
     parser.add_argument("--count", type=positive_int, default=5, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():
@@ -69,7 +70,7 @@ def read_images(predictor: Predictor, path: Path | None) -> Iterator[Tensor]:
     if path is None:
         dataset = build_data(predictor.config).val_dataset
     else:
-        dataset = predictor.prepare(find_images(path.expanduser()))
+        dataset = predictor.prepare(find_images(path))
     return (to_unit_range([dataset[index][0]])[0] for index in range(len(dataset)))
 
 

@@ -33,6 +33,7 @@ from command_line import Parser, natural, positive_int
 from rich.progress import track
 from torchvision.ops import box_convert
 
+from detpool.config import parse_path
 from detpool.data.coco import COCODataset
 from detpool.data.unlabeled import ImageLike, UnlabeledImages
 from detpool.data.voc_files import IMAGE_SUFFIXES, files_below
@@ -46,10 +47,10 @@ from detpool.predictor import Predictor, load
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--ckpt_path", type=_path, help=argparse.SUPPRESS)
-    parser.add_argument("--images", type=_path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=_path, help=argparse.SUPPRESS)
-    parser.add_argument("--boxes", type=_path, help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=parse_path, help=argparse.SUPPRESS)
+    parser.add_argument("--images", type=parse_path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=parse_path, help=argparse.SUPPRESS)
+    parser.add_argument("--boxes", type=parse_path, help=argparse.SUPPRESS)
     parser.add_argument("--features", type=_npz, help=argparse.SUPPRESS)
     parser.add_argument("--batch_size", type=positive_int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--pictures", type=natural, default=12, help=argparse.SUPPRESS)
@@ -171,14 +172,11 @@ def write_features(
         )
 
 
-def _path(text: str) -> Path:
-    return Path(text).expanduser()  # shells do not expand "~" after "="
-
-
 def _npz(text: str) -> Path:
-    if not text.endswith(".npz"):
+    path = parse_path(text)
+    if path.suffix != ".npz":
         raise argparse.ArgumentTypeError(f"must be a file in .npz, got {text!r}")
-    return _path(text)
+    return path
 
 
 if __name__ == "__main__":

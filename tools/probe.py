@@ -30,7 +30,7 @@ from typing import Any
 import pandas as pd
 from command_line import Parser
 
-from detpool.config import config_folder
+from detpool.config import config_folder, parse_path
 from detpool.config.other_parts import POOLERS
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.files import write_csv_atomically, write_json_atomically
@@ -41,14 +41,14 @@ from detpool.run_record import provenance
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=parse_path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=parse_path, help=argparse.SUPPRESS)
     options, arguments = parser.parse_with_overrides(argv)
     output = options.output or Path(f"logs/probe/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
     with exit_with_message():
         if options.ckpt_path is None:
             raise ConfigError("no value given for ckpt_path: pass ckpt_path=... (a run directory or a checkpoint)")
-        path = options.ckpt_path.expanduser()
+        path = options.ckpt_path
         variants = variants_of(arguments)
         configs = [configure(path, variant, config_folder()) for variant in variants]  # check all first
         own = load_config(path)

@@ -28,7 +28,7 @@ from command_line import Parser, positive_int
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from detpool.config import config_folder, parse_command_line
+from detpool.config import config_folder, parse_command_line, parse_path
 from detpool.detection.assemble import build_pooler
 from detpool.detection.backbones import SingleMapBackbone
 from detpool.detection.proposals import JitteredProposals
@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     defaults = {"images": 200, "held_out": 100, "boxes": 64, "features": 1568, "threads": 2}
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", type=positive_int, default=default, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path("logs/ridge_probe"), help=argparse.SUPPRESS)
-    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=parse_path, default=Path("logs/ridge_probe"), help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=parse_path, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():
         torch.set_num_threads(options.threads)

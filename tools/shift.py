@@ -28,6 +28,7 @@ from typing import Any
 import pandas as pd
 from command_line import Parser, natural, one_of, positive_int
 
+from detpool.config import parse_path
 from detpool.errors import ConfigError, exit_with_message, writing
 from detpool.files import write_json_atomically
 from detpool.report.collect import SHIFT, collect
@@ -40,7 +41,7 @@ SHOWN = ("AP", "AP75", "mask_AP", "kept", "iou", "score_error")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
     for name in ("ckpt_path", "output"):
-        parser.add_argument(f"--{name}", type=Path, help=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}", type=parse_path, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=positive_int, help=argparse.SUPPRESS)
     parser.add_argument("--direction", type=one_of(["diagonal", "right", "down"]), default="diagonal")
     parser.add_argument("--shifts", type=_shifts, help=argparse.SUPPRESS)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         foreign = [word for word in overrides if not word.lstrip("+").startswith("data.")]
         if foreign and options.output is None:
             raise ConfigError(f"{foreign[0]} changes the run: name a folder for what is found then, output=...")
-        paths = find_runs(options.ckpt_path.expanduser())
+        paths = find_runs(options.ckpt_path)
         if options.output is not None and len(paths) > 1:
             raise ConfigError(f"output={options.output} is for one run, and {options.ckpt_path} holds {len(paths)}")
         command = ["python", "tools/shift.py", *(sys.argv[1:] if argv is None else argv)]

@@ -22,7 +22,7 @@ from command_line import Parser, one_of, positive_int
 from rich.progress import track
 from torch.utils.data import DataLoader
 
-from detpool.config import apply_overrides, check
+from detpool.config import apply_overrides, check, parse_path
 from detpool.data.datamodule import collate
 from detpool.data.proposals import write_proposals
 from detpool.errors import ConfigError, exit_with_message
@@ -35,9 +35,9 @@ SPLITS = ("train", "val", "test")
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("--ckpt_path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--ckpt_path", type=parse_path, help=argparse.SUPPRESS)
     parser.add_argument("--split", type=one_of(SPLITS), help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=parse_path, help=argparse.SUPPRESS)
     parser.add_argument("--top_n", type=positive_int, default=1000, help=argparse.SUPPRESS)
     options, overrides = parser.parse_with_overrides(argv)
     with exit_with_message():

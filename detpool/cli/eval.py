@@ -13,9 +13,16 @@ with `pooler=roi_pool` or `proposals=jittered` with another pooler or proposals 
 import sys
 import time
 from datetime import datetime
-from pathlib import Path
 
-from detpool.config import apply_overrides, check, config_folder, parse_command_line, replace_data, replace_parts
+from detpool.config import (
+    apply_overrides,
+    check,
+    config_folder,
+    parse_command_line,
+    parse_path,
+    replace_data,
+    replace_parts,
+)
 from detpool.errors import ConfigError, exit_with_message
 from detpool.files import naming_full_disks
 from detpool.run_config import load_config
@@ -37,7 +44,7 @@ def main() -> None:
             config, path = line.configs.compose(line.overrides), None
             check(config, line.configs, line.overrides)
         elif len(given) == 1 and given[0]:
-            path = Path(given[0]).expanduser()
+            path = parse_path(given[0])
             config = load_config(path)
             others = [argument for argument in arguments if not argument.startswith("ckpt_path=")]
             left = replace_data(config, others, config_folder())

@@ -25,7 +25,7 @@ from detpool.config.configs import Configs, config_folder
 from detpool.config.extras import check_extras
 from detpool.config.other_data import replace_data
 from detpool.config.other_parts import replace_parts
-from detpool.config.overrides import apply_overrides, parse_override
+from detpool.config.overrides import apply_overrides, parse_override, parse_path
 from detpool.config.schema import PARTS
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "naming_files",
     "parse_command_line",
     "parse_override",
+    "parse_path",
     "replace_data",
     "replace_parts",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,18 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
         except (OmegaConfBaseException, AssertionError, TypeError) as error:
             raise ConfigError(f"cannot apply {argument!r}: {str(error).splitlines()[:1]}") from error
     expand_home(config)
+
+
+def parse_path(value: str) -> Path:
+    """The path in a `key=path` argument that Hydra does not read.
+
+    Quotes, which Hydra needs around a path with `=` or a comma, are removed here too, and `~` is expanded, which shells
+    do not do after `=`.
+    """
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        with contextlib.suppress(ConfigError):  # not quoted as Hydra does: the quotes are part of the name
+            value = str(parse_override(f"path={value}").value())
+    return Path(value).expanduser()
 
 
 def expand_home(config: DictConfig) -> None:
