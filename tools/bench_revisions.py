@@ -80,7 +80,9 @@ def _measure(tree: Path, output: Path, options: Sequence[str]) -> pd.Series:
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(f"the benchmark of {tree} failed: {(done.stderr or done.stdout).strip()}")
+        how = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+        said = "\n".join(filter(None, (done.stdout.strip()[-2000:], done.stderr.strip())))
+        raise ConfigError(f"the benchmark of {tree} ended with {how}:\n{said}")
     rows = pd.read_csv(output / "bench.csv", dtype=dict.fromkeys(KEY, str))
     return rows[rows["status"] == "timed"].set_index(KEY)["median_ms"]
 

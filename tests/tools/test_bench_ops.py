@@ -21,7 +21,7 @@ from bench.contenders import BACKWARD, BOX_BACKWARD, FORWARD, Absent, Case, Cont
 from bench.operators import discover, examine, functions_of
 from bench.output import Table
 from bench.peers import PEERS, Peer, openvino_peer, torchvision_peer
-from bench.run import TOLERANCES, Row, Settings, compare, run_case
+from bench.run import TOLERANCES, Row, Settings, compare, run_case, tolerance_of
 from bench.timing import LEAST_ROUNDS, interleave, summarize
 from bench.traffic import bytes_moved
 from bench.workloads import WORKLOADS, Workload, build
@@ -227,6 +227,23 @@ def test_agreement() -> None:
     assert worst.startswith("output: 1 of 2")
     for wrong in (torch.tensor([[1.0, math.nan]]), torch.tensor([1.0, 200.0])):
         assert compare({"output": [wrong]}, truth, tolerance)[0] == math.inf
+
+
+def test_positions_on_large_maps_may_be_rounded() -> None:
+    case = quick_case("roi_align_rotated")
+    assert tolerance_of(case) == TOLERANCES[torch.float32]
+    wide = dataclasses.replace(case.workload, features=(torch.zeros(1, 1, 4, 1000),))
+    assert tolerance_of(dataclasses.replace(case, workload=wide)) == pytest.approx(1000 * 2**-23)
+    wide_halves = dataclasses.replace(case, workload=wide, dtype=torch.float16)
+    assert tolerance_of(wide_halves) == TOLERANCES[torch.float16]
+
+
+def test_the_reference_is_not_computed_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("bench.run.expected_results", lambda case: asked.append(case.operator.name))
+    settings = dataclasses.replace(quick_settings({}), backends=["cpu"], yardsticks={})
+    assert {row.status for row in run_case(quick_case("roi_pool_rotated"), settings)} == {"absent"}
+    assert asked == []
 
 
 def test_operators_are_found_by_looking() -> None:

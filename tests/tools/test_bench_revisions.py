@@ -7,6 +7,8 @@ import bench_revisions
 import pandas as pd
 import pytest
 
+from detpool.errors import ConfigError
+
 ROOT = Path(__file__).parents[2]
 CASE = ("c4", "roi_align", "forward", "float32", "1", "detpool cpu", "contiguous")
 
@@ -36,6 +38,11 @@ def test_two_revisions_are_measured() -> None:
     assert "ms at HEAD" in header
     lines = [line.split() for line in done.stdout.splitlines() if "roi_align" in line]
     assert {line[line.index("cpu") + 1] for line in lines} == {"contiguous", "channels_last"}, done.stdout
+
+
+def test_a_benchmark_that_fails_is_a_message_with_all_that_it_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)ended with status 2:.*no-such-workload"):
+        bench_revisions._measure(ROOT, tmp_path, ["--workloads", "no-such-workload"])
 
 
 def test_unknown_revision_is_a_message() -> None:
