@@ -74,7 +74,7 @@ def _groups(overrides: Sequence[str]) -> list[list[Job]]:
     line = parse_command_line(overrides, config_folder(), "train")
     jobs = sweep_jobs(line.configs, line.overrides)
     if jobs is None:
-        raise ConfigError("a sweeper chooses as it goes, and there is nothing to choose by: leave it out")
+        raise ConfigError("a sweeper chooses by the results of earlier runs, which probes do not have: leave it out")
     common = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
     groups: dict[str, list[Job]] = {}
     for job, _, _ in list(compose_jobs(line.configs, jobs)):

@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if missing := [name for name, value in vars(options).items() if value is None]:
             raise ConfigError(f"no value given for {', '.join(missing)}: pass {' '.join(n + '=...' for n in missing)}")
         if options.output.exists() and not _is_replaceable(options.output):
-            raise ConfigError(f"output={options.output} is something else; name a new folder, or a file in .npz")
+            raise ConfigError(
+                f"output={options.output} exists and holds no proposals; name a new folder, or a file in .npz"
+            )
         try:
             options.output.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

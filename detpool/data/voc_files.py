@@ -147,7 +147,7 @@ def _folders(root: Path, year: Years) -> list[Path]:
     if year is None:
         if not (root / "Annotations").is_dir():
             found = sorted(path.name[3:] for path in [*root.glob("VOC[0-9]*"), *root.glob("VOCdevkit/VOC[0-9]*")])
-            hint = f"pass a year, found are {', '.join(found)}" if found else "not Pascal VOC's layout"
+            hint = f"pass a year; found: {', '.join(found)}" if found else "not Pascal VOC's layout"
             raise DataError(f"{root}: no folder Annotations/ in it; {hint}")
         return [root]
     folders = []

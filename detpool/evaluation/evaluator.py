@@ -71,9 +71,9 @@ class DetectionEvaluator:
         voc_iou_threshold: float = 0.5,
     ) -> None:
         if not metrics or not set(metrics) <= set(get_args(Metric)):
-            raise ValueError(f"metrics must be some of {', '.join(get_args(Metric))}, got {list(metrics)}")
+            raise ValueError(f"metrics must be one or more of {', '.join(get_args(Metric))}, got {list(metrics)}")
         if not iou_types:
-            raise ValueError(f"iou_types must be some of {', '.join(get_args(IouType))}, got none")
+            raise ValueError(f"iou_types must be one or more of {', '.join(get_args(IouType))}, got none")
         check_iou_threshold(voc_iou_threshold)
         self.metrics = tuple(metrics)
         self.voc_iou_threshold = voc_iou_threshold

@@ -204,9 +204,9 @@ def read_matches(path: str | Path) -> dict[str, Matches]:
             _check(columns, len(image_ids), len(names))
             found[kind] = _typed(image_ids, names, spacing, columns)
     except KeyError as error:
-        raise ValueError(f"{path} is no file of matches: it lacks {error}") from error
+        raise ValueError(f"{path} is not a file of matches: it lacks {error}") from error
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no file of matches, or damaged: {error}") from error
+        raise ValueError(f"{path} is not a file of matches, or damaged: {error}") from error
     return found
 
 

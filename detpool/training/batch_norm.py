@@ -43,13 +43,13 @@ def _before(layer: Any, values: Tensor, name: str, said: list[str]) -> None:
         return
     if layer.running_mean is None or not layer.num_batches_tracked:
         raise ConfigError(
-            f"{name} cannot normalise a batch of shape {tuple(values.shape)}, one value per channel, in training, and "
+            f"{name} cannot normalize a batch of shape {tuple(values.shape)}, one value per channel, in training, and "
             f"has no statistics of batches before: {SINGLE_VALUE_CURE}"
         )
     if not said:
         say(
             f"note: {name} gets one value per channel of a batch of shape {tuple(values.shape)}: such batches are "
-            f"normalised with its running statistics"
+            f"normalized with its running statistics"
         )
         said.append(name)
     layer.training = False

@@ -127,7 +127,7 @@ class DetectionModule(LightningModule):
                 raise
             raise ConfigError(
                 f"a batch of {len(images)} images, {images[0].shape[-2]} x {images[0].shape[-1]} pixels the first, "
-                f"cannot be normalised in training ({error}): {SINGLE_VALUE_CURE}"
+                f"cannot be normalized in training ({error}): {SINGLE_VALUE_CURE}"
             ) from error
         loss = torch.stack(list(losses.values())).sum()
         image_ids = [int(target["image_id"]) for target in targets]

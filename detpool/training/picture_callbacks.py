@@ -49,9 +49,7 @@ class LogPredictions(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Only the main process has real loggers; the others must fail with it rather than wait for it.
         if stage == "fit" and not trainer.strategy.broadcast(bool(_image_writers(trainer))):
-            raise ConfigError(
-                "callbacks: no logger shows images, so pictures of predictions go with logger=tensorboard"
-            )
+            raise ConfigError("callbacks: no logger shows images, so pictures of predictions need logger=tensorboard")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:

@@ -34,7 +34,7 @@ def check_free(run_dir: Path, checkpoint: str | None) -> None:
     inside = checkpoint is not None and Path(checkpoint).resolve().is_relative_to(run_dir.resolve())
     if is_main_process() and (run_dir / "config.yaml").is_file() and not inside:
         raise ConfigError(
-            f"{run_dir} holds another run: choose another folder, remove that one, or go on with it by "
+            f"{run_dir} holds another run: choose another folder, remove that one, or continue it with "
             f"{resume_argument(run_dir)}"
         )
 
@@ -99,8 +99,8 @@ def check_resume(config: DictConfig, callbacks: Sequence[Any]) -> int:
         kept.append("averages of the weights (callbacks=ema)")
     if kept:
         raise WeightsError(
-            f"{checkpoint} cannot be resumed with this config: it goes on with {', '.join(kept)}; to begin a run with "
-            f"its weights: model.weights={checkpoint}"
+            f"{checkpoint} cannot be resumed with this config: it continues with {', '.join(kept)}; to begin a run "
+            f"with its weights: model.weights={checkpoint}"
         )
     others = [key.partition("[")[0] for key in changed if _is_of(key, _OF_RESULT) and not _is_of(key, _OF_LENGTH)]
     if others:

@@ -73,7 +73,7 @@ def _train(config: DictConfig, command: Sequence[str], place: str) -> float | No
     try:
         with naming_full_disks(run_dir), _locked(run_dir) as free:
             if not free:
-                say(f"{run_dir}: another process is at it, skipped")
+                say(f"{run_dir}: another process is working on it, skipped")
                 return None
             if not run_dir.name.endswith(fingerprint(config)):
                 check_same(run_dir, config)

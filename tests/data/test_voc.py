@@ -208,7 +208,7 @@ def test_what_is_missing_is_named(voc, tmp_path):
 
     refused(r"trian.txt: no image set 'trian'; did you mean 'train'\?", image_set="trian")
     refused(r"year 2007: neither .*VOC2007 .* pass no year", root, 2007)
-    refused("pass a year, found are 2007, 2012", root / "devkit")
+    refused("pass a year; found: 2007, 2012", root / "devkit")
     refused(r"nowhere: no such folder; data.root is to name", tmp_path / "nowhere")
     refused("none of its 1 images has an object to train on", root / "empty", drop_empty=True)
     refused("not Pascal VOC's layout", root / "JPEGImages")

@@ -148,9 +148,9 @@ def test_bad_updates() -> None:
 
 def test_bad_arguments() -> None:
     for arguments, message in (
-        ({"metrics": ("lvis",)}, r"metrics must be some of coco, voc, got \['lvis'\]"),
-        ({"metrics": ()}, r"metrics must be some of coco, voc, got \[\]"),
-        ({"iou_types": ()}, "iou_types must be some of bbox, segm, boundary, got none"),
+        ({"metrics": ("lvis",)}, r"metrics must be one or more of coco, voc, got \['lvis'\]"),
+        ({"metrics": ()}, r"metrics must be one or more of coco, voc, got \[\]"),
+        ({"iou_types": ()}, "iou_types must be one or more of bbox, segm, boundary, got none"),
         ({"iou_types": ("box",)}, "iou_type must be one of bbox, segm, boundary, got 'box'"),
         ({"voc_iou_threshold": 50}, r"iou_threshold must lie in \(0, 1\], got 50"),
         ({"backend": "coco"}, "backend must be one of"),

@@ -155,7 +155,7 @@ def test_files_hold_what_was_written_and_bad_ones_are_named(tmp_path: Path) -> N
         assert (getattr(found, name) == getattr(boxes, name)).all()
 
     path.write_bytes(before[: len(before) // 2])
-    with pytest.raises(ValueError, match="matches.npz is no file of matches, or damaged"):
+    with pytest.raises(ValueError, match="matches.npz is not a file of matches, or damaged"):
         read_matches(path)
     arrays = {
         "image_ids": boxes.image_ids,

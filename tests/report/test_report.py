@@ -408,7 +408,7 @@ def test_matches_of_a_later_evaluation_serve_the_run_and_bad_ones_do_not(simulat
     (third / "matches.npz").write_bytes(kept[:100])
     _, said = run_report(simulated)
     assert f"{second / 'matches.npz'} gives AP 0." in said
-    assert f"{third / 'matches.npz'} is no file of matches, or damaged" in said
+    assert f"{third / 'matches.npz'} is not a file of matches, or damaged" in said
     assert "2 of 4 runs have no matches.npz that can be used" in said
 
 

@@ -43,7 +43,7 @@ def test_other_batches_and_evaluation_are_as_ever():
 def test_a_layer_that_has_seen_nothing_is_an_error():
     model = ASPP(4, 4).train()
     normalize_single_values(model)
-    with pytest.raises(ConfigError, match=r"convs\.4\.2 cannot normalise a batch of shape \(1, 4, 1, 1\).*batch_size"):
+    with pytest.raises(ConfigError, match=r"convs\.4\.2 cannot normalize a batch of shape \(1, 4, 1, 1\).*batch_size"):
         model(torch.randn(1, 4, 9, 9))
     model(torch.randn(2, 4, 9, 9))
     assert model(torch.randn(1, 4, 9, 9)).shape == (1, 4, 9, 9)

@@ -77,7 +77,7 @@ def test_a_test_set_of_its_own_needs_a_file_of_its_own():
         (["ckpt_path=x", "output=y", "split=val", "top_n=0"], "top_n: must be a positive whole number, got '0'"),
         (["ckpt_path=x", "output=y", "split=val"], "ckpt_path=x does not exist"),
         (["ckpt_path=x", f"output={__file__}/y", "split=val"], "cannot be written"),
-        (["ckpt_path=x", "output=.", "split=val"], "output=. is something else; name a new folder"),
+        (["ckpt_path=x", "output=.", "split=val"], "output=. exists and holds no proposals; name a new folder"),
     ],
 )
 def test_arguments_are_checked(arguments, message, capsys):

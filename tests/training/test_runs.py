@@ -357,15 +357,15 @@ def test_a_checkpoint_goes_on_with_its_own_settings_of_the_optimizer(tiny_config
     resume = ["callbacks=ema", "evaluation.pictures=0", f"ckpt_path={last}"]
     for options, message in {
         ("optim.optimizer.lr=0.5", "optim.optimizer.momentum=0"): "lr=0.02, optim.optimizer.momentum=0.9; to begin",
-        ("optim.optimizer={_target_: torch.optim.AdamW}",): "goes on with optim.optimizer._target_=torch.optim.SGD; to",
-        ("optim.backbone_rate=0.1",): "goes on with optim.backbone_rate=1.0;",
-        ("optim.frozen=[backbone.body.stem]",): "goes on with optim.frozen=[];",
-        ("callbacks=default",): "goes on with averages of the weights (callbacks=ema);",
+        ("optim.optimizer={_target_: torch.optim.AdamW}",): "continues with optim.optimizer._target_=torch.optim.SGD;",
+        ("optim.backbone_rate=0.1",): "continues with optim.backbone_rate=1.0;",
+        ("optim.frozen=[backbone.body.stem]",): "continues with optim.frozen=[];",
+        ("callbacks=default",): "continues with averages of the weights (callbacks=ema);",
     }.items():
         with pytest.raises(WeightsError, match=re.escape(message)):
             runs.train(tiny_config(*resume, *options))
     with pytest.raises(
-        WeightsError, match=r"goes on with optim\.schedule\._target_=detpool\.training\.schedules\.mult"
+        WeightsError, match=r"continues with optim\.schedule\._target_=detpool\.training\.schedules\.mult"
     ):
         runs.train(tiny_config(*resume, "optim.schedule=null", without=["optim"]))
     # A run of before some settings came.
@@ -623,7 +623,7 @@ def test_a_last_batch_of_one_image_trains(tiny_config, tmp_path, capsys):
     runs.train(tiny_config(*options, *one_epoch))
     assert "gets one value per channel of a batch of shape (1, " in capsys.readouterr().out
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
-    with pytest.raises(ConfigError, match=r"cannot normalise a batch of shape \(1, .*data\.batch_size must be"):
+    with pytest.raises(ConfigError, match=r"cannot normalize a batch of shape \(1, .*data\.batch_size must be"):
         runs.train(tiny_config(*options, "data.batch_size=1", name="alone"))
 
 

@@ -237,7 +237,7 @@ def test_run_of_another_process_is_left_alone(tiny_config, tmp_path, monkeypatch
     with (tmp_path / "run" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert go(tiny_config()) is None
-    assert "another process is at it, skipped" in capsys.readouterr().out
+    assert "another process is working on it, skipped" in capsys.readouterr().out
 
 
 def test_file_systems_without_locks_do_not_keep_runs_from_beginning(tiny_config, monkeypatch):
