@@ -82,7 +82,7 @@ def bins(options: argparse.Namespace) -> None:
         )
     found = _of_each(options, lambda op, where: footprint(op, box, tuple(options.bins), cells, stride))
     numbers = {
-        name: {"cells a bin": f.cells, "off right, px": f.offset[0], "off down, px": f.offset[1]}
+        name: {"cells per bin": f.cells, "off right, px": f.offset[0], "off down, px": f.offset[1]}
         for name, f in found.items()
     }
     _report(options, plot_footprints(found, image), numbers)

@@ -28,7 +28,7 @@ _COUNTS = {
 }
 """What numbers are called, their unit, and digits."""
 _TIMES_NOTE = (
-    "Milliseconds a batch, the median over turns, and in brackets the median over turns of the ratio to {baseline}, "
+    "Milliseconds per batch, the median over turns, and in brackets the median over turns of the ratio to {baseline}, "
     "both of the same turn, with its 95 % interval (order statistics). {measured}"
 )
 _COUNTS_NOTE = (

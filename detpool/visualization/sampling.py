@@ -185,7 +185,7 @@ def plot_footprints(
         right, down = found.offset
         shift = ", ".join(f"{round(value, 1) + 0.0:+.1f}" for value in (right, down))  # + 0.0: no "-0.0"
         unknown = "\nbins not known" if found.bins is None else ""
-        panel.set_xlabel(f"{found.cells:.3g} cells a bin, off by ({shift}) px{unknown}", fontsize=10)
+        panel.set_xlabel(f"{found.cells:.3g} cells per bin, off by ({shift}) px{unknown}", fontsize=10)
     panels[0, 0].set_xlim(x1, x2)
     panels[0, 0].set_ylim(y2, y1)
     for locate in (panels[0, 0].xaxis, panels[0, 0].yaxis):

@@ -34,7 +34,7 @@ def table_of(page: str, header: str) -> dict[str, list[str]]:
 @pytest.mark.parametrize(
     ("command", "header"),
     [
-        ("bins", "| operator | cells a bin |"),
+        ("bins", "| operator | cells per bin |"),
         ("continuity", "| operator | J, coarse |"),
         ("gradients", "| operator | alignment |"),
     ],
