@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from detpool.ops import BackendError
-from detpool.ops.layout import sum_dtype
 
 from .contenders import BACKWARD, Absent, Case, Contender, Results, checked_part, detpool_contender, expected_results
 from .operators import Operator
@@ -166,7 +165,8 @@ def tolerance_of(case: Case) -> float:
     neighboring cells, features change by about their largest number.
     """
     longest = max(max(features.shape[2:]) for features in case.workload.features)
-    return max(TOLERANCES[case.dtype], torch.finfo(sum_dtype(case.dtype)).eps * longest)
+    positions = torch.float64 if case.dtype == torch.float64 else torch.float32
+    return max(TOLERANCES[case.dtype], torch.finfo(positions).eps * longest)
 
 
 def compare(
