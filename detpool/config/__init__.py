@@ -1,4 +1,4 @@
-"""Checks of a command line and a config before any work, so that a typo fails within a second, with a hint how to fix it.
+"""Checks of a command line and a config before any work, so that a typo fails within a second, with a hint to fix it.
 
 | module | contents |
 |---|---|

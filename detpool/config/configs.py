@@ -1,4 +1,4 @@
-"""The config files that a command line can name, and their composition by Hydra, with errors that say how to fix them."""
+"""The config files that a command line can name, and their composition by Hydra, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -424,7 +424,7 @@ class Configs(ConfigLoaderImpl):
 
 
 def _texts(override: Override) -> list[str | None]:
-    """Returns the value of a `key=value` argument, or all values of a sweep, as text (lists in brackets, null as None)."""
+    """Returns the value of a `key=value` argument, or all values of a sweep, as text (null as None)."""
     if override.is_sweep_override():
         texts = [text.strip("'\"") for text in override.sweep_string_iterator()]
         return [None if text == "null" else text for text in texts]
