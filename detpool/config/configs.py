@@ -76,7 +76,7 @@ class Configs(ConfigLoaderImpl):
     """Hydra's loader of the config files in a folder, and in further folders that follow it in the search path.
 
     Each set of choices is composed once, and other `key=value` arguments are set in copies of the result. They may set
-    keys that no file lists; `check` finds those that nothing takes. Each load returns a copy that the caller may change.
+    keys that no file lists; `check` finds those that nothing takes. Each load returns a new copy.
 
     Args:
         folder: folder that holds the primary config and one folder per group.
