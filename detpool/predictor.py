@@ -220,7 +220,7 @@ class Predictor:
         )
 
     def _maps(self, dataset: UnlabeledImages) -> Iterator[tuple[dict[str, Tensor], tuple[int, int], tuple[int, int]]]:
-        """Yield for each image its maps, its (height, width) after the model's transform, and that of its file."""
+        """Yield for each image its maps, its (height, width) after the model's transform, and that as it was given."""
         for images, (target,) in DataLoader(dataset, batch_size=1, collate_fn=collate):
             with torch.no_grad():  # not inference_mode: its tensors would rule out gradients with respect to boxes
                 batch, _ = self.model.transform([image.to(self.device) for image in to_unit_range(images)])

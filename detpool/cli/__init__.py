@@ -1,4 +1,4 @@
-"""Programs that are also installed as commands: `train.py` as `detpool-train`, `eval.py` and `tools/report.py` likewise.
+"""Programs that are also installed as commands: `train.py` as `detpool-train`; `eval.py`, `tools/report.py` likewise.
 
 If the packages that they need are missing, importing them ends the process with only the error message.
 """

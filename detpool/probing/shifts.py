@@ -202,9 +202,9 @@ def shift_consistency(
     Returns:
         `shifts`, for each shift a dict of `shift`, the evaluator's AP, AP50 and AP75 of boxes and masks, and the result
         of `consistency` with the first shift. And `summary`: for each AP the mean, standard deviation (n - 1) and range
-        over shifts, as `AP_mean`, `AP_std` and `AP_range`; and the means of `kept`, `iou` and `score_error`. The summary
-        leaves out moves by whole multiples of the stride, which should change nothing and only show the effect of the
-        canvas border. It is NaN if there are no other shifts.
+        over shifts, as `AP_mean`, `AP_std` and `AP_range`; and the means of `kept`, `iou` and `score_error`. It leaves
+        out moves by whole multiples of the stride, which should change nothing and only show the effect of the canvas
+        border. It is NaN if there are no other shifts.
     """
     rows: list[dict[str, float]] = []
     reference = Detections.concatenate([each[0] for each in found])
