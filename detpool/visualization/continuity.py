@@ -35,7 +35,7 @@ _BATCH = 2048
 _RANDOM_SHIFTS = 64
 _DASHES = (0, (2, 2))
 _JUMP = 10 * _FINE
-"""16 waves of amplitude ``sqrt(2 / 16)`` and length four cells change by at most ``8.9 _FINE`` per step: more is a jump."""
+"""16 waves of amplitude ``sqrt(2 / 16)`` and four cells long change by at most ``8.9 _FINE`` a step: more is a jump."""
 
 
 @dataclass(frozen=True)

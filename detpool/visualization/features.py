@@ -120,7 +120,7 @@ class ImageFeatures:
         return box, (math.ceil(height / stride), math.ceil(width / stride))
 
     def shifts(self, count: int, seed: int) -> list[list[float]]:
-        """Return random shifts (right, down) within a cell by whole pixels, in cells: `count` or 16, if that is less."""
+        """Return random shifts (right, down) within a cell by whole pixels, in cells: `count`, but at most 16."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(int(self._stride), (min(count, self._MOST_SHIFTS), 2), generator=generator)
         return (drawn / self._stride).tolist()

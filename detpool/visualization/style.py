@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Distinguishable with color blindness (by Okabe and Ito)."""
 
 WIDTH = 10.0
-"""Width of a figure in inches. Saved with `save`, it is 1.5 times as wide as a README, where 10 points stay readable."""
+"""Width of a figure in inches. Saved with `save`, it is 1.5 times as wide as a README, where 10 points are readable."""
 
 
 def title_of(name: str, width: int = 28) -> str:
