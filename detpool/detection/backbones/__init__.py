@@ -1,4 +1,4 @@
-"""Bodies: image to feature maps at several strides; and what detectors see of them, a pyramid or a single map."""
+"""Bodies, which compute feature maps at several strides, and the backbones of detectors on them: a pyramid or one map."""
 
 from detpool.detection.backbones.body import Body, StagedBody
 from detpool.detection.backbones.maps import FPNBackbone, SingleMapBackbone

@@ -65,8 +65,8 @@ class TokenHead(nn.Module):
             to all bins.
         causal: let tokens attend only to themselves and those before them. The last one, which `LastTokenPool` selects,
             attends to all.
-        attention_weights: call `pool` (a `WeightedMeanTokenPool`) with the tokens of the bins and weights: the attention
-            of the class token to each bin in the last encoder layer, averaged over heads.
+        attention_weights: call `pool` (a `WeightedMeanTokenPool`) with the tokens of the bins and, as weights, the
+            attention of the class token to each bin in the last encoder layer, averaged over heads.
         mix_layers: pool a learned mean of the tokens before the encoder and after each of its layers (`ScalarMix`)
             instead of the tokens after the last layer.
 
