@@ -1,4 +1,4 @@
-"""Bodies, which compute feature maps at several strides, and the backbones of detectors on them: a pyramid or one map."""
+"""Bodies compute feature maps at several strides; backbones of detectors make a pyramid or a single map of them."""
 
 from detpool.detection.backbones.body import Body, StagedBody
 from detpool.detection.backbones.maps import FPNBackbone, SingleMapBackbone

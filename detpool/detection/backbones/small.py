@@ -53,7 +53,7 @@ class _Residual(nn.Module):
 
 
 class SmallCNN(StagedBody):
-    """A ResNet with a thin stem of two convolutions. Stages have strides 4, 8, 16, ... unless a slot has another factor.
+    """A ResNet with a thin stem of two convolutions; stages have strides 4, 8, ... unless a slot has another factor.
 
     Args:
         widths: channels of each stage (default: four stages with strides 4 to 32).
@@ -107,7 +107,7 @@ class SmallCNN(StagedBody):
             stem.append(build_downsampling(stem_pool, widths[0], "stem_pool"))
         stages = {}
         for level, (width, stride) in enumerate(zip(widths, strides, strict=True)):
-            # The convolution that loses its stride keeps its dilation, and so its input cells; those after it are dilated.
+            # The convolution that loses its stride of 2 reads the same cells as before; those after it are dilated.
             before, dilation = (max(1, int(s // output_stride)) for s in (stride / 2, stride))
             step = 1 if level == 0 or dilation > 1 else 2
             blocks = [_Residual(widths[max(level - 1, 0)], width, step, (before, dilation), downsample)]

@@ -107,8 +107,8 @@ def vit(
         image_mean, image_std: normalization that the weights expect. Default: the values that timm records.
 
     Raises:
-        ConfigError: If timm is not installed, or the model is unknown, is not a plain vision transformer or accepts only
-            one image size.
+        ConfigError: If timm is not installed, or the model is unknown, is not a plain vision transformer or accepts
+            only one image size.
         WeightsError: If the weights cannot be downloaded or read, or do not fit.
     """
     refusal = f"backbone: {name} is no plain vision transformer that takes images of any size"
