@@ -26,7 +26,7 @@ class Grid(tv_tensors.TVTensor):
 
 @dataclass(eq=False)  # comparing tensors gives no single truth value
 class ObjectMasks:
-    """The masks (n, H, W) of an image's objects: their pixels in the file, and how the image is now made of the file.
+    """The masks (n, H, W) of an image's objects, stored as pixels of the image file and a grid that maps image to file.
 
     For `torchvision.transforms.v2`, which changes only `grid`, and for data loaders this is a container of tensors.
     """

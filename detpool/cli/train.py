@@ -67,7 +67,7 @@ def check_run(line: CommandLine) -> None:
     """Checks the command line of a single run.
 
     Raises:
-        ConfigError: If it is not valid.
+        ConfigError: If the command line or its config is not valid.
     """
     if any(argument.startswith("study=") for argument in line.overrides):
         raise ConfigError(f"a study is a sweep: {shell_command(sys.argv[:1])} -m study=...")

@@ -13,7 +13,7 @@ _OF_LOGGERS = {
     "MLFlowLogger": ("mlflow",),
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
 }
-"""Class name of a logger to the packages of which it needs one; the first is the name of the extra."""
+"""Maps the class name of a logger to packages, one of which it needs. The first is also the name of the extra."""
 
 
 def check_extras(config: DictConfig) -> None:

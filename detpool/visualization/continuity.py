@@ -2,7 +2,7 @@
 
 Features are waves of at least four cells (:class:`detpool.visualization.features.Waves`), or those of an image in a
 trained run. They have variance 1, so all numbers are in standard deviations of the features. Computed in float64; the
-box moves in steps of a power of two of a cell.
+box moves in steps of 2^-13 and 2^-9 cells.
 """
 
 from __future__ import annotations
