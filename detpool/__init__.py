@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    # detpool.ops and detpool.poolers are usable without what a run needs, and load in a fraction of its time.
+    # Imported on demand: detpool.ops and detpool.poolers work without the packages of a run, and load much faster.
     if name == "load":
         require()
         from detpool.predictor import load

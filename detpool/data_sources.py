@@ -1,4 +1,4 @@
-"""Settings that name the files of training, validation and test sets: together they name each set's once.
+"""Checks of the settings that name the files of training, validation and test sets: each set needs exactly one source.
 
 Nothing here imports torch: a command line is checked with it before any work.
 """
@@ -13,21 +13,21 @@ from detpool.errors import DataError
 
 _SETS = ("train", "val", "test")
 _BELOW_ROOT = {"json": ("val_split", "test_split"), "xml": ("year", "val_set", "test_set", "eval_year")}
-"""Settings, by the kind of annotations, that choose among what ``root`` holds, in place of a default."""
+"""By kind of annotations, the settings that select data below ``root`` and replace a default."""
 
 
 def check_sources(kind: str, settings: Mapping[str, Any]) -> None:
-    """Checks the settings of a data set's files against each other, before any is looked for.
+    """Checks that the settings of a data set's files are consistent, without looking for the files.
 
     Either ``root`` holds all sets, or ``train_<kind>``, ``val_<kind>`` and ``test_<kind>`` name their annotations, and
-    ``train_images``, ... their images. The validation set is named, or a part of the training set (``split``).
+    ``train_images``, ... their images. The validation set is either named or a part of the training set (``split``).
 
     Args:
-        kind: of the annotations, ``json`` or ``xml``.
-        settings: the arguments of the datamodule of that kind by name; None, as what is absent: not given.
+        kind: kind of the annotations, ``json`` or ``xml``.
+        settings: arguments of the datamodule of that kind by name; None means the same as an absent argument.
 
     Raises:
-        ValueError: a set has no source or two, with the settings that say so.
+        ValueError: If a set has no source or two sources. The message names the settings.
     """
     root, split = settings.get("root"), settings.get("split")
     given = {key: value for key, value in settings.items() if value is not None}
@@ -65,10 +65,14 @@ def check_sources(kind: str, settings: Mapping[str, Any]) -> None:
 
 
 def folder_of(key: str, path: str | Path) -> Path:
-    """The folder that a setting names.
+    """Returns the folder that a setting names.
+
+    Args:
+        key: name of the setting below ``data``, which the error names.
+        path: value of the setting.
 
     Raises:
-        DataError: it does not exist.
+        DataError: If the folder does not exist.
     """
     if not Path(path).is_dir():
         raise DataError(f"data.{key}={path}: no such folder")

@@ -1,4 +1,4 @@
-"""The few things the package asks of torch.distributed."""
+"""Helpers for the few uses of torch.distributed in the package."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ T = TypeVar("T")
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Number of this process and how many there are; (0, 1) where there is no process group."""
+    """Returns the rank of this process and the number of processes; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def gather(item: T) -> list[T] | None:
-    """The items of all processes by rank, on the main process; None on the others.
-
-    Collective: every process of the default group must call it.
+    """Gathers one item from each process. Collective: every process of the default group must call it.
 
     Args:
-        item: a picklable object of this process.
+        item: picklable item of this process.
+
+    Returns:
+        On the main process the items of all processes in order of rank, on the others None.
     """
     rank, world_size = rank_and_world_size()
     if world_size == 1:
@@ -35,14 +36,15 @@ def gather(item: T) -> list[T] | None:
 
 
 def compute_on_main_process(function: Callable[[], T]) -> T:
-    """What a function returns on the main process, on every process. Collective.
+    """Calls a function on the main process and returns its result on every process. Collective.
 
     Args:
-        function: called on the main process alone; what it returns must be picklable.
+        function: called on the main process only; its result must be picklable.
 
     Raises:
-        ValueError: the function raises one, which every process then does.
-        RuntimeError: on the other processes, if it raises anything else: none is left waiting.
+        ValueError: On every process, if the function raises ValueError.
+        RuntimeError: On the other processes, if the function raises another error, so that none is left waiting. The
+            main process raises the original error.
     """
     rank, world_size = rank_and_world_size()
     if world_size == 1:
@@ -65,11 +67,11 @@ def compute_on_main_process(function: Callable[[], T]) -> T:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that prints and writes files; known before there is a process group."""
+    """Returns whether this is the process that prints and writes files. Works before there is a process group."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def say(text: str) -> None:
-    """Prints once, however many processes there are."""
+    """Prints a text on the main process only."""
     if is_main_process():
         print(text, flush=True)

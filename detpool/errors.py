@@ -1,4 +1,4 @@
-"""Errors a user causes and can mend; the programs show their message without a traceback."""
+"""Errors that a user can fix, for which the programs print a message without a traceback."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-_MAX_LISTED = 60  # choices that a message names
+_MAX_LISTED = 60  # choices in a message
 
 
 class ConfigError(ValueError):
-    """A config or command line that cannot be run as it stands."""
+    """A config or command line is not valid."""
 
 
 class WeightsError(RuntimeError):
-    """Pretrained weights or a checkpoint that cannot be had, read, or do not fit the model."""
+    """Pretrained weights or a checkpoint cannot be downloaded or read, or do not fit the model."""
 
 
 class MissingExtraError(ImportError):
-    """A part of detpool that needs packages which only an extra installs (`detpool/extras.py`)."""
+    """A part of detpool needs packages that only an extra installs (`detpool/extras.py`)."""
 
 
 class DataError(RuntimeError):
     """Something is wrong with the files of a data set.
 
-    The message names the file and what is wrong with it. It is built from that message alone, so that a
-    ``DataLoader`` can raise it again, as itself, in the process that reads from its workers.
+    The message names the file and the fault. The error is built from the message alone, so that a ``DataLoader`` can
+    raise an error of the same class in the process that reads from its workers.
     """
 
 
 def show(value: object) -> str:
-    """What came, as a message can hold it: its `repr`, cut after 200 characters."""
+    """Returns the `repr` of a value for an error message, cut after 200 characters."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` with the nearest of `choices`, or, if none is near, `; choose from a, b, c`.
+    """Returns `; did you mean 'x'?` with the choice most similar to `name`, or else `; choose from a, b, c`.
 
-    Near are names that differ by a slip of the keyboard, and parts of a name, such as its beginning. Of very many
-    choices only the first are listed.
+    A choice is similar if it differs by a typo, or if one name is part of the other. At most 60 choices are listed.
+    Without choices the result is empty.
     """
     choices = sorted(choices)
     folded = {choice.lower(): choice for choice in choices}
@@ -54,25 +54,30 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def listed(choices: Sequence[str]) -> str:
-    """`a, b, c`; of very many only the first, and how many more there are."""
+    """Returns `a, b, c`; of more than 60 choices only the first 60 and the number of the others."""
     more = f" and {len(choices) - _MAX_LISTED} more" if len(choices) > _MAX_LISTED else ""
     return f"{', '.join(choices[:_MAX_LISTED])}{more}"
 
 
 def _is_near(name: str, choice: str) -> bool:
     ratio = difflib.SequenceMatcher(None, choice, name).ratio()
-    slips = (1 - ratio) * (len(name) + len(choice))  # letters that the other does not have
+    slips = (1 - ratio) * (len(name) + len(choice))  # letters that only one of them has
     beginning = difflib.SequenceMatcher(None, choice[: len(name)], name).ratio()
     part = min(len(name), len(choice)) >= 3 and (name in choice or choice in name or beginning >= 0.8)
     return ratio >= 0.7 or part or slips < 2.5
 
 
 def check_numbers(where: str, accepted: str, fits: Callable[[float], bool], **given: float | Sequence[float]) -> None:
-    """Raises ConfigError unless each number, and each of a list of them, fits.
+    """Checks numbers of a config.
 
     Args:
-        where: what the names of `given` are of, as a config has it: `model.rpn`.
-        accepted: which numbers fit, in words that go on "must be".
+        where: key of the config that holds the names of `given`: `model.rpn`.
+        accepted: the accepted numbers in words, to follow "must be".
+        fits: returns whether a number is accepted.
+        given: numbers, or sequences of numbers, by name.
+
+    Raises:
+        ConfigError: If a number is not accepted.
     """
     for name, value in given.items():
         if not all(fits(number) for number in (value if isinstance(value, Sequence) else [value])):
@@ -81,7 +86,7 @@ def check_numbers(where: str, accepted: str, fits: Callable[[float], bool], **gi
 
 @contextmanager
 def writing(output: str | Path) -> Iterator[None]:
-    """Raises ConfigError, which names what a program was told to write, in place of OSError."""
+    """Turns an OSError into a ConfigError that names the output file or folder of a program."""
     try:
         yield
     except OSError as error:
@@ -90,10 +95,11 @@ def writing(output: str | Path) -> Iterator[None]:
 
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Ends the program with status 2 and the message alone for an error that the user can mend.
+    """Ends the program with exit status 2 and only the message on an error that the user can fix.
 
-    Those are this module's, a loss that is not finite, and whatever the construction of a configured object raises
-    (with the environment variable HYDRA_FULL_ERROR=1 the latter keep their traceback).
+    These are the errors of this module, a loss that is not finite (FloatingPointError), and all errors raised while a
+    configured object is built (with the environment variable HYDRA_FULL_ERROR=1 the latter keep their traceback).
+    Ctrl-C ends the program with exit status 130.
     """
     try:
         yield
@@ -109,10 +115,10 @@ def exit_with_message() -> Iterator[None]:
 
 
 def message_of(error: Exception) -> str | None:
-    """The message of an error that the user can mend (see `exit_with_message`), None for any other."""
+    """Returns the message of an error that the user can fix (see `exit_with_message`), None for any other error."""
     mendable = isinstance(error, ConfigError | WeightsError | DataError | MissingExtraError | FloatingPointError)
     where = ""
-    # Hydra wraps what an object's construction raised. Importing its class here would cost what it saves.
+    # Hydra wraps errors raised while an object is built. Compared by name, because importing the class is slow.
     if type(error).__name__ == "InstantiationException" and not os.environ.get("HYDRA_FULL_ERROR"):
         mendable = True
         key = re.search(r"full_key: (\S+)", str(error))

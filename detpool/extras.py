@@ -1,4 +1,4 @@
-"""What an installation without extras lacks: `detpool.ops`, `poolers` and `layers` need none of it."""
+"""Modules that an installation without extras lacks. `detpool.ops`, `poolers` and `layers` do not need them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def require(*modules: str) -> None:
     """Checks that modules of the extra `train` are installed, without importing them.
 
     Args:
-        modules: which. Default: all.
+        modules: names of the modules. Default: all modules of the extra.
 
     Raises:
-        MissingExtraError: naming those that are not, and what installs them.
+        MissingExtraError: If some are missing. The message names them and the command that installs them.
     """
     if absent := [name for name in modules or TRAIN if find_spec(name) is None]:
         raise MissingExtraError(f"{', '.join(absent)} not installed: pip install 'detpool[train]'")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one, and a full disk costs no file that was there.
+"""Writes files so that a reader never sees a partly written file, and a full disk does not destroy an existing one.
 
 Nothing here imports torch.
 """
@@ -22,32 +22,32 @@ _TEMPORARY = ".tmp"
 
 
 class WriteError(ConfigError):
-    """A file that cannot be written: the disk is full, a limit is reached, or there is no permission."""
+    """A file cannot be written: the disk is full, a limit is reached, or permission is missing."""
 
     def __init__(self, path: str | Path, error: OSError) -> None:
         super().__init__(f"cannot write {path}: {error.strerror or error}")
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Writes `text` (UTF-8) as `write_bytes_atomically` writes bytes."""
+    """Writes `text` in UTF-8 with `write_bytes_atomically`."""
     write_bytes_atomically(path, text.encode())
 
 
 def write_bytes_atomically(path: str | Path, content: bytes | memoryview | Iterable[bytes]) -> None:
     """Writes `content` to `path`, whole or not at all.
 
-    It goes to a temporary file in the same folder, which then takes the place of `path` in one step: whatever
-    interrupts that leaves the old file or the new one. Missing parent folders are made.
+    The content is written to a temporary file in the same folder, which then replaces `path` in one step: after any
+    interruption, `path` is either the old or the new file. Missing parent folders are created.
 
     Args:
-        path: the file to write or to replace.
-        content: all of its bytes, in parts if there are many.
+        path: the file to write or replace.
+        content: the bytes of the file, or an iterable of its parts.
 
     Raises:
-        WriteError: the file cannot be written. `path` is as it was, and no temporary file is left behind.
+        WriteError: If the file cannot be written. `path` is then unchanged, and no temporary file is left behind.
     """
     path = Path(path)
-    # Not tempfile: its files are readable by their owner alone, and os.replace would keep that.
+    # Not tempfile: its files are readable only by their owner, and os.replace would keep that.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,25 +67,25 @@ def write_bytes_atomically(path: str | Path, content: bytes | memoryview | Itera
 
 
 def write_json_atomically(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Writes `record` as indented JSON, as `write_bytes_atomically` writes bytes.
+    """Writes `record` as indented JSON with `write_bytes_atomically`.
 
     Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have.
-        WriteError: the file cannot be written.
+        ValueError: If a number is NaN or infinite, which JSON does not support.
+        WriteError: If the file cannot be written.
     """
     write_text_atomically(path, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def write_csv_atomically(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a line per row below a header, as `write_bytes_atomically` writes bytes.
+    """Writes a CSV file with a header and one line per row, with `write_bytes_atomically`.
 
     Args:
-        path: the file to write or to replace.
-        rows: cells by column. Columns are the keys of any row, in order of appearance; a cell that is absent or None is
-            empty.
+        path: the file to write or replace.
+        rows: cells by column. The columns are the keys of all rows in order of appearance; a cell that is absent or
+            None is empty.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: If the file cannot be written.
     """
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
@@ -95,17 +95,17 @@ def write_csv_atomically(path: str | Path, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Removes what a process that was killed while it wrote has left in a folder and those below it."""
+    """Removes temporary files that killed processes have left in a folder and its subfolders."""
     for path in folder.rglob(f".*{_TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming_full_disks(folder: str | Path) -> Iterator[None]:
-    """Raises WriteError in place of an OSError that says that there is no room, whoever wrote.
+    """Turns an OSError about a full or read-only disk into a WriteError, whichever code wrote the file.
 
     Args:
-        folder: what the message names where the error names no file.
+        folder: the folder that the message names if the error names no file.
     """
     try:
         yield

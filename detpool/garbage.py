@@ -1,4 +1,4 @@
-"""Python's search for garbage, left out where there are many objects."""
+"""Pauses Python's garbage collection while many objects are created."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Nothing is searched for cycles meanwhile; also a decorator.
+    """Pauses the search for reference cycles; also usable as a decorator.
 
-    The search walks through all objects again and again as their number grows. Those that refer to each other in no
-    cycle are freed without it.
+    The search walks through all objects again and again as their number grows. Objects that are not part of a cycle are
+    freed without it.
     """
     collects = gc.isenabled()
     gc.disable()

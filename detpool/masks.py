@@ -1,7 +1,7 @@
-"""COCO's segmentations: checked, as compressed run lengths and as arrays.
+"""COCO's segmentations: their check, and their conversion to compressed run lengths and arrays.
 
-pycocotools and faster-coco-eval read them in C and believe what they read: a string that is cut short makes them read
-beyond its end. Whatever comes from a file goes through this module first.
+pycocotools and faster-coco-eval read them in C without checks: a truncated string makes them read beyond its end. All
+segmentations from files therefore pass through this module first.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from detpool.ops.backends.cpu.compiling import exact_kernel
 Size = tuple[int, int]  # (height, width) of the image in pixels
 
 MAX_PIXELS = 2**31 - 1
-"""Pixels of the largest image: the libraries count in 32 bits."""
+"""Largest number of pixels of an image: the libraries count in 32 bits."""
 
-_MAX_OUTSIDE = 10  # sides of its image that a polygon may reach beyond: the libraries' time and memory grow with it
-_MAX_CHARACTERS = 7  # of a number in a compressed string, five bits each
-_STRINGS = 4096  # segmentations at a time
+_MAX_OUTSIDE = 10  # times the image's side that a polygon may reach outside: time and memory grow with it
+_MAX_CHARACTERS = 7  # per number in a compressed string, with five bits per character
+_STRINGS = 4096  # segmentations that are checked at a time
 
 
 class SegmentationError(ValueError):
-    """A segmentation that is malformed: "has ...", with `index`, its place among those that were given."""
+    """A segmentation is malformed. The message begins with "has"; `index` is its position in the input sequence."""
 
     def __init__(self, reason: str, index: int) -> None:
         super().__init__(reason)
@@ -41,10 +41,10 @@ class SegmentationError(ValueError):
 
 
 def check_segmentations(segmentations: Sequence[Any], sizes: Sequence[Size]) -> None:
-    """Checks what `to_rles` would read, without drawing polygons.
+    """Checks segmentations as `to_rles` does, without drawing polygons.
 
     Raises:
-        SegmentationError: as of `to_rles`.
+        SegmentationError: See `to_rles`.
     """
     for _ in _runs(segmentations, sizes):
         pass
@@ -53,15 +53,15 @@ def check_segmentations(segmentations: Sequence[Any], sizes: Sequence[Size]) -> 
 def check_texts(
     data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> None:
-    """Checks segmentations as `check_segmentations` does, in JSON without a fault of syntax.
+    """Checks segmentations as `check_segmentations` does, given as JSON texts with valid syntax.
 
     Args:
-        data: the bytes of all.
-        starts, ends: (n,), where each lies in them.
+        data: the bytes of a file that holds all texts.
+        starts, ends: (n,), where each text begins and ends in `data`.
         sizes: (n, 2), height and width of their images in pixels.
 
     Raises:
-        SegmentationError: as of `to_rles`.
+        SegmentationError: See `to_rles`.
     """
     odd = (~_are_polygons(data, starts, ends, sizes.max(1, initial=0))).nonzero()[0]
     for start in range(0, len(odd), _STRINGS):
@@ -77,10 +77,10 @@ def check_texts(
 def _are_polygons(
     data: NDArray[np.uint8], starts: NDArray[np.int64], ends: NDArray[np.int64], sides: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which texts are [[x1, y1, x2, ...], ...], polygons of numbers such as 12 or -3.45 that are surely in range.
+    """Returns which texts are polygons [[x1, y1, x2, ...], ...] of plain numbers (12, -3.45) that are surely in range.
 
-    As objects of Python the numbers of COCO's polygons would take seconds. A number with no more digits before the
-    point than the side of its image is less than `_MAX_OUTSIDE` sides.
+    Converting the numbers of COCO's polygons to Python objects would take seconds. A number with no more digits before
+    the point than the longer side of its image is less than `_MAX_OUTSIDE` sides.
     """
     found = np.zeros(len(starts), np.bool_)
     for text in range(len(starts)):
@@ -92,7 +92,7 @@ def _are_polygons(
             code = data[place]
             if (
                 code == 45 or 48 <= code <= 57
-            ):  # minus, digits; the loops are not a function's, which would not be inlined
+            ):  # minus, digits; the loops are not in a function, since it would not be inlined
                 begin = place + 1 if code == 45 else place
                 place = begin
                 while place < end and 48 <= data[place] <= 57:
@@ -122,7 +122,7 @@ def _are_polygons(
 
 
 def loads(text: Any) -> Any:
-    """What JSON in bytes or a string says; NaN and numbers of any length too, which msgspec refuses."""
+    """Parses JSON in bytes or a string, including NaN and numbers of any length, which msgspec rejects."""
     try:
         return msgspec.json.decode(text)
     except msgspec.MsgspecError:
@@ -130,14 +130,14 @@ def loads(text: Any) -> Any:
 
 
 def to_rles(segmentations: Sequence[Any], sizes: Sequence[Size]) -> list[dict[str, Any]]:
-    """Compressed run-length encodings of segmentations of any kind, as COCO's libraries need them.
+    """Converts segmentations of any kind to compressed run-length encodings, as COCO's libraries need them.
 
     Args:
-        segmentations: as in COCO's annotations: polygons, uncompressed or compressed run-length encoding.
+        segmentations: as in COCO's annotations: polygons, or uncompressed or compressed run-length encodings.
         sizes: (height, width) of their images in pixels.
 
     Raises:
-        SegmentationError: a segmentation is malformed, such as one whose runs do not sum up to height x width.
+        SegmentationError: If a segmentation is malformed, for example if its runs do not sum to height x width.
     """
     encoded = []
     for segmentation, size, runs in zip(segmentations, sizes, _runs(segmentations, sizes), strict=True):
@@ -152,7 +152,7 @@ def to_rles(segmentations: Sequence[Any], sizes: Sequence[Size]) -> list[dict[st
 
 
 def decode_segmentation(segmentation: Any, size: Size) -> NDArray[np.uint8]:
-    """A segmentation as an array of 0 and 1.
+    """Converts a segmentation to an array of 0 and 1.
 
     Args:
         segmentation: see `to_rles`.
@@ -162,20 +162,21 @@ def decode_segmentation(segmentation: Any, size: Size) -> NDArray[np.uint8]:
         uint8 (height, width).
 
     Raises:
-        SegmentationError: as of `to_rles`.
+        SegmentationError: See `to_rles`.
     """
     return rle.decode(to_rles([segmentation], [size])[0])
 
 
 def crop_rles(rles: Sequence[dict[str, Any]]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Masks as the pixels within their bounding boxes, without an array of any image.
+    """Converts masks to the pixels within their bounding boxes, without arrays of whole images.
 
     Args:
         rles: n compressed encodings (`to_rles`).
 
     Returns:
-        0 or 1 of each mask's box, row after row, in one array; and (n, 5): x, y, width and height of the box in pixels,
-        and where in the array it begins. The box of an empty mask is one pixel.
+        The pixels (0 or 1) of all bounding boxes, row by row, in one uint8 array; and int64 (n, 5): x, y, width and
+        height of each box in pixels and the index of its first pixel in that array. The box of an empty mask has one
+        pixel.
     """
     extents = np.zeros((len(rles), 5), np.int64)
     if rles:
@@ -199,7 +200,7 @@ def _draw(
     extents: NDArray[np.int64],
     pixels: NDArray[np.uint8],
 ) -> None:
-    """Sets the pixels of sound strings, whose runs go down one column of the image after another."""
+    """Sets the pixels of valid encodings, whose runs go down one column of the image after another."""
     for string in range(len(extents)):
         x, y, width, _, start = extents[string]
         before = last = number = row = column = np.int64(0)
@@ -226,7 +227,7 @@ def _draw(
 
 
 def _runs(segmentations: Sequence[Any], sizes: Sequence[Size]) -> Iterator[NDArray[np.int64] | None]:
-    """The run lengths of each segmentation, None of those that the libraries can read as they are; all checked."""
+    """Checks segmentations and yields the run lengths of each, or None if the libraries can read it as it is."""
     for start in range(0, len(segmentations), _STRINGS):
         part, of = segmentations[start : start + _STRINGS], sizes[start : start + _STRINGS]
         compressed = [_is_compressed(item) for item in part]
@@ -267,7 +268,7 @@ def _polygons_fault(segmentation: Any, size: Size) -> str | None:
         return f"has segmentation {show(segmentation)}, expected polygons or a run-length encoding"
     side = max(size)
     for polygon in segmentation:
-        # pycocotools takes polygons of two points for boxes, for one.
+        # For example, pycocotools takes polygons of two points for boxes.
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not _are_numbers(polygon):
             return "has a polygon that is not a list [x1, y1, x2, y2, ...] of at least three points"
         low, high = min(polygon), max(polygon)
@@ -279,7 +280,7 @@ def _polygons_fault(segmentation: Any, size: Size) -> str | None:
 
 
 def _read_counts(counts: list[Any]) -> NDArray[np.int64] | str:
-    """Uncompressed run lengths, or what is wrong with them."""
+    """Returns uncompressed run lengths as an array, or a message that says what is wrong with them."""
     if _are_numbers(counts):
         with suppress(OverflowError):
             runs = np.array(counts, np.float64)
@@ -298,7 +299,7 @@ def _runs_fault(runs: NDArray[np.int64], size: Size) -> str | None:
 
 
 def _without_empty(runs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same pixels without empty runs but the first: the libraries stop where two masks have one at a place."""
+    """Removes empty runs except the first: the libraries stop where two masks have empty runs at the same place."""
     if runs[1:].all():
         return runs
     kept = runs.nonzero()[0]
@@ -309,7 +310,7 @@ def _without_empty(runs: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _decode_strings(strings: list[str | bytes], pixels: list[int]) -> list[NDArray[np.int64] | str | None]:
-    """The run lengths of compressed strings, or what is wrong with them; None of what `_are_plain` finds plain."""
+    """Returns for each compressed string its run lengths, a message that it is malformed, or None if it is plain."""
     encoded = [text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass") for text in strings]
     ends = np.array([0, *map(len, encoded)]).cumsum()
     plain = _are_plain(np.frombuffer(b"".join(encoded), np.uint8), ends, np.array(pixels, np.int64))
@@ -319,7 +320,7 @@ def _decode_strings(strings: list[str | bytes], pixels: list[int]) -> list[NDArr
 
 @exact_kernel
 def _are_plain(data: NDArray[np.uint8], ends: NDArray[np.int64], pixels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether strings are sound, sum up to their pixels, and hold no empty run but the first: most are."""
+    """Returns which strings are valid, sum to the pixels of their image, and have no empty run except the first."""
     plain = np.zeros(len(pixels), np.bool_)
     for string in range(len(pixels)):
         before = last = number = total = np.int64(0)
@@ -348,10 +349,10 @@ def _are_plain(data: NDArray[np.uint8], ends: NDArray[np.int64], pixels: NDArray
 
 
 def _decode_odd_strings(encoded: list[bytes]) -> list[NDArray[np.int64] | str]:
-    """The run lengths of compressed strings, or what is wrong with them, all strings in one go.
+    """Returns for each compressed string its run lengths or a message that it is malformed, all at once.
 
-    Each character holds five bits of a number, the lowest first, in the order from "0"; a sixth bit says that more
-    follow. From the third number on, each is the difference from the one before the last.
+    Each character, counted from "0", holds five bits of a number, the lowest bits first; its sixth bit says that more
+    characters follow. From the fourth number on, each is the difference from the number two places before it.
     """
     lengths = np.array(list(map(len, encoded)), np.int64)
     codes = np.frombuffer(b"".join(encoded), np.uint8).astype(np.int64) - ord("0")
@@ -360,7 +361,7 @@ def _decode_odd_strings(encoded: list[bytes]) -> list[NDArray[np.int64] | str]:
     string = np.repeat(np.arange(len(encoded)), lengths)
     filled, final = lengths > 0, lengths.cumsum() - 1
 
-    last = codes & 32 == 0  # character of its number
+    last = codes & 32 == 0  # whether it is the last character of its number
     cut = filled & ~last[final]
     last[final[filled]] = True
     ends = last.nonzero()[0]

@@ -1,4 +1,4 @@
-"""Masks of the objects of an image, kept as small as their boxes until pixels are asked for."""
+"""Masks of the objects of an image, stored only within their bounding boxes until pixels are needed."""
 
 from __future__ import annotations
 
@@ -17,44 +17,44 @@ from detpool.masks import Size, crop_rles, to_rles
 
 
 class Grid(tv_tensors.TVTensor):
-    """Where an image's rows and columns come from, which `torchvision.transforms.v2` resizes, flips, crops and pads.
+    """The origin of an image's rows and columns; `torchvision.transforms.v2` resizes, flips, crops and pads it.
 
-    int64 (2 + H + W,): height and width in pixels, then of each row and each column its place in the image file, -1
-    where it is none of it.
+    int64 (2 + H + W,): height and width in pixels, then for each row and each column its index in the image file, -1 if
+    it lies outside the file.
     """
 
 
-@dataclass(eq=False)  # tensors have no one truth value
+@dataclass(eq=False)  # comparing tensors gives no single truth value
 class ObjectMasks:
-    """The masks (n, H, W) of an image's objects: pixels of the file, and which of them the image's are now.
+    """The masks (n, H, W) of an image's objects, stored as pixels of the image file and a grid that maps image to file.
 
-    A container of tensors to `torchvision.transforms.v2`, which changes `grid` alone, and to data loaders.
+    For `torchvision.transforms.v2`, which changes only `grid`, and for data loaders this is a container of tensors.
     """
 
     pixels: Tensor
-    """uint8, 0 or 1, of each object within its extent, row after row."""
+    """uint8, 0 or 1: the pixels of each object within its extent, row by row, one object after the other."""
     extents: Tensor
-    """int64 (n, 5): x, y, width, height in pixels of the file, and where in `pixels` it begins."""
+    """int64 (n, 5): x, y, width, height in pixels of the file, and the index in `pixels` where the object begins."""
     grid: Tensor
-    """See `Grid`."""
+    """The rows and columns of the image as indices in the file (`Grid`)."""
 
     @classmethod
     def from_segmentations(cls, segmentations: Sequence[Any], size: Size) -> ObjectMasks:
-        """Masks in an image file.
+        """Builds masks from the segmentations of an image file.
 
         Args:
             segmentations: as in COCO's annotations.
             size: (height, width) of the file in pixels.
 
         Raises:
-            SegmentationError: a segmentation is malformed (`detpool.masks.to_rles`).
+            SegmentationError: If a segmentation is malformed (`detpool.masks.to_rles`).
         """
         pixels, extents = crop_rles(to_rles(segmentations, [size] * len(segmentations)))
         return cls(torch.from_numpy(pixels), torch.from_numpy(extents), _whole(size))
 
     @classmethod
     def from_dense(cls, masks: Tensor) -> ObjectMasks:
-        """The same of masks (n, H, W) of 0 and 1, whose memory it shares if they are uint8."""
+        """Builds masks from a tensor (n, H, W) of 0 and 1; shares its memory if it is uint8 and contiguous."""
         count, height, width = masks.shape
         starts = torch.arange(count, device=masks.device) * height * width
         sides = starts.new_tensor([0, 0, width, height]).expand(count, 4)
@@ -71,12 +71,12 @@ class ObjectMasks:
         return height, width
 
     def crop(self, objects: Tensor, corners: Tensor, size: Size) -> Tensor:
-        """Pixels of a part of the image of each of several masks.
+        """Returns crops of several masks, all of one size.
 
         Args:
-            objects: int64 (k,), of 0 .. n - 1.
-            corners: int64 (k, 2), x and y of the first pixel.
-            size: (height, width) of the parts in pixels, which lie within the image.
+            objects: int64 (k,), index of the mask (0 to n - 1) for each crop.
+            corners: int64 (k, 2), x and y of each crop's top left pixel.
+            size: (height, width) of the crops in pixels. Crops must lie within the image.
 
         Returns:
             uint8 (k, height, width).
@@ -90,15 +90,15 @@ class ObjectMasks:
         return self.pixels[(start + rows * width)[:, :, None] + columns[:, None]] * inside
 
     def dense(self) -> Tensor:
-        """uint8 (n, H, W)."""
+        """Returns the masks as a uint8 tensor (n, H, W)."""
         result = self.pixels.new_zeros(len(self), *self.size)
         corner = self.extents.new_zeros(1, 2)
-        for row in range(len(self)):  # as places of pixels take eight times their memory
+        for row in range(len(self)):  # one at a time, because pixel indices take eight times the memory of the pixels
             result[row] = self.crop(corner[0, :1] + row, corner, self.size)[0]
         return result
 
     def to(self, device: torch.device | str) -> ObjectMasks:
-        """On a device; what is in page-locked memory is copied there without waiting, as Lightning copies tensors."""
+        """Copies the masks to a device, asynchronously from page-locked memory, as Lightning copies tensors."""
         return ObjectMasks(*(part.to(device, non_blocking=part.is_pinned()) for part in _parts(self)))
 
     def pin_memory(self) -> ObjectMasks:
@@ -121,7 +121,7 @@ def _pack(rows: Tensor, columns: Tensor) -> Grid:
 
 
 def _unpack(grid: Grid) -> list[Tensor]:
-    """Rows and columns."""
+    """Returns the indices of the rows and those of the columns."""
     plain = grid.as_subclass(Tensor)
     return list(plain[2:].split(plain[:2].tolist()))
 
@@ -129,14 +129,14 @@ def _unpack(grid: Grid) -> list[Tensor]:
 @F.register_kernel(F.resize, Grid)
 def _resize(grid: Grid, size: list[int] | None, max_size: int | None = None, **_: Any) -> Grid:
     rows, columns = _unpack(grid)
-    # Of boxes torchvision says the new size of the image.
+    # For boxes, torchvision returns the new size of the image.
     canvas = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=(len(rows), len(columns)))
     sides = F.resize(canvas, size, max_size=max_size).canvas_size
     return _pack(*(_nearest(lines, side) for lines, side in zip((rows, columns), sides, strict=True)))
 
 
 def _nearest(lines: Tensor, side: int) -> Tensor:
-    # As masks are resized; float32 holds every pixel of an image.
+    # As torchvision resizes masks; float32 represents every pixel index exactly.
     return torch.nn.functional.interpolate(lines[None, None].float(), side, mode="nearest")[0, 0].long()
 
 
@@ -160,7 +160,7 @@ def _crop(grid: Grid, top: int, left: int, height: int, width: int) -> Grid:
 
 @F.register_kernel(F.pad, Grid)
 def _pad(grid: Grid, padding: int | list[int], **_: Any) -> Grid:
-    # Of one number, two (left and right, top and bottom) or four.
+    # The padding is one number, two (left and right, top and bottom) or four.
     left, top, right, bottom = (4 * ([padding] if isinstance(padding, int) else list(padding)))[:4]
     rows, columns = _unpack(grid)
     return _crop(grid, -top, -left, len(rows) + top + bottom, len(columns) + left + right)

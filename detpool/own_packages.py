@@ -1,6 +1,6 @@
-"""The packages of a user's own that configs may name: those that the user has named, and their import.
+"""The user's own packages that configs may name: which they are, and their import.
 
-Nothing but the standard library is needed: benchmarks import them where there is no Hydra.
+This module needs only the standard library, because benchmarks use it where Hydra is not installed.
 """
 
 from __future__ import annotations
@@ -16,45 +16,49 @@ from typing import Any
 from detpool.errors import ConfigError
 
 IMPORTS_VARIABLE = "DETPOOL_IMPORTS"
-"""Environment variable: packages, separated by commas, that configs may name."""
+"""Environment variable that lists packages, separated by commas, that configs may name."""
 
 
 def packages_of_user(imports: Any) -> tuple[str, ...]:
-    """The packages of the key `imports`, and those of the environment variable."""
+    """Return the packages of the config key `imports` and of the environment variable."""
     return tuple(name for name, _ in _named_by_user(imports))
 
 
 def check_packages(imports: Any) -> None:
-    """Raise ConfigError if a package that the user has named does not exist. Nothing is imported."""
+    """Check that the packages that the user has named exist, without importing them.
+
+    Raises:
+        ConfigError: If one does not exist.
+    """
     for name, source in _named_by_user(imports):
         package = name.partition(".")[0]
         try:
             exists = package.isidentifier() and find_spec(package) is not None
-        except ValueError:  # of a module that has been made by hand
+        except ValueError:  # raised for a module that was created by hand
             exists = True
         if not exists:
             raise ConfigError(f"{source}: {_absent(package)}")
 
 
 def import_packages(imports: Any) -> None:
-    """Import what the user has named, so that the rules that it registers are known by their names.
+    """Import the packages that the user has named, so that the rules that they register can be used by name.
 
     Raises:
-        ConfigError: as `import_named`.
+        ConfigError: See `import_named`.
     """
     for name, source in _named_by_user(imports):
         import_named(name, source)
 
 
 def import_named(name: str, source: str) -> ModuleType:
-    """Import a module of the user's.
+    """Import a module of the user.
 
     Args:
-        name: dotted.
-        source: where it was named, for errors.
+        name: dotted name of the module.
+        source: setting that named it, for error messages.
 
     Raises:
-        ConfigError: if it does not exist or its import raises an error; says where.
+        ConfigError: If it does not exist or its import raises an error. The message says where.
     """
     try:
         return import_module(name)
@@ -68,7 +72,7 @@ def import_named(name: str, source: str) -> ModuleType:
 
 
 def _named_by_user(imports: Any) -> list[tuple[str, str]]:
-    """Each name of the key `imports` and of the environment variable, with where it stands."""
+    """Return `(name, source)` for each name in the config key `imports` and in the environment variable."""
     given = imports if isinstance(imports, Sequence) and not isinstance(imports, str) else ()
     variable: Sequence[str] = os.environ.get(IMPORTS_VARIABLE, "").split(",")
     named = [(name, f"imports=[{name}]") for name in given if isinstance(name, str)]
@@ -80,8 +84,8 @@ def _absent(module: str) -> str:
 
 
 def _place(error: Exception) -> str:
-    """Where the code of a module raised an error while it was imported."""
-    if isinstance(error, SyntaxError):  # which says so itself
+    """Return the file and line where a module raised an error during its import, in parentheses."""
+    if isinstance(error, SyntaxError):  # its message names the place
         return ""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "importlib" not in frame.filename]
     return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

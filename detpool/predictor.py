@@ -1,4 +1,4 @@
-"""A trained run in use: detections, feature maps and pooled features of images of any kind."""
+"""Inference with a trained run: detections, feature maps and pooled features of images."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from detpool.training.runs import find_checkpoint, restore
 
 
 def load(path: str | Path, *overrides: str, device: str | torch.device | None = None) -> Predictor:
-    """The detector of a run, with the weights of its best checkpoint.
+    """Loads the detector of a run, with the weights of its best checkpoint.
 
     Args:
         path: a run directory, or a checkpoint with the run's `config.yaml` in its folder or up to three above it.
-        overrides: ``key=value`` that change the config of the run, as for `eval.py`, such as
-            `model.roi_heads.score_thresh=0.5`; `imports=[my_package]` if the config names code of your own.
-        device: where the model computes. None: a GPU if there is one.
+        overrides: ``key=value`` arguments that change the config of the run, as for `eval.py`, such as
+            `model.roi_heads.score_thresh=0.5`; `imports=[my_package]` if the config names your own code.
+        device: device of the model. Default: a GPU if there is one, otherwise the CPU.
 
     Raises:
-        ConfigError: if there is no such run, or an override does not exist.
-        WeightsError: if the checkpoint is damaged or belongs to another model.
+        ConfigError: If there is no such run, or an override does not exist.
+        WeightsError: If the checkpoint is damaged or belongs to another model.
     """
     path = Path(path).expanduser()
     config = load_config(path)
@@ -54,22 +54,22 @@ def load(path: str | Path, *overrides: str, device: str | torch.device | None = 
 
 
 class Predictor:
-    """A trained detector that takes images as people have them; `detpool.load` makes one.
+    """A trained detector that takes image files, PIL images, arrays or tensors. Created by `detpool.load`.
 
-    Images go through the run's evaluation transform. An image is a file, a PIL image, a uint8 array (H, W, 3) RGB or
-    (H, W) gray, or a tensor (3, H, W) RGB, uint8 or floating in 0 .. 1 (`detpool.data.unlabeled.UnlabeledImages`).
-    Boxes are XYXY in pixels of the images as they are given.
+    An image is a file, a PIL image, a uint8 array (H, W, 3) RGB or (H, W) gray, or a tensor (3, H, W) RGB, uint8 or
+    floating point in [0, 1] (`detpool.data.unlabeled.UnlabeledImages`). It passes through the run's evaluation
+    transform. Boxes are XYXY in pixels of the given image.
 
     Args:
         config: the run's config.
         model: its detector.
-        device: where it computes.
+        device: device of the model.
 
     Attributes:
         model: the detector, in evaluation mode.
         config: the run's config.
-        class_names: names of labels 1, 2, ...
-        device: where the model computes.
+        class_names: names of the labels 1, 2, ...
+        device: device of the model.
     """
 
     def __init__(self, config: DictConfig, model: TwoStageDetector, device: torch.device) -> None:
@@ -89,19 +89,19 @@ class Predictor:
         """Detect objects.
 
         Args:
-            images: one or several.
-            proposals: for each image (m, 4), best first, for a model that takes them as given (`proposals=given`).
-            batch_size: images computed at once. They are padded to a common size, which changes detections a little.
+            images: one image or several.
+            proposals: for each image (m, 4), best first; only for a model trained with `proposals=given`.
+            batch_size: images per batch. They are padded to a common size, which changes detections slightly.
 
         Returns:
-            For each image, detections by falling score: `boxes` (n, 4), `labels` (n,) from 1, `scores` (n,), and where
-            the model predicts them `masks` (n, H, W) bool, in pixels of the image, and `ious` (n,), of each box with
-            its object. On the CPU.
+            For each image a dict of CPU tensors, in order of decreasing score: `boxes` (n, 4), `labels` (n,) from 1,
+            `scores` (n,) and, if the model predicts them, `masks` bool (n, H, W) in pixels of the image and `ious`
+            (n,), the predicted IoU of each box with its object.
 
         Raises:
-            TypeError, ValueError: if an image is of none of the accepted kinds.
-            DataError: if a file is missing or no image.
-            ConfigError: if the model takes proposals and there are none, or makes its own and there are.
+            TypeError, ValueError: If an image is of none of the accepted kinds.
+            DataError: If a file is missing or not an image.
+            ConfigError: If the model needs proposals and none are given, or makes its own and some are given.
         """
         dataset = self.prepare(images, proposals)
         sizes = [(image["height"], image["width"]) for image in dataset.ground_truth()["images"]]
@@ -111,7 +111,7 @@ class Predictor:
     def prepare(
         self, images: ImageLike | Sequence[ImageLike], proposals: Sequence[Tensor] | None = None
     ) -> UnlabeledImages:
-        """Images as a data set whose samples are as the model takes them.
+        """Make a data set of images, with samples that are ready for the model.
 
         Args:
             images, proposals: see `predict`.
@@ -121,18 +121,18 @@ class Predictor:
         return UnlabeledImages(given, self.class_names, proposals, self.transform)
 
     def detect(self, dataset: DetectionDataset, *, batch_size: int = 1, num_workers: int = 0) -> Iterator[Detections]:
-        """Detect objects in the images of a data set, one image after the other, as evaluation does.
+        """Detect objects in the images of a data set, as evaluation does.
 
         Args:
-            dataset: its samples as the model takes them (`prepare`, or one of the run's data).
+            dataset: data set with samples that are ready for the model (from `prepare`, or one of the run's data).
             batch_size: see `predict`.
-            num_workers: processes that read images; 0: this one.
+            num_workers: processes that read images; 0 reads them in this process.
 
         Yields:
-            The detections of an image, boxes XYWH in pixels of its file.
+            The detections of each image in order, with boxes XYWH in pixels of its file.
 
         Raises:
-            ConfigError: see `predict`.
+            ConfigError: See `predict`.
         """
         for images, targets in self._batches(dataset, batch_size, num_workers):
             with torch.inference_mode():
@@ -147,18 +147,18 @@ class Predictor:
                 )
 
     def features(self, images: ImageLike | Sequence[ImageLike]) -> list[dict[str, Tensor]]:
-        """The feature maps that the heads pool from.
+        """Compute the feature maps that the heads pool from.
 
         Args:
-            images: one or several.
+            images: one image or several.
 
         Returns:
-            For each image the maps (C, H, W) by name, finest first, of the image after the transform, padded to a
-            multiple of the coarsest stride. On `device`; without gradients, but what is pooled from them has those of
-            boxes.
+            For each image the maps (C, H, W) by name, finest first, on `device`. They are those of the transformed
+            image, padded to a multiple of the coarsest stride. They have no gradients, but features pooled from them
+            can have gradients with respect to boxes.
 
         Raises:
-            TypeError, ValueError, DataError: as `predict`.
+            TypeError, ValueError, DataError: See `predict`.
         """
         return [
             {name: features[0] for name, features in maps.items()} for maps, _, _ in self._maps(self.prepare(images))
@@ -167,21 +167,22 @@ class Predictor:
     def pool(
         self, image: ImageLike, boxes: Tensor, pooler: str | Callable[..., Tensor] | nn.Module | None = None
     ) -> Tensor:
-        """Pooled features of boxes.
+        """Pool the features of boxes.
 
         Args:
-            image: one.
+            image: one image.
             boxes: (K, 4), in pixels of the image.
-            pooler: None: the one that the model was trained with; a function of `detpool.ops` or its name, or a
-                callable of the same arguments, which takes the place of that one's operator; or a module that is
-                called as `detpool.poolers.RoIPooler`.
+            pooler: a function of `detpool.ops`, its name, or a callable with the same arguments, which replaces the
+                operator of the model's pooler; or a subclass of `torchvision.ops.MultiScaleRoIAlign`, such as
+                `detpool.poolers.RoIPooler`. Default: the pooler that the model was trained with.
 
         Returns:
             (K, C, height, width) on `device`.
 
         Raises:
-            ValueError: if `boxes` are not (K, 4), or there is no operator of that name.
-            TypeError, DataError: as `predict`.
+            ValueError: If `boxes` are not (K, 4), there is no operator of that name, or the model's pooler has no
+                operator to replace.
+            TypeError, DataError: See `predict`.
         """
         if not isinstance(boxes, Tensor) or boxes.ndim != 2 or boxes.shape[1] != 4:
             got = tuple(boxes.shape) if isinstance(boxes, Tensor) else type(boxes).__name__
@@ -219,9 +220,9 @@ class Predictor:
         )
 
     def _maps(self, dataset: UnlabeledImages) -> Iterator[tuple[dict[str, Tensor], tuple[int, int], tuple[int, int]]]:
-        """The maps of one image after the other, its size in pixels as the model sees it, and as it was given."""
+        """Yield for each image its maps, its (height, width) after the model's transform, and that as it was given."""
         for images, (target,) in DataLoader(dataset, batch_size=1, collate_fn=collate):
-            with torch.no_grad():  # not inference_mode, of whose tensors no gradient by boxes could be taken
+            with torch.no_grad():  # not inference_mode: its tensors would rule out gradients with respect to boxes
                 batch, _ = self.model.transform([image.to(self.device) for image in to_unit_range(images)])
                 maps = self.model.backbone(batch.tensors)
             yield maps, batch.image_sizes[0], target["orig_size"]
@@ -235,7 +236,7 @@ class Predictor:
             yield [image.to(self.device) for image in to_unit_range(images)], targets
 
     def _check_proposals(self, targets: Sequence[dict[str, Any]]) -> None:
-        """Raise ConfigError unless there are proposals just where the model takes them."""
+        """Raise ConfigError unless proposals are given exactly if the model takes them."""
         rpn, given = self.model.rpn, all("proposals" in target for target in targets)
         if isinstance(rpn, JitteredProposals):
             raise ConfigError("the model takes proposals around the objects, which are not known (proposals=jittered)")
@@ -244,7 +245,7 @@ class Predictor:
             raise ConfigError(f"the model {takes} proposals=...")
 
     def _to_device(self, targets: Sequence[dict[str, Any]]) -> list[dict[str, Tensor]] | None:
-        """Proposals alone: losses, which the model takes of objects, are not asked for."""
+        """Return the proposals on the device, None if there are none. Objects are left out: no losses are needed."""
         given = [{"proposals": t["proposals"].to(self.device)} for t in targets if "proposals" in t]
         return given or None
 

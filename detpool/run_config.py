@@ -1,4 +1,4 @@
-"""The config that a run left beside its results, in the keys of today. Nothing here imports torch."""
+"""Reads the config that a run saved beside its results, and converts old keys. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yaml import YAMLError
 from detpool.errors import ConfigError
 
 _RENAMED = {"detpool.pooling.": "detpool.layers."}
-"""Modules that configs of earlier revisions name otherwise."""
+"""Modules that were renamed: old prefix to new prefix."""
 _PROPOSALS = {
     "given": ("GivenProposals", ("top_n_train", "top_n_test")),
     "jittered": ("JitteredProposals", ("boxes_per_object", "min_iou", "background_per_object")),
@@ -21,9 +21,9 @@ _OF_HEADS = ("bbox_reg_weights", "iou_boxes_per_image", "iou_guided", "refine_st
 
 
 def read_run_config(path: Path) -> DictConfig:
-    """A run's `config.yaml`, in the names and keys of today.
+    """Reads a run's `config.yaml` and converts old names and keys to the current ones.
 
-    So runs of earlier revisions still evaluate and report.
+    Runs of earlier revisions can thus still be evaluated and reported.
     """
     text = path.read_text(encoding="utf-8")
     for old, new in _RENAMED.items():
@@ -40,15 +40,15 @@ def read_run_config(path: Path) -> DictConfig:
 
 
 def load_config(checkpoint: Path) -> DictConfig:
-    """The config of the run that wrote a checkpoint: the nearest `config.yaml`, in its folder or up to four above it.
+    """Loads the config of the run that wrote a checkpoint (see `find_run`).
 
-    It may come from elsewhere, so the packages that it names in `imports` are none that the user has named.
+    Its `imports` are emptied: the run may come from elsewhere, and only the user may name packages to import.
 
     Args:
         checkpoint: a checkpoint, or a run directory.
 
     Raises:
-        ConfigError: if there is no such config, or it cannot be read.
+        ConfigError: If there is no such config, or it cannot be read.
     """
     path = find_run(checkpoint) / "config.yaml"
     try:
@@ -62,13 +62,13 @@ def load_config(checkpoint: Path) -> DictConfig:
 
 
 def find_run(checkpoint: Path) -> Path:
-    """The run directory of a checkpoint: the nearest folder with a `config.yaml`, its own or up to four above it.
+    """Returns the run directory of a checkpoint: the nearest folder with a `config.yaml`.
 
     Args:
-        checkpoint: a checkpoint, or a run directory.
+        checkpoint: a checkpoint file, with `config.yaml` in its folder or up to three above it; or a run directory.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: If there is none.
     """
     checkpoint = checkpoint.absolute()
     for folder in [checkpoint, *checkpoint.parents][:5]:  # a metric in the checkpoint's name makes folders (val/AP)
@@ -80,7 +80,7 @@ def find_run(checkpoint: Path) -> Path:
 
 
 def _nested(model: Any) -> dict[str, Any]:
-    """The config of a model whose settings were all keys of its own, `rpn_nms_thresh`, in nested mappings."""
+    """Converts an old, flat config of a model, with keys such as `rpn_nms_thresh`, to nested mappings."""
     target = str(model["_target_"]).rpartition(".")[2]
     rpn: dict[str, Any] = {"_target_": "detpool.detection.ProposalNetwork", "_partial_": True}
     heads: dict[str, Any] = {"_target_": "detpool.detection.TwoStageHeads", "_partial_": True}
@@ -95,7 +95,7 @@ def _nested(model: Any) -> dict[str, Any]:
     for key, value in model.items():
         name = key.removeprefix("rpn_").removeprefix("box_")
         if key.startswith("rpn_") and name in of_any_kind:
-            if name in of_kind:  # what belongs to kinds of proposals that were not chosen had no effect
+            if name in of_kind:  # settings of kinds of proposals that were not chosen had no effect
                 proposals[name] = value
         elif key.startswith(("rpn_", "anchor_")):
             rpn[{"anchor_aspect_ratios": "aspect_ratios"}.get(key, name)] = value

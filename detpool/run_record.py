@@ -1,4 +1,4 @@
-"""What a run or a benchmark records of itself: its numbers, and what is needed to judge and repeat them."""
+"""Records of runs and benchmarks: their numbers, and what is needed to judge and reproduce them."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ def write_metrics(
 ) -> None:
     """Writes `metrics.json` atomically.
 
-    The file holds `metrics` (NaN and infinity, which JSON does not have, become null), the arguments below by their
-    names (null for what was not measured) and the `provenance`.
+    The file holds `metrics` (NaN and infinity, which JSON does not support, become null), the arguments below by name
+    (null for what was not measured) and the result of `provenance`.
 
     Args:
         path: the file.
-        metrics: name to number, e.g. what `DetectionEvaluator.compute` returns.
-        seconds: wall-clock time of the run.
-        errors: counts of `detpool.evaluation.errors.error_decomposition`, of boxes.
-        mask_errors: the same of masks.
-        step_seconds: median wall-clock time of a training step.
-        peak_memory_bytes: peak memory of the training steps.
+        metrics: metrics by name, e.g. the result of `DetectionEvaluator.compute`.
+        seconds: wall-clock time of the run in seconds, rounded to milliseconds.
+        errors: error counts of the boxes, from `detpool.evaluation.errors.error_decomposition`.
+        mask_errors: error counts of the masks, likewise.
+        step_seconds: median wall-clock time of a training step in seconds.
+        peak_memory_bytes: peak memory of the training steps in bytes.
         command: the command line. Default: that of this process.
-        validation: the metric that chooses epochs, of the evaluated weights on the validation set.
+        validation: the metric that selects the best epoch, for the evaluated weights on the validation set.
         checkpoint: the file of the evaluated weights, relative to the run directory if it is inside it.
-        images: how many each split has that was read: `train`, `val`, `test`.
-        notes: sentences on what to be aware of when reading the metrics.
+        images: number of images of each split that was read: `train`, `val`, `test`.
+        notes: sentences that a reader of the metrics should know.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: If the file cannot be written.
     """
     record = {
         "metrics": _finite(metrics),
@@ -74,11 +74,11 @@ def write_metrics(
 
 
 def read_metrics(path: str | Path) -> dict[str, Any]:
-    """What `write_metrics` wrote, with NaN for the metrics that are null.
+    """Reads a record that `write_metrics` wrote, with NaN for metrics that are null.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON or not such a record; the message names the file and what is wrong.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not JSON or not such a record. The message names the file and the fault.
     """
     path = Path(path)
     try:
@@ -95,18 +95,18 @@ def read_metrics(path: str | Path) -> dict[str, Any]:
 
 
 def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Where numbers come from, for a JSON file beside them.
+    """Returns the command, code and hardware that produced some numbers, to store in a JSON file beside them.
 
     Args:
-        command: the words of the command line. Default: that of this process.
-        packages: whose versions matter besides those of detpool, PyTorch and Lightning.
+        command: the words of the command line. Default: those of this process.
+        packages: packages to record the versions of, in addition to torch, torchvision and Lightning.
 
     Returns:
-        `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python, of detpool, which is all that
-        tells the code of an installed one, and of packages, None for one that is not installed; `hardware`: the
-        `platform`, the processor's model (`cpu`), the `cores` that this process may use, and the models of the `gpus`.
+        A dict of `command`; `git`, the `git_state` of detpool's own checkout; `versions` of Python, detpool (which
+        identifies the code of an installed detpool) and the packages, None for one that is not installed; and
+        `hardware`: `platform`, `cpu` (model), `cores` that this process may use, and `gpus` (models).
     """
-    import torch  # takes seconds, and records are read without
+    import torch  # takes seconds, and reading records does not need it
 
     versions: dict[str, str | None] = {"python": platform.python_version(), "detpool": detpool.__version__}
     for package in dict.fromkeys((*_PACKAGES, *packages)):
@@ -129,26 +129,26 @@ def provenance(command: Sequence[str] | None = None, packages: Iterable[str] = (
 
 
 def program(script: str) -> str:
-    """The first word of a command line: a script of the checkout, `detpool-NAME` where there is none.
+    """Returns the first word of a command line: the script in a checkout, `detpool-NAME` in an installation.
 
     Args:
-        script: relative to the checkout: `train.py`, `tools/report.py`.
+        script: path of the script relative to the checkout: `train.py`, `tools/report.py`.
     """
     return script if (Path(detpool.__file__).parents[1] / script).is_file() else f"detpool-{Path(script).stem}"
 
 
 def shell_command(words: Sequence[str]) -> str:
-    """A command line as it is typed: `python train.py ...`, or `detpool-train ...` where there is no checkout.
+    """Returns a command line as typed in a shell: `python train.py ...`, or `detpool-train ...` in an installation.
 
     Args:
-        words: as in `sys.argv`, the program first.
+        words: the program and its arguments, as in `sys.argv`.
     """
     first = Path(words[0])
     return shlex.join(["python", *words] if first.suffix == ".py" else [first.name, *words[1:]])
 
 
 def git_state(checkout: Path) -> dict[str, Any]:
-    """Revision of a git checkout, and whether its files differ from it.
+    """Returns the revision of a git checkout, and whether its files differ from it.
 
     Args:
         checkout: the top folder of the checkout.
@@ -167,10 +167,10 @@ def git_state(checkout: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None if it is missing or fails."""
+    """Returns the output of a git command; None if git is missing or fails."""
     # Inside a git hook these variables point at another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    # Without locks: git's status would write to the checkout's index, and leave half of it on a full disk.
+    # Without locks, because `git status` would write to the index, and truncate it on a full disk.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=30, check=True)

@@ -1,8 +1,8 @@
-"""The signals that end a run before its time."""
+"""The signals that end a run early."""
 
 import signal
 
 STOP = (signal.SIGINT, signal.SIGTERM)
-"""Ctrl-C, and what `kill` and schedulers send."""
+"""Sent by Ctrl-C, and by `kill` and schedulers."""
 ANNOUNCED = (signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()
-"""What SLURM sends to all processes of a job that submitit started, some time before it ends it; none on Windows."""
+"""Sent by SLURM to all processes of a job that submitit started, some time before it ends the job; empty on Windows."""

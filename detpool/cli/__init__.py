@@ -1,6 +1,6 @@
-"""Programs that an installation has too: `train.py` as `detpool-train`, `eval.py` and `tools/report.py` likewise.
+"""Programs that are also installed as commands: `train.py` as `detpool-train`; `eval.py`, `tools/report.py` likewise.
 
-Without what they need, importing them ends the process with the message alone.
+If the packages that they need are missing, importing them ends the process with only the error message.
 """
 
 from detpool.errors import exit_with_message

@@ -1,13 +1,15 @@
 """Evaluates a checkpoint: `python eval.py ckpt_path=logs/.../runs/... [evaluation.split=val] [...]`.
 
-Without a run, `model.weights=` names a detector (a `.pth` of torchvision's, ...), and the rest is as for `train.py`:
+Without a run, `model.weights=` names the weights of a detector (such as a `.pth` file of torchvision), and the other
+arguments are those of `train.py`:
 `python eval.py model=faster_rcnn backbone=resnet50 data=coco data.root=... model.weights=fasterrcnn.pth`.
 
-`ckpt_path` is a checkpoint, or a run directory, of which the best one is taken. The model is restored from the config
+`ckpt_path` is a checkpoint, or a run directory, whose best checkpoint is used. The model is restored from the config
 of the run that wrote the checkpoint; any value of that config can be changed with `key=value` (`data.root=...`,
-`evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`). If it names code of your own, add
-`imports=[my_package]`. With `data=coco data.root=...` it is evaluated on other data, on the classes that both have;
-with `pooler=roi_pool` or `proposals=jittered` with another pooler or proposals (`tools/probe.py` compares several).
+`evaluation.backend=faster_coco_eval`, `trainer.accelerator=gpu`). If the config names your own code, add
+`imports=[my_package]`. With `data=coco data.root=...` the model is evaluated on other data, on the classes that both
+data sets have; with `pooler=roi_pool` or `proposals=jittered` it is evaluated with another pooler or other proposals
+(`tools/probe.py` compares several).
 """
 
 import sys

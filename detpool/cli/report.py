@@ -1,14 +1,14 @@
-"""Turns any set of runs into a report: one HTML page that opens offline, Markdown, CSV, LaTeX and the plots.
+"""Makes a report of any set of runs: one HTML page that opens offline, Markdown, CSV, LaTeX and the plots.
 
     python tools/report.py logs/demo
     python tools/report.py logs/demo/multiruns/2026-01-31_12-00-00-000000 --baseline pooler=roi_pool --metric AP75
     python tools/report.py logs/pooling_nuclei --by backbone.output_stride # tables of their own for each stride
     python tools/report.py logs results/ops_cpu --output report           # with the operators' benchmark
 
-Runs lie anywhere below the folders. Those that differ in nothing but their seed are averaged; configurations are
-compared with the baseline seed by seed. Runs get tables of their own if their metrics mean something else:
-other data or another split, another image size at evaluation (unless a sweep varies it). Whatever is incomplete or
-unreadable is named. Exit status 2 if nothing can be reported.
+Runs may lie anywhere below the folders. Runs that differ only in their seed are averaged; configurations are compared
+with the baseline seed by seed. Runs get separate tables if their metrics are not comparable: other data, another split
+or another image size at evaluation (unless a sweep varies it). Incomplete and unreadable runs are listed. The exit
+status is 2 if nothing can be reported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from detpool.report.tables import revision
 from detpool.run_record import git_state, program, shell_command
 
 PICTURES = "plots"
-"""Folder of the pictures, within that of the report."""
+"""Folder of the pictures, inside the report's folder."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,13 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write(report: Report, folder: Path, footer: str) -> None:
-    """Writes a report's files into a folder."""
+    """Writes the files of a report to a folder; `footer` is the last line of each document."""
     for name in ("report.html", "report.md", "report.tex"):
         write_text_atomically(folder / name, render(report, name, footer, PICTURES))
     for name in ("runs", "summary", "across"):
         if name in report.numbers:
             write_text_atomically(folder / f"{name}.csv", report.numbers[name].to_csv())
-        else:  # one of an earlier report would be taken for this one's
+        else:  # a file left by an earlier report would seem to belong to this one
             (folder / f"{name}.csv").unlink(missing_ok=True)
     for part in report.parts:
         for picture in (block for block in part.blocks if isinstance(block, Picture)):

@@ -1,4 +1,4 @@
-"""Trains and evaluates a detector: `train.py` of a checkout, `detpool-train` of an installation."""
+"""Trains and evaluates a detector: `train.py` in a checkout, `detpool-train` in an installation."""
 
 import contextlib
 import sys
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def run(config: DictConfig) -> float | None:
-    """One run; in a sweep returns the validation metric that chooses its best checkpoint, for sweepers to optimise."""
+    """Executes one run; in a sweep returns the validation metric of its best checkpoint, for sweepers to optimize."""
     with exit_with_message():
         job = HydraConfig.get()
         config.run_dir = run_dir_of(config, job)
@@ -54,7 +54,7 @@ def run(config: DictConfig) -> float | None:
             with recorded(Path(config.run_dir)):
                 train(config)
             return None
-        if "BasicSweeper" not in job.sweeper._target_:  # it chose this run after all others were checked
+        if "BasicSweeper" not in job.sweeper._target_:  # such sweepers choose runs one by one, so not checked before
             check(config, Configs.of_job(job), [*job.overrides.hydra, *job.overrides.task])
             check_extras(config)
         from detpool.training.sweep import train_in_sweep
@@ -67,7 +67,7 @@ def check_run(line: CommandLine) -> None:
     """Checks the command line of a single run.
 
     Raises:
-        ConfigError: if it cannot be run as it stands.
+        ConfigError: If the command line or its config is not valid.
     """
     if any(argument.startswith("study=") for argument in line.overrides):
         raise ConfigError(f"a study is a sweep: {shell_command(sys.argv[:1])} -m study=...")
@@ -77,7 +77,7 @@ def check_run(line: CommandLine) -> None:
 
 
 def run_sweep(line: CommandLine) -> int:
-    """Checks all runs of a sweep, then does those that are not finished; the exit status, 0 if all are."""
+    """Checks all runs of a sweep, executes the unfinished ones, and returns the exit status, 0 if all are finished."""
     sweep = plan_sweep(line.configs, line.overrides)
     if sweep.names is not None:
         write_plan(sweep.folder, sweep.names, sweep.command_lines, sweep.inputs)
@@ -99,7 +99,7 @@ def run_sweep(line: CommandLine) -> int:
 
 
 def show_config(line: CommandLine, program: Hydra) -> None:
-    """Prints the config of a command line; of a sweep that of its first run."""
+    """Prints the config of a command line, or of the first run of a sweep."""
     overrides = line.overrides
     if line.sweeps or any(argument.startswith("study=") for argument in overrides):
         jobs = sweep_jobs(line.configs, overrides)
@@ -122,5 +122,5 @@ def show_config(line: CommandLine, program: Hydra) -> None:
     if not OmegaConf.is_config(shown):
         raise ConfigError(f"--package {line.options.package}: the config has no such part, {shown!r} is there")
     plain = OmegaConf.to_container(shown, resolve=line.options.resolve, enum_to_str=True)
-    # What has no parts of its own stands on one line: a config that fits a screen can be read.
+    # Mappings and lists without nested parts are printed on one line, so that a config fits on a screen.
     print(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True), end="")

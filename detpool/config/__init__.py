@@ -1,18 +1,18 @@
-"""Checking a command line and a config before any work, so that a typo fails in a second and names its cure.
+"""Checks of a command line and a config before any work, so that a typo fails within a second, with a hint to fix it.
 
-| module | what it holds |
+| module | contents |
 |---|---|
-| `command_line.py` | which arguments are `key=value`, and what Hydra's own options ask for |
-| `overrides.py` | `key=value` arguments, and setting them in a config |
-| `configs.py` | the config files that a command line sees, and what is composed of them |
-| `other_data.py` | the data of a finished run, replaced by other data |
-| `other_parts.py` | its poolers and proposals, replaced by others |
-| `check.py` | a composed config against `schema.py` and the signatures of what its `_target_`s name |
-| `extras.py` | which packages a training needs that detpool does not |
-| `values.py` | whether a value is of an annotated type |
-| `signatures.py` | which classes and functions a config may name, and what they take, read from source files |
+| `command_line.py` | splits a command line into `key=value` arguments and Hydra's own options |
+| `overrides.py` | reads `key=value` arguments and sets them in a config |
+| `configs.py` | finds the config files that a command line can name, and composes a config from them |
+| `other_data.py` | replaces the data of a finished run |
+| `other_parts.py` | replaces the poolers and proposals of a finished run |
+| `check.py` | checks a composed config against `schema.py` and the signatures of the `_target_`s |
+| `extras.py` | checks that the optional packages a training needs are installed |
+| `values.py` | checks whether a value has an annotated type |
+| `signatures.py` | reads from source files which classes and functions a config may name, and their arguments |
 
-Nothing here imports torch, which alone takes seconds, or what a config names.
+Nothing here imports torch, which alone takes seconds, or the objects that a config names.
 """
 
 from detpool.extras import require

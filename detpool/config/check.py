@@ -1,4 +1,4 @@
-"""Checking a composed config before any work: its keys, and that each value is one that its reader takes."""
+"""Checks of a composed config before any work: that its keys exist and each value has a type that is accepted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detpool.errors import ConfigError, did_you_mean, message_of
 from detpool.own_packages import check_packages, packages_of_user
 
 _SOURCES = {"detpool.data.coco.coco_datamodule": "json", "detpool.data.voc.voc_datamodule": "xml"}
-"""Data whose files may be named in several ways, by their annotations."""
+"""Data sets whose files can be named in several ways: their `_target_` and the kind of their annotation files."""
 _GIVEN_TO_TRAINER = {
     "callbacks": "callbacks=...",
     "logger": "logger=...",
@@ -31,28 +31,28 @@ _GIVEN_TO_TRAINER = {
     "default_root_dir": "hydra.run.dir=...",
     "use_distributed_sampler": "no other key: the data are shared out by their own samplers",
 }
-"""Arguments of the trainer that a run sets itself, and what sets them."""
+"""Arguments of the trainer that a run sets itself, and the keys that control them."""
 
 
 def check(config: DictConfig, configs: Configs | None = None, overrides: Sequence[str] = ()) -> None:
     """Checks a whole config.
 
-    No value may be missing, keys must be known, `_target_`s must be admitted and take what they are given, and every
-    part must have a reader.
+    No value may be missing, keys must be known, `_target_`s must be admitted and accept their arguments, and every
+    part (`PARTS`) must be an argument of the backbone or the model.
 
     Args:
-        config: a composed config, or that of a finished run.
-        configs: the files that it was composed of, to name in messages; None: not known.
+        config: a composed config, or the config of a finished run.
+        configs: the config files that it was composed from, which error messages name; None if they are not known.
         overrides: the command line that it was composed for.
 
     Raises:
-        ConfigError: naming the key, what came and what is accepted.
+        ConfigError: If a check fails. The message names the key, its value and what is accepted.
     """
     _Check(config, configs, overrides).run()
 
 
 class _Check:
-    """The check of one config, with what its messages need."""
+    """The check of one config, with the files and the command line that its messages refer to."""
 
     def __init__(self, config: DictConfig, configs: Configs | None, overrides: Sequence[str]) -> None:
         self.plain, self.configs, self.overrides = _plain(config), configs, overrides
@@ -86,7 +86,7 @@ class _Check:
                 raise ConfigError(self.configs.no_reader(part) if self.configs else f"nothing reads {part}")
 
     def check_target(self, path: str, node: Mapping[Any, Any]) -> dict[str, Parameter] | None:
-        """Checks what a `_target_` is given, as far as its source tells what it takes, and returns that."""
+        """Checks the arguments of a `_target_` and returns those that it accepts; None if its source does not tell."""
         accepted = parameters_of_target(path, node, self.own)
         if path == "model" and accepted is not None:
             accepted = {**accepted, **fields("Model")}
@@ -118,7 +118,7 @@ class _Check:
         raise ConfigError(f"{key} must be {words(parameter)}, got {_shown(value)}{hint}")
 
     def unknown(self, path: str, keys: Sequence[str], accepted: Mapping[str, Parameter]) -> str:
-        """Says which keys a part does not have and, if another file brought them, how to be rid of them."""
+        """Returns a message that names the unknown keys of a part and, if another file set them, how to remove them."""
         file = self.origin(join(path, keys[0]))
         where = f" ({file})" if file else ""
         groups = self.configs.groups() if self.configs else []
@@ -149,7 +149,10 @@ class _Check:
         return self.configs.origin(key, self.overrides) if self.configs else None
 
     def having(self, key: str, value: Any) -> str:
-        """The choices of a part's group that take an argument, with a value that is an object."""
+        """Returns a hint that lists the choices of a part's group which accept the argument `key`.
+
+        Unless `value` is None, the choice must accept this value, too.
+        """
         path, _, name = key.rpartition(".")
         found = [
             choice
@@ -161,16 +164,19 @@ class _Check:
 
 @contextmanager
 def naming_files(config: DictConfig) -> Iterator[None]:
-    """Adds to what the construction of a part of `config` raises which files set the values that it names.
+    """Adds to an error raised while a part of `config` is built the files that set the values it mentions.
 
-    The user may have given none of them: `sampling_ratio 2 has no meaning` may be about an experiment's. Where a
-    message names none, as those of libraries may, what the command line sets in that part is added.
+    The user may not have set these values: `sampling_ratio 2 has no meaning` may refer to a value of an experiment
+    file. If a message mentions no key, as messages of libraries may not, the overrides of that part are added instead.
+
+    Raises:
+        ConfigError: If the error can be explained in this way; otherwise the original error.
     """
     try:
         yield
     except Exception as error:
         message = message_of(error) or ""
-        # What it begins with is more precise than what was being built.
+        # The part that the message begins with is more precise than the object that was being built.
         parts = [*re.findall(r"^([\w@]+)", message), *re.findall(r"while building ([\w@]+)", message)]
         parts = [part for part in parts if part in config]
         if not parts or not HydraConfig.initialized():
@@ -194,10 +200,10 @@ def naming_files(config: DictConfig) -> Iterator[None]:
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
-    """A config as dicts and lists with interpolations resolved.
+    """Returns a config as dicts and lists with interpolations resolved.
 
     Raises:
-        ConfigError: naming the keys without a value, or an interpolation that leads nowhere.
+        ConfigError: If keys have no value or an interpolation cannot be resolved. The message names the keys.
     """
     config = config.copy()
     raw = dict(leaves(OmegaConf.to_container(config, resolve=False)))

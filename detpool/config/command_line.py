@@ -1,4 +1,4 @@
-"""A command line of train.py: `key=value`, and Hydra's own options."""
+"""Parsing of the command line of train.py: `key=value` arguments and Hydra's own options."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _COMMANDS = ("run", "multirun", "cfg", "help", "hydra_help", "shell_completion",
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What a command line asks for.
+    """A parsed command line.
 
     Attributes:
-        configs: the config files that it sees.
+        configs: the config files that it can name.
         overrides: its `key=value` arguments.
-        options: what Hydra's parser makes of its other arguments.
-        command: of Hydra's: run, multirun, cfg (a config is to be shown), help, ...
-        sweeps: whether several runs are asked for.
+        options: its other arguments, parsed by Hydra's parser.
+        command: Hydra's command: run, multirun, cfg (show a config), help, ...
+        sweeps: whether several runs are requested.
     """
 
     configs: Configs
@@ -38,15 +38,15 @@ class CommandLine:
 
 
 def parse_command_line(arguments: Sequence[str], folder: Path, name: str) -> CommandLine:
-    """Reads a command line; options may stand anywhere among `key=value`.
+    """Parses a command line; options may stand anywhere among the `key=value` arguments.
 
     Args:
         arguments: the command line without the program.
-        folder: of the configs, if no option names another.
-        name: of the primary config, likewise.
+        folder: folder of the config files, unless an option names another.
+        name: name of the primary config, unless an option names another.
 
     Raises:
-        ConfigError: for an option that does not exist or does not go with another, or a folder that does not exist.
+        ConfigError: If an option does not exist or cannot be combined with another, or a folder does not exist.
     """
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]

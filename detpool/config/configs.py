@@ -1,4 +1,4 @@
-"""The config files that a command line can name, and what Hydra composes of them, with errors that name their cure."""
+"""The config files that a command line can name, and their composition by Hydra, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from detpool.errors import ConfigError, did_you_mean
 
 MOUNTED = {"stem_pool": "downsample"}
 MOUNTED |= dict.fromkeys(("mask_pooler", "iou_pooler", "stage2_pooler", "stage3_pooler"), "pooler")
-"""Parts whose choices are those of another group: `stem_pool=blur` is short for `downsample@stem_pool=blur`."""
+"""Parts that take their choices from another group: `stem_pool=blur` is short for `downsample@stem_pool=blur`."""
 SEVERAL = ("callbacks", "logger")
-"""Groups of which a list of members can be chosen, which are put together: `callbacks=[ema,early_stopping]`."""
+"""Groups from which several members can be chosen and merged: `callbacks=[ema,early_stopping]`."""
 _EXTRAS = {
     "submitit_local": "submitit",
     "submitit_slurm": "submitit",
@@ -38,31 +38,31 @@ _EXTRAS = {
     "optuna": "optuna",
     "ray": "ray",
 }
-"""Plugins of Hydra, and our extras that install them."""
+"""Hydra's plugins, and the extras of detpool that install them."""
 
 
 def config_folder() -> Path:
-    """The folder of detpool's config files: in the package where a wheel put them, beside it in a checkout."""
+    """Returns the folder of detpool's config files: inside the package if installed, beside it in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 class _Files(CachingConfigRepository):
-    """Config files that are found and read once for all compositions."""
+    """Repository of config files that finds and reads each file only once for all compositions."""
 
     def __init__(self, delegate: IConfigRepository) -> None:
         super().__init__(delegate)
         self.options: dict[tuple[str, ObjectType | None], list[str]] = {}
 
     def __deepcopy__(self, memo: Any) -> _Files:
-        # Hydra composes with a copy, whose folders it may change.
+        # Hydra composes with a copy of the repository and may change its folders.
         copied = _Files(self.delegate)
         copied.cache, copied.options = self.cache, self.options
         return copied
 
     def load_config(self, config_path: str) -> ConfigResult | None:
-        # What is composed holds, and changes, parts of what was read.
+        # A composed config shares parts with the files that were read, and changes them.
         return copy.deepcopy(super().load_config(config_path))
 
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
@@ -73,19 +73,19 @@ class _Files(CachingConfigRepository):
 
 
 class Configs(ConfigLoaderImpl):
-    """Hydra's loader of the config files in a folder, and in further ones that its search path has after it.
+    """Hydra's loader of the config files in a folder, and in further folders that follow it in the search path.
 
-    Each set of choices is composed once; other `key=value` are set in copies of that. They may set what no file lists:
-    whether anything takes it is for `check` to say. What is loaded is a copy each time, which its reader may change.
+    Each set of choices is composed once, and other `key=value` arguments are set in copies of the result. They may set
+    keys that no file lists; `check` finds those that nothing takes. Each load returns a new copy.
 
     Args:
-        folder: holds the primary config and a folder for each group.
-        name: of the primary config.
-        config_dir: a further folder, as `--config-dir` names it.
+        folder: folder that holds the primary config and one folder per group.
+        name: name of the primary config.
+        config_dir: a further folder, as given by `--config-dir`.
         searchpath: further folders, or `pkg://package`, as in `hydra.searchpath`.
 
     Raises:
-        ConfigError: if a further folder does not exist.
+        ConfigError: If a further folder does not exist.
     """
 
     def __init__(self, folder: Path, name: str, config_dir: str | None = None, searchpath: Sequence[str] = ()) -> None:
@@ -93,7 +93,7 @@ class Configs(ConfigLoaderImpl):
         setup_globals()
         self.folder, self.name = folder.resolve(), name
         path = create_config_search_path(str(self.folder))
-        schema = path.get_path().pop()  # which Hydra wants to be the last
+        schema = path.get_path().pop()  # Hydra requires it to be the last
         for provider, place in [("command-line", config_dir), *(("hydra.searchpath", place) for place in searchpath)]:
             place = (place or "").removeprefix("file://")
             if place and "://" not in place and not Path(place).is_dir():
@@ -108,32 +108,34 @@ class Configs(ConfigLoaderImpl):
         self._defaults: dict[Any, Sequence[ResultDefault]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A process that a launcher starts for a run composes that run alone.
+        # A process that a launcher starts for a run composes only that run.
         files = _Files(self.files.delegate)
         return {**self.__dict__, "files": files, "repository": files, "_composed": {}, "_defaults": {}}
 
     @classmethod
     def of_job(cls, job: Any) -> Configs:
-        """Those of a job that Hydra runs, of whose config `job` is the part `hydra`."""
+        """Returns the config files of a job that Hydra runs; `job` is the part `hydra` of its config."""
         sources = [(str(s.provider), f"{s.schema}://{s.path}") for s in job.runtime.config_sources]
         main = next(path for provider, path in sources if provider == "main")
         further = [path for provider, path in sources if provider not in ("hydra", "main", "schema")]
         return cls(Path(main.removeprefix("file://")), str(job.job.config_name), searchpath=further)
 
     def choices(self, group: str) -> list[str]:
-        """The members of a group; none if there is no such group."""
+        """Returns the members of a group; an empty list if there is no such group."""
         group = MOUNTED.get(group, group)
         return self.repository.get_group_options(group, ObjectType.CONFIG) if group else []
 
     def groups(self) -> list[str]:
-        """The groups of the config files, and the parts that are chosen from one of another name."""
+        """Returns the groups of the config files, and the parts that are chosen from a group of another name."""
         return [name for name in (*self.list_groups(""), *MOUNTED) if name != "hydra"]
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The config of a command line of plain `key=value`, without Hydra's own part; its `run_dir` is "".
+        """Composes the config of plain `key=value` arguments, without the part `hydra`.
+
+        A `run_dir` that is an interpolation, and so refers to the part `hydra`, becomes "".
 
         Raises:
-            ConfigError: see `load_configuration`.
+            ConfigError: If it cannot be composed (see `load_configuration`).
         """
         config = self.load_configuration(self.name, list(overrides), RunMode.RUN)
         with open_dict(config):
@@ -150,11 +152,11 @@ class Configs(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """The config of a command line: Hydra's sweepers and launchers call this.
+        """Composes the config of a command line. Hydra's sweepers and launchers call this.
 
         Raises:
-            ConfigError: for an argument that is not `key=value`, or a choice that a group does not have; the message
-                names the nearest valid one. And for files that cannot be read or composed.
+            ConfigError: If an argument is not `key=value`, a group does not have a choice (the message names the
+                nearest valid one), or files cannot be read or composed.
         """
         shared, seed = self.load_without_seed(overrides, run_mode)
         config = copy.deepcopy(shared)
@@ -172,13 +174,14 @@ class Configs(ConfigLoaderImpl):
     def load_without_seed(
         self, overrides: Sequence[str], run_mode: RunMode = RunMode.RUN
     ) -> tuple[DictConfig, int | None]:
-        """The config that a command line shares with those that differ from it in the seed alone, and its seed.
+        """Composes the config of a command line without its seed, and returns the config and the seed.
 
-        The seed is None if the command line gives none, or no whole number. The config is composed once, and not to be
-        changed; what refers to `seed` in it is not resolved.
+        Command lines that differ only in the seed share this config, which is composed once and must not be changed;
+        references to `seed` in it are not resolved. The seed is None if the command line sets none or sets a value that
+        is not an integer.
 
         Raises:
-            ConfigError: as `load_configuration`.
+            ConfigError: See `load_configuration`.
         """
         choices, values = self._split(overrides, run_mode)
         seeds = [override.value() for override in values if override.key_or_group == "seed"]
@@ -189,7 +192,7 @@ class Configs(ConfigLoaderImpl):
         if key not in self._composed:
             try:
                 config = copy.deepcopy(self._compose_choices(choices, run_mode))
-            except ConfigError:  # which may be about what a misspelt choice would have brought
+            except ConfigError:  # the cause may be a misspelled group: its choice would have added what is missing
                 known = [*fields("Config"), *self.groups()]
                 for name in (override.key_or_group.partition(".")[0] for override in values):
                     if name not in known:
@@ -203,7 +206,7 @@ class Configs(ConfigLoaderImpl):
         return self._composed[key], whole[-1] if whole and whole == seeds else None
 
     def _split(self, overrides: Sequence[str], run_mode: RunMode) -> tuple[tuple[str, ...], list[Override]]:
-        """A command line as choices of groups, with Hydra's own keys, and other values; variants are spelled out."""
+        """Splits a command line into choices of groups (with Hydra's own keys) and other values; expands variants."""
         parsed = [parse_override(argument) for argument in overrides]
         variants = self.variants(parsed)
         choices: list[str] = []
@@ -235,10 +238,10 @@ class Configs(ConfigLoaderImpl):
         return tuple(choices), values
 
     def variants(self, parsed: Sequence[Override]) -> dict[str, list[Override]]:
-        """The variants of the study that a command line names, each as the overrides that it stands for.
+        """Returns the variants of the study that a command line names, each as a list of overrides.
 
         Raises:
-            ConfigError: if they are no mapping of names to plain `key=value`.
+            ConfigError: If the variants are not a mapping of names to plain `key=value` arguments.
         """
         study = next((o.value() for o in parsed if o.key_or_group == "study" and o.type is not OverrideType.DEL), None)
         variants = self._variants_of(str(study)) if study else {}
@@ -258,7 +261,7 @@ class Configs(ConfigLoaderImpl):
         return found
 
     def _variants_of(self, study: str) -> dict[Any, Any]:
-        """What the file of a study says under `variants`, on top of the files of studies that its defaults name."""
+        """Returns `variants` of a study's file, merged over those of the studies that its defaults list names."""
         file = self.file(f"study/{study}")
         if file is None:
             return {}
@@ -285,7 +288,7 @@ class Configs(ConfigLoaderImpl):
                 raise ConfigError(f"{override.package or group}={choice:.100} does not exist{near}")
 
     def _names(self, override: Override) -> Iterator[str | None]:
-        """The members of a group that a choice of it names, those of a list or of a sweep too; None for none."""
+        """Yields the members of a group that an override names, including those of a list or a sweep; None for null."""
         group = override.key_or_group
         for text in _texts(override):
             if text is None or not text.startswith("["):
@@ -304,7 +307,7 @@ class Configs(ConfigLoaderImpl):
             yield from names or (None,)
 
     def _compose_choices(self, choices: tuple[str, ...], run_mode: RunMode) -> DictConfig:
-        """What Hydra composes; of a study's config what is of no run is taken out, and its folder is set."""
+        """Composes group choices with Hydra; for a study, removes keys that no run uses and sets the study's folder."""
         key = (choices, run_mode)
         if key not in self._composed:
             try:
@@ -315,7 +318,7 @@ class Configs(ConfigLoaderImpl):
             with open_dict(config):
                 config.pop("variants", None)
                 for part in PARTS:
-                    if config.get(part) == {}:  # what `own` and `none` choose
+                    if config.get(part) == {}:  # the choices `own` and `none`
                         del config[part]
                 if study:
                     if not any(line.startswith("hydra.sweep.dir=") for line in choices):
@@ -333,7 +336,11 @@ class Configs(ConfigLoaderImpl):
             raise ConfigError(f"{override.input_line:.200} cannot be set: {cause}") from error
 
     def file(self, member: str) -> ConfigResult | None:
-        """The file of a config `group/choice`, or None."""
+        """Returns the file of a config `group/choice`; None if there is none.
+
+        Raises:
+            ConfigError: If the file cannot be read or does not hold a mapping.
+        """
         try:
             file = self.repository.load_config(member)
         except Exception as error:
@@ -343,7 +350,7 @@ class Configs(ConfigLoaderImpl):
         return file
 
     def origin(self, key: str, overrides: Sequence[str]) -> str | None:
-        """The config file that set a key; None if the command line did, or that is not known."""
+        """Returns the path of the config file that set a key; None if the command line set it or no file is found."""
         choices, values = self._split(overrides, RunMode.RUN)
         given = [override.key_or_group for override in values]
         if any(f"{key}.".startswith(f"{own}.") or own.startswith(f"{key}.") for own in given):
@@ -360,7 +367,7 @@ class Configs(ConfigLoaderImpl):
         return None
 
     def targets(self, path: str) -> Iterator[tuple[str, str]]:
-        """The `_target_` at a key of the config, for each choice of the group that the key begins with."""
+        """Yields `(choice, _target_)` at a key of the config, for each choice of the group that the key begins with."""
         group, _, rest = path.partition(".")
         for choice in self.choices(group):
             for file in self._with_bases(f"{MOUNTED.get(group, group)}/{choice}"):
@@ -370,7 +377,7 @@ class Configs(ConfigLoaderImpl):
                     break
 
     def no_reader(self, part: str) -> str:
-        """Says that nothing takes a part, and which choices do."""
+        """Returns a message that nothing takes a part, with the choices of models or backbones that do."""
         for group in ("model", "backbone"):
             having = [choice for choice in self.choices(group) if self._brings(f"{group}/{choice}", part)]
             having = having or [choice for choice, target in self.targets(group) if argument_of_target(target, part)]
@@ -386,10 +393,10 @@ class Configs(ConfigLoaderImpl):
         )
 
     def _with_bases(self, member: str) -> Iterator[ConfigResult]:
-        """The file of a config, and those of its group that it builds on."""
+        """Yields the file of a config and the files of its group that it builds on."""
         try:
             file = self.file(member)
-        except ConfigError:  # another choice that is broken is none of the command's business
+        except ConfigError:  # a broken file of a choice that the command did not make must not stop it
             return
         if file is not None:
             yield file
@@ -405,7 +412,7 @@ class Configs(ConfigLoaderImpl):
                 return ConfigError(f"the {kind} {name} is not installed: pip install 'detpool[{_EXTRAS[name]}]'")
             return ConfigError(f"hydra/{kind}={name} does not exist{did_you_mean(name, _EXTRAS)}")
         if absent := re.search(r"Could not override '(?:\w+@)?(\w+)'", text):
-            # Hydra's advice, to append the group, would have it ignored.
+            # If the user followed Hydra's advice to append the group, it would be ignored.
             return ConfigError(self.no_reader(absent[1]))
         try:
             for override in map(parse_override, choices):
@@ -417,7 +424,7 @@ class Configs(ConfigLoaderImpl):
 
 
 def _texts(override: Override) -> list[str | None]:
-    """The value of a `key=value`, or all of a sweep, as text (a list in brackets); None for null."""
+    """Returns the value of a `key=value` argument, or all values of a sweep, as text (null as None)."""
     if override.is_sweep_override():
         texts = [text.strip("'\"") for text in override.sweep_string_iterator()]
         return [None if text == "null" else text for text in texts]
@@ -437,7 +444,7 @@ def _several(override: Override) -> str:
 
 
 def _has(content: Any, key: str) -> bool:
-    """Whether a file's content sets a dotted key, itself or by a reference to another part of the config."""
+    """Returns whether a file sets a dotted key, directly or by a reference to another part of the config."""
     node: Any = OmegaConf.to_container(content, resolve=False) if isinstance(content, DictConfig) else {}
     for part in key.split("."):
         if isinstance(node, str) and node.startswith("${"):

@@ -1,4 +1,4 @@
-"""Packages that choices of a training need and detpool does not: an extra of that name installs each."""
+"""Packages that only some choices of a training need; an extra of the same name installs each."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _OF_LOGGERS = {
     "MLFlowLogger": ("mlflow",),
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
 }
-"""What the names of loggers end with, and the packages one of which is needed, the extra's first."""
+"""Maps the class name of a logger to packages, one of which it needs. The first is also the name of the extra."""
 
 
 def check_extras(config: DictConfig) -> None:
     """Checks that the packages of a config's loggers are installed, without importing them.
 
     Raises:
-        ConfigError: naming the logger, and what installs its package.
+        ConfigError: If one is missing. The message names the logger and the command that installs its package.
     """
     for name, logger in (config.get("logger") or {}).items():
         target = str(logger.get("_target_")) if logger else ""
@@ -32,7 +32,7 @@ def check_extras(config: DictConfig) -> None:
 
 
 def _is_installed(package: str) -> bool:
-    # Not by the name of the module: Weights & Biases leaves folders called wandb, which Python takes for packages.
+    # Not by module name: Weights & Biases leaves folders called wandb, which Python would take for packages.
     try:
         metadata.version(package)
     except metadata.PackageNotFoundError:

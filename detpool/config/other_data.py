@@ -1,4 +1,4 @@
-"""The data of a finished run, replaced by other data of the config group `data`."""
+"""Replaces the data of a finished run by other data of the config group `data`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ _OF_THE_RUN = ("eval_transform", "batch_size", "eval_batch_size", "num_workers",
 
 
 def replace_data(config: DictConfig, arguments: Sequence[str], folder: Path) -> list[str]:
-    """Put data that `data=coco` chooses in place of a run's, if there is such an argument.
+    """Replace the data of a run by the data that an argument such as `data=coco` chooses, if there is one.
 
-    Images are prepared as the run's were (`eval_transform`, batches, masks), unless arguments say otherwise.
+    The run's settings of `eval_transform`, batch sizes, workers and masks are kept, unless arguments override them.
 
     Args:
-        config: of the run; changed.
+        config: config of the run; changed in place.
         arguments: `key=value` arguments.
-        folder: of the config files.
+        folder: folder of the config files.
 
     Returns:
-        The arguments that are left: those of other keys, if data were chosen.
+        The remaining arguments: those that do not concern `data` if data were chosen, otherwise all.
 
     Raises:
-        ConfigError: there is no such choice, or `data.*` cannot be set.
+        ConfigError: If there is no such choice, or a `data.*` argument cannot be set.
     """
     if not any(argument.startswith("data=") for argument in arguments):
         return list(arguments)

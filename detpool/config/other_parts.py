@@ -1,4 +1,4 @@
-"""The poolers and proposals of a finished run, replaced by others of their config groups."""
+"""Replaces the poolers and proposals of a finished run by others of their config groups."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ _OF_THE_HEADS = ("output_size", "canonical_scale", "canonical_level")
 
 
 def replace_parts(config: DictConfig, arguments: Sequence[str], folder: Path) -> list[str]:
-    """Put what `pooler=roi_pool`, `mask_pooler=...` (of `POOLERS`) or `proposals=jittered` chooses in a run's place.
+    """Replace parts of a run by those that `pooler=roi_pool`, another of `POOLERS` or `proposals=jittered` chooses.
 
-    A pooler keeps the run's output size and assignment of levels, which the trained heads expect, unless arguments say
-    otherwise; all else is what the group has. `reduction=...` goes with `pooler=pool`, as in a training.
+    A new pooler keeps the run's output size and assignment of levels, which the trained heads expect, unless arguments
+    override them; its other settings are those of the group. `reduction=...` goes with `pooler=pool`, as in training.
 
     Args:
-        config: of the run; changed.
+        config: config of the run; changed in place.
         arguments: plain `key=value` arguments.
-        folder: of the config files.
+        folder: folder of the config files.
 
     Returns:
-        The arguments that are left: all but those of parts that were chosen.
+        The remaining arguments: those that do not concern the chosen parts.
 
     Raises:
-        ConfigError: there is no such choice, it names several, or the run has no such part.
+        ConfigError: If there is no such choice, an argument names several, or the run has no such part.
     """
     parsed = {argument: parse_override(argument) for argument in arguments}
     chosen = {given.key_or_group for given in parsed.values()} & {*POOLERS, "proposals"}
@@ -46,7 +46,7 @@ def replace_parts(config: DictConfig, arguments: Sequence[str], folder: Path) ->
             a for a in left if a.startswith((f"{part}=", f"{part}.")) or (part == "pooler" and a[:10] == "reduction=")
         ]
         composed = configs.compose([f"pooler{a.removeprefix(part)}" if a.startswith(part) else a for a in own])
-        # Not resolved: what refers to other parts is to find those of the run.
+        # Not resolved, so that references to other parts refer to those of the run.
         pooler = composed.pooler.copy()
         OmegaConf.set_struct(pooler, False)
         keys = {argument.partition("=")[0].partition(".")[2] for argument in own}

@@ -1,4 +1,4 @@
-"""`key=value` arguments: reading them, and setting them in a config that has been composed before."""
+"""Parsing of `key=value` arguments, and setting them in a config that was composed before."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from detpool.errors import ConfigError
 
 @cache
 def parse_override(argument: str) -> Override:
-    """One `key=value`; raises ConfigError if it is none, with the quotes that it needs."""
+    """Parses one `key=value` argument.
+
+    Raises:
+        ConfigError: If it is not `key=value`; the message shows the quotes that it needs.
+    """
     key, _, value = argument.partition("=")
     try:
         override = _parse(argument)
@@ -41,10 +45,10 @@ def _parse(argument: str) -> Override:
 
 
 def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
-    """Sets `key=value` arguments in the config of a finished run; whether it takes them is for `check` to say.
+    """Sets `key=value` arguments in the config of a finished run. Call `check` afterwards to find unknown keys.
 
     Raises:
-        ConfigError: for an argument that is not a plain `key=value`.
+        ConfigError: If an argument is not a plain `key=value`, or sets a section to a plain value.
     """
     for argument in arguments:
         override = parse_override(argument)
@@ -65,36 +69,36 @@ def apply_overrides(config: DictConfig, arguments: Sequence[str]) -> None:
 
 
 def parse_path(value: str) -> Path:
-    """The path in a `key=path` argument that Hydra does not read.
+    """Returns the path in a `key=path` argument that Hydra does not read.
 
-    Quotes, which Hydra needs around a path with `=` or a comma, are removed here too, and `~` is expanded, which shells
-    do not do after `=`.
+    Quotes, which Hydra needs around a path with `=` or a comma, are removed as Hydra does it, and `~` is expanded,
+    which shells do not do after `=`.
     """
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        with contextlib.suppress(ConfigError):  # not quoted as Hydra does: the quotes are part of the name
+        with contextlib.suppress(ConfigError):  # not quoted in Hydra's way: the quotes are part of the name
             value = str(parse_override(f"path={value}").value())
     return Path(value).expanduser()
 
 
 def expand_home(config: DictConfig) -> None:
-    """Sets `~` at the beginning of a value to the user's home folder, as a shell does where it is not in quotes."""
+    """Replaces `~/` at the beginning of each value by the user's home folder, as a shell does outside quotes."""
     for key, value in leaves(OmegaConf.to_container(config, resolve=False)):
         if isinstance(value, str) and value.startswith("~/"):
             OmegaConf.update(config, key, str(Path(value).expanduser()))
 
 
 def nodes(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """A plain config and everything in it, lists included, each with its key."""
+    """Yields `(key, value)` of a plain config and, recursively, of everything in its mappings and lists."""
     yield path, node
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         yield from nodes(value, f"{path}[{key}]" if isinstance(node, list) else join(path, key))
 
 
 def leaves(node: Any) -> Iterator[tuple[str, Any]]:
-    """Every value of a plain config that is neither mapping nor list, with its key."""
+    """Yields `(key, value)` of every value of a plain config that is neither a mapping nor a list."""
     return ((path, value) for path, value in nodes(node) if not isinstance(value, dict | list))
 
 
 def join(path: str, key: Any) -> str:
-    """The dotted key of what a mapping at `path` holds."""
+    """Returns the dotted key of the entry `key` in the mapping at `path`."""
     return f"{path}.{key}" if path else str(key)

@@ -1,4 +1,4 @@
-"""The keys of a config that no `_target_` takes, as classes whose fields are checked as the arguments of one are."""
+"""The keys of a config that are not arguments of a `_target_`, as classes whose fields are checked like arguments."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PARTS = (
     "stage2_pooler",
     "stage3_pooler",
 )
-"""Keys of parts that are given to the backbone or the model, whichever has an argument of that name."""
+"""Keys of parts that are passed to the backbone or the model, whichever has an argument of that name."""
 
 
 class Object:
-    """A mapping with a `_target_` that is called when the run begins."""
+    """A mapping with a `_target_` that is called at the start of the run."""
 
 
 class Factory:
-    """A mapping with a `_target_`, usually `_partial_`, whose result is called later."""
+    """A mapping with a `_target_`, usually with `_partial_: true`; the result is called later."""
 
 
 class Between:
-    """A range for numbers, with its ends: `Annotated[int, Between(0, 9)]`."""
+    """A closed range of numbers: `Annotated[int, Between(0, 9)]`."""
 
     def __init__(self, low: float, high: float | None = None) -> None: ...
 
@@ -79,7 +79,7 @@ class Evaluation:
 
 @dataclass
 class Trainer:
-    """What Lightning takes and fails at later, or takes and a detector cannot do."""
+    """Arguments of the trainer with values that Lightning rejects only later, or that a detector does not support."""
 
     precision: Literal["32-true", "16-mixed", "bf16-mixed", 32, 16, "32", "16", "bf16"]
     max_epochs: Annotated[int, Between(-1)] | None
@@ -95,14 +95,14 @@ class Trainer:
 
 @dataclass
 class Model:
-    """What `model` has beside the arguments of its `_target_`."""
+    """Keys of `model` in addition to the arguments of its `_target_`."""
 
     weights: str | None
 
 
 @dataclass
 class Config:
-    """The top level. What has a default may be left out."""
+    """The top level of a config. Keys with a default may be left out."""
 
     data: Object
     backbone: Object
@@ -133,5 +133,5 @@ class Config:
 
 
 def fields(name: str) -> dict[str, Parameter]:
-    """The fields of a class in this file, as the arguments of a `_target_` are known."""
+    """Returns the fields of a class in this file, in the form of a `_target_`'s arguments."""
     return parameters(resolve(ast.Name(name), __name__)) or {}

@@ -1,8 +1,8 @@
-"""Which classes and functions a config may name, and what arguments they take, read from source files.
+"""Which classes and functions a config may name, and which arguments they take, read from source files.
 
-Nothing is imported to find that out: importing torch alone takes seconds, and a run directory, whose config `eval.py`
-builds, may come from elsewhere. So names are admitted, not refused: what makes parts of a detector and of its training,
-in packages that do not start processes, load code or write where they are told to.
+Nothing is imported for this: importing torch alone takes seconds, and `eval.py` also builds configs of run directories
+that may come from untrusted sources. For the same reason this is a list of admitted packages, not of refused ones: they
+hold the parts of a detector and its training, and do not start processes, load code or write to given paths.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ADMITTED = (
     *("lightning.pytorch.strategies", "lightning.pytorch.trainer", "timm.layers", "timm.optim", "timm.scheduler"),
     *("torch.nn", "torch.optim", "torchvision.models", "torchvision.ops", "torchvision.transforms"),
 )
-"""Where what a config names is defined; a user adds packages (`detpool/own_packages.py`)."""
+"""Packages whose classes and functions a config may name; a user can add more (`detpool/own_packages.py`)."""
 _BY_NAME = tuple(f"hydra.utils.get_{kind}" for kind in ("class", "method", "object", "static_method"))
-"""Hydra's functions that return what their `path` names."""
+"""Hydra's functions that return the object that their argument `path` names."""
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a name stands for: a module (`node` is None), or a class, function or value that `module` defines."""
+    """What a name refers to: a module (`node` is None), or a class, function or value that `module` defines."""
 
     module: str
     node: ast.AST | None
@@ -45,7 +45,7 @@ class Definition:
 
 @dataclass(frozen=True)
 class Parameter:
-    """An argument: its annotation, in the names of `module`, and its default, None if it has none."""
+    """An argument: its annotation, with names as in `module`, and its default, None if it has none."""
 
     annotation: ast.expr | None
     module: str
@@ -53,21 +53,21 @@ class Parameter:
 
     @property
     def may_be_none(self) -> bool:
-        """A default may be None where the annotation forgets it."""
+        """Whether the default is None, which the annotation may not say."""
         return isinstance(self.default, ast.Constant) and self.default.value is None
 
 
 def parameters_of_target(path: str, node: Mapping[Any, Any], own: tuple[str, ...]) -> dict[str, Parameter] | None:
-    """The arguments of what the `_target_` of a mapping names; None if it takes any, or that is not known.
+    """Returns the arguments of a `_target_` by name; None if it takes any argument or they are not known.
 
     Args:
-        path: key of the mapping, to name in errors.
-        node: the mapping.
+        path: key of the mapping, which errors name.
+        node: the mapping that holds the `_target_`.
         own: packages that the user has named (`packages_of_user`).
 
     Raises:
-        ConfigError: if it is not admitted, does not exist or cannot be called. Of Hydra's functions that look objects
-            up, what they look up is checked too.
+        ConfigError: If the `_target_` is not admitted, does not exist or is a module. For Hydra's functions that look
+            up objects, the object that they look up is checked too.
     """
     target = node["_target_"]
     if target in _BY_NAME:
@@ -78,12 +78,12 @@ def parameters_of_target(path: str, node: Mapping[Any, Any], own: tuple[str, ...
     found = _admitted(f"{path}._target_", target, own)
     if found.node is None:
         raise ConfigError(f"{path}._target_={target} is a module, and no class or function")
-    # What a decorator of the user's makes of a function is the user's business.
+    # A decorator in the user's own package may change the arguments.
     return None if _within(found.module, own) and getattr(found.node, "decorator_list", None) else parameters(found)
 
 
 def argument_of_target(target: str, name: str, own: tuple[str, ...] = ()) -> Parameter | None:
-    """One argument of what a `_target_` names; None if there is none, or the target is broken or not admitted."""
+    """Returns one argument of a `_target_`; None if it has no such argument, or is broken or not admitted."""
     try:
         return (parameters_of_target("", {"_target_": target}, own) or {}).get(name)
     except ConfigError:
@@ -91,7 +91,7 @@ def argument_of_target(target: str, name: str, own: tuple[str, ...] = ()) -> Par
 
 
 def parameters(found: Definition | None) -> dict[str, Parameter] | None:
-    """The arguments of a class or function by name; None if it takes any, or that is not known."""
+    """Returns the arguments of a class or function by name; None if it takes any argument or they are not known."""
     if found is None:
         return None
     node, module = found.node, found.module
@@ -109,7 +109,7 @@ def parameters(found: Definition | None) -> dict[str, Parameter] | None:
 
 
 def resolve(expression: ast.expr, module: str) -> Definition | None:
-    """What a dotted name in the source of a module stands for."""
+    """Returns what a dotted name in the source of a module refers to; None if that is not found."""
     try:
         return _find(f"{module}.{ast.unparse(expression)}", module.count(".") + 1)
     except ConfigError:
@@ -127,7 +127,7 @@ def _of_function(node: ast.FunctionDef, module: str, owner: ast.ClassDef | None)
     }
     if node.args.kwarg is None:
         return found
-    # What `**keywords` may be is what the call takes that they are handed on to.
+    # `**keywords` may hold the arguments of the call that they are passed on to.
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and any(
             keyword.arg is None and ast.unparse(keyword.value) == node.args.kwarg.arg for keyword in call.keywords
@@ -154,13 +154,17 @@ def _bases(node: ast.ClassDef, module: str) -> Iterator[Definition]:
 
 
 def _admitted(key: str, target: Any, own: tuple[str, ...]) -> Definition:
-    """What a dotted name stands for, if it and all on the way to it is admitted."""
+    """Returns what a dotted name refers to.
+
+    Raises:
+        ConfigError: If the name, or the module that defines it, is not admitted or cannot be found.
+    """
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")):
         raise ConfigError(f"{key} must be the dotted name of a class or function, got {target!r}")
     roots = {package.partition(".")[0] for package in (*ADMITTED, *own)}
     if target.partition(".")[0] not in roots:
         raise ConfigError(_refusal(key, target, target, target.partition(".")[0]))
-    # Names with underscores are a package's own, and lead from any function to all of Python.
+    # Private names lead from any function to all of Python.
     if "__" in target or (any(part.startswith("_") for part in target.split(".")) and not _within(target, own)):
         raise ConfigError(f"{key}={target} is private: a config cannot name it")
     try:
@@ -170,14 +174,14 @@ def _admitted(key: str, target: Any, own: tuple[str, ...]) -> Definition:
     if found.module.partition(".")[0] not in roots or (found.node and not _within(found.module, (*ADMITTED, *own))):
         raise ConfigError(_refusal(key, target, found.module, found.module))
     if found.owner is not None and not _within(found.module, own):
-        # It may be called with any object of its class, and do what the class is not built for.
+        # A method may be called with any object, and so do things that its class is not meant for.
         raise ConfigError(f"{key}={target} is a method: a config can name classes and functions alone")
     return found
 
 
 @cache
 def _find(target: str, beginning: int = 1) -> Definition:
-    """What a dotted name stands for, as Python would find it; its first `beginning` parts are a module."""
+    """Returns what a dotted name refers to, as Python would find it; its first `beginning` parts are a module."""
     parts = target.split(".")
     found, at = Definition(".".join(parts[:beginning]), None), beginning
     if _source(found.module) is None:
@@ -200,7 +204,7 @@ def _find(target: str, beginning: int = 1) -> Definition:
 
 @cache
 def _in_module(module: str, name: str) -> Definition | None:
-    """What a name in a module stands for: what its source defines or imports, or a module below it."""
+    """Returns what a name in a module refers to: a definition or import in its source, or a submodule."""
     if _source(module) is None or module.partition(".")[0] in sys.stdlib_module_names:
         return Definition(module, ast.Constant(None))  # nothing that a config may name
     node = _names(module).get(name)
@@ -214,7 +218,7 @@ def _in_module(module: str, name: str) -> Definition | None:
         value = node.value
         while isinstance(value, ast.Call) and value.args and ast.unparse(value.func).endswith("partial"):
             value = value.args[0]
-        # A second name of something, or a partial of it, is defined where that is.
+        # An alias or a partial of something belongs to the module that defines the original.
         named = resolve(value, module) if isinstance(value, ast.Name | ast.Attribute) else None
         if named is None:
             return Definition(module, node)
@@ -231,7 +235,10 @@ def _in_module(module: str, name: str) -> Definition | None:
 
 @cache
 def _names(module: str) -> dict[str, Any]:
-    """What the source of a module binds: a node, or (module, name) of an import; under "*" modules imported whole."""
+    """Returns the names that a module's source binds.
+
+    Each is a node, or (module, name) for an import; "*" lists the modules of `from module import *`.
+    """
     source = _source(module)
     if source is None or source.suffix != ".py":
         return {}
@@ -260,7 +267,7 @@ def _names(module: str) -> dict[str, Any]:
                     else:
                         found[name.asname or name.name] = (origin, name.name)
             elif isinstance(node, ast.If | ast.With | ast.Try):
-                # What is bound if all goes well comes last, and counts.
+                # The branch without errors comes last, so its bindings take precedence.
                 for handler in getattr(node, "handlers", ()):
                     read(handler.body)
                 read(getattr(node, "orelse", ()))
@@ -272,11 +279,11 @@ def _names(module: str) -> dict[str, Any]:
 
 @cache
 def _source(module: str) -> Path | None:
-    """The file of a module, found without importing it or the packages that it is in; None if there is none."""
+    """Returns the file of a module, found without importing it or its parent packages; None if there is none."""
     first, *parts = module.split(".")
     try:
         spec = find_spec(first)
-    except ValueError:  # of a module that has been made by hand
+    except ValueError:  # raised for a module that was created by hand
         return None
     if spec is None:
         return None

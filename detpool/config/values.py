@@ -1,4 +1,4 @@
-"""Whether a value of a config is of the type that an annotation asks for, as the annotation stands in a source file."""
+"""Checks whether a value of a config has the type of an annotation, which is read from a source file."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 from detpool.config.signatures import Parameter, resolve
 
 LATER = "\0"
-"""Text that stands for what only a job of Hydra knows; it fits every type."""
+"""Placeholder for values that only a running Hydra job knows; it fits every type."""
 OBJECT = "an object (a mapping with _target_)"
 
 Kind = tuple[str, Callable[[Any], bool]]
-"""A type in words, and whether a plain value (of YAML) is of it."""
+"""A type in words, and a function that tells whether a plain value (of YAML) has this type."""
 
 
 def fits(value: Any, parameter: Parameter) -> bool:
-    """Whether a plain value is one that a parameter takes.
+    """Returns whether a parameter accepts a plain value.
 
-    A mapping with a `_target_` becomes an object that nothing is known of: it fits all that is not a plain type. A
-    whole number is a number; true and false are none.
+    A mapping with a `_target_` becomes an object of unknown type, which fits every type except plain ones. An integer
+    fits `float`; true and false fit neither `int` nor `float`.
     """
     if (value is None and parameter.may_be_none) or (isinstance(value, str) and LATER in value):
         return True
@@ -29,7 +29,7 @@ def fits(value: Any, parameter: Parameter) -> bool:
 
 
 def words(parameter: Parameter) -> str:
-    """What a parameter takes, in words: `a whole number or null`."""
+    """Returns in words what a parameter accepts: `a whole number or null`."""
     found = dict.fromkeys(word for word, _ in _kinds(parameter.annotation, parameter.module))
     plain = [word for word in found if word not in (OBJECT, "null")]
     return " or ".join(word for word in found if word != OBJECT or not plain)
@@ -69,7 +69,7 @@ def _any(value: Any, kinds: Sequence[Kind]) -> bool:
 
 
 def _kinds(annotation: ast.expr | None, module: str) -> list[Kind]:
-    """The alternatives of an annotation that uses the names of a module; anything fits what is not understood."""
+    """Returns the alternatives of an annotation in a module; an annotation that is not understood accepts anything."""
     match annotation:
         case ast.Constant(value=None):
             return [_PLAIN["None"]]

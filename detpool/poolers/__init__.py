@@ -1,4 +1,4 @@
-"""The modules every detector calls to pool its RoIs: operators of `detpool.ops` on pyramids of feature maps."""
+"""Modules with which detectors pool RoIs: they apply operators of `detpool.ops` to pyramids of feature maps."""
 
 from detpool.ops import assign_levels
 from detpool.poolers.all_levels import AllLevelsPooler

@@ -1,4 +1,4 @@
-"""Pooling each RoI from every pyramid level, and joining what the levels give."""
+"""Pooling of each RoI from every pyramid level, with fusion of the results."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ FUSIONS = ("sum", "max", "concat", "attention")
 
 
 class AllLevelsPooler(RoIPooler):
-    """Pools each RoI from all levels of a pyramid instead of the one that fits its size.
+    """Pools each RoI from all levels of a pyramid instead of the one level that fits its size.
 
     With P_l the RoI pooled from level l of L, the result is
 
     - `fusion="sum"`: the sum of the P_l, as in GRoIE (Rossi et al., ICPR 2020, arXiv:2004.13665);
     - `"max"`: their element-wise maximum, as in PANet's adaptive feature pooling (Liu et al., CVPR 2018, section 3.2);
     - `"concat"`: a 1 x 1 convolution of their concatenation back to C channels;
-    - `"attention"`: sum of a_l P_l, where a 1 x 1 convolution of the concatenation and a softmax over levels give the
-      weights a of each bin.
+    - `"attention"`: the sum of the a_l P_l, where the weights a_l of each bin come from a 1 x 1 convolution of the
+      concatenation and a softmax over levels.
 
-    Both papers put a layer between pooling and fusion (PANet: `before=3` in its mask branch; GRoIE: `before=5,
-    shared=True`), and GRoIE another behind it.
+    Both papers have a layer between pooling and fusion (PANet: `before=3` in its mask branch; GRoIE: `before=5,
+    shared=True`), and GRoIE has another layer after fusion.
 
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
         output_size: pooled size, an int or `(height, width)`, in bins.
         operator: see `RoIPooler`.
         fusion: "sum", "max", "concat" or "attention".
-        channels: channels the operator gives, which convolutions are built for.
-        before: side of a convolution of each P_l, with a ReLU, before they are joined; odd, 0 for none.
-        shared: whether it has the same weights for all levels.
-        after: side of a convolution of the result, with a ReLU; odd, 0 for none.
-        further: `strides` of `RoIPooler`; its `canonical_scale` and `canonical_level` have no effect, since no level is
-            chosen, and are taken so that this pooler can stand wherever a config has a `RoIPooler`.
+        channels: channels of the operator's output, for which the convolutions are built.
+        before: kernel size of a convolution with ReLU on each P_l before fusion; odd, or 0 for none.
+        shared: whether this convolution has the same weights for all levels.
+        after: kernel size of a convolution with ReLU after fusion; odd, or 0 for none.
+        further: `strides` of `RoIPooler`; its `canonical_scale` and `canonical_level` are accepted but have no effect,
+            so that this pooler can replace a `RoIPooler` in any config.
 
     Raises:
-        ValueError: for another `fusion`, an even side of a convolution, `shared` without one, or as `RoIPooler`.
+        ValueError: If `fusion` is another, a kernel size is even or negative, `shared` is set without `before`, or for
+            the reasons of `RoIPooler`.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class AllLevelsPooler(RoIPooler):
             self.mix = nn.Conv2d(levels * channels, channels if fusion == "concat" else levels, kernel_size=1)
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """Arguments, result and errors are those of `RoIPooler.forward`.
+        """Pools all boxes. Arguments, result and errors are those of `RoIPooler.forward`.
 
         Raises:
-            ValueError: too, if there are convolutions for another number of channels.
+            ValueError: Also if the convolutions were built for another number of channels.
         """
         features, rois, scales = self._inputs(x, boxes, image_shapes)
         pooled = [self._pool(feature, rois, scale) for feature, scale in zip(features, scales, strict=True)]

@@ -1,4 +1,4 @@
-"""Pooling each RoI by bins that are moved by what the RoI looks like."""
+"""Pooling of each RoI with bins that are moved by offsets predicted from its features."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from detpool.poolers.roi_pooler import Operator, RoIPooler
 class DeformRoIPooler(RoIPooler):
     """Deformable RoI pooling (Dai et al., ICCV 2017, arXiv:1703.06211, section 2.2, figure 3) with its offset branch.
 
-    A RoI is pooled with its bins in place, a fully connected layer makes the offsets of its bins of that, and it is
-    pooled again. The layer begins with zeros, so that an untrained pooler moves no bin.
+    Each RoI is pooled with its bins in place, a fully connected layer predicts the offsets of its bins from the result,
+    and the RoI is pooled again. The layer is initialized with zeros, so an untrained pooler moves no bins.
 
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
         output_size: pooled size, an int or `(height, width)`, in bins.
         operator: `operator(features, rois, offsets=..., output_size=..., spatial_scale=...)`, with `offsets` (K, 2, PH,
             PW): `detpool.ops.deform_roi_pool`, or a `functools.partial` of it.
-        channels: of the maps, which the layer is built for.
+        channels: channels of the operator's output, for which the layer is built.
         further: `strides`, `canonical_scale` and `canonical_level` of `RoIPooler`.
 
     Raises:
-        ValueError: as `RoIPooler`.
+        ValueError: For the reasons of `RoIPooler`.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class DeformRoIPooler(RoIPooler):
         nn.init.zeros_(self.offset.bias)
 
     def _pool(self, features: Any, rois: Any, scale: Any) -> Tensor:
-        """As that of `RoIPooler`.
+        """Pools twice, the second time with offsets; arguments are those of `RoIPooler._pool`.
 
         Raises:
-            ValueError: if the layer was built for another number of channels.
+            ValueError: If the layer was built for another number of channels.
         """
         boxes = rois.rois if isinstance(rois, PyramidRoIs) else rois
         sizes = {"output_size": self.output_size, "spatial_scale": scale}

@@ -1,4 +1,4 @@
-"""Pooling each RoI with any operator from the pyramid level that fits its size."""
+"""Pooling of each RoI with any operator from the pyramid level that fits its size."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Operator = Callable[..., Tensor]
 class RoIPooler(MultiScaleRoIAlign):
     """Pools each RoI with any operator from the pyramid level that fits its size.
 
-    Called like `torchvision.ops.MultiScaleRoIAlign`, of which it is a subclass so that torchvision's detectors take
-    it as their `box_roi_pool`; with `operator=ops.roi_align` it computes the same.
+    It is called like `torchvision.ops.MultiScaleRoIAlign` and is a subclass of it, so that torchvision's detectors
+    accept it as their `box_roi_pool`; with `operator=ops.roi_align` the results are the same.
 
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
         output_size: pooled size, an int or `(height, width)`, in bins.
         operator: `operator(features, rois, output_size=..., spatial_scale=...)`, with `features` (N, C, H, W) and
             `rois` (K, 5) `(batch, x1, y1, x2, y2)` in image pixels, returning (K, C', PH, PW): a function of
-            `detpool.ops`, a `functools.partial` of one (modules among its arguments are trained), or a module. Of the
-            modules of `detpool.ops` (`RoIAlign`, ...), which have sizes of their own, the other settings are used:
-            `output_size` must be the pooler's, and scales are those of the maps, whatever `spatial_scale` is.
+            `detpool.ops`, a `functools.partial` of one (modules among its arguments are trained), or a module. A module
+            of `detpool.ops` (`RoIAlign`, ...) must have the pooler's `output_size`; its `spatial_scale` is ignored,
+            since the scales are those of the maps.
         strides: stride in image pixels of each named map. Default: powers of two inferred from the sizes of the maps
             and of the largest image, as torchvision does.
         canonical_scale: side in image pixels of a box that belongs to `canonical_level` (default 224).
@@ -43,10 +43,10 @@ class RoIPooler(MultiScaleRoIAlign):
             canonical_scale)`: FPN's equation 1 where strides double from map to map.
 
     Raises:
-        ValueError: without map names, if `strides` has another length than `featmap_names` or is not positive, if
-            `canonical_scale` is not positive, or `operator` has another output size, or as a partial one at all, or a
-            scale.
-        TypeError: if `operator` is a module that cannot be called so.
+        ValueError: If `featmap_names` is empty, `strides` has another length than `featmap_names` or a value that is
+            not positive, `canonical_scale` is not positive, `operator` is a module of another output size, or a partial
+            that sets `output_size` or `spatial_scale`.
+        TypeError: If `operator` is a module that cannot be called in this way.
     """
 
     def __init__(
@@ -84,15 +84,16 @@ class RoIPooler(MultiScaleRoIAlign):
 
         Args:
             x: feature maps (N, C, H_l, W_l) by name; C is the same for all.
-            boxes: for each of the N images (L_i, 4) `x1, y1, x2, y2` in image pixels.
+            boxes: for each of the N images a tensor (L_i, 4) of `x1, y1, x2, y2` in image pixels.
             image_shapes: `(height, width)` of each image before padding.
 
         Returns:
             (sum of L_i, C', PH, PW), in the order of `boxes`.
 
         Raises:
-            KeyError: if none, or not all, of `featmap_names` are in `x`.
-            ValueError: if the number of lists of boxes is not the number of images.
+            KeyError: If one of `featmap_names` is not in `x`.
+            ValueError: If the number of box tensors is not the number of images, or `image_shapes` is empty although it
+                is needed to infer strides.
         """
         traced = find_proxies(x, boxes)
         if traced:
@@ -103,7 +104,7 @@ class RoIPooler(MultiScaleRoIAlign):
         levels = self.find_levels(rois[:, 1:], scales)
         if pools_pyramids(self.operator):
             return self._pool(features, PyramidRoIs(rois, levels), scales)
-        # Empty levels are pooled too: they keep every map in the graph, which DDP needs.
+        # Levels without RoIs are pooled too, to keep every map in the graph, which DDP needs.
         rows = [torch.nonzero(levels == level).squeeze(1) for level in range(len(features))]
         parts = [self._pool(f, rois[k], scale) for f, k, scale in zip(features, rows, scales, strict=True)]
         return torch.cat(parts)[torch.cat(rows).argsort()]
@@ -111,7 +112,7 @@ class RoIPooler(MultiScaleRoIAlign):
     def _inputs(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> tuple[list[Tensor], Tensor, list[float]]:
-        """The maps to pool from, the RoIs (K, 5) of all images, and the spatial scale of each map."""
+        """Returns the maps to pool from, the RoIs (K, 5) of all images, and the spatial scale of each map."""
         missing = [name for name in self.featmap_names if name not in x]
         if missing:
             raise KeyError(f"feature maps {missing} are not in the input, which has {list(x)}")
@@ -125,17 +126,22 @@ class RoIPooler(MultiScaleRoIAlign):
         return features, rois, self._scales(features, image_shapes)
 
     def find_levels(self, boxes: Tensor, scales: Sequence[float]) -> Tensor:
-        """Which map, int64 (K,), each box (K, 4) is pooled from, of maps of these scales, finest first."""
+        """Returns the index of the map, int64 (K,), that each box is pooled from.
+
+        Args:
+            boxes: (K, 4) in image pixels.
+            scales: spatial scale of each map, finest first.
+        """
         finest, *coarser = (-math.log2(scale) for scale in scales)
         canonical = self.canonical_scale, self.canonical_level
         if all(abs(level - finest - i) < 1e-6 for i, level in enumerate(coarser, 1)):
             return assign_levels(boxes, len(scales), finest, *canonical)
-        # Levels that are not octaves: one by one, whether a box reaches it.
+        # Strides do not double from level to level: count the levels that each box reaches.
         reached = [assign_levels(boxes, 2, level - 1, *canonical) for level in coarser]
         return torch.stack(reached).sum(0)
 
     def _pool(self, features: Any, rois: Any, scale: Any) -> Tensor:
-        """One map, RoIs (K, 5) and a scale; or those of a pyramid."""
+        """Pools RoIs (K, 5) from one map with its scale, or `PyramidRoIs` from all maps with their scales."""
         return self.operator(features, rois, output_size=self.output_size, spatial_scale=scale)
 
     def _scales(self, features: list[Tensor], image_shapes: list[tuple[int, int]]) -> list[float]:
@@ -145,7 +151,7 @@ class RoIPooler(MultiScaleRoIAlign):
             if features[0].shape[0] == 0:
                 return [1.0] * len(features)  # nothing to pool
             raise ValueError("image_shapes is empty, so the scales of the feature maps cannot be inferred")
-        # Of the longer side of the batch, where rounding to whole cells matters less.
+        # Inferred from the longer side, where rounding to whole cells matters less.
         sides = [max(shape[axis] for shape in image_shapes) for axis in (0, 1)]
         axis = 0 if sides[0] >= sides[1] else 1
         return [2.0 ** round(math.log2(feature.shape[axis - 2] / sides[axis])) for feature in features]
@@ -162,10 +168,10 @@ class RoIPooler(MultiScaleRoIAlign):
 
 
 def _without_sizes(operator: Operator, output_size: int | tuple[int, ...]) -> Operator:
-    """An operator as a pooler calls it: of a module of `detpool.ops` what it does apart from its sizes.
+    """Returns an operator that takes its sizes from the pooler: for a module of `detpool.ops`, its function.
 
     Raises:
-        ValueError, TypeError: see `RoIPooler`.
+        ValueError, TypeError: See `RoIPooler`.
     """
     if not isinstance(operator, nn.Module):
         if sizes := {"output_size", "spatial_scale"} & getattr(operator, "keywords", {}).keys():
@@ -195,12 +201,12 @@ def multi_scale_roi_align(
     canonical_scale: int = 224,
     canonical_level: int = 4,
 ) -> RoIPooler:
-    """A `RoIPooler` from the arguments of `torchvision.ops.MultiScaleRoIAlign`, which it replaces.
+    """Builds a `RoIPooler` from the arguments of `torchvision.ops.MultiScaleRoIAlign`, as a replacement.
 
     Args:
         featmap_names: names of the feature maps to pool from, finest first.
         output_size: pooled size, an int or `(height, width)`, in bins.
-        sampling_ratio: points per bin and axis; zero or less: as many as the bin has cells.
+        sampling_ratio: sample points per bin and axis; zero or less for as many as the bin has cells.
         canonical_scale: side in image pixels of a box that belongs to `canonical_level`.
         canonical_level: level, `log2(stride)`, of a box of that size.
     """

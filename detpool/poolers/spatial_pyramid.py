@@ -1,4 +1,4 @@
-"""SPP-Net's pooling: several grids over each RoI, concatenated."""
+"""Pooling of SPP-Net: several grids over each RoI, concatenated."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from detpool.poolers.roi_pooler import RoIPooler
 
 
 class SpatialPyramidPooler(RoIPooler):
-    """Spatial pyramid pooling of each RoI (He et al., SPP-Net, ECCV 2014): maxima on several grids.
+    """Spatial pyramid pooling of each RoI (He et al., SPP-Net, ECCV 2014): max pooling on several grids.
 
-    The grids' bins are one column, so the output is (K, C, bins of all grids, 1): 50 bins for 1, 2, 3 and 6.
+    The bins of all grids form one column: the output is (K, C, number of bins, 1), with 50 bins for grids 1, 2, 3, 6.
 
     Args:
         featmap_names: names of the feature maps to pool from, finest first; other maps in the input are ignored.
-        levels: the grids, each an integer or (height, width).
+        levels: size of each grid in bins, an integer or (height, width).
         further: `strides`, `canonical_scale` and `canonical_level` of `RoIPooler`.
 
     Raises:
-        ValueError: as `RoIPooler`.
+        ValueError: For the reasons of `RoIPooler`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What poolings keep, asked without training: of a frozen backbone's maps, and of finished weights."""
+"""Comparison of poolings without training: on the maps of a frozen backbone, and with trained weights."""
 
 from detpool.extras import require
 

@@ -1,4 +1,4 @@
-"""Linear heads on the pooled maps of a frozen backbone: a detector's second stage that is solved, not trained."""
+"""Linear heads on the pooled maps of a frozen backbone: a detector's second stage in closed form, without training."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from detpool.probing.ridge import LinearMap, NormalEquations, fit_ridge
 
 PENALTIES = tuple(10.0**power for power in range(-4, 4))
 MIN_IOU, SCORE_THRESH, NMS_THRESH = 0.5, 0.05, 0.5
-"""As in the heads of torchvision's detectors: of a box with an object, of a detection, of two of them."""
+"""As in torchvision's detectors: the IoU that matches a box to an object, the score threshold, the NMS threshold."""
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 Shape = tuple[int, int]
 
 
 class RandomProjection:
-    """Pooled maps as vectors of a limited length: channels are projected, at random but always alike.
+    """Turns pooled maps into vectors of limited length by a fixed random projection of their channels.
 
-    Normal numbers with variance 1 / D keep lengths and products on average (Johnson and Lindenstrauss, 1984), the same
-    ones for every bin, so that what bins tell apart stays apart.
+    The matrix (D, C) holds normal random numbers with variance 1 / D, which preserves lengths and inner products on
+    average (Johnson and Lindenstrauss, 1984). It is the same for every bin, so bins remain distinct.
 
     Args:
         shape: channels, height and width of a pooled map.
-        features: most numbers of a vector; D, channels of each bin, is what this allows. Channels stay as they are
-            where there are no more.
-        seed: of the projection.
+        features: maximum length of a vector; D is this number divided by the number of bins, rounded down. If the map
+            has at most D channels, they are not projected.
+        seed: seed of the projection.
 
     Raises:
-        ConfigError: fewer features than bins.
+        ConfigError: If `features` is less than the number of bins.
     """
 
     def __init__(self, shape: tuple[int, int, int], features: int, seed: int = 0) -> None:
@@ -51,30 +51,31 @@ class RandomProjection:
         self.features = min(kept, channels) * height * width
 
     def __call__(self, pooled: Tensor) -> Tensor:
-        """(K, C, PH, PW) to (K, `features`)."""
+        """Maps pooled maps (K, C, PH, PW) to vectors (K, `features`)."""
         vectors = pooled.flatten(2)
         return (vectors if self.matrix is None else self.matrix @ vectors).flatten(1)
 
 
 def columns_of(classes: int, mask_size: int) -> dict[str, slice]:
-    """Which columns of targets are which head's: deltas, classes with background first, mask row after row."""
+    """Returns the columns of each head's targets: box deltas, classes with background first, mask row by row."""
     sizes = {"box": 4, "class": classes + 1, "mask": mask_size**2}
     ends = accumulate(sizes.values())
     return {name: slice(end - size, end) for (name, size), end in zip(sizes.items(), ends, strict=True)}
 
 
 def make_targets(boxes: Tensor, target: Target, classes: int, mask_size: int = 0) -> tuple[Tensor, Tensor]:
-    """What heads are to predict of an image's boxes.
+    """Computes the regression targets of an image's boxes.
 
     Args:
         boxes: (k, 4) in pixels.
-        target: of the image; `boxes`, `labels`, and `masks` if a mask is wanted.
+        target: ground truth of the image: `boxes`, `labels`, and `masks` if `mask_size` is not 0.
         classes: number of classes without background.
-        mask_size: bins along each side of a mask, 0 for none.
+        mask_size: bins along each side of a mask, 0 for no masks.
 
     Returns:
-        (k, T), by the columns of `columns_of`: deltas (Girshick et al., CVPR 2014, appendix C) and mask are 0 for boxes
-        without an object; and (k,), the object of each, of an IoU of 0.5 or more, or -1.
+        The targets (k, T), with the columns of `columns_of`; deltas (Girshick et al., CVPR 2014, appendix C) and masks
+        are 0 for boxes without an object. And the index (k,) of the object matched to each box with an IoU of at least
+        0.5, or -1.
     """
     columns = columns_of(classes, mask_size)
     wanted = boxes.new_zeros(len(boxes), columns["mask"].stop)
@@ -93,21 +94,21 @@ def make_targets(boxes: Tensor, target: Target, classes: int, mask_size: int = 0
 
 
 class LinearHeads:
-    """Boxes, classes and masks as linear maps of a pooled map, by ridge regression (`solve_ridge`).
+    """Predicts boxes, classes and masks as linear functions of a pooled map, by ridge regression (`solve_ridge`).
 
-    Classes are fitted to all boxes; deltas and masks, a number for each bin, how much of it the object covers, to those
-    that have an object.
+    Classes are fitted to all boxes; deltas and masks only to boxes with an object. A mask has one number per bin, the
+    fraction that the object covers.
 
     Args:
-        pooler: called as a detector's pooler.
-        shape: channels, height and width of what it gives.
+        pooler: pooler with the signature of a detector's.
+        shape: channels, height and width of its output.
         classes: number of classes without background.
-        features: most features of a box; see `RandomProjection`.
-        masks: whether targets have masks. A pooling whose bins are no square has none.
-        seed: of the projection.
+        features: maximum number of features of a box; see `RandomProjection`.
+        masks: whether targets have masks. Masks are left out if the pooled map is not square.
+        seed: seed of the projection.
 
     Raises:
-        ConfigError: fewer features than bins.
+        ConfigError: If `features` is less than the number of bins.
     """
 
     def __init__(
@@ -123,23 +124,23 @@ class LinearHeads:
         self.projection = RandomProjection(shape, features, seed)
         self.mask_size = shape[1] if masks and shape[1] == shape[2] else 0
         self.columns = columns_of(classes, self.mask_size)
-        # Samples that are fitted to, and those that choose the penalty; of either, boxes with an object and background.
+        # Samples to fit, and samples that choose the penalty; each as a pair of boxes with an object and background.
         width = self.projection.features
         self.samples = [[NormalEquations(width, self.columns["mask"].stop) for _ in range(2)] for _ in range(2)]
         self.maps: dict[str, LinearMap] = {}
         self.penalties: dict[str, float] = {}
 
     def pool(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[Shape]) -> Tensor:
-        """Features of the boxes of all images, one image after the other: (K, F)."""
+        """Returns the features (K, F) of the boxes of all images, one image after the other."""
         return self.projection(self.pooler(features, boxes, shapes))
 
     def add(self, x: Tensor, wanted: Tensor, matches: Tensor, choosing: Tensor) -> None:
         """Adds boxes to the samples.
 
         Args:
-            x: (K, F), as `pool` gives them.
-            wanted, matches: (K, T) and (K,), as `make_targets` gives them.
-            choosing: (K,), whether a box is one of those that choose the penalty.
+            x: features (K, F) from `pool`.
+            wanted, matches: targets (K, T) and matched objects (K,) from `make_targets`.
+            choosing: bool (K,), whether each box is used to choose the penalty.
         """
         for part in (False, True):
             for kind, of_kind in enumerate((matches >= 0, matches < 0)):
@@ -147,10 +148,10 @@ class LinearHeads:
                 self.samples[part][kind].add(x[rows], wanted[rows])
 
     def fit(self) -> None:
-        """Solves for all heads, the penalty of each chosen of `PENALTIES`.
+        """Fits all heads and chooses the penalty of each from `PENALTIES`. Discards the samples.
 
         Raises:
-            ConfigError: among the images of either part no box has an object.
+            ConfigError: If no box has an object, among the samples to fit or among those that choose the penalty.
         """
         (on, off), (on_held, off_held) = self.samples
         if not on.count or not on_held.count:
@@ -163,23 +164,26 @@ class LinearHeads:
         maps, penalties = fit_ridge(on + off, on_held + off_held, PENALTIES, {"class": self.columns["class"]})
         self.maps |= maps
         self.penalties |= penalties
-        self.samples = []  # a gigabyte for some
+        self.samples = []  # frees up to a gigabyte
 
     def predict(self, x: Tensor) -> Tensor:
-        """All targets of boxes, float64 (K, T)."""
+        """Predicts all targets of boxes, float64 (K, T), from their features (K, F)."""
         return torch.cat([self.maps[name](x) for name in self.columns if name in self.maps], 1)
 
     def detect(
         self, features: dict[str, Tensor], predicted: Tensor, boxes: list[Tensor], shapes: list[Shape], most: int
     ) -> list[Prediction]:
-        """Detections as a detector's heads make them of boxes; scores are what is predicted of the one-hot class.
+        """Makes detections of boxes, as a detector's heads do. Scores are the predictions of the one-hot class.
 
         Args:
-            features: maps of the images.
-            predicted: (K, T), for the boxes.
-            boxes: of each image (k, 4).
-            shapes: (height, width) of each.
-            most: detections an image.
+            features: feature maps of the images by name.
+            predicted: predicted targets (K, T) of the boxes of all images.
+            boxes: boxes (k, 4) of each image.
+            shapes: (height, width) of each image.
+            most: maximum number of detections per image.
+
+        Returns:
+            For each image `boxes`, `scores`, `labels` and, if there are masks, `mask_probabilities`.
         """
         counts = [len(box) for box in boxes]
         moved = CODER.decode(predicted[:, self.columns["box"]].float(), boxes)[:, 0].split(counts)

@@ -1,4 +1,4 @@
-"""Plots of what finished weights are worth under other poolers and proposals."""
+"""Plots of metrics and box errors of trained weights with other poolers and proposals."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MARKERS = "osD^vPX*"
 
 
 def plot_probe(table: pd.DataFrame) -> Figure:
-    """AP and mean signed errors, a row of panels for each size of objects and a colour for each pooler.
+    """Plots AP and mean signed errors, with one row of panels per object size and one color per pooler.
 
-    Bars are a standard error of the mean on each side. The x axis is the distance of the proposals where there are
-    several, else the pooler.
+    Error bars show one standard error of the mean on each side. The x axis is the distance of the proposals if there
+    are several distances, otherwise the pooler.
 
     Args:
         table: rows of `summarize`, each with `pooler`, `measure` ("noise", "iou" or "") and `distance`.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: If the table is empty.
     """
     if table.empty:
         raise ValueError("table: got no row")

@@ -1,4 +1,4 @@
-"""Whether one measure of configurations orders them as another does."""
+"""Rank correlation of two measures of the same configurations."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ def rank_agreement(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Spearman's rho within groups of configurations, averaged over groups, and a bootstrap interval of it.
+    """Computes Spearman's rho within groups of configurations, averaged over groups, and its bootstrap interval.
 
-    A draw takes as many configurations of each group as it has, with replacement, and moves the second measure of each
-    by a normal error. Draws in which a measure does not vary within a group say nothing of that group.
+    Each draw resamples the configurations of each group with replacement, and adds a normal error to the second measure
+    of each. A group in which a measure does not vary in a draw is left out of that draw.
 
     Args:
-        groups: of each the two measures of its configurations; rho does not compare configurations of two groups.
-        errors: of each group the standard errors of the second measure; None: it is exact.
-        draws: number of draws.
-        level: of the percentile interval.
-        seed: of the draws.
+        groups: the two measures of the configurations of each group. Configurations of different groups are not
+            compared.
+        errors: for each group the standard errors of the second measure; None if it is exact.
+        draws: number of bootstrap draws.
+        level: confidence level of the percentile interval.
+        seed: seed of the draws.
 
     Returns:
-        rho, and the ends of its interval; NaN where no group varies.
+        rho and the ends of its interval; NaN if the measures vary in no group.
     """
     generator = np.random.default_rng(seed)
     exact, drawn = [], []
@@ -49,7 +50,7 @@ def rank_agreement(
 
 
 def _rho(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Spearman's rho of each line: Pearson's correlation of the ranks, NaN where those are all alike."""
+    """Returns Spearman's rho of each row: Pearson's correlation of the ranks, NaN if all ranks are equal."""
     x, y = (rankdata(values, axis=1) for values in (x, y))
     x, y = (ranks - ranks.mean(1, keepdims=True) for ranks in (x, y))
     scale = np.sqrt((x * x).sum(1) * (y * y).sum(1))

@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, of samples that come in batches and are not kept."""
+"""Ridge regression in closed form, for samples that arrive in batches and are not stored."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class NormalEquations:
-    """Sums over samples, in float64, from which a linear regression of them follows.
+    """Sums over samples, in float64, from which a linear regression can be solved.
 
     Args:
-        features: F, numbers of a sample that it is predicted from.
-        targets: T, numbers to predict.
+        features: F, number of features of a sample.
+        targets: T, number of targets of a sample.
     """
 
     def __init__(self, features: int, targets: int) -> None:
@@ -33,20 +33,20 @@ class NormalEquations:
         self.xy.addmm_(x.T, y)
 
     def __add__(self, other: NormalEquations) -> NormalEquations:
-        """Those of the samples of both."""
+        """Returns the sums over the samples of both."""
         total = NormalEquations(0, 0)
         for name, value in vars(self).items():
             setattr(total, name, value + getattr(other, name))
         return total
 
     def spread(self) -> Tensor:
-        """Sum of squared differences of each target from its mean: (T,)."""
+        """Returns the sum of squared differences of each target from its mean: (T,)."""
         return (self.yy - self.y**2 / max(self.count, 1)).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """Features (n, F) to targets (n, T), in float64."""
+    """Linear map from features (n, F) to targets (n, T), in float64."""
 
     weights: Tensor
     """(F, T)"""
@@ -57,7 +57,7 @@ class LinearMap:
         return x.double() @ self.weights + self.bias
 
     def squared_errors(self, samples: NormalEquations) -> Tensor:
-        """Sum over samples of the squared error of each target: (T,)."""
+        """Returns the sum over samples of the squared error of each target: (T,)."""
         w, b = self.weights, self.bias
         of_predictions = (w * (samples.xx @ w)).sum(0) + 2 * b * (samples.x @ w) + samples.count * b * b
         with_targets = (w * samples.xy).sum(0) + b * samples.y
@@ -65,23 +65,23 @@ class LinearMap:
 
 
 def solve_ridge(samples: NormalEquations, penalty: float) -> LinearMap:
-    """The linear map of least squares whose weights are kept small (Hoerl and Kennard, Technometrics 1970).
+    """Solves a ridge regression (Hoerl and Kennard, Technometrics 1970).
 
-    It minimises, over samples, the mean of ``(y - w z - b)^2`` plus ``penalty * w^2``, where z are the features with
-    mean 0 and standard deviation 1; b is not penalised. Features that do not vary get no weight.
+    It minimizes the mean of ``(y - w z - b)^2`` over samples plus ``penalty * w^2``, where z are the features, scaled
+    to mean 0 and standard deviation 1; b is not penalized. Constant features get weight 0.
 
     Args:
-        samples: at least one.
-        penalty: greater than 0.
+        samples: sums over at least one sample.
+        penalty: positive penalty of the weights.
 
     Raises:
-        ValueError: no samples, or another penalty.
+        ValueError: If there are no samples or the penalty is not positive.
     """
     if not samples.count or not penalty > 0:
         raise ValueError(f"samples and penalty must be positive, got {samples.count} samples and penalty {penalty}")
     n, mean_x, mean_y = samples.count, samples.x / samples.count, samples.y / samples.count
     variance = samples.xx.diagonal() / n - mean_x**2
-    # Less than the rounding of the sums: a feature that is the same in all samples.
+    # A variance below the rounding error of the sums means a constant feature.
     varies = variance > 1e-12 * (samples.xx.diagonal() / n).clamp(min=1e-30)
     scale = torch.where(varies, variance.clamp(min=0).rsqrt(), 0)
     system = (samples.xx / n).addr_(mean_x, mean_x, alpha=-1) * scale * scale[:, None]
@@ -97,16 +97,16 @@ def fit_ridge(
     penalties: Sequence[float],
     groups: Mapping[str, slice],
 ) -> tuple[dict[str, LinearMap], dict[str, float]]:
-    """Ridge regression with the penalty that predicts held-out samples best, then fitted to all of both.
+    """Fits ridge regressions with the penalties that predict held-out samples best, then refits them to all samples.
 
     Args:
-        samples: those fitted to while the penalty is chosen.
-        held_out: those that choose it.
-        penalties: to choose from; see `solve_ridge`.
-        groups: names and columns of targets that share a penalty: that of the largest mean of their R^2.
+        samples: samples to fit while the penalty is chosen.
+        held_out: samples that choose the penalty.
+        penalties: penalties to choose from; see `solve_ridge`.
+        groups: name to columns of targets that share a penalty: the one with the largest mean R^2 of these targets.
 
     Returns:
-        the map and the penalty of each group.
+        The linear maps and the penalties by name of the group.
     """
     spread = held_out.spread()
     scores: dict[str, dict[float, float]] = {name: {} for name in groups}

@@ -1,4 +1,4 @@
-"""A probe without training: how much linear heads can read from what poolings make of frozen feature maps."""
+"""A probe without training: how well linear heads predict from features that poolings extract from frozen maps."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from detpool.evaluation.box_errors import ERRORS
 from detpool.probing.linear_heads import CODER, LinearHeads, Shape, make_targets
 
 CHOOSING = 4
-"""One of so many of the images that are fitted to is left out while the penalties are chosen."""
+"""Every fourth training image is held out to choose the penalties."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What of the data is looked at.
+    """Which part of the data is used.
 
     Args:
-        images: most images to fit to, evenly spread over the training set.
-        held_out: most images to measure on, evenly spread over the validation set.
-        boxes: most boxes of an image that are fitted to, drawn of its proposals; measured is on all of them.
-        batch_size: images that go through the backbone at a time.
+        images: maximum number of images to fit, evenly spread over the training set.
+        held_out: maximum number of images to measure on, evenly spread over the validation set.
+        boxes: maximum number of boxes to fit per image, drawn from its proposals; all of them are measured.
+        batch_size: images per batch of the backbone.
         num_workers: processes that load images.
-        seed: of the proposals.
+        seed: seed of the proposals.
     """
 
     images: int = 200
@@ -49,17 +49,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Maps and boxes of some images."""
+    """Feature maps, boxes and targets of a batch of images."""
 
     features: dict[str, Tensor]
     boxes: list[Tensor]
     shapes: list[Shape]
     targets: list[Target]
     choosing: Tensor
-    """(K,), of each box whether its image is one of those that choose the penalty"""
+    """bool (K,), for each box whether its image is used to choose the penalty"""
 
     def wanted(self, classes: int, mask_size: int) -> tuple[Tensor, Tensor]:
-        """`make_targets` of all images' boxes, one after the other."""
+        """Returns the result of `make_targets` for the boxes of all images, concatenated."""
         made = [make_targets(*args, classes, mask_size) for args in zip(self.boxes, self.targets, strict=True)]
         wanted, matches = map(torch.cat, zip(*made, strict=True))
         return wanted, matches
@@ -77,24 +77,24 @@ def probe(
     most: int,
     settings: Settings,
 ) -> dict[str, dict[str, float]]:
-    """Fits the heads of each pooling to training images and measures them on others; each image is seen once.
+    """Fits the heads of each pooling to training images and measures them on others, in one pass over each set.
 
-    The same numbers come out each time, with the same number of threads on the same machine.
+    Results are reproducible with the same number of threads on the same machine.
 
     Args:
-        backbone: images (N, 3, H, W), normalised, to feature maps by name; in evaluation mode.
-        transform: normalises and batches images.
-        proposals: called with images, maps and targets, gives boxes of each image, as `JitteredProposals`.
-        heads: those of each pooling, not fitted yet.
-        train: data set to fit to; samples are taken as they are, so its transform should be the evaluation's.
+        backbone: maps normalized images (N, 3, H, W) to feature maps by name; in evaluation mode.
+        transform: normalizes and batches images.
+        proposals: called with images, maps and targets, returns boxes of each image, as `JitteredProposals` does.
+        heads: unfitted heads by the name of the pooling.
+        train: data set to fit; its transform should be that of evaluation, without augmentation.
         held_out: data set to measure on.
-        make_evaluator: called with whether there are masks, gives an evaluator of `held_out`, for AP.
-        most: detections an image, for AP.
+        make_evaluator: called with whether there are masks, returns an evaluator of `held_out`, for AP.
+        most: maximum number of detections per image, for AP.
         settings: which images, and how many.
 
     Returns:
-        of each pooling the numbers of `measure`, AP and its kin of the evaluator, `penalty/box` and so on, and the
-        `seconds` that it took by itself, without the backbone.
+        For each pooling the results of `measure`, the metrics of the evaluator, the penalties `penalty/box` and so on,
+        and the `seconds` that it took without the backbone.
     """
     seconds = dict.fromkeys(heads, 0.0)
 
@@ -131,17 +131,18 @@ def probe(
 
 
 def measure(heads: LinearHeads, seen: Sequence[tuple[Tensor, ...]]) -> dict[str, float]:
-    """How well heads predict what they were asked for.
+    """Measures how well heads predict their targets.
 
     Args:
-        heads: those that predicted.
-        seen: of each batch of boxes what was predicted (K, T) and wanted (K, T), the object of each (K,), -1 for none,
-            and the boxes (K, 4).
+        heads: the heads that made the predictions.
+        seen: for each batch of boxes the predictions (K, T), the targets (K, T), the index of the matched object (K,),
+            -1 for none, and the boxes (K, 4).
 
     Returns:
-        `R2/dx`, ..., `R2/dh` of the deltas and `R2/box`, their mean; `R2/class`, the mean over classes, background
-        among them; `R2/mask`, of all bins together; `IoU/before`, `IoU/after`, means over the boxes with an object.
-        R^2 is 1 - squared error / squared difference from the mean of the images at hand; NaN where nothing varies.
+        `R2/dx`, ..., `R2/dh` of the deltas and `R2/box`, their mean; `R2/class`, the mean over classes with background;
+        `R2/mask`, over all bins together; `IoU/before` and `IoU/after`, the mean IoU of boxes with their objects before
+        and after the predicted deltas are applied. R^2 is 1 - squared error / squared difference from the mean of these
+        targets, NaN where a target does not vary.
     """
     predicted, wanted, matches, boxes = (torch.cat(parts) for parts in zip(*seen, strict=True))
     on, columns = matches >= 0, heads.columns
@@ -158,7 +159,7 @@ def measure(heads: LinearHeads, seen: Sequence[tuple[Tensor, ...]]) -> dict[str,
 
 
 def _r2(wanted: Tensor, predicted: Tensor) -> Tensor:
-    """Over the first dimension."""
+    """Returns R^2 over the first dimension."""
     wanted = wanted.double()
     spread = ((wanted - wanted.mean(0)) ** 2).sum(0)
     return torch.where(spread > 0, 1 - ((wanted - predicted) ** 2).sum(0) / spread, torch.nan)

@@ -1,8 +1,8 @@
-"""Shift consistency: how detections, scores and AP move when an image moves by less than a cell of the coarsest map.
+"""Shift consistency: how detections, scores and AP change if an image moves by less than a cell of the coarsest map.
 
-Poolings that round, strides that alias and anchors on a grid all make a detector depend on where in a cell an object
-lies. Here each image is put onto a larger canvas at several places; what is found is moved back, and compared with what
-is found at the first place. Canvas and padding are the same for all places, so that nothing else differs.
+Rounding in pooling, aliasing by strides and anchors on a grid make a detector depend on where in a cell an object lies.
+Here each image is placed on a larger canvas at several positions. The detections are moved back and compared with those
+at the first position. Canvas and padding are the same for all positions, so nothing else differs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DIRECTIONS = {"diagonal": (1, 1), "right": (1, 0), "down": (0, 1)}
 
 
 def coarsest_stride(model: TwoStageDetector) -> int:
-    """Stride in pixels of the coarsest map that a detector reads; of pyramids that is the RPN's extra level."""
+    """Returns the stride in pixels of the coarsest map that a detector reads; for a pyramid, the RPN's extra level."""
     backbone: Any = model.backbone
     proposing = not isinstance(model.rpn, GivenProposals | JitteredProposals)
     pooled = int(max(backbone.strides))
@@ -41,9 +41,9 @@ def coarsest_stride(model: TwoStageDetector) -> int:
 
 
 def default_shifts(stride: int) -> list[int]:
-    """About ten shifts from 0 to a stride, the stride among them.
+    """Returns about ten shifts in pixels from 0 to a stride, both included.
 
-    Their step is odd, so that finer maps, whose strides are powers of two, see many different parts of a cell.
+    The step is odd, so that objects lie at many different positions within the cells of finer maps, too.
     """
     step = max(1, stride // 8 - (1 - stride // 8 % 2))
     return [*range(0, stride, step), stride]
@@ -58,23 +58,26 @@ def detect_shifted(
     direction: str = "diagonal",
     margin: int | None = None,
 ) -> Iterator[list[Detections]]:
-    """Detections in images that are put at several places of a canvas, moved back and cut to the image.
+    """Detects objects in images at several positions of a canvas; moves the boxes back and clips them to the image.
 
-    The canvas has `margin` pixels around the image, and the largest shift in addition on the right and at the bottom;
-    its sides are multiples of the coarsest stride. It is filled with the mean colour of the backbone's normalisation,
-    which is what batches of a training are padded with.
+    The canvas has `margin` pixels around the image, plus the largest shift on the right and at the bottom; its sides
+    are multiples of the coarsest stride. It is filled with the mean color of the backbone's normalization, which is
+    also the padding of training batches. Proposals that are given or made from the ground truth are drawn once per
+    image and move with it.
 
     Args:
         predictor: the detector.
-        dataset: its samples as the model takes them.
-        indices: which samples.
-        shifts: in pixels of the model's input.
+        dataset: data set with samples that are ready for the model.
+        indices: indices of the samples to use.
+        shifts: shifts in pixels of the model's input.
         direction: one of `DIRECTIONS`.
-        margin: in pixels of the model's input, default the coarsest stride.
+        margin: margin in pixels of the model's input. Default: the coarsest stride.
 
     Yields:
-        for each image the detections at each of `shifts`, in pixels of its file. Proposals that come with the image, or
-        are made of its objects, are drawn once and move along.
+        For each image the detections at each of `shifts`, in pixels of its file.
+
+    Raises:
+        ConfigError: If the model takes given proposals and the data has none.
     """
     model, device = predictor.model, predictor.device
     stride = coarsest_stride(model)
@@ -107,7 +110,7 @@ def detect_shifted(
 
 
 def _proposals(rpn: Any, image: Tensor, target: Mapping[str, Any], seed: int) -> Tensor | None:
-    """Proposals (n, 4) of an image in its pixels; None if the model makes them of feature maps."""
+    """Returns proposals (n, 4) in pixels of the input image; None if the model makes them from feature maps."""
     if isinstance(rpn, GivenProposals):
         if "proposals" not in target:
             raise ConfigError("proposals=given: data.val_proposals must name a file of proposals")
@@ -123,7 +126,7 @@ def _proposals(rpn: Any, image: Tensor, target: Mapping[str, Any], seed: int) ->
 def _in_file(
     prediction: Mapping[str, Tensor], target: Mapping[str, Any], size: tuple[int, int], category_ids: Sequence[int]
 ) -> Detections:
-    """Predictions in pixels of the image's file, cut to it; none that lie outside."""
+    """Converts predictions to pixels of the image file, clips them to it, and drops those that lie outside."""
     height, width = target["orig_size"]
     found = to_detections(
         prediction,
@@ -132,7 +135,7 @@ def _in_file(
         input_size=size,
         category_ids=category_ids,
     )
-    # Only now: masks fill the whole boxes.
+    # Boxes are clipped after the conversion, because masks are predicted for whole boxes.
     corners = np.hstack([found.boxes[:, :2], found.boxes[:, :2] + found.boxes[:, 2:]])
     corners = corners.clip(0, [width, height, width, height])
     boxes = np.hstack([corners[:, :2], corners[:, 2:] - corners[:, :2]])
@@ -140,18 +143,19 @@ def _in_file(
 
 
 def consistency(reference: Detections, moved: Detections, score: float) -> dict[str, float]:
-    """How far detections of some images are those that were found before the images moved.
+    """Compares the detections of shifted images with reference detections.
 
     Args:
-        reference: what was found before, of which detections of at least `score` count.
-        moved: what was found then, moved back.
-        score: smallest score of what is compared.
+        reference: detections before the shift. Only those with a score of at least `score` count.
+        moved: detections after the shift, moved back.
+        score: score threshold.
 
     Returns:
-        `kept`, the fraction of the reference's detections that have one of their class at IoU >= 0.5 and of any score,
-        where the best-scored chooses first (`errors.judge_image`); of these pairs the means of their `iou`, of
-        `score_change`, moved minus before, and of its magnitude `score_error`; and `detections`, how many of at least
-        `score` there are, over the number before. NaN where nothing was found before, or nothing is kept.
+        `kept`, the fraction of reference detections matched by a moved detection of the same class and any score with
+        IoU >= 0.5, in order of decreasing score (`errors.judge_image`); over these pairs the mean `iou`, the mean
+        `score_change` (moved minus reference) and its mean magnitude `score_error`; and `detections`, the number of
+        moved detections with at least `score` over that of the reference. NaN if the reference has no detection or no
+        pair is found.
     """
     before, after = by_image(reference.take(reference.scores >= score)), by_image(moved)
     ious, changes = [], []
@@ -185,22 +189,22 @@ def shift_consistency(
     stride: int,
     score: float = 0.5,
 ) -> dict[str, Any]:
-    """Metrics at each shift, and how they vary.
+    """Computes metrics at each shift and their variation over shifts.
 
     Args:
-        evaluator: of the data set.
-        found: of each image the detections at each shift (`detect_shifted`).
-        image_ids: of the images.
-        shifts: in pixels; the first is what others are compared with.
-        stride: the coarsest, in pixels.
-        score: see `consistency`.
+        evaluator: evaluator of the data set.
+        found: for each image the detections at each shift (`detect_shifted`).
+        image_ids: ids of the images.
+        shifts: shifts in pixels; the others are compared with the first.
+        stride: the coarsest stride in pixels.
+        score: score threshold; see `consistency`.
 
     Returns:
-        `shifts`, for each a dict of `shift`, the evaluator's AP, AP50 and AP75 of boxes and masks, and `consistency`
-        with the first. And `summary`: of each AP the mean, the standard deviation (n - 1) and the range, as `AP_mean`,
-        `AP_std` and `AP_range`; and the means of `kept`, `iou` and `score_error`. Moves by whole multiples of the
-        stride are left out of the summary: they show what the border of the canvas does, which should be nothing. NaN
-        where there are no others.
+        `shifts`, for each shift a dict of `shift`, the evaluator's AP, AP50 and AP75 of boxes and masks, and the result
+        of `consistency` with the first shift. And `summary`: for each AP the mean, standard deviation (n - 1) and range
+        over shifts, as `AP_mean`, `AP_std` and `AP_range`; and the means of `kept`, `iou` and `score_error`. It leaves
+        out moves by whole multiples of the stride, which should change nothing and only show the effect of the canvas
+        border. It is NaN if there are no other shifts.
     """
     rows: list[dict[str, float]] = []
     reference = Detections.concatenate([each[0] for each in found])
@@ -215,7 +219,7 @@ def shift_consistency(
     table = pd.DataFrame(rows)
     within = table[(table.index == 0) | (table["shift"] - shifts[0]).mod(stride).ne(0)]
     if len(within) == 1:
-        within = within.iloc[:0]  # a range of one would be 0, as that of a detector that nothing moves
+        within = within.iloc[:0]  # the range of one value would be 0, as for a shift-invariant detector
     summary: dict[str, float] = {}
     for name in (name for name in METRICS if name in table):
         values = within[name]

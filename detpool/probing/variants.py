@@ -1,4 +1,4 @@
-"""What a command line asks finished weights to be evaluated with: each combination of the values that it lists."""
+"""Variants with which trained weights are evaluated: all combinations of the values that a command line lists."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _ALONE = ("model.proposals.boxes_per_object=1", "model.proposals.background_per_
 
 @dataclass(frozen=True)
 class Variant:
-    """One combination.
+    """One combination of settings.
 
     Attributes:
-        label: the settings of which the command line lists several values; without any, what it says of poolers.
-        proposals: the kind of proposals that was chosen; empty: the run's.
-        measure: "noise" or "iou", if proposals are at a distance from the objects; else empty.
+        label: the settings for which the command line lists several values; if there are none, those of poolers.
+        proposals: the chosen kind of proposals; empty for the run's own.
+        measure: "noise" or "iou" if proposals have a given distance from the objects, otherwise empty.
         distance: that distance, NaN if there is none.
-        overrides: plain `key=value` that it differs by from the run.
+        overrides: plain `key=value` arguments that change the config of the run.
     """
 
     label: str
@@ -41,16 +41,17 @@ class Variant:
 
 
 def variants_of(arguments: Sequence[str]) -> list[Variant]:
-    """All combinations of values that a command line lists in Hydra's syntax for sweeps, `pooler=roi_align,roi_pool`.
+    """Returns all combinations of the values that a command line lists, as in `pooler=roi_align,roi_pool`.
 
-    Where `noise` or `iou` is given, each object has one proposal, and there is no background, unless
-    `model.proposals.*` says otherwise.
+    If `noise` or `iou` is given, each object has one proposal and there are no background proposals, unless
+    `model.proposals.*` arguments set other numbers.
 
     Args:
-        arguments: `key=value`, of `DISTANCES` or as for `eval.py`.
+        arguments: `key=value` arguments, with keys of `DISTANCES` or as for `eval.py`, in Hydra's syntax for sweeps.
 
     Raises:
-        ConfigError: an argument is no `key=value`, gives a key again, or is of proposals that have no distance.
+        ConfigError: If an argument is not `key=value` or repeats a key, or a distance is not a number or is combined
+            with other proposals than `jittered`.
     """
     parsed = [parse_override(argument) for argument in arguments]
     values: dict[str, list[str]] = {}
@@ -78,15 +79,15 @@ def variants_of(arguments: Sequence[str]) -> list[Variant]:
 
 
 def configure(path: Path, variant: Variant, folder: Path) -> DictConfig:
-    """The config of a run with what a variant differs by, checked.
+    """Returns the config of a run with the overrides of a variant, checked.
 
     Args:
         path: the run directory or a checkpoint in it.
-        variant: what is to differ.
-        folder: of the config files.
+        variant: the variant.
+        folder: folder of the config files.
 
     Raises:
-        ConfigError: there is no such run, or an argument that it does not take.
+        ConfigError: If there is no such run, or an override is not valid.
     """
     config = load_config(path)
     left = replace_data(config, variant.overrides, folder)

@@ -1,4 +1,4 @@
-"""Finished weights under another pooler or other proposals: metrics, and which way boxes are wrong."""
+"""Evaluation of trained weights with another pooler or other proposals: metrics, and signed errors of the boxes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METRICS = ("AP", "AP50", "AP75", "mask_AP", "mask_AP50", "mask_AP75")
 
 
 class _InputScales(Callback):
-    """Of each image, by its id, pixels of the model's input a pixel of the file: x and y."""
+    """Records for each image id the scale of the model's input in x and y: input pixels per pixel of the file."""
 
     def __init__(self) -> None:
         self.scales: dict[int, tuple[float, float]] = {}
@@ -47,18 +47,18 @@ def probe(
     """Evaluate a checkpoint as `eval.py` does, on one device.
 
     Args:
-        config: that of its run, with another pooler or other proposals.
-        checkpoint: a file.
-        data: the data of `config`, whose evaluation sets are read.
+        config: config of its run, with another pooler or other proposals; changed to one device.
+        checkpoint: the checkpoint file.
+        data: the data of `config`, with evaluation sets that have been read.
 
     Returns:
-        the metrics of `DetectionEvaluator.compute`; `box_errors` of all objects of the images that were evaluated, with
-        `cell_w` and `cell_h`, the sides in pixels of the image file of a cell of the map that the object's box is
-        pooled from (NaN where a pooler has no such map); and what to say of classes that are not shared.
+        The metrics of `DetectionEvaluator.compute`; `box_errors` of all objects in the evaluated images, with `cell_w`
+        and `cell_h`, the size in pixels of the image file of a cell of the map that the object's box is pooled from
+        (NaN if the pooler has no single map per box); and notes on classes that data and model do not share.
 
     Raises:
-        ConfigError: the pooler does not fit the feature maps, or the data does not fit the model.
-        WeightsError: the weights do not fit: the pooler gives another shape, or has weights that were not trained.
+        ConfigError: If the pooler does not fit the feature maps, or the data does not fit the model.
+        WeightsError: If the weights do not fit: the pooler's output has another shape, or it has untrained weights.
     """
     split = config.evaluation.split
     try:
@@ -85,14 +85,14 @@ def probe(
 
 
 def cell_sides(pooler: nn.Module, boxes: Tensor) -> Tensor:
-    """Side in pixels of the model's input of a cell of the map that each box is pooled from.
+    """Return the stride of the map that each box is pooled from, in pixels of the model's input.
 
     Args:
-        pooler: a detector's.
+        pooler: a detector's pooler.
         boxes: (K, 4) XYXY in pixels of the model's input.
 
     Returns:
-        float64 (K,), NaN for a pooler that pools from all levels or is none of detpool's.
+        float64 (K,), NaN for a pooler that pools from several levels, is not a `RoIPooler` or infers its strides.
     """
     several = isinstance(pooler, AllLevelsPooler) and len(pooler.featmap_names) > 1
     if not isinstance(pooler, RoIPooler) or pooler.strides is None or several:
@@ -102,15 +102,15 @@ def cell_sides(pooler: nn.Module, boxes: Tensor) -> Tensor:
 
 
 def summarize(metrics: Mapping[str, float], errors: pd.DataFrame) -> list[dict[str, Any]]:
-    """Metrics and mean errors by size of objects.
+    """Summarize metrics and errors by object size.
 
     Args:
-        metrics, errors: of `probe`.
+        metrics, errors: results of `probe`.
 
     Returns:
-        a row for all objects and one for each of `SIZES` that occurs: `size`; `objects` and `found`, their numbers;
-        those of `METRICS` that are known, of a size AP alone; and of each of `ERRORS` over the objects that were found
-        the mean in pixels (`dx`), their standard deviation (`dx_std`, n - 1) and the mean in cells (`dx_cells`).
+        One row for all objects and one for each of `SIZES` that occurs: `size`; the numbers of `objects` and of `found`
+        objects; the available `METRICS` (for a size only AP); and for each of `ERRORS`, over the found objects, the
+        mean in pixels (`dx`), the standard deviation (`dx_std`, n - 1) and the mean in cells (`dx_cells`).
     """
     rows = []
     for size in ("all", *SIZES):

@@ -1,4 +1,4 @@
-"""Looking at pooling: what operators read, how they move with the box, and which way their gradients point."""
+"""Pictures of pooling: what operators read, how their output changes with the box, and where their gradients point."""
 
 from detpool.extras import require
 

@@ -1,4 +1,4 @@
-"""Class activation maps (Zhou et al., CVPR 2016): which bins of a RoI speak for its class."""
+"""Class activation maps (Zhou et al., CVPR 2016): which bins of a RoI are evidence for its class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ClassMap(NamedTuple):
-    """A detection, and the map of its class."""
+    """A detection and the map of its class."""
 
     name: str
     score: float
@@ -30,16 +30,16 @@ class ClassMap(NamedTuple):
 
 
 def find_class_maps(predictor: Predictor, image: Tensor, score: float = 0.5, count: int = 6) -> list[ClassMap]:
-    """The maps of the classes of detections, best first, pooled from the detections' boxes.
+    """Detect objects and compute the maps of their classes, pooled from the detected boxes, best detection first.
 
     Args:
-        predictor: of a run with `head_pool=class_maps`.
+        predictor: predictor of a run with `head_pool=class_maps`.
         image: uint8 (3, H, W) RGB.
-        score: lowest of a detection.
-        count: detections, at most.
+        score: score threshold.
+        count: maximum number of detections.
 
     Raises:
-        ValueError: if the model has no class maps, or detects nothing with such a score.
+        ValueError: If the model has no class maps, or no detection reaches the score threshold.
     """
     heads = predictor.model.roi_heads
     if not isinstance(heads.box_predictor, ClassMapPredictor):
@@ -58,7 +58,7 @@ def find_class_maps(predictor: Predictor, image: Tensor, score: float = 0.5, cou
 
 
 def plot_class_maps(found: list[ClassMap], image: Tensor) -> Figure:
-    """A panel for each detection: its map over its box, red where bins speak for the class, blue where against it."""
+    """Plot one panel per detection: its map over its box, red for bins with evidence for the class, blue against it."""
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
     height, width = image.shape[1:]
@@ -67,7 +67,7 @@ def plot_class_maps(found: list[ClassMap], image: Tensor) -> Figure:
     norm = Normalize(-most, most)
     for place, each in enumerate(found):
         panel = figure.add_subplot(rows, columns, place + 1)
-        panel.imshow(image.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)  # colors are those of the map
+        panel.imshow(image.float().mean(0).numpy(), cmap="gray", vmin=0, vmax=255)  # only the map has colors
         x1, y1, x2, y2 = each.box
         where = (x1, x2, y2, y1)
         panel.imshow(each.map.numpy(), extent=where, interpolation="nearest", cmap="RdBu_r", norm=norm, alpha=0.6)

@@ -1,8 +1,8 @@
-"""How the pooled output moves with the box: steps, kinks, and what is left when the content moves along.
+"""How the pooled output changes as the box moves: jumps, kinks, and the error if the content moves with the box.
 
-Features are waves of at least four cells (:class:`detpool.visualization.features.Waves`), or those of a trained run for
-an image, of variance 1, so all numbers are in standard deviations of the features. In float64; the box moves in steps
-that are powers of two of a cell.
+Features are waves of at least four cells (:class:`detpool.visualization.features.Waves`), or those of an image in a
+trained run. They have variance 1, so all numbers are in standard deviations of the features. Computed in float64; the
+box moves in steps of 2^-13 and 2^-9 cells.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ from detpool.visualization.features import CHANNELS, ImageFeatures, Waves
 from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
 
 SLIDE = (1.0, 0.0, 1.0, 0.0)
-"""The change of (x1, y1, x2, y2) as the box slides to the right by a pixel."""
+"""The change of (x1, y1, x2, y2) as the box slides to the right by one pixel."""
 GROW = (0.0, 0.0, 1.0, 0.0)
-"""The same as it grows to the right."""
+"""The change of (x1, y1, x2, y2) as the box grows to the right by one pixel."""
 
-_FINE = 2**-13  # of a cell
+_FINE = 2**-13  # step in cells
 _RATIO = 16
-_CELLS = 3  # that the box moves: roundings repeat after one
-_MARGIN = 4  # cells of the map on each side of the box, which no operator leaves
+_CELLS = 3  # cells that the box moves: roundings repeat after one
+_MARGIN = 4  # cells of the map on each side of the box; no operator reads beyond
 _BATCH = 2048
 _RANDOM_SHIFTS = 64
 _DASHES = (0, (2, 2))
 _JUMP = 10 * _FINE
-"""16 waves of amplitude ``sqrt(2 / 16)`` and four cells change by at most ``8.9 _FINE`` in a step: more is a jump."""
+"""16 waves of amplitude ``sqrt(2 / 16)`` and four cells long change by at most ``8.9 _FINE`` a step: more is a jump."""
 
 
 @dataclass(frozen=True)
 class Continuity:
     """One operator's output as a box moves by three cells.
 
-    Let J(d) be the largest change of any output (bin and channel) between neighbours in steps of d pixels. Where
-    outputs jump by j it tends to j, else to 0 as d does. It is measured at a fine step and one 16 times as large, and
-    the line through both continued to d = 0: for a slope and a jump, ``J(d) = j + slope d``, that is exact.
+    Let J(d) be the largest change of any output (bin and channel) from one position to the next in steps of d pixels.
+    As d tends to 0, J tends to j if an output jumps by j, and otherwise to 0. J is measured at a fine step and at one
+    16 times as large, and extrapolated linearly to d = 0, which is exact for ``J(d) = j + slope d``.
     """
 
     shifts: Tensor
-    """(T,) pixels, in fine steps."""
+    """(T,), shifts of the box in pixels, in fine steps."""
     values: Tensor
-    """(T, C, PH, PW)"""
+    """(T, C, PH, PW), the output at each shift."""
     jumps: tuple[float, float]
     """J at the coarse and at the fine step."""
     discontinuity: float
-    """J continued to d = 0."""
+    """J extrapolated to d = 0."""
     kink: float
-    """The same of the derivative by the shift, a pixel, in steps of two: infinite where the output itself jumps."""
+    """The jump of the output's derivative with respect to the shift, per pixel, measured likewise over two steps;
+    infinite if the output itself jumps."""
     shift_error: float
-    """Mean of ``|op(features moved by u, box moved by u) - op(features, box)|`` over bins, channels and 64 shifts u,
-    both right and down, within a cell. The features are moved exactly, by sampling their waves elsewhere: for an
-    operator that saw the waves themselves it would be 0."""
+    """Mean of ``|op(features moved by u, box moved by u) - op(features, box)|`` over bins, channels and shifts u right
+    and down within a cell (64 for waves, 16 for an image). Waves are moved exactly, by sampling them elsewhere: an
+    operator that read the waves themselves would have an error of 0."""
 
 
 def measure_continuity(
@@ -74,25 +75,25 @@ def measure_continuity(
     seed: int = 0,
     features: Waves | ImageFeatures | None = None,
 ) -> Continuity:
-    """Move a box in small steps and look at the output.
+    """Move a box in small steps and measure how the output changes.
 
     Args:
         operator: ``op(features, rois, output_size, spatial_scale)``.
-        box: x1, y1, x2, y2 in pixels. On waves its distance from the border is of no account: they extend beyond it.
-        output_size: bins, (height, width).
-        stride: pixels a cell.
-        motion: the change of the box a pixel, `SLIDE` or `GROW`.
-        position_sensitive: whether each bin has channels of its own.
-        seed: of the waves, and of the moves of the content.
-        features: what is pooled; None: waves.
+        box: x1, y1, x2, y2 in pixels. Only for an image must it keep a distance from the border.
+        output_size: number of bins, (height, width).
+        stride: pixels per cell.
+        motion: the change of the box per pixel of shift, `SLIDE` or `GROW`.
+        position_sensitive: whether each bin reads its own channels.
+        seed: seed of the waves and of the shifts of the content.
+        features: the features to pool. Default: waves.
 
     Raises:
-        ValueError: If the box is too near to the border of an image.
+        ValueError: If the box is too close to the border of an image.
     """
     content = Waves(CHANNELS, seed=seed) if features is None else features
     place, size = content.frame(box, stride, _MARGIN, _MARGIN + _CELLS)
     start = torch.tensor([0.0, *place], dtype=torch.float64)
-    # Each bin's own channels are the same, so that all operators see the same content.
+    # All bins get equal channels, so that position-sensitive operators see the same content as others.
     copies = output_size[0] * output_size[1] if position_sensitive else 1
     still = content.map(size).repeat_interleave(copies, dim=1)
 
@@ -103,7 +104,7 @@ def measure_continuity(
     jumps = float(coarse.abs().max()), float(fine.abs().max())
     discontinuity = _at_zero(*jumps)
     kink = _at_zero(*(_largest_bend(c) / (r * _FINE * stride) for c, r in ((coarse, _RATIO), (fine, 1))))
-    # Without a jump J(fine) is a 16th of J(coarse), with one about the same.
+    # Without a jump, J(fine) is a 16th of J(coarse); with a jump, both are about equal.
     if jumps[1] > jumps[0] / math.sqrt(_RATIO):
         kink = math.inf
 
@@ -119,25 +120,25 @@ def measure_continuity(
 
 
 def _largest_bend(changes: Tensor) -> float:
-    """The largest difference of two changes with one between them, in which a kink may lie anywhere."""
+    """Return the largest difference between changes two steps apart; a kink may lie anywhere in the step between."""
     return float((changes[2:] - changes[:-2]).abs().max())
 
 
 def _at_zero(coarse: float, fine: float) -> float:
-    """The line through J at two steps, continued to a step of zero; not below it."""
+    """Extrapolate J linearly from two steps to a step of 0; a negative result becomes 0."""
     return max(0.0, (_RATIO * fine - coarse) / (_RATIO - 1))
 
 
 def plot_continuity(results: Mapping[str, Continuity]) -> Figure:
-    """An output against the shift, above, and its derivative, below, a column an operator.
+    """Plot an output against the shift (top row) and its derivative (bottom row), with one column per operator.
 
-    All show the middle bin, and the channel that goes the longest way in all of them together.
+    All columns show the middle bin and the same channel, the one with the largest total variation over all operators.
 
     Args:
-        results: by the operator's name.
+        results: results by the operator's name.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: If `results` is empty.
     """
     if not results:
         raise ValueError("results: got none")

@@ -1,4 +1,4 @@
-"""Feature maps that can be moved: of a pattern that is known everywhere, and of a trained run for an image."""
+"""Feature maps that can be shifted: of a pattern that is known everywhere, and of an image in a trained run."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:  # which a benchmark of operators does without
+if TYPE_CHECKING:  # a benchmark of operators works without it
     from detpool.predictor import Predictor
 
 Box = tuple[float, float, float, float]
 
 CHANNELS = 8
-"""Of the maps that are looked at."""
+"""Number of channels of the maps."""
 WAVELENGTHS = (4.0, 16.0)
-"""Cells: shortest and longest. A map holds waves of two cells at best; bilinear interpolation needs longer ones."""
+"""Shortest and longest in cells. A map can represent waves of two cells; bilinear interpolation needs longer ones."""
 
 
 class Waves:
-    """A sum of plane waves for each channel: directions and phases random, mean 0, variance 1.
+    """A sum of plane waves with random directions and phases for each channel, with mean 0 and variance 1.
 
     Args:
-        channels: of the maps.
-        waves: how many each channel adds up.
-        seed: of directions, wavelengths (uniform in frequency over `WAVELENGTHS`) and phases.
+        channels: number of channels of the maps.
+        waves: number of waves per channel.
+        seed: seed of directions, wavelengths (uniform in frequency over `WAVELENGTHS`) and phases.
     """
 
     def __init__(self, channels: int, waves: int = 16, seed: int = 0) -> None:
@@ -38,30 +38,31 @@ class Waves:
         self._phase = 2 * math.pi * phase
 
     def frame(self, box: Box, stride: float, before: int, after: int) -> tuple[Box, tuple[int, int]]:
-        """Where on a map a box is looked at: the pattern has no border, so that no box is near one.
+        """Place a box on a map with a margin. The pattern has no border, so this is possible for any box.
 
         Args:
             box: x1, y1, x2, y2 in pixels.
             stride: pixels per cell.
-            before, after: whole cells of the map on its left and upper, and on its right and lower side.
+            before, after: margin in whole cells to the left of and above, and to the right of and below the box.
 
         Returns:
-            The box in pixels of the map, moved by whole cells, which changes no rounding; the map's (height, width).
+            The box in pixels of the map, moved by whole cells, which keeps all rounding the same; and the (height,
+            width) of the map in cells.
         """
         x1, y1, x2, y2 = (edge - (math.floor(box[i % 2] / stride) - before) * stride for i, edge in enumerate(box))
         return (x1, y1, x2, y2), (math.ceil(y2 / stride) + after, math.ceil(x2 / stride) + after)
 
     def shifts(self, count: int, seed: int) -> list[list[float]]:
-        """Moves (right, down) within a cell, quasi-random, in cells: (count, 2)."""
+        """Return `count` quasi-random shifts (right, down) within a cell, in cells."""
         engine = torch.quasirandom.SobolEngine(2, scramble=True, seed=seed)
         return engine.draw(count).to(torch.float64).tolist()
 
     def map(self, size: tuple[int, int], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        """The pattern moved by `shift`, at the centres of cells.
+        """Sample the pattern, moved by `shift`, at the centers of cells.
 
         Args:
-            size: (height, width) of the map.
-            shift: right and down, in cells.
+            size: (height, width) of the map in cells.
+            shift: shift right and down, in cells.
 
         Returns:
             float64 (1, channels, height, width).
@@ -76,19 +77,19 @@ class Waves:
 
 
 class ImageFeatures:
-    """A feature map of a trained run for an image, at the image's own size; channels of mean 0 and variance 1.
+    """A feature map of an image in a trained run, scaled to mean 0 and variance 1 for each channel.
 
     Args:
-        predictor: the run.
+        predictor: predictor of the run.
         image: uint8 (3, H, W), RGB.
-        stride: of the map, pixels per cell.
-        channels: so many of the map's, those that vary most.
+        stride: stride of the map in pixels per cell.
+        channels: number of channels to keep: those that vary most.
 
     Raises:
         ValueError: If the run has no map of that stride.
     """
 
-    _MOST_SHIFTS = 16  # each takes the network
+    _MOST_SHIFTS = 16  # each runs the network
 
     def __init__(self, predictor: Predictor, image: Tensor, stride: float, channels: int) -> None:
         backbone = predictor.model.backbone
@@ -104,10 +105,10 @@ class ImageFeatures:
         self._mean, self._deviation = values.mean((0, 2, 3), keepdim=True), values.std((0, 2, 3), keepdim=True)
 
     def frame(self, box: Box, stride: float, before: int, after: int) -> tuple[Box, tuple[int, int]]:
-        """The box as it is, and the size of the map.
+        """Return the unchanged box and the (height, width) of the map in cells; see `Waves.frame`.
 
         Raises:
-            ValueError: If the box is not that far from the border of the image: what lies beyond is not known.
+            ValueError: If the margin around the box reaches beyond the border of the image.
         """
         height, width = self._image.shape[1:]
         room = (box[0] - before * stride, box[1] - before * stride, box[2] + after * stride, box[3] + after * stride)
@@ -119,15 +120,15 @@ class ImageFeatures:
         return box, (math.ceil(height / stride), math.ceil(width / stride))
 
     def shifts(self, count: int, seed: int) -> list[list[float]]:
-        """Moves (right, down) within a cell by whole pixels, drawn, in cells; fewer than asked for."""
+        """Return random shifts (right, down) within a cell by whole pixels, in cells: `count`, but at most 16."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(int(self._stride), (min(count, self._MOST_SHIFTS), 2), generator=generator)
         return (drawn / self._stride).tolist()
 
     def map(self, size: tuple[int, int], shift: tuple[float, float] = (0.0, 0.0)) -> Tensor:
-        """The map of the image moved by `shift`, in cells that are whole pixels; see `Waves.map`.
+        """Compute the map of the image moved by `shift`, in cells, which is rounded to whole pixels; see `Waves.map`.
 
-        At the left and upper border the outermost pixels are repeated.
+        The outermost pixels are repeated at the left and upper border. `size` has no effect: the map covers the image.
         """
         right, down = (round(part * self._stride) for part in shift)
         return (self._features((right, down))[:, self._chosen] - self._mean) / self._deviation

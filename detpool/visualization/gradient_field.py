@@ -1,13 +1,13 @@
-"""Which way gradients push a box: from positions around a target, down a loss on the pooled features.
+"""The direction in which gradients move a box, from positions around a target, for a loss on the pooled features.
 
-A box of fixed size is put at positions d around the target box; the loss is half the mean squared difference of what is
-pooled there from what is pooled at the target,
+A box of fixed size is placed at offsets d from the target box. The loss is half the mean squared difference between the
+features pooled there and those pooled at the target,
 
     L(d) = 1/2 mean (op(F, box + d) - op(F, box))^2,
 
-over bins and channels, with the waves F of :class:`detpool.visualization.features.Waves`. It is 0 at the target, and
-its gradient by the box is what would move a box that is refined through its pooled features. Moving a box adds up the
-gradients of both edges of an axis.
+over bins and channels, with the waves F of :class:`detpool.visualization.features.Waves` or the features of an image.
+It is 0 at the target, and its gradient with respect to the box would move a box that is refined through its pooled
+features. The gradient of a shift is the sum of the gradients of both edges along an axis.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class GradientField:
     """Loss and gradient at n x n positions."""
 
     offsets: Tensor
-    """(n,) pixels from the target, of rows and of columns"""
+    """(n,), offsets from the target in pixels, of rows and of columns"""
     loss: Tensor
     """(n, n), squared standard deviations of the features"""
     gradient: Tensor
-    """(n, n, 2): d loss / d (right, down), a pixel"""
+    """(n, n, 2): d loss / d (right, down), per pixel"""
 
     @property
     def _cosine(self) -> Tensor:
-        """Between a step down the gradient and the way to the target, where there is any way to go."""
+        """Cosine of the angle between the negative gradient and the direction to the target, except at the target."""
         down, right = torch.meshgrid(-self.offsets, -self.offsets, indexing="ij")
         way = torch.stack([right, down], dim=2)
         away = way.norm(dim=2) > 0
@@ -49,12 +49,12 @@ class GradientField:
 
     @property
     def alignment(self) -> float:
-        """Mean cosine of the angle between a step down the gradient and the way to the target: 1 is straight there."""
+        """Mean cosine of the angle between the negative gradient and the direction to the target; 1 is ideal."""
         return float(self._cosine.mean())
 
     @property
     def astray(self) -> float:
-        """Share of positions from which such a step leads away from the target, or nowhere."""
+        """Fraction of positions where the negative gradient points away from the target or is zero."""
         return float((self._cosine <= 0).double().mean())
 
 
@@ -70,23 +70,22 @@ def gradient_field(
     seed: int = 0,
     features: Waves | ImageFeatures | None = None,
 ) -> GradientField:
-    """Put a box at positions around a target.
+    """Compute loss and gradient of a box at positions around a target.
 
     Args:
         operator: ``op(features, rois, output_size, spatial_scale)``.
-        box: the target, x1, y1, x2, y2 in pixels. On waves its distance from the border is of no account: they extend
-            beyond it.
-        output_size: bins, (height, width).
-        stride: pixels a cell.
-        reach: of the positions on each side of the target, in cells.
-        positions: n, along each axis; an odd number has the target among them.
-        position_sensitive: whether each bin has channels of its own.
-        seed: of the waves.
-        features: what is pooled; None: waves.
+        box: the target, x1, y1, x2, y2 in pixels. Only for an image must it keep a distance from the border.
+        output_size: number of bins, (height, width).
+        stride: pixels per cell.
+        reach: largest offset on each side of the target, in cells.
+        positions: n, the number of positions along each axis; an odd number includes the target.
+        position_sensitive: whether each bin reads its own channels.
+        seed: seed of the waves.
+        features: the features to pool. Default: waves.
 
     Raises:
-        ValueError: the operator gives boxes no gradient, ``positions`` is less than 2, or the box is too near to the
-            border of an image.
+        ValueError: If the operator has no gradient with respect to boxes, ``positions`` is less than 2, or the box is
+            too close to the border of an image.
     """
     if positions < 2:
         raise ValueError(f"positions must be at least 2, got {positions}")
@@ -97,7 +96,7 @@ def gradient_field(
     still = content.map(size).repeat_interleave(copies, dim=1)
 
     target = torch.tensor([0.0, *place], dtype=torch.float64)
-    # Not linspace, whose middle is not quite 0.
+    # Not linspace: its middle is not exactly 0.
     offsets = (2 * torch.arange(positions, dtype=torch.float64) - (positions - 1)) / (positions - 1) * reach * stride
     down, right = torch.meshgrid(offsets, offsets, indexing="ij")
     moves = torch.stack([right, down], dim=2).flatten(0, 1).requires_grad_()
@@ -112,13 +111,13 @@ def gradient_field(
 
 
 def plot_gradient_fields(fields: Mapping[str, GradientField]) -> Figure:
-    """A panel for each operator: the loss as shades, steps down its gradient as arrows, the target as a cross.
+    """Plot one panel per operator: the loss as shades, the negative gradient as arrows, the target as a cross.
 
     Args:
-        fields: by the operator's name; all of the same positions.
+        fields: fields by the operator's name; all with the same positions.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: If `fields` is empty.
     """
     if not fields:
         raise ValueError("fields: got none")
@@ -134,7 +133,7 @@ def plot_gradient_fields(fields: Mapping[str, GradientField]) -> Figure:
         shades = panel.contourf(x, x, field.loss, levels=levels, cmap="Blues", vmin=0, vmax=1.6 * levels[-1])
         every = slice(0, None, max(1, round((len(x) - 1) / (_ARROWS - 1))))
         steps = -field.gradient[every, every]
-        # No arrow is longer than two of them are apart.
+        # The longest arrow is twice the distance between neighboring arrows.
         spacing = float(x[every][1] - x[every][0])
         scale = longest / (2 * spacing)
         panel.quiver(

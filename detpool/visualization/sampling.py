@@ -1,12 +1,12 @@
-"""What an operator reads for a box: its bins, its sample points, and the cells behind each bin with their weights.
+"""What an operator reads for a box: its bins, its sample points, and the cells that contribute to each bin.
 
-Nothing here knows an operator's rules. The bins and points are those that the operator itself makes
-(:func:`detpool.ops.record_samples`), if it is a form of :func:`detpool.ops.pool`; the weights are its answers to maps
+The code does not depend on an operator's rules. Bins and points are recorded from the operator itself
+(:func:`detpool.ops.record_samples`), if it is a form of :func:`detpool.ops.pool`; the weights are its outputs for maps
 that are 1 in one cell and 0 elsewhere.
 
-Everything is in pixels of the image. Cell i of an axis covers the pixels ``i stride .. (i + 1) stride``. Rules that
-read whole cells count positions from the edge of cell 0, rules that interpolate count them from its centre: position p
-is the pixel ``p stride`` to the former and ``(p + 0.5) stride`` to the latter.
+All coordinates are in pixels of the image. Cell i of an axis covers the pixels ``i stride .. (i + 1) stride``. Rules
+that read whole cells count positions from the edge of cell 0, rules that interpolate count them from its center:
+position p is the pixel ``p stride`` for the former and ``(p + 0.5) stride`` for the latter.
 """
 
 from __future__ import annotations
@@ -29,40 +29,40 @@ from detpool.ops.sampling import SAMPLING
 from detpool.visualization.style import COLOURS, WIDTH, Operator, title_of
 
 _CHANNELS = 512
-"""Of one call: one for each cell that is asked for, or one for each of its bins."""
+"""Maximum number of channels of one call: one per cell, or for position-sensitive operators one per cell and bin."""
 _MARGIN = 0.7
-"""Cells around what a picture shows."""
+"""Margin of a picture in cells."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What the PH x PW bins of one box read of a map of H x W cells."""
+    """What the PH x PW bins of one box read from a map of H x W cells."""
 
     box: tuple[float, float, float, float]
     """x1, y1, x2, y2 in pixels."""
     stride: float
-    """Pixels a cell."""
+    """Pixels per cell."""
     bins: Tensor | None
-    """(PH, PW, 4): x1, y1, x2, y2 in pixels, before any rounding to cells. None for an operator that is no form of
-    :func:`detpool.ops.pool`, or calls it for other bins: nobody knows its own."""
+    """(PH, PW, 4): x1, y1, x2, y2 in pixels, before any rounding to cells. None if they are unknown, because the
+    operator is not a form of :func:`detpool.ops.pool` or calls it with other bins."""
     points: Tensor | None
-    """(PH, PW, G, 2): x, y in pixels of bilinear sample points, moved into the map where they lay outside; NaN for one
+    """(PH, PW, G, 2): x, y in pixels of bilinear sample points, moved into the map if they lay outside; NaN for a point
     that reads nothing. None for rules without points."""
     weights: Tensor
-    """(PH, PW, H, W): the output of each bin for a map that is 1 in one cell. For a mean, the cell's weight; for a
-    maximum over cells, 1 for each cell of the bin; over points, the largest bilinear weight."""
+    """(PH, PW, H, W): the output of each bin for a map that is 1 in one cell. For a mean, this is the cell's weight;
+    for a maximum over cells, 1 for each cell of the bin; for a maximum over points, the largest bilinear weight."""
 
     @property
     def cells(self) -> float:
-        """Cells that a bin reads, on average."""
+        """Mean number of cells that a bin reads."""
         return float((self.weights > 0).sum((2, 3)).double().mean())
 
     @property
     def offset(self) -> tuple[float, float]:
-        """How far bins read off their place, right and down, in pixels.
+        """Mean offset right and down, in pixels, of what bins read from where they should read.
 
-        The place of bin (i, j) is that of PH x PW equal parts of the box, unrounded; what it reads is at the centroid
-        of its weights. The mean over the bins that read anything; NaN if none does.
+        Bin (i, j) should read the center of part (i, j) of the box, divided into PH x PW equal parts without rounding;
+        it reads the centroid of its weights. The mean is over the bins that read anything; NaN if none does.
         """
         rows, columns, height, width = self.weights.shape
         total = self.weights.sum((2, 3))
@@ -85,25 +85,25 @@ def footprint(
     map_size: tuple[int, int],
     stride: float,
 ) -> Footprint:
-    """What an operator reads for one box.
+    """Measure what an operator reads for one box.
 
     Args:
         operator: ``op(features, rois, output_size, spatial_scale)``.
         box: x1, y1, x2, y2 in pixels.
-        output_size: bins, (height, width).
-        map_size: cells of the feature map, (height, width).
-        stride: pixels a cell.
+        output_size: number of bins, (height, width).
+        map_size: size of the feature map in cells, (height, width).
+        stride: pixels per cell.
 
     Raises:
-        ValueError: the operator's bins are not upright, or it refuses its arguments.
+        ValueError: If the operator's bins are not axis-aligned, or it rejects its arguments.
     """
     rois = torch.tensor([[0.0, *box]], dtype=torch.float64)
     bins = output_size[0] * output_size[1]
-    # As many channels as bins serve operators with shared and with position-sensitive channels.
+    # With one channel per bin, position-sensitive operators work as well as others.
     features = torch.zeros(1, bins, *map_size, dtype=torch.float64)
     try:
         made = record_samples(operator, features, rois, output_size, 1 / stride)
-    except (AttributeError, TypeError):  # it does something else with the features than to pass them on
+    except (AttributeError, TypeError):  # it uses the features in other ways than passing them on
         made = []
     made = [samples for samples in made if samples.spec.output_size == tuple(output_size)]  # not finer ones, averaged
     edges, points = _bins_and_points(made[0], output_size, map_size, stride) if made else (None, None)
@@ -121,10 +121,10 @@ def footprint(
 def _bins_and_points(
     samples: Samples, output_size: tuple[int, int], map_size: tuple[int, int], stride: float
 ) -> tuple[Tensor, Tensor | None]:
-    """`bins` and `points` of a `Footprint`.
+    """Return `bins` and `points` of a `Footprint`.
 
     Raises:
-        ValueError: bins are not upright.
+        ValueError: If the bins are not axis-aligned.
     """
     if samples.spec.bins not in BINS:
         raise ValueError("the operator has no upright bins to show")
@@ -151,7 +151,10 @@ def _bins_and_points(
 
 
 def _positions(points: Points) -> Tensor:
-    """(P, J, G) positions of one RoI in cells; NaN for points that read nothing. Taps weigh both cells around one."""
+    """Return positions (P, J, G) of one RoI's points in cells, as weighted means of the cells that each point reads.
+
+    Points that read nothing are NaN.
+    """
     index, weight = points.index[0].to(points.weight.dtype), points.weight[0].detach()
     total = weight.sum(3)
     return torch.where(total > 0, (index * weight).sum(3) / total, torch.nan)
@@ -160,15 +163,15 @@ def _positions(points: Points) -> Tensor:
 def plot_footprints(
     footprints: Mapping[str, Footprint], image: Tensor | None = None, *, width: float = WIDTH
 ) -> Figure:
-    """A panel for each operator: the box, all bins, and of the middle bin the cells it reads and its points.
+    """Plot one panel per operator: the box, all bins and points, and the cells and points of the middle bin.
 
     Args:
-        footprints: by the operator's name; all of one box, map and stride.
-        image: uint8 (3, height, width) that lies under the map.
-        width: of the figure, in inches.
+        footprints: footprints by the operator's name; all of the same box, map size and stride.
+        image: uint8 (3, height, width), drawn under the map.
+        width: width of the figure in inches.
 
     Raises:
-        ValueError: there is nothing to draw.
+        ValueError: If `footprints` is empty.
     """
     if not footprints:
         raise ValueError("footprints: got none")
@@ -200,7 +203,7 @@ def plot_footprints(
 
 
 def _extent(footprints: list[Footprint]) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 in pixels around boxes and bins."""
+    """Return x1, y1, x2, y2 in pixels of the area around boxes and bins, with a margin."""
     bins = [found.bins.flatten(0, 1) for found in footprints if found.bins is not None]
     boxes = torch.cat([torch.tensor([found.box for found in footprints]), *bins])
     margin = _MARGIN * footprints[0].stride

@@ -1,4 +1,4 @@
-"""Bodies: image to feature maps at several strides; and what detectors see of them, a pyramid or a single map."""
+"""Bodies compute feature maps at several strides; backbones of detectors make a pyramid or a single map of them."""
 
 from detpool.detection.backbones.body import Body, StagedBody
 from detpool.detection.backbones.maps import FPNBackbone, SingleMapBackbone

@@ -1,4 +1,4 @@
-"""What a body is: a convolutional network that gives feature maps at several strides."""
+"""Base classes of bodies: networks that return feature maps at several strides."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Body(nn.Module):
-    """A convolutional network that returns feature maps (N, C_l, H_l, W_l), finest first.
+    """A network that returns feature maps (N, C_l, H_l, W_l), finest first.
 
     Args:
         channels: C_l of each map.
-        strides: stride of each map in pixels of the network's input, whole or not (see `FractionalRegionPool2d`).
-        image_mean, image_std: per-channel normalisation the weights expect, for RGB images in [0, 1].
+        strides: stride of each map in pixels of the network's input; may be fractional (see `FractionalRegionPool2d`).
+        image_mean, image_std: per-channel normalization that the weights expect, for RGB images in [0, 1].
     """
 
     has_class_token = False
-    """Whether the first of the tokens beside the last map is one of class."""
+    """Whether the first of the prefix tokens (see `maps_and_prefix`) is a class token."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Body(nn.Module):
     ) -> None:
         super().__init__()
         self.channels = list(channels)
-        # Two factors of the square root of 2 are one of 2.
+        # Rounding errors are removed: two factors of sqrt(2) make exactly 2.
         self.strides = [round(s) if math.isclose(s, round(s), rel_tol=1e-9) else s for s in strides]
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
@@ -46,10 +46,10 @@ class Body(nn.Module):
         raise NotImplementedError
 
     def maps_and_prefix(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The maps, and tokens (N, P, C) of the whole image beside the cells of the last one: a transformer's, or None.
+        """Returns the maps, and the prefix tokens (N, P, C) of a transformer (class token and registers) or None.
 
-        In evaluation the mean over passes where layers ask for several (`FractionalRegionPool2d`): detections of passes
-        do not correspond, as the classifications do that Graham averages, and cells do.
+        In evaluation, maps are averaged over several passes if layers request it (`FractionalRegionPool2d`). Graham
+        averages classifications instead, but detections of different passes do not correspond to each other.
         """
         passes = 1 if self.training else max(getattr(layer, "test_passes", 1) for layer in self.modules())
         maps, prefix = self.pass_once(images)
@@ -59,21 +59,24 @@ class Body(nn.Module):
         return maps, prefix
 
     def pass_once(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """What `maps_and_prefix` averages: of a convolutional network the maps alone."""
+        """Returns the maps and prefix tokens of a single pass; a convolutional network has no prefix tokens (None)."""
         return self(images), None
 
     def pyramid(self, out_channels: int) -> tuple[nn.Module, list[float]]:
-        """A pyramid on maps by name, with a level by max pooling beyond the last, and strides of the others."""
+        """Builds a feature pyramid on the maps by name, and returns it with the strides of its levels.
+
+        The pyramid has one more level, by max pooling of the last, which is not among the strides.
+        """
         return FeaturePyramidNetwork(self.channels, out_channels, extra_blocks=LastLevelMaxPool()), self.strides
 
     def take_last_stage(self) -> tuple[nn.Module, int]:
-        """Removes the last stage, which then works on each RoI (the "C4" detectors), and gives it away.
+        """Removes the last stage and returns it, to be applied to each RoI ("C4" detectors).
 
         Returns:
-            the stage, a module on the maps of the stage before it, and the channels of its output.
+            The stage, a module for maps of the stage before it, and its output channels.
 
         Raises:
-            ConfigError: if the network has no stage that can be taken off.
+            ConfigError: If the last stage of the network cannot be removed.
         """
         raise ConfigError(
             f"model: this detector takes the last stage of its backbone for a head, and {type(self).__name__} has none "
@@ -82,13 +85,13 @@ class Body(nn.Module):
 
 
 class StagedBody(Body):
-    """A body that is a stem and then stages, each on the output of the one before it.
+    """A body of a stem followed by stages, each applied to the output of the previous one.
 
     Args:
-        stem, stages: modules by name. They become children of those names, so that state dicts are those of the
-            library the network comes from.
-        channels, strides: of every stage.
-        first: the first stage whose map is returned.
+        stem, stages: modules by name. They become children with these names, so that state dicts keep the names of the
+            library that the network comes from.
+        channels, strides: output channels and stride of each stage.
+        first: index of the first stage to return the map of.
         image_mean, image_std: see `Body`.
     """
 

@@ -1,4 +1,4 @@
-"""What detectors see of a body: a feature pyramid, or a single map."""
+"""Backbones that detectors use: a feature pyramid or a single map on top of a body."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from detpool.errors import ConfigError
 
 RPN_MAP = "rpn"
 IMAGE_MAP, IMAGE_PREFIX = "image", "image_prefix"
-"""What heads know of the whole image, if `image_tokens` is set: the last map, and a transformer's tokens beside it."""
+"""Names under which the last map and a transformer's prefix tokens are returned if `image_tokens` is set."""
 
 
 class FPNBackbone(nn.Module):
-    """A pyramid over all maps of a body, and a coarsest level by max pooling.
+    """A pyramid over all maps of a body, with a coarsest level by max pooling.
 
-    It is the feature pyramid network (Lin et al., CVPR 2017), of a plain transformer the simple feature pyramid (Li et
-    al., ViTDet, arXiv:2203.16527, 2022).
+    It is the feature pyramid network (Lin et al., CVPR 2017), or for a plain vision transformer the simple feature
+    pyramid (Li et al., ViTDet, arXiv:2203.16527, 2022).
 
     Args:
-        body: the feature maps to build on.
+        body: network that computes the feature maps.
         out_channels: channels of every pyramid level.
-        context: layer on the body's last map, which it keeps the shape of, before the pyramid is built (as UPerNet has
-            it: Xiao et al., arXiv:1807.10221, 2018); None: no such layer.
+        context: layer that is applied to the body's last map before the pyramid, and keeps its shape (as in UPerNet:
+            Xiao et al., arXiv:1807.10221, 2018); None for no such layer.
 
     The result is a dict: "0" (finest) to "L-1", then "pool" (twice the coarsest stride), which only the RPN reads.
 
     Raises:
-        ConfigError: if two maps have the same stride (a dilated body): no pyramid; if `context` does not fit.
+        ConfigError: If the strides of the maps do not increase (a dilated body), or `context` does not fit.
     """
 
     def __init__(self, body: Body, out_channels: int, context: LayerFactory | None = None) -> None:
@@ -56,19 +56,19 @@ class FPNBackbone(nn.Module):
 
 
 class SingleMapBackbone(nn.Module):
-    """The last map of a body, which proposals and RoIs share: the detectors before pyramids.
+    """The last map of a body, shared by proposals and RoIs, as in detectors before feature pyramids.
 
     Args:
-        body: the feature maps; all but the last are inner ones of the network.
-        neck: module that makes the map that RoIs are pooled from out of the last one, of the same size.
-        neck_channels: channels the neck gives.
-        separate_rpn: proposals come from the map before the last, of the same stride, as in R-FCN.
-        context: layer on the last map, which it keeps the shape of, before `neck` and RPN; None: no such layer.
+        body: network that computes the feature maps; only the last is used, and with `separate_rpn` the one before it.
+        neck: module that turns the last map into the map that RoIs are pooled from, of the same size.
+        neck_channels: output channels of the neck.
+        separate_rpn: make proposals from the map before the last, of the same stride, as in R-FCN.
+        context: layer that is applied to the last map before neck and RPN, and keeps its shape; None for no such layer.
 
-    The result is a dict: "0", and with a neck or `separate_rpn` "rpn".
+    The result is a dict with "0" and, with a neck or `separate_rpn`, "rpn".
 
     Raises:
-        ConfigError: for `separate_rpn`, if the body has no such map; if `context` does not fit.
+        ConfigError: If `separate_rpn` is set and the body has no such map, or `context` does not fit.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ def _build_context(context: LayerFactory | None, body: Body) -> nn.Module | None
 
 
 def _maps(backbone: FPNBackbone | SingleMapBackbone, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The body's maps, the last one in its context, and what heads may know of the whole image."""
+    """Returns the body's maps, with `context` applied to the last, and the entries for `image_tokens`, if it is set."""
     maps, prefix = backbone.body.maps_and_prefix(images)
     if backbone.context is not None:
         maps = [*maps[:-1], backbone.context(maps[-1])]

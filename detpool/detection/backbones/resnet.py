@@ -28,29 +28,30 @@ def resnet(
     stem_pool: LayerFactory | None = None,
     downsample: LayerFactory | None = None,
 ) -> StagedBody:
-    """A torchvision ResNet, maps at strides 4, 8, 16 and 32 unless `stem_pool` or `downsample` has another factor.
+    """A ResNet of torchvision, with maps at strides 4, 8, 16 and 32 unless a pooling slot has another factor than 2.
 
     Args:
         name: `resnet18`, `resnet34`, `resnet50`, `resnet101`, `resnet152`, or a ResNeXt or wide ResNet of torchvision.
         weights: a name of torchvision's weights (`DEFAULT`, `IMAGENET1K_V1`, ...), which are downloaded once; the
             path of a `.pth` or `.safetensors` file with a state dict of the network; or None for random weights.
-        trainable_stages: how many of the five stages (stem and four) are trained, counted from the last; with fewer
-            than 5, the others are frozen. Without weights everything is trained.
-        frozen_norm: batch normalisation with fixed statistics and affine (usual for detectors with few images per
-            batch). Without weights batch normalisation is always trained.
-        output_stride: 32, or 16 or 8: stages beyond it keep the resolution, their convolutions dilated instead (the
-            "hole algorithm" of DeepLab; R-FCN and DC5 have 16).
+        trainable_stages: number of trained stages of the five (stem and four), counted from the last; the others are
+            frozen. Without weights all stages are trained.
+        frozen_norm: keep statistics and affine parameters of batch normalization fixed (usual for detectors with few
+            images per batch). Without weights batch normalization is always trained.
+        output_stride: 32, 16 or 8. Stages beyond this stride keep the resolution and use dilated convolutions (the
+            "hole algorithm" of DeepLab; R-FCN and DC5 use 16).
         pretrained: whether to load `weights`; False builds the same network for a checkpoint to fill.
-        stem_pool: layer in place of the stem's 3 x 3 max pooling of stride 2.
-        downsample: layer in place of the stride of 2 of each stage that has one, behind that convolution and its
-            activation, and in front of the shortcut's (Zhang, arXiv:1904.11486, 2019, section 3.2, and its published
-            ResNets); None: strided convolutions. What these two learn is trained in frozen stages too.
+        stem_pool: layer that replaces the stem's 3 x 3 max pooling of stride 2.
+        downsample: layer that replaces the stride of 2 of each stage that has one: after the activation that follows
+            this convolution, and before the convolution of the shortcut (Zhang, arXiv:1904.11486, 2019, section 3.2,
+            and its published ResNets). None keeps strided convolutions. Parameters of `stem_pool` and `downsample` are
+            trained even in frozen stages.
 
     Raises:
-        ConfigError: for an unknown network, a `trainable_stages` outside 0..5, an `output_stride` that the network
-            cannot have (those of basic blocks, resnet18 and resnet34, have only 32; so has any whose maps are not
-            halved), or if `stem_pool` or `downsample` makes maps of other sizes than it says.
-        WeightsError: if the weights are unknown, cannot be downloaded or read, or do not fit.
+        ConfigError: If the network is unknown, `trainable_stages` is outside 0..5, the network does not support
+            `output_stride` (resnet18 and resnet34, with basic blocks, and networks with another factor than 2 in a slot
+            support only 32), or the maps of `stem_pool` or `downsample` do not have the size that it declares.
+        WeightsError: If the weights are unknown, cannot be downloaded or read, or do not fit.
     """
     known = [n for n in torchvision.models.list_models() if n.startswith(("resnet", "resnext", "wide_resnet"))]
     if name not in known:
@@ -85,7 +86,7 @@ def resnet(
             stages.append("bn1")
         for parameter_name, parameter in network.named_parameters():
             parameter.requires_grad_(parameter_name.startswith(tuple(stages)) if stages else False)
-    # After loading, whose names are torchvision's, and freezing.
+    # After loading, which needs torchvision's names, and after freezing.
     if stem_pool is not None:
         network.maxpool = build_downsampling(stem_pool, network.bn1.weight.numel(), "stem_pool")
     if downsample is not None:
@@ -101,7 +102,7 @@ def resnet(
 
 
 def _replace_stride(block: Any, downsample: LayerFactory) -> None:
-    if block.stride == 1:  # of the first stage, or a dilated one
+    if block.stride == 1:  # in the first stage or a dilated one
         return
     strided, following = ("conv2", "conv3") if isinstance(block, Bottleneck) else ("conv1", "conv2")
     getattr(block, strided).stride = block.downsample[0].stride = (1, 1)

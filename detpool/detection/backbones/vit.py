@@ -16,15 +16,16 @@ from detpool.errors import ConfigError
 
 
 class SimplePyramid(nn.Module):
-    """Levels 4 and 2 times finer than a map, as fine, and 2 and 4 times coarser: strides 4, 8, 16, 32, 64 from 16.
+    """Simple feature pyramid on a single map: strides 4, 8, 16, 32 and 64 from a map of stride 16.
 
-    Two transposed convolutions of stride 2 with normalisation and GELU between them, and one; the map as it is; and
-    its maxima over 2 x 2 cells. A 1 x 1 and a 3 x 3 convolution with normalisation follow on each. There are no
-    connections between levels. Source: Li et al., ViTDet, arXiv:2203.16527, 2022, section 3.
+    The levels are made by two transposed convolutions of stride 2 with normalization and GELU between them; by one
+    transposed convolution; from the map itself; and by 2 x 2 max pooling. On each follow a 1 x 1 and a 3 x 3
+    convolution, both with normalization. The last level is a subsampling of the fourth. There are no connections
+    between the other levels. Source: Li et al., ViTDet, arXiv:2203.16527, 2022, section 3.
 
     Args:
-        channels: of the map.
-        out_channels: of each level.
+        channels: channels of the map.
+        out_channels: channels of each level.
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -47,7 +48,7 @@ class SimplePyramid(nn.Module):
         )
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """One map by any name to `"0"` (the finest) to `"3"` and `"pool"`, every second cell of the coarsest."""
+        """Maps a dict of one map to levels `"0"` (finest) to `"3"`, and `"pool"`, every second cell of `"3"`."""
         (map,) = maps.values()
         levels = OrderedDict((str(i), level(map)) for i, level in enumerate(self.levels))
         levels["pool"] = max_pool2d(levels["3"], kernel_size=1, stride=2)
@@ -59,10 +60,10 @@ def _up(channels: int, out_channels: int) -> nn.Module:
 
 
 class ViTBody(Body):
-    """A plain vision transformer: one map, the output of its last block before any final normalisation.
+    """A plain vision transformer with one map, the output of its last block before any final normalization.
 
     Args:
-        network: of timm, for images of any size.
+        network: network of timm that accepts images of any size.
         image_mean, image_std: see `Body`.
     """
 
@@ -76,7 +77,7 @@ class ViTBody(Body):
         return self.pass_once(images)[0]
 
     def pass_once(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """The map, and the class token and registers, if the network has such."""
+        """Returns the map, and the class token and registers, None if the network has neither."""
         (last,) = self.network.forward_intermediates(images, 1, return_prefix_tokens=True, intermediates_only=True)
         map, prefix = (last, None) if isinstance(last, Tensor) else last
         return [map], prefix
@@ -93,20 +94,22 @@ def vit(
     image_mean: tuple[float, ...] | None = None,
     image_std: tuple[float, ...] | None = None,
 ) -> Body:
-    """A plain vision transformer of timm, of whose last map detectors with a pyramid make a simple one.
+    """A plain vision transformer of timm.
 
-    Detectors on a single map (`faster_rcnn_c5`) have that map, at the stride of its patches.
+    Detectors with a pyramid build a simple feature pyramid (`SimplePyramid`) on its last map. Detectors on a single map
+    (`faster_rcnn_c5`) use this map, which has the stride of the patches.
 
     Args:
-        name: model name, with timm's pretrained tag if wanted: ViT, DeiT, EVA, DINO, ...
-        weights: `DEFAULT` for timm's own (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
-            Embeddings of positions are interpolated to the size of each batch.
+        name: model name, optionally with timm's pretrained tag: ViT, DeiT, EVA, DINO, ...
+        weights: `DEFAULT` for timm's weights (downloaded once), the path of a `.pth` or `.safetensors` file, or None.
+            Position embeddings are interpolated to the image size of each batch.
         pretrained: whether to load the weights; False builds the same network for a checkpoint to fill.
-        image_mean, image_std: normalisation the weights expect. Default: what timm records for the model.
+        image_mean, image_std: normalization that the weights expect. Default: the values that timm records.
 
     Raises:
-        ConfigError: without timm, for an unknown model, or one that is no plain transformer or takes one image size.
-        WeightsError: if the weights cannot be had or do not fit.
+        ConfigError: If timm is not installed, or the model is unknown, is not a plain vision transformer or accepts
+            only one image size.
+        WeightsError: If the weights cannot be downloaded or read, or do not fit.
     """
     refusal = f"backbone: {name} is no plain vision transformer that takes images of any size"
     network = create_network(name, weights, pretrained, refusal, num_classes=0, dynamic_img_size=True)

@@ -1,4 +1,4 @@
-"""Reading pretrained weights, with an error that says what to do when they cannot be had."""
+"""Loading of pretrained weights, with errors that say what to do if they cannot be downloaded or read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from detpool.errors import WeightsError, did_you_mean
 
 
 def read_weights_file(path: str) -> dict[str, Tensor]:
-    """Reads a state dict from a `.safetensors` file or one written by `torch.save` (tensors only, nothing executed).
+    """Reads a state dict from a `.safetensors` file or one written by `torch.save`; no code in the file is executed.
 
     A checkpoint that holds the state dict under `state_dict` or `model` is accepted too.
 
     Raises:
-        WeightsError: if the file is missing, damaged, or holds something else.
+        WeightsError: If the file is missing, damaged or holds something else, or the package safetensors is missing.
     """
     if not Path(path).is_file():
         raise WeightsError(f"weights file {path!r} does not exist (looked from {Path.cwd()})")
@@ -54,15 +54,21 @@ def load_state_dict(
     source: str,
     optional_prefixes: tuple[str, ...] = (),
 ) -> None:
-    """Loads `state_dict` strictly, except that names below `optional_prefixes` may be missing, extra or misshapen.
+    """Loads `state_dict` strictly, except for names with `optional_prefixes`, which are ignored in both.
+
+    Args:
+        module: module to load into.
+        state_dict: tensors by name.
+        source: name of the weights, for error messages.
+        optional_prefixes: beginnings of names that are not loaded.
 
     Raises:
-        WeightsError: naming some of the missing, unexpected or misshapen entries.
+        WeightsError: If other entries are missing, unexpected or of another shape. The message names some of them.
     """
     own = module.state_dict()
     needed = {name: value for name, value in own.items() if not name.startswith(optional_prefixes)}
     given = {name: value for name, value in state_dict.items() if not name.startswith(optional_prefixes)}
-    # FrozenBatchNorm2d has no step counter; files written with BatchNorm2d do.
+    # FrozenBatchNorm2d has no step counter, but files written with BatchNorm2d have one.
     counter = "num_batches_tracked"
     missing = [name for name in needed if name not in given and not name.endswith(counter)]
     extra = [name for name in given if name not in needed and not name.endswith(counter)]
@@ -79,7 +85,7 @@ def load_state_dict(
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
-    """Puts batch normalisation with fixed statistics and affine in the place of each within a module that has any."""
+    """Replaces each `BatchNorm2d` with running statistics inside a module by a `FrozenBatchNorm2d`, in place."""
     for name, child in module.named_children():
         freeze_batch_norm(child)
         if isinstance(child, nn.BatchNorm2d) and child.running_mean is not None:
@@ -89,10 +95,10 @@ def freeze_batch_norm(module: nn.Module) -> None:
 
 
 def download(name: str, fetch: Callable[[], Any], cache: str) -> Any:
-    """Runs `fetch`, which downloads the weights called `name` into `cache` unless they are there.
+    """Calls `fetch`, which downloads the weights `name` to `cache` unless they are there, and returns its result.
 
     Raises:
-        WeightsError: if the download fails, saying what to do.
+        WeightsError: If the download fails. The message says what to do.
     """
     try:
         return fetch()
@@ -104,10 +110,15 @@ def download(name: str, fetch: Callable[[], Any], cache: str) -> Any:
 
 
 def torchvision_weights(name: str, weights: str) -> dict[str, Tensor]:
-    """The state dict of a network of torchvision: of a file, or of torchvision's own, downloaded once.
+    """Returns the state dict of a network of torchvision.
+
+    Args:
+        name: name of the network.
+        weights: path of a `.pth`, `.pt`, `.ckpt` or `.safetensors` file, or a name of torchvision's weights, which are
+            downloaded once.
 
     Raises:
-        WeightsError: if the file cannot be read, or torchvision has no such weights or they cannot be downloaded.
+        WeightsError: If the file cannot be read, torchvision has no such weights, or they cannot be downloaded.
     """
     if weights.endswith((".pth", ".pt", ".ckpt", ".safetensors")):
         return read_weights_file(weights)

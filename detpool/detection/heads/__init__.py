@@ -1,4 +1,4 @@
-"""Heads: from pooled RoIs to what is predicted of them."""
+"""Heads that turn pooled RoIs into features and predictions."""
 
 from detpool.detection.heads.box import (
     ClassAgnosticPredictor,

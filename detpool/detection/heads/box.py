@@ -1,4 +1,4 @@
-"""Box heads: pooled RoIs (K, C, PH, PW) to one feature vector each."""
+"""Box heads, which turn pooled RoIs (K, C, PH, PW) into feature vectors, and their predictors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]
 
 
 class FlattenHead(TwoMLPHead):
-    """All bins flattened, then two fully connected layers (Fast R-CNN; Faster R-CNN with FPN).
+    """Flattens all bins and applies two fully connected layers (Fast R-CNN; Faster R-CNN with FPN).
 
     Args:
         shape: channels, height and width of the pooled RoIs.
@@ -31,15 +31,15 @@ class FlattenHead(TwoMLPHead):
 
 
 class PooledHead(nn.Sequential):
-    """A pooling layer over the bins, and what it leaves into the two fully connected layers of `FlattenHead`.
+    """Pools over the bins and applies the two fully connected layers of `FlattenHead`.
 
     Args:
         shape: channels, height and width of the pooled RoIs.
-        pool: on maps (K, C, PH, PW); its output is flattened.
-        channels: width of both layers.
+        pool: pooling layer for maps (K, C, PH, PW); its output is flattened.
+        channels: width of both fully connected layers.
 
     Raises:
-        ConfigError: if `pool` does not fit the bins.
+        ConfigError: If `pool` does not fit the bins.
     """
 
     def __init__(self, shape: Shape, pool: LayerFactory, channels: int = 1024) -> None:
@@ -50,28 +50,30 @@ class PooledHead(nn.Sequential):
 
 
 class TokenHead(nn.Module):
-    """The bins as tokens of a transformer, pooled into one vector, and the two fully connected layers of `FlattenHead`.
+    """Pools the bins as tokens of a transformer into one vector; applies the fully connected layers of `FlattenHead`.
 
-    Tokens get learned positions if there are encoder layers (Dosovitskiy et al., ViT, arXiv:2010.11929, 2020), which
-    let them know of each other: a last token means little without.
+    Encoder layers exchange information between tokens; without them, a single token such as the last one says little.
+    Tokens get learned positions if there are encoder layers (Dosovitskiy et al., ViT, arXiv:2010.11929, 2020).
 
     Args:
         shape: channels, height and width of the pooled RoIs.
-        pool: on tokens (K, PH PW, C), row by row.
+        pool: pooling layer for tokens (K, PH PW, C), ordered row by row.
         channels: width of both fully connected layers.
-        encoder_layers: transformer layers, normalisation first, before pooling.
-        heads: of their attention; must divide the channels of the RoIs.
-        class_token: put a learned token in front, which `ClsTokenPool` takes; without encoder layers that let it attend
-            to all bins it would know of none.
-        causal: tokens attend to themselves and those before them; the last one, which `LastTokenPool` takes, to all.
-        attention_weights: give `pool`, then `WeightedMeanTokenPool`, the bins and as their weights the attention that
-            the class token pays to each in the last encoder layer, averaged over its heads.
-        mix_layers: pool a learned mean of the tokens before the encoder and after each of its layers (`ScalarMix`), in
-            place of those after the last.
+        encoder_layers: number of transformer layers (pre-norm) before pooling.
+        heads: number of attention heads; must divide the channels of the RoIs.
+        class_token: prepend a learned token, which `ClsTokenPool` selects. It needs encoder layers, in which it attends
+            to all bins.
+        causal: let tokens attend only to themselves and those before them. The last one, which `LastTokenPool` selects,
+            attends to all.
+        attention_weights: call `pool` (a `WeightedMeanTokenPool`) with the tokens of the bins and, as weights, the
+            attention of the class token to each bin in the last encoder layer, averaged over heads.
+        mix_layers: pool a learned mean of the tokens before the encoder and after each of its layers (`ScalarMix`)
+            instead of the tokens after the last layer.
 
     Raises:
-        ConfigError: if `pool` does not fit the tokens or `heads` the channels, for less than 0 encoder layers, for a
-            class token without any or with `causal`, and for `attention_weights` without a class token.
+        ConfigError: If `pool` does not fit the tokens, `heads` does not divide the channels, `encoder_layers` is
+            negative, `class_token` is set without encoder layers or with `causal`, or `attention_weights` is set
+            without `class_token`.
     """
 
     def __init__(
@@ -113,7 +115,7 @@ class TokenHead(nn.Module):
         self.out_channels = channels
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """(K, C, PH, PW) to (K, channels)."""
+        """Maps pooled RoIs (K, C, PH, PW) to features (K, channels)."""
         tokens = to_tokens(pooled)
         if self.class_token is not None:
             tokens = torch.cat([self.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
@@ -134,15 +136,15 @@ class TokenHead(nn.Module):
 
 
 class ConvHead(nn.Sequential):
-    """3 x 3 convolutions on the bins, then their average (global average pooling: Lin et al., ICLR 2014).
+    """Applies 3 x 3 convolutions to the bins, then global average pooling (Lin et al., ICLR 2014).
 
     Args:
         shape: channels, height and width of the pooled RoIs.
-        channels: of every convolution.
-        convolutions: how many, each with batch normalisation and ReLU.
+        channels: output channels of each convolution.
+        convolutions: number of convolutions, each with batch normalization and ReLU.
 
     Raises:
-        ConfigError: for less than 0 convolutions.
+        ConfigError: If `convolutions` is negative.
     """
 
     def __init__(self, shape: Shape, channels: int = 256, convolutions: int = 4) -> None:
@@ -159,15 +161,16 @@ class ConvHead(nn.Sequential):
 
 
 class ClassMapHead(nn.Sequential):
-    """Convolutions on the bins, whose maps `ClassMapPredictor` makes one map for each class of, and no vector.
+    """Applies convolutions to the bins and returns maps instead of a vector, for `ClassMapPredictor`.
 
-    Global average pooling in the sense of Network in Network (Lin et al., ICLR 2014, section 3.2): no fully connected
-    layer, and what a class is found by can be looked at (class activation maps: Zhou et al., CVPR 2016).
+    Together they are the global average pooling of Network in Network (Lin et al., ICLR 2014, section 3.2): there is no
+    fully connected layer, and the map of a class shows which bins are evidence for it (class activation maps: Zhou et
+    al., CVPR 2016).
 
     Args:
         shape: channels, height and width of the pooled RoIs.
-        channels: of every convolution.
-        convolutions: how many, each with batch normalization and ReLU.
+        channels: output channels of each convolution.
+        convolutions: number of convolutions, each with batch normalization and ReLU.
     """
 
     def __init__(self, shape: Shape, channels: int = 256, convolutions: int = 4) -> None:
@@ -177,12 +180,12 @@ class ClassMapHead(nn.Sequential):
 
 
 class ClassMapPredictor(nn.Module):
-    """One map for each class and four for its box deltas, by 1 x 1 convolutions, and the average of each over the bins.
+    """Predicts one map per class and four maps for its box deltas by 1 x 1 convolutions, and averages each over bins.
 
     Args:
-        in_channels: of the maps.
-        num_logits: classes with background.
-        class_agnostic: one box for all classes.
+        in_channels: channels of the input maps.
+        num_logits: number of classes with background.
+        class_agnostic: predict one box for all classes.
     """
 
     def __init__(self, in_channels: int, num_logits: int, class_agnostic: bool = False) -> None:
@@ -192,23 +195,23 @@ class ClassMapPredictor(nn.Module):
         self.delta_maps = nn.Conv2d(in_channels, 4 * self.boxes, kernel_size=1)
 
     def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """(K, C, PH, PW) to logits (K, num_logits) and deltas (K, 4 num_logits)."""
+        """Maps (K, C, PH, PW) to logits (K, num_logits) and deltas (K, 4 num_logits)."""
         logits, deltas = self.class_maps(maps).mean((2, 3)), self.delta_maps(maps).mean((2, 3))
         return logits, deltas.repeat(1, logits.shape[1] // self.boxes)
 
 
 class ConvFCHead(FastRCNNConvFCHead):
-    """3 x 3 convolutions on the bins, then a fully connected layer: "4conv1fc" (Wu & He, ECCV 2018).
+    """Applies 3 x 3 convolutions to the bins, then a fully connected layer: "4conv1fc" (Wu & He, ECCV 2018).
 
     Args:
         shape: channels, height and width of the pooled RoIs.
         channels: width of the fully connected layer.
-        convolutions: how many, each with group normalisation and ReLU.
-        conv_channels: of every convolution.
-        groups: of the normalisation.
+        convolutions: number of convolutions, each with group normalization and ReLU.
+        conv_channels: output channels of each convolution.
+        groups: number of groups of the normalization.
 
     Raises:
-        ConfigError: if `groups` does not divide `conv_channels`, or for less than 0 convolutions.
+        ConfigError: If `groups` does not divide `conv_channels`, or `convolutions` is negative.
     """
 
     def __init__(
@@ -228,11 +231,11 @@ class ConvFCHead(FastRCNNConvFCHead):
 
 
 class StageHead(nn.Module):
-    """The backbone's own last stage on each RoI, then the average: "C4" detectors (He et al., CVPR 2016).
+    """Applies the backbone's last stage to each RoI and averages over bins: "C4" detectors (He et al., CVPR 2016).
 
     Args:
-        stage: on pooled RoIs (K, C, PH, PW).
-        out_channels: channels it gives.
+        stage: the stage, applied to pooled RoIs (K, C, PH, PW).
+        out_channels: its output channels.
     """
 
     def __init__(self, stage: nn.Module, out_channels: int) -> None:
@@ -248,8 +251,8 @@ class ClassAgnosticPredictor(FastRCNNPredictor):
     """`FastRCNNPredictor` with one box for all classes (R-FCN, Cascade R-CNN).
 
     Args:
-        in_channels: of the features of each RoI.
-        num_classes: with background.
+        in_channels: number of features of each RoI.
+        num_classes: number of classes with background.
     """
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
@@ -257,18 +260,18 @@ class ClassAgnosticPredictor(FastRCNNPredictor):
         self.bbox_pred = nn.Linear(in_channels, 4)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (K, num_classes) and deltas (K, 4 num_classes), the same four for every class."""
+        """Returns logits (K, num_classes) and deltas (K, 4 num_classes), the same four for every class."""
         logits, deltas = super().forward(x)
         return logits, deltas.repeat(1, logits.shape[1])
 
 
 def build_predictor(in_channels: int, num_classes: int, class_agnostic: bool) -> FastRCNNPredictor:
-    """Class logits and box deltas of features of RoIs, for so many classes without background."""
+    """Builds a predictor of class logits and box deltas from RoI features; `num_classes` excludes the background."""
     return (ClassAgnosticPredictor if class_agnostic else FastRCNNPredictor)(in_channels, num_classes + 1)
 
 
 def build_box_predictor(head: Any, num_classes: int, class_agnostic: bool = False) -> nn.Module:
-    """What follows a box head with `out_channels`, for so many classes without background."""
+    """Builds the predictor that follows a box head with `out_channels`; `num_classes` excludes the background."""
     if isinstance(head, ClassMapHead):
         return ClassMapPredictor(head.out_channels, num_classes + 1, class_agnostic)
     return build_predictor(head.out_channels, num_classes, class_agnostic)

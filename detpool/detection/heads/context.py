@@ -1,4 +1,4 @@
-"""What a box head knows of the whole image."""
+"""Features of the whole image for the box head."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ POOLS = {"cls": ClsTokenPool, "mean": MeanTokenPool, "attention": AttentionToken
 
 
 class ImageContext(nn.Module):
-    """One vector an image, added to those of its RoIs in front of the predictors of classes and boxes.
+    """Computes one vector per image, which is added to the features of its RoIs before the predictors.
 
-    The vector is pooled from the tokens of the backbone's last map, and passes layer normalisation and a linear layer.
-    Predictors are linear, so a vector that is added stands for one that is concatenated:
-    `W (x + V g) = [W, W V] [x, g]`. Cells beyond the image, which a batch is padded with, do not count.
+    The vector is pooled from the tokens of the backbone's last map, followed by layer normalization and a linear layer.
+    Because predictors are linear, adding the vector is equivalent to concatenating it:
+    `W (x + V g) = [W, W V] [x, g]`. Cells in the padding of a batch do not count.
 
     Args:
         pool: "cls": a transformer's class token; "mean": the average of the cells (global average pooling: Lin et al.,
-            arXiv:1312.4400, 2013); "attention": that of a learned seed to cells, class token and registers
+            arXiv:1312.4400, 2013); "attention": attention of a learned seed to cells, class token and registers
             (`AttentionTokenPool`).
-        channels: of the map.
-        out_channels: of RoIs.
-        stride: of the map in pixels.
+        channels: channels of the map.
+        out_channels: number of features of a RoI.
+        stride: stride of the map in pixels.
 
     Raises:
-        ConfigError: for another `pool`, or if the attention's heads do not divide `channels`.
+        ConfigError: If `pool` is another, or the number of attention heads does not divide `channels`.
     """
 
     def __init__(self, pool: str, channels: int, out_channels: int, stride: float) -> None:
@@ -44,7 +44,7 @@ class ImageContext(nn.Module):
         self.project = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, out_channels))
 
     def forward(self, features: dict[str, Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
-        """The maps by name and (height, width) in pixels of each of N images to (N, out_channels)."""
+        """Computes the vectors (N, out_channels) from the maps by name and (height, width) in pixels of N images."""
         map = features[IMAGE_MAP]
         inside = torch.zeros((len(map), *map.shape[2:]), dtype=torch.bool, device=map.device)
         for image, (height, width) in zip(inside, image_shapes, strict=True):

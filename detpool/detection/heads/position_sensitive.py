@@ -1,4 +1,4 @@
-"""Heads of R-FCN and Light-Head R-CNN: what goes before and after position-sensitive pooling."""
+"""Heads of R-FCN and Light-Head R-CNN: the layers before and after position-sensitive pooling."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from torch import Tensor, nn
 
 
 class Vote(nn.Module):
-    """The mean over the bins of each RoI: R-FCN's vote (Dai et al., NIPS 2016, equation 2)."""
+    """Averages over the bins of each RoI: R-FCN's vote (Dai et al., NIPS 2016, equation 2)."""
 
     def forward(self, pooled: Tensor) -> Tensor:
         return pooled.mean(dim=(2, 3))
 
 
 class VotePredictor(nn.Module):
-    """R-FCN's votes (K, classes + 1 + 4) as class logits and class-agnostic box deltas.
+    """Splits R-FCN's votes (K, classes + 1 + 4) into class logits and class-agnostic box deltas.
 
     Args:
-        num_logits: classes with background.
+        num_logits: number of classes with background.
     """
 
     def __init__(self, num_logits: int) -> None:
@@ -24,12 +24,14 @@ class VotePredictor(nn.Module):
         self.num_logits = num_logits
 
     def forward(self, votes: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (K, num_logits) and deltas (K, 4 num_logits), the same four for every class."""
+        """Returns logits (K, num_logits) and deltas (K, 4 num_logits), the same four for every class."""
         return votes[:, : self.num_logits], votes[:, self.num_logits :].repeat(1, self.num_logits)
 
 
 class LargeSeparableConv(nn.Module):
-    """Light-Head R-CNN's thin map (Li et al., arXiv:1711.07264, figure 3): two paths of k x 1 and 1 x k, summed.
+    """Thin map of Light-Head R-CNN (Li et al., arXiv:1711.07264, figure 3): two paths of k x 1 and 1 x k convolutions.
+
+    The paths apply the two convolutions in opposite order, and their outputs are summed.
 
     Args:
         in_channels: channels of the map.
