@@ -230,7 +230,7 @@ def _draw_objects(
         words += [each["verdict"]] if each.get("verdict", "correct") != "correct" else []
         texts.append(" ".join(words))
         room = torch.tensor([font.getlength(texts[-1]) + 5, 1.4 * font.size])
-        # Above, below or inside the box, where it hides least of other labels and then of the object, which may be tiny.
+        # Above, below or inside the box, where it hides least of other labels, then of the object, which may be tiny.
         corners = box[[0, 1, 2, 1, 0, 3, 2, 3, 0, 1, 2, 3]].reshape(6, 2)
         corners = corners - room * torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [0, 0], [1, 1]])
         corners = corners.minimum(size - room).clamp(min=0).round()
