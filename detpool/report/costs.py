@@ -1,4 +1,4 @@
-"""What `tools/cost.py` has measured: times taken in turns, their ratios with intervals, and what no clock tells."""
+"""The results of `tools/cost.py`: times measured in turns, ratios of times with intervals, and other costs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scipy.stats import quantile_test
 
 FILE = "cost.json"
 PHASES = ("forward", "backward", "step", "inference")
-"""A step is forward, backward and optimizer. The optimizer alone, a few percent of it, is not compared: of the same
-model built twice it took up to 4 % longer in one than in the other, turn after turn."""
+"""A step is forward, backward and optimizer. The optimizer alone, a few percent of a step, is not compared: for two
+builds of the same model, its time differed by up to 4 %, consistently over turns."""
 COUNTS = (
     *("parameters", "step_gflop", "inference_gflop", "step_mib", "inference_mib"),
     *("step_joules", "inference_joules", "step_rois", "inference_detections"),

@@ -20,7 +20,7 @@ OFF = ("own", "none")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flattens a config to settings by dotted key, as JSON; the key of an object has `@` and its function.
+    """Flattens a config to settings by dotted key, as JSON; an object's own key holds `@` and its function.
 
     Nulls are left out: a setting that a later revision added and that is off does not change an older run.
     """
