@@ -1,10 +1,10 @@
 """Which runs belong together.
 
-A *section* holds runs with comparable metrics: they were evaluated on the same images of the same data and split, at the
-same size, with the same limit on detections per image. Only runs of the same section are compared directly. What was
-trained, on how much data and for how long distinguishes configurations, not sections. The same holds for the image size
-or another setting of the evaluation if one sweep varies it, since it is then what is studied. Optionally, sections are
-also split by the value of a further setting.
+A *section* holds runs with comparable metrics: they were evaluated on the same images of the same data and split, at
+the same size, with the same limit on detections per image. Only runs of the same section are compared directly. What
+was trained, on how much data and for how long distinguishes configurations, not sections. The same holds for the image
+size or another setting of the evaluation if one sweep varies it, since it is then what is studied. Optionally, sections
+are also split by the value of a further setting.
 
 A *configuration* is a group of runs of a section that differ only in their seed. Only such runs are averaged.
 """
@@ -33,7 +33,8 @@ _NOT_EVALUATED = {"batch_size", "eval_batch_size", *WITHOUT_EFFECT["data"], "dro
 _NOT_EVALUATED |= {"masks", "cache", "seed", "val_proposals", "test_proposals"}
 """Keys of `data` that do not affect which images are evaluated; keys that begin with `train_` do not either."""
 _PROTOCOL = ("data.eval_transform", "evaluation.max_dets", "evaluation.voc_iou_threshold")
-"""Further settings, not of the detector, that affect metrics; they split runs into sections unless a sweep varies them."""
+"""Further settings besides the detector that affect metrics; they split runs into sections unless a sweep varies them.
+"""
 _ASKED = tuple(f"evaluation.{key}" for key in ("iou_types", "voc", "backend", "diagnostics"))
 """Which metrics are computed, and how; these settings do not distinguish configurations unless a sweep varies them."""
 
@@ -253,7 +254,7 @@ def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
     first, *rest = key.split(".")
     if key in _PROTOCOL or key.startswith(tuple(f"{part}." for part in _PROTOCOL)):
         return not _is_swept(key, settings, runs)
-    if first == "trainer" and rest in (["limit_val_batches"], ["limit_test_batches"]):  # only that of the evaluated split
+    if first == "trainer" and rest in (["limit_val_batches"], ["limit_test_batches"]):  # of the evaluated split only
         return bool((settings["evaluation.split"] == f'"{rest[0].split("_")[1]}"').any())
     if key == "data.year" and "data.eval_year" in settings:  # VOC: only the years of training if `eval_year` is set
         return bool((settings["data.eval_year"] == "unset").any())

@@ -206,9 +206,9 @@ def adjust(found: Mapping[str, Difference]) -> dict[str, Difference]:
 def rank(values: Mapping[str, pd.Series]) -> dict[str, tuple[int, int] | None]:
     """Ranks labels from the highest mean to the lowest, each with the ranks of those it does not differ from.
 
-    The test is Tukey's honest significant difference at 5 % for all pairs together, with Kramer's correction for unequal
-    numbers of values: if all configurations are the same, 5 % of studies find a difference in any pair. The standard
-    deviation is pooled over all labels.
+    The test is Tukey's honest significant difference at 5 % for all pairs together, with Kramer's correction for
+    unequal numbers of values: if all configurations are the same, 5 % of studies find a difference in any pair. The
+    standard deviation is pooled over all labels.
 
     Args:
         values: the values of each label, one per seed; NaN does not count.
