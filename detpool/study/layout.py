@@ -133,7 +133,7 @@ def _without(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str,
 
 
 def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig, seed: int | None = None) -> str:
-    """Returns the folder name of a study's run, the varied overrides and a fingerprint: `seed=0-3f9a1c2b`.
+    """Returns the folder name of a study's run, `pooler=roi_pool,seed=0-3f9a1c2b`: what varies, and a fingerprint.
 
     Args:
         overrides: the overrides of the run, as on the command line.
