@@ -50,7 +50,7 @@ class Table:
 
 
 def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str:
-    """Formats mean ± sample standard deviation (n - 1) times `factor`; adds the number of values if some are unknown."""
+    """Formats mean ± sample standard deviation (n - 1) times `factor`; adds n if some values are unknown."""
     known = factor * values.dropna().astype(float)
     if known.empty:
         return "-"
@@ -317,7 +317,7 @@ def across(first: Section, second: Section, label: str, name: str) -> Difference
 
 
 def _shown(section: Section, metric: str, usual: Sequence[str]) -> list[str]:
-    """Returns the metric, the known usual ones with the same prefix, and AP of masks for boxes or of boxes for masks."""
+    """Returns the metric, the known usual ones with the same prefix, and the AP of masks or, for masks, of boxes."""
     prefix = prefix_of(metric)
     names = [*(prefix + name for name in usual), "AP" if prefix else "mask_AP"]
     return [metric, *(name for name in names if name != metric and section.has(name))]
