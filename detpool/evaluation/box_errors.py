@@ -12,27 +12,28 @@ from detpool.evaluation.detections import Detections, Row, by_image
 from detpool.evaluation.errors import judge_image
 
 SIZES = ("s", "m", "l")
-"""COCO's classes of objects by area, as in APs, APm and APl: below 32^2 pixels of the image file, up to 96^2, above."""
+"""COCO's size classes, as in APs, APm and APl, by area in pixels of the image file: < 32^2, < 96^2, and the rest."""
 ERRORS = ("dx", "dy", "dw", "dh")
 
 
 def box_errors(
     ground_truth: Mapping[str, Any], rows: Detections | Iterable[Row], iou_threshold: float = 0.5
 ) -> pd.DataFrame:
-    """Signed errors of each object's detection.
+    """Compute the signed box errors of the detection of each object.
 
-    An object's detection is the best-scored one of its class at IoU >= `iou_threshold` (`errors.judge_image`); crowds
-    and ignored objects are none.
+    An object's detection is the one with the highest score of its class at IoU >= `iou_threshold`
+    (`errors.judge_image`). Crowds and ignored objects are skipped.
 
     Args:
         ground_truth: COCO's annotation format, in pixels of the image files.
         rows: detections, as `Detections` or in COCO's result format.
-        iou_threshold: smallest IoU with the object. Errors that would bring a box below it are not among them.
+        iou_threshold: smallest IoU of a detection with its object. Boxes with larger errors count as not found.
 
     Returns:
-        a row each object: its `image_id`, `x`, `y`, `w`, `h` and `area`; its `size`, s, m or l as COCO has them; `dx`
-        and `dy`, how far the detection's centre lies to the right of the object's and below it; and `dw` and `dh`, by
-        how much it is wider and higher. All in pixels of the image file; NaN where nothing was found.
+        A table with one row per object: its `image_id`, `x`, `y`, `w`, `h` and `area`; its `size` (one of `SIZES`);
+        `dx` and `dy`, how far the center of the detection lies to the right of and below the center of the object; and
+        `dw` and `dh`, how much wider and higher the detection is. All lengths are in pixels of the image file. The
+        errors are NaN for objects without a detection.
     """
     found, records = by_image(Detections.of(rows)), []
     for image_id, here in by_image(ground_truth["annotations"]).items():

@@ -1,4 +1,4 @@
-"""Whether scores, and predicted IoUs, mean what they say."""
+"""Calibration of scores and of predicted IoUs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ BINS = 15
 
 
 def calibration_error(said: NDArray[np.float64], true: NDArray[np.float64], bins: int = BINS) -> float:
-    """Expected calibration error: the mean distance of what was said from what was true, by bins of the former.
+    """Compute the expected calibration error of predictions, binned by predicted value.
 
-    The sum over bins of the bin's share of all entries times |mean of `true` - mean of `said`| (Guo et al., ICML 2017,
-    equation 3, with its 15 bins), of bins of equal width over 0 .. 1, each with its upper end.
+    It is the sum over bins of the bin's share of all entries times |mean of `true` - mean of `said`| (Guo et al.,
+    ICML 2017, equation 3, with its 15 bins). The bins have equal width over 0 .. 1 and include their upper ends.
 
     Args:
-        said: (n,), numbers in 0 .. 1.
+        said: (n,), predicted values in 0 .. 1.
         true: (n,), outcomes in 0 .. 1.
         bins: number of bins.
 
     Returns:
-        a number in 0 .. 1; NaN of no entries.
+        A number in 0 .. 1; NaN if there are no entries.
     """
     if len(said) == 0:
         return math.nan
@@ -43,22 +43,22 @@ def calibration(
     image_ids: Collection[int] | None = None,
     iou_threshold: float = 0.5,
 ) -> dict[str, float]:
-    """Calibration of scores, and of predicted IoUs where there are any, over all detections and by class.
+    """Compute the calibration error of scores, and of predicted IoUs if there are any, over all classes and by class.
 
     A score should be the probability that the detection is correct: that its box has IoU >= `iou_threshold` with an
-    object of its class that no better-scored one has. A predicted IoU should be that with the nearest object of its
-    class, 0 where the image has none. Detections on crowds and ignored objects do not count.
+    object of its class that no detection with a higher score has taken. A predicted IoU should be the IoU with the
+    nearest object of the class, or 0 if the image has none. Detections on crowds and ignored objects do not count.
 
     Args:
         ground_truth, rows, image_ids: see `detpool.evaluation.errors.error_decomposition`.
         iou_threshold: smallest IoU of a correct box.
 
     Returns:
-        `ECE` and `ECE/<class>`, the `calibration_error` of scores; `iou_ECE` and `iou_ECE/<class>` of predicted IoUs.
-        NaN where there is no detection.
+        `ECE` and `ECE/<class>`, the `calibration_error` of scores; and, if any detection has a predicted IoU, `iou_ECE`
+        and `iou_ECE/<class>`, that of predicted IoUs. NaN where there is no detection.
 
     Raises:
-        ValueError: see `error_decomposition`.
+        ValueError: See `error_decomposition`.
     """
     found = Detections.of(rows)
     judge = Judge(ground_truth, found, image_ids, iou_threshold=iou_threshold, background_threshold=iou_threshold)

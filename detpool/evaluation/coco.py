@@ -23,32 +23,33 @@ from detpool.masks import SegmentationError, to_rles
 
 IouType = Literal["bbox", "segm", "boundary"]
 PREFIXES: dict[str, str] = {"bbox": "", "segm": "mask_", "boundary": "boundary_"}
-"""Of the names of metrics."""
+"""Prefix of metric names, by IoU type."""
 Backend = Literal["pycocotools", "faster_coco_eval", "hotcoco"]
 
 _AREAS = {"s": 1, "m": 2, "l": 3}  # the libraries' area ranges; 0 is "all"
-_THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]  # of IoU
-_MAX_AREA = 1e5**2  # where the libraries' ranges end: they ignore what is larger
+_THRESHOLDS = [percent / 100 for percent in range(50, 100, 5)]  # IoU thresholds
+_MAX_AREA = 1e5**2  # upper end of the libraries' area ranges: they ignore larger objects
 
 
 class CocoEvaluator:
-    """COCO metrics of result rows against one data set's ground truth.
+    """Computes COCO metrics of result rows against the ground truth of one data set.
 
     Args:
         ground_truth: COCO's annotation format (`images`, `annotations`, `categories`), in pixels of the image
             files. Crowds (`iscrowd`) are ignore regions, as COCO defines. Objects flagged `ignore` need not
             be found, and a detection that matches one does not count. The dict is not changed.
-        iou_type: `"bbox"`; `"segm"` for masks; or `"boundary"` for masks whose IoU is the smaller of theirs and that of
-            their pixels near the outline, within 2 % of the image's diagonal (Cheng et al., Boundary IoU, CVPR 2021).
-        backend: `"faster_coco_eval"`; or, with the same numbers, `"pycocotools"`, which is slower, or `"hotcoco"`,
-            which is to be installed (`pip install 'detpool[hotcoco]'`).
-        max_dets: ascending limits on detections per image and class. AR is reported at each; AP and the
-            metrics by size at the last.
+        iou_type: `"bbox"` for boxes, `"segm"` for masks, or `"boundary"` for masks with Boundary IoU: the smaller of
+            the mask IoU and the IoU of the pixels within 2 % of the image's diagonal of the outlines (Cheng et al.,
+            Boundary IoU, CVPR 2021).
+        backend: `"faster_coco_eval"`; or, with the same results, `"pycocotools"`, which is slower, or `"hotcoco"`,
+            which must be installed (`pip install 'detpool[hotcoco]'`).
+        max_dets: limits on the number of detections per image and class, ascending. AR is reported at each limit, AP
+            and the metrics by size at the last.
 
     Raises:
-        ValueError: an argument is none of the accepted values, class names repeat, an area is negative, or
-            masks are compared and an object has no segmentation or a malformed one; or `"boundary"` and the backend is
-            not faster-coco-eval.
+        ValueError: If an argument is not one of the accepted values, class names repeat, an annotation names an unknown
+            image or category, an area is negative, masks are compared and an object has no segmentation or a malformed
+            one, or `iou_type` is `"boundary"` and the backend is not faster-coco-eval.
     """
 
     def __init__(
@@ -82,12 +83,12 @@ class CocoEvaluator:
 
     @collection_paused()
     def evaluate(self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None = None) -> dict[str, float]:
-        """Metrics of `rows` on some images.
+        """Compute the metrics of `rows` on all images or on some.
 
         Args:
             rows: detections, as `Detections` or in COCO's result format, in pixels of the image files, in any order
-                (between equal scores of one image and class the order of `rows` decides). Not changed.
-            image_ids: the images to evaluate; default all of the ground truth's. Rows and objects of other
+                (among equal scores of one image and class, the order of `rows` decides). Not changed.
+            image_ids: the images to evaluate, by default all images of the ground truth. Rows and objects of other
                 images do not count. An image without rows counts as one in which nothing was found.
 
         Returns:
@@ -96,13 +97,13 @@ class CocoEvaluator:
             - `APs`, `APm`, `APl`: objects of area < 32^2, 32^2 .. 96^2, > 96^2 pixels of the image file,
             - `AR<n>` for each n of `max_dets`, and `ARs`, `ARm`, `ARl` at the last,
             - `AP/<class name>` for every class.
-            What no object defines (a size or a class that does not occur) is NaN and enters no mean.
+            A metric of a size or a class that does not occur is NaN and does not enter any mean.
 
         Raises:
-            ValueError: a row or `image_ids` names an image, or a row a category, that is not in the ground
-                truth; or masks are compared and a row has no segmentation or a malformed one.
+            ValueError: If a row or `image_ids` names an image, or a row names a category, that is not in the ground
+                truth; or if masks are compared and a row has no segmentation or a malformed one.
         """
-        # A class at a time, with the images that have something of it: the libraries take an object of Python for each
+        # One class at a time, with only the images in which it occurs: the libraries create a Python object for each
         # detection, each mask, and each pair of image and class.
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports its progress with print()
             curves = [self._evaluate_class(*rows) for rows in self._by_class(rows, image_ids)]
@@ -111,7 +112,7 @@ class CocoEvaluator:
 
     @collection_paused()
     def matches(self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None = None) -> Matches:
-        """Which of `rows` match an object, as `evaluate` counts them over all areas; arguments and errors are its."""
+        """Match `rows` with objects as `evaluate` does over all areas; arguments and errors are those of `evaluate`."""
         wanted = self._image_ids if image_ids is None else np.unique(np.array(list(image_ids), np.int64))
         numbers = np.array(self._numbers(wanted), np.int64)
         by_class, limit = self._by_class(rows, image_ids), self.max_dets[-1]
@@ -120,7 +121,7 @@ class CocoEvaluator:
     def _by_class(
         self, rows: Detections | Iterable[Row], image_ids: Collection[int] | None
     ) -> Iterator[tuple[list[Row], list[Row]]]:
-        """Objects and detections of each class, in some images, as the libraries read them."""
+        """Yield the objects and the detections of each class in the given images, in the format of the libraries."""
         wanted = self._image_ids if image_ids is None else np.array(list(image_ids), np.int64)
         if unknown := set(wanted.tolist()).difference(self._image_ids.tolist()):
             raise ValueError(f"image_ids: not in the ground truth: {shorten(unknown)}")
@@ -134,11 +135,11 @@ class CocoEvaluator:
             yield [row for row in objects if row["image_id"] in numbers], self._detections(found, of_class)
 
     def _evaluate_class(self, objects: list[Row], detections: list[Row]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The library's precision and recall of a class."""
+        """Return the precision and recall that the library computes for one class."""
         images = sorted({row["image_id"] for rows in (objects, detections) for row in rows})
         evaluation = self._eval_class(self._index(objects, images), self._index(detections, images), self.iou_type)
         if hasattr(evaluation, "rle_iou_max_workers"):
-            evaluation.rle_iou_max_workers = 1  # faster-coco-eval's default is eight threads of Python, one at a time
+            evaluation.rle_iou_max_workers = 1  # faster-coco-eval's default of eight Python threads gains nothing
         evaluation.params.imgIds = images
         evaluation.params.maxDets = self.max_dets
         evaluation.evaluate()
@@ -146,7 +147,7 @@ class CocoEvaluator:
         return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
 
     def _metrics(self, precision: NDArray[Any], recall: NDArray[Any]) -> dict[str, float]:
-        """`precision` is (thresholds, recalls, classes, areas, limits), `recall` the same without recalls."""
+        """Average `precision` (thresholds, recalls, classes, areas, limits) and `recall`, the same without recalls."""
         by_threshold = {f"AP@{t:.2f}": _mean(precision[i, :, :, 0, -1]) for i, t in enumerate(_THRESHOLDS)}
         metrics = {
             "AP": _mean(precision[:, :, :, 0, -1]),
@@ -161,7 +162,7 @@ class CocoEvaluator:
         return metrics
 
     def _objects_by_class(self, annotations: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
-        """What the libraries read of annotations, a list a class, put so that both read it correctly."""
+        """Convert annotations to one list per class, in a form that all libraries read correctly."""
         image_ids, category_ids = (read_integers(annotations, key) for key in ("image_id", "category_id"))
         check_known("image_id", image_ids, self._image_ids.tolist())
         check_known("category_id", category_ids, self._category_ids.tolist())
@@ -176,7 +177,7 @@ class CocoEvaluator:
             if not row["area"] >= 0:
                 raise ValueError(f"annotation {row.get('id')} has area {row['area']}, which the metrics would ignore")
             crowd = int(row.get("iscrowd", 0))
-            # Both libraries overwrite `ignore` with `iscrowd`. An area outside of every range is their one way to
+            # The libraries overwrite `ignore` with `iscrowd`. An area outside every range is the only way to make them
             # ignore an object that is not a crowd; the overlap is computed from the box or mask, not from `area`.
             area = -1 if row.get("ignore", 0) and not crowd else min(row["area"], _MAX_AREA)
             objects[label].append(self._row(number, image, shape, area) | {"iscrowd": crowd})
@@ -190,7 +191,7 @@ class CocoEvaluator:
         else:
             names = places.tolist()
             shapes = self._masks([found.segmentations[place] for place in names], images, "row", names)
-            # The size of a mask is its own area, not that of the box beside it.
+            # The size class of a mask depends on its own area, not on the area of its box.
             areas = [float(rle.area(shape)) for shape in shapes]
         columns = zip(images, shapes, areas, found.scores[places].tolist(), strict=True)
         return [
@@ -203,14 +204,15 @@ class CocoEvaluator:
         return {"id": number, "image_id": image, "category_id": 1, key: shape, "area": area}
 
     def _numbers(self, image_ids: NDArray[np.int64]) -> list[int]:
-        """The libraries' ids of images, in the order of the ids, which decides between equal scores.
+        """Number images for the libraries, in the order of their ids, which decides between equal scores.
 
-        From 1: one of them keeps ids as 32 bits or as floats, and to both an annotation 0 is no annotation.
+        Numbers are small because one library stores ids as 32-bit integers or floats. They start at 1, as those of
+        annotations must: the libraries take an annotation 0 for none.
         """
         return (self._image_ids.searchsorted(image_ids) + 1).tolist()
 
     def _masks(self, segmentations: list[Any], images: list[int], what: str, names: Sequence[Any]) -> list[Any]:
-        """Run-length encodings that are safe to read."""
+        """Convert segmentations to valid run-length encodings; raise ValueError for a missing or malformed one."""
         for name, segmentation in zip(names, segmentations, strict=True):
             if not segmentation:
                 raise ValueError(f"iou_type {self.iou_type!r} needs masks: {what} {name} has no segmentation")
@@ -232,7 +234,7 @@ class CocoEvaluator:
 
 
 def _load_backend(backend: str) -> tuple[Any, Any]:
-    """The backend's classes for annotations and for evaluation."""
+    """Return the backend's class for annotations and its class for evaluation."""
     if backend == "pycocotools":
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
@@ -255,6 +257,6 @@ def _load_backend(backend: str) -> tuple[Any, Any]:
 
 
 def _mean(values: NDArray[Any]) -> float:
-    """Mean of the defined entries (the libraries write -1 for undefined); NaN if there is none."""
+    """Return the mean of the defined entries (the libraries write -1 for undefined ones); NaN if there are none."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else math.nan

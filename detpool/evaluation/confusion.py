@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the confusion matrix of a detector."""
+"""The confusion matrix of a detector: which classes it takes for which."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ def confusion_matrix(
     score_threshold: float = 0.5,
     iou_threshold: float = 0.5,
 ) -> NDArray[np.int64]:
-    """Counts objects by their class and by that of the detection that has them.
+    """Counts objects by their class and by the class of the detection matched with them.
 
-    By falling score each detection takes the object, of any class, that it overlaps most of those with IoU >=
-    `iou_threshold` that none has yet. One that takes none lies on background, unless it lies on a crowd or an ignored
-    object (IoU >= `iou_threshold`, with a crowd intersection over its own area): then it does not count.
+    In order of decreasing score, each detection takes the unmatched object of any class with the highest IoU, if that
+    IoU is at least `iou_threshold`. A detection that takes no object counts as one of background, unless it lies on a
+    crowd or an ignored object (IoU >= `iou_threshold`; for a crowd, intersection over the detection's own area): then
+    it does not count.
 
     Args:
         ground_truth: COCO's annotation format.
         rows: detections, as `Detections` or in COCO's result format; boxes are compared.
-        image_ids: the images to look at; default all of the ground truth's.
+        image_ids: the images to count, by default all images of the ground truth.
         score_threshold: smallest score of a detection that counts.
         iou_threshold: smallest IoU of a detection with its object.
 
     Returns:
-        (classes + 1, classes + 1): rows are the objects' classes by category id, columns the detections', the last of
-        either background: objects without a detection are in the last column, detections without an object in the last
-        row.
+        A matrix (classes + 1, classes + 1). Rows are the classes of objects and columns the classes of detections, both
+        in the order of category ids and followed by background: objects without a detection are in the last column,
+        detections without an object in the last row.
 
     Raises:
-        ValueError: a row names an image or a category that is not in the ground truth.
+        ValueError: If a row names an image or a category that is not in the ground truth.
     """
     found = Detections.of(rows)
     categories = sorted(category["id"] for category in ground_truth["categories"])
@@ -76,14 +77,14 @@ def confusion_matrix(
 
 
 def write_confusion(folder: Path, matrix: NDArray[np.int64], class_names: Iterable[str]) -> None:
-    """Writes `confusion.csv`, a line a class of objects, and `confusion.png`, its shares of the line.
+    """Writes `confusion.csv`, one line per class of objects, and `confusion.png`, a plot of the shares in each line.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         matrix: see `confusion_matrix`.
-        class_names: by category id.
+        class_names: class names in the order of category ids, without background.
     """
-    from matplotlib.figure import Figure  # takes a second
+    from matplotlib.figure import Figure  # the import takes a second
 
     names = [*class_names, "background"]
     lines = [
@@ -92,7 +93,7 @@ def write_confusion(folder: Path, matrix: NDArray[np.int64], class_names: Iterab
     ]
     write_csv_atomically(folder / "confusion.csv", lines)
     shares = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    few = len(names) <= 25  # so many that numbers can be read
+    few = len(names) <= 25  # few enough for the numbers to be readable
     side = 2.5 + (0.45 if few else 0.15) * len(names)
     size = 10 if few else 6
     figure = Figure(figsize=(side + 1, side), layout="constrained")

@@ -1,7 +1,7 @@
-"""Detections of many images as columns.
+"""Detections of many images, stored as columns.
 
-As one dict a detection, those of COCO's 5,000 validation images take a gigabyte, and half the time of an evaluation
-goes by in looking for what of them is garbage.
+Stored as one dict per detection, those of COCO's 5,000 validation images would take a gigabyte, and an evaluation would
+spend half of its time in garbage collection.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """Detections, an entry each in every column; iterating gives rows of COCO's result format.
+    """Detections as columns with one entry per detection; iterating yields rows in COCO's result format.
 
     Args:
         image_ids: int64 (n,).
         category_ids: int64 (n,).
         boxes: float64 (n, 4): x, y, width and height in pixels of the image file.
         scores: float64 (n,).
-        ious: float64 (n,), the IoU with its object that a model predicts of each box; NaN for none.
-        segmentations: n masks as in COCO's result format, None for none.
+        ious: float64 (n,), the IoU with its object that the model predicts for each box; NaN if it predicts none.
+        segmentations: n masks as in COCO's result format; None for a detection without a mask.
     """
 
     image_ids: NDArray[np.int64]
@@ -41,10 +41,10 @@ class Detections:
 
     @classmethod
     def of(cls, rows: Detections | Iterable[Mapping[str, Any]]) -> Detections:
-        """Rows of COCO's result format as columns; columns as they are.
+        """Convert rows in COCO's result format to columns; `Detections` are returned as they are.
 
         Raises:
-            ValueError: an id of an image or a category is no integer.
+            ValueError: If the id of an image or a category is not an integer.
         """
         if isinstance(rows, Detections):
             return rows
@@ -60,13 +60,13 @@ class Detections:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Detections]) -> Detections:
-        """Those of all parts, one part after the other."""
+        """Concatenate the detections of all parts, in order."""
         parts = [cls.of([]), *parts]
         arrays: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS}
         return cls(**arrays, segmentations=[each for part in parts for each in part.segmentations])
 
     def take(self, places: NDArray[np.int64] | NDArray[np.bool_]) -> Detections:
-        """Those at some places, or those where a mask (n,) is true."""
+        """Return the detections at the given indices, or those where a boolean mask (n,) is true."""
         if places.dtype == np.bool_:
             places = places.nonzero()[0]
         arrays: dict[str, Any] = {name: getattr(self, name)[places] for name in _ARRAYS}
@@ -88,32 +88,32 @@ class Detections:
                 yield row
 
     def check(self, image_ids: Collection[int], category_ids: Collection[int]) -> None:
-        """Check that they belong to a ground truth with these images and categories.
+        """Check that all detections belong to the images and categories of a ground truth.
 
         Raises:
-            ValueError: one is of another image or category; the message has its place.
+            ValueError: If a detection has another image or category; the message has its index.
         """
         check_known("image_id", self.image_ids, image_ids)
         check_known("category_id", self.category_ids, category_ids)
 
 
 def by_image(rows: Iterable[Mapping[str, Any]]) -> dict[int, list[Any]]:
-    """Annotations or detections by their `image_id`, in their order; of other images none."""
+    """Group annotations or detections by `image_id`, in their order; images without any have an empty list."""
     found: dict[int, list[Any]] = defaultdict(list)
     for row in rows:
         found[row["image_id"]].append(row)
     return found
 
 
-_ROWS = 4096  # objects of Python at a time
+_ROWS = 4096  # how many rows are converted to Python objects at a time
 _ARRAYS = ("image_ids", "category_ids", "boxes", "scores", "ious")
 
 
 def read_integers(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.int64]:
-    """The values of a key of all rows.
+    """Read the values of a key from all rows, as int64 (n,).
 
     Raises:
-        ValueError: one is no integer.
+        ValueError: If a value is not an integer.
     """
     values = [row[key] for row in rows]
     for place, value in enumerate(values):
@@ -123,15 +123,15 @@ def read_integers(rows: Sequence[Mapping[str, Any]], key: str) -> NDArray[np.int
 
 
 def check_known(key: str, ids: NDArray[np.int64], known: Collection[int]) -> None:
-    """Check that ids are those of images or of categories of a ground truth.
+    """Check that all ids of images or of categories are those of a ground truth.
 
     Args:
-        key: what they are.
-        ids: (n,), of rows.
-        known: those of the ground truth.
+        key: name of the ids for the message, such as `image_id`.
+        ids: (n,), the ids of the rows.
+        known: the ids in the ground truth.
 
     Raises:
-        ValueError: one is not known; the message has its place.
+        ValueError: If an id is not known; the message has its index.
     """
     foreign = ~np.isin(ids, np.array(list(known), np.int64))
     if foreign.any():
@@ -140,6 +140,6 @@ def check_known(key: str, ids: NDArray[np.int64], known: Collection[int]) -> Non
 
 
 def shorten(ids: Collection[int], limit: int = 5) -> str:
-    """The smallest `limit` of `ids` and how many more there are, for a message."""
+    """Format the smallest `limit` of `ids`, and how many more there are, for a message."""
     shown = ", ".join(str(i) for i in sorted(ids)[:limit])
     return shown if len(ids) <= limit else f"{shown} and {len(ids) - limit} more"

@@ -1,9 +1,9 @@
 """What kinds of errors a detector makes, counted.
 
-The kinds are those of TIDE (Bolya et al., ECCV 2020). TIDE weighs each kind by the AP that mending it would give
-(`detpool.evaluation.tide`); here detections are counted, as Hoiem et al. (Diagnosing error in object detectors, ECCV
-2012) do: of each class as many of the best-scored detections as it has objects. There precision equals recall, no score
-threshold needs choosing, and a perfect detector makes no error.
+The kinds are those of TIDE (Bolya et al., ECCV 2020). TIDE weighs each kind by the AP that fixing it would gain
+(`detpool.evaluation.tide`). Here detections are counted, as by Hoiem et al. (Diagnosing error in object detectors, ECCV
+2012): for each class, the best-scored detections, as many as the class has objects. At that point precision equals
+recall, no score threshold has to be chosen, and a perfect detector makes no error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from detpool.masks import to_rles
 
 Kind = Literal["bbox", "segm"]
 ERRORS = ("classification", "localisation", "both", "duplicate", "background", "missed")
-"""Kinds of errors: those of detections, then the objects that no detection accounts for."""
+"""Kinds of errors: five of detections, then the objects that no detection accounts for."""
 
 
 def error_decomposition(
@@ -36,35 +36,36 @@ def error_decomposition(
 ) -> dict[str, int]:
     """Counts each considered detection as correct or as one kind of error, and the objects that were missed.
 
-    Of each class the n best-scored detections are considered, n being its number of objects. By descending score each
-    is, with t = `iou_threshold` and b = `background_threshold`, the first of these that holds:
+    For each class the n best-scored detections are considered, where n is the number of its objects. In order of
+    decreasing score, each detection is assigned the first kind in this list whose condition holds, with
+    t = `iou_threshold` and b = `background_threshold`:
 
-    - *correct*: IoU >= t with objects of its class that no better-scored detection has; it takes the nearest,
-    - *duplicate*: IoU >= t with an object of its class, which another has,
+    - *correct*: IoU >= t with objects of its class that no better-scored detection has taken; it takes the nearest,
+    - *duplicate*: IoU >= t with an object of its class that another detection has taken,
     - *classification*: IoU >= t with an object of another class,
     - *localisation*: IoU >= b with an object of its class,
     - *both*: IoU >= b with an object of another class,
-    - *background*.
+    - *background*: none of these.
 
-    *Missed* are the objects that are neither taken nor the nearest of a classification or localisation error. Crowds
-    and objects flagged `ignore` are no objects; a detection of their class that lies on one (IoU >= t, with a crowd
-    intersection over its own area) and is not correct is not considered.
+    *Missed* are the objects that are neither taken nor the nearest object of a classification or localisation error.
+    Crowds and objects flagged `ignore` do not count as objects. A detection that lies on one of its class (IoU >= t;
+    for a crowd, intersection over the detection's own area) and is not correct is not considered.
 
     Args:
         ground_truth: COCO's annotation format, in pixels of the image files.
-        rows: detections, as `Detections` or in COCO's result format. Between equal scores the earlier goes first.
-        image_ids: the images to look at; default all of the ground truth's.
-        iou_type: what is compared, boxes or, `"segm"`, masks, which all must have.
+        rows: detections, as `Detections` or in COCO's result format. Among equal scores the earlier goes first.
+        image_ids: the images to judge, by default all images of the ground truth.
+        iou_type: what is compared: `"bbox"` for boxes, or `"segm"` for masks, which all objects and rows must have.
         iou_threshold: smallest IoU of a correct detection.
-        background_threshold: smallest IoU of one that means an object at all.
+        background_threshold: smallest IoU with an object of a detection that is not background.
 
     Returns:
-        numbers of `objects`, considered `detections`, `correct` and each of `ERRORS`; all but `missed` and `objects`
-        add up to `detections`.
+        The numbers of `objects`, of considered `detections`, of `correct` ones, and of each of `ERRORS`. `correct` and
+        the errors other than `missed` add up to `detections`.
 
     Raises:
-        ValueError: not 0 < background_threshold <= iou_threshold <= 1, or a row names an image or a category that is
-            not in the ground truth.
+        ValueError: If 0 < background_threshold <= iou_threshold <= 1 does not hold, or a row names an image or a
+            category that is not in the ground truth.
     """
     judge = Judge(ground_truth, Detections.of(rows), image_ids, iou_type, iou_threshold, background_threshold)
     counts = dict.fromkeys(("objects", "detections", "correct", *ERRORS), 0)
@@ -81,7 +82,7 @@ def error_decomposition(
 
 
 class Judge:
-    """Judges the detections of a data set, a class after the other; arguments and errors as `error_decomposition`'s."""
+    """Judges the detections of a data set, class by class; for arguments and errors see `error_decomposition`."""
 
     def __init__(
         self,
@@ -110,12 +111,12 @@ class Judge:
         self._images = {image: _Image.of(rows, self._shapes(image, rows)) for image, rows in annotations.items()}
 
     def judge_class(self, category: int) -> Iterator[tuple[int, str | None, tuple[int, int] | None]]:
-        """Judges the detections of a class, best scores first, no further than is asked for.
+        """Judges the detections of a class lazily, in order of decreasing score.
 
-        Returns:
-            of each its place among the detections, its kind ("correct", one of `ERRORS`, or None if it lies on a crowd
-            or an ignored object), and, if it is correct, of the wrong class or misplaced, the object that it means: its
-            image's id, and its place among the annotations of that.
+        Yields:
+            For each detection: its index; its kind ("correct", one of `ERRORS`, or None if it lies on a crowd or an
+            ignored object); and, if it is correct or a classification or localisation error, its object, as the id of
+            the image and the index among the image's annotations, else None.
         """
         found = self._found
         of_class = np.isin(found.image_ids, np.array(list(self._images), np.int64)) & (found.category_ids == category)
@@ -129,19 +130,19 @@ class Judge:
             yield place, kind, None if of is None else (image, of)
 
     def objects(self) -> dict[int, int]:
-        """How many objects each class has, crowds and ignored ones left out."""
+        """Counts the objects of each class, without crowds and ignored objects."""
         return self._count(lambda image: image.counted)
 
     def missed(self) -> dict[int, int]:
-        """How many of them no detection that was judged accounts for."""
+        """Counts the objects of each class that none of the detections judged so far accounts for."""
         return self._count(lambda image: image.counted & ~image.taken & ~image.explained)
 
     def category_of(self, of: tuple[int, int]) -> int:
-        """The class of an object."""
+        """Returns the category id of an object, given as by `judge_class`."""
         return int(self._images[of[0]].categories[of[1]])
 
     def is_taken(self, of: tuple[int, int]) -> bool:
-        """Whether a detection that was judged is correct for an object."""
+        """Returns whether one of the detections judged so far is correct for an object."""
         return bool(self._images[of[0]].taken[of[1]])
 
     def _count(self, which: Callable[[_Image], NDArray[np.bool_]]) -> dict[int, int]:
@@ -156,14 +157,14 @@ class Judge:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What the detections of one image are worth."""
+    """The verdicts on the detections and objects of one image."""
 
     kinds: list[str | None]
-    """of each detection: "correct", one of `ERRORS`, or None if it lies on a crowd or an ignored object"""
+    """For each detection: "correct", one of `ERRORS`, or None if it lies on a crowd or an ignored object."""
     objects: list[int | None]
-    """of each correct detection its object; None for others"""
+    """For each correct detection the index of its object; None for other detections."""
     missed: list[bool]
-    """whether no detection accounts for an object; False for crowds and ignored ones"""
+    """For each object, whether no detection accounts for it; False for crowds and ignored objects."""
 
 
 def judge_image(
@@ -172,7 +173,7 @@ def judge_image(
     iou_threshold: float = 0.5,
     background_threshold: float = 0.1,
 ) -> Verdicts:
-    """Judges all detections of one image, best scores first, by the rules of `error_decomposition`.
+    """Judges all detections of one image, in order of decreasing score, by the rules of `error_decomposition`.
 
     Args:
         annotations: the image's objects, in COCO's annotation format.
@@ -192,7 +193,7 @@ def judge_image(
 
 @dataclass
 class _Image:
-    """The objects of one image, and what detections have made of them so far; arrays of one entry an object."""
+    """The objects of one image and their state after the detections judged so far; one array entry per object."""
 
     shapes: Any  # boxes (objects, 4) xywh, or run lengths of masks
     categories: NDArray[np.int64]
@@ -217,7 +218,7 @@ class _Image:
     def judge(
         self, category: int, shape: Any, iou_threshold: float, background_threshold: float
     ) -> tuple[str | None, int | None]:
-        """The kind of a detection, noted in the object that it means, and that object; None if not considered."""
+        """Judges a detection and marks its object: returns its kind (None if not considered) and the object's index."""
         if not len(self.shapes):
             return "background", None
         iou = rle.iou(shape, self.shapes, self.crowd)[0]

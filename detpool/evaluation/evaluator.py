@@ -1,4 +1,4 @@
-"""What a training or evaluation loop talks to: predictions in, one flat dict of metrics out."""
+"""The interface of training and evaluation loops to the metrics: predictions in, one flat dict of metrics out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Metric = Literal["coco", "voc"]
 
 
 class EvaluationDataset(Protocol):
-    """What evaluation reads of a data set."""
+    """What evaluation needs from a data set."""
 
     @property
     def class_names(self) -> Sequence[str]: ...
@@ -39,24 +39,24 @@ class EvaluationDataset(Protocol):
 
 
 class DetectionEvaluator:
-    """Collects predictions over an epoch, on every process, and computes the metrics of the whole.
+    """Collects predictions over an epoch, on every process, and computes the metrics of all of them.
 
-    Under torch.distributed each process updates its own evaluator with its share of the images. The first of `compute`,
-    `errors`, `matches` and `results` after that gathers all on the main process, which alone computes: these are
-    collective. The metrics do not depend on the order of the images, nor on how they were shared out.
+    Under torch.distributed each process updates its own evaluator with its share of the images. The methods that
+    compute something or return results are collective: the first one called gathers all predictions on the main
+    process, which alone computes. The metrics do not depend on the order of the images or their distribution.
 
     Args:
-        dataset: ground truth in COCO's format; `category_ids` and `class_names` of labels 1, 2, ...
+        dataset: the ground truth in COCO's format, and the `category_ids` and `class_names` of labels 1, 2, ...
         metrics: which metrics: `"coco"`, `"voc"` (keys begin with `voc_`), or both.
         iou_types: what the COCO metrics compare: `"bbox"`, and for masks `"segm"` (keys begin with `mask_`) and
             `"boundary"` (`boundary_`).
         backend: library of the COCO metrics: `"faster_coco_eval"`, `"pycocotools"` or `"hotcoco"`.
-        max_dets: ascending limits on detections per image and class of the COCO metrics; raise the last for
-            dense images.
-        voc_iou_threshold: smallest IoU of a match of the VOC metrics.
+        max_dets: limits on the number of detections per image and class for the COCO metrics, ascending; raise the last
+            one for dense images.
+        voc_iou_threshold: smallest IoU of a match for the VOC metrics.
 
     Raises:
-        ValueError: an argument is none of the accepted values, or does not fit the data set.
+        ValueError: If an argument is not one of the accepted values, or does not fit the data set.
     """
 
     @collection_paused()
@@ -96,8 +96,8 @@ class DetectionEvaluator:
             CocoEvaluator(self._ground_truth, iou_type=iou_type, backend=backend, max_dets=max_dets)
             for iou_type in (iou_types if "coco" in metrics else ())
         ]
-        self._predicted: list[tuple[int, Detections]] = []  # (image id, detections), of this process
-        self._gathered: tuple[list[int], Detections] | None = None  # of all, once gathered; of none on other processes
+        self._predicted: list[tuple[int, Detections]] = []  # (image id, detections) of this process
+        self._gathered: tuple[list[int], Detections] | None = None  # of all processes; empty on all but the main one
 
     def update(
         self,
@@ -108,13 +108,13 @@ class DetectionEvaluator:
         """Add a batch.
 
         Args:
-            predictions: a detector's dicts, in pixels of the model's inputs
+            predictions: the detector's output, one dict per image, in pixels of the model's inputs
                 (`detpool.evaluation.results.to_detections`).
             targets: the samples' targets; `image_id` and `orig_size` (height, width) are read.
-            input_sizes: (height, width) of the model's inputs.
+            input_sizes: (height, width) of the model's input for each image.
 
         Raises:
-            ValueError: the lengths differ, an image is not in the ground truth, or a prediction is malformed.
+            ValueError: If the lengths differ, an image is not in the ground truth, or a prediction is malformed.
         """
         if not len(predictions) == len(targets) == len(input_sizes):
             raise ValueError(
@@ -136,7 +136,7 @@ class DetectionEvaluator:
             self.add(image_id, found)
 
     def add(self, image_id: int, detections: Detections) -> None:
-        """Add all detections of an image, in pixels of its file."""
+        """Add all detections of one image, in pixels of its file."""
         self._predicted.append((image_id, detections))
         self._gathered = None
 
@@ -146,31 +146,43 @@ class DetectionEvaluator:
         self._gathered = None
 
     def results(self) -> Detections:
-        """All detections by image id, on the main process; none on the others. Collective.
+        """Return all detections, sorted by image id, on the main process, and none on the others. Collective.
 
         Raises:
-            ValueError: an image was predicted more than once.
+            ValueError: If an image was predicted more than once.
         """
         return self._gather()[1]
 
     def errors(self, iou_type: Kind = "bbox") -> dict[str, int]:
-        """What `error_decomposition` counts in the images predicted since the last reset. Collective.
+        """Compute `error_decomposition` for the images predicted since the last reset. Collective.
 
         Raises:
-            ValueError: an image was predicted more than once.
+            ValueError: If an image was predicted more than once.
         """
         return self._of_all(error_decomposition, iou_type=iou_type)
 
     def error_costs(self, iou_type: Kind = "bbox") -> dict[str, float]:
-        """The AP that mending each kind of error would give (`detpool.evaluation.tide`). Collective."""
+        """Compute the AP that fixing each kind of error would gain (`detpool.evaluation.tide`). Collective.
+
+        Raises:
+            ValueError: If an image was predicted more than once.
+        """
         return self._of_all(error_costs, iou_type=iou_type, max_dets=self._max_dets)
 
     def calibration(self) -> dict[str, float]:
-        """`detpool.evaluation.calibration.calibration` of the images predicted since the last reset. Collective."""
+        """Compute the `calibration` of the images predicted since the last reset. Collective.
+
+        Raises:
+            ValueError: If an image was predicted more than once.
+        """
         return self._of_all(calibration)
 
     def confusion(self) -> NDArray[np.int64]:
-        """The `confusion_matrix` of the images predicted since the last reset. Collective."""
+        """Compute the `confusion_matrix` of the images predicted since the last reset. Collective.
+
+        Raises:
+            ValueError: If an image was predicted more than once.
+        """
         return self._of_all(confusion_matrix)
 
     def _of_all(self, function: Callable[..., Any], **options: Any) -> Any:
@@ -178,29 +190,30 @@ class DetectionEvaluator:
         return compute_on_main_process(lambda: function(self._ground_truth, found, image_ids=image_ids, **options))
 
     def matches(self) -> dict[str, Matches]:
-        """`CocoEvaluator.matches` of the images predicted since the last reset, by IoU type. Collective.
+        """Compute `CocoEvaluator.matches` for the images predicted since the last reset, by IoU type. Collective.
 
-        Of boxes and masks: those of boundaries are the library's own affair.
+        Only for boxes and masks: matches by Boundary IoU are internal to the library.
 
         Raises:
-            ValueError: an image was predicted more than once.
+            ValueError: If an image was predicted more than once.
         """
         image_ids, found = self._gather()
         kept = [each for each in self._coco if each.iou_type != "boundary"]
         return compute_on_main_process(lambda: {each.iou_type: each.matches(found, image_ids) for each in kept})
 
     def compute(self, *, partial: bool = False) -> dict[str, float]:
-        """Metrics of everything since the last reset, as floats in 0 .. 1, NaN where undefined. Collective.
+        """Compute the metrics of all predictions since the last reset. Collective.
 
         Args:
-            partial: evaluate on the images predicted so far; by default each of the data set must have been.
+            partial: evaluate on the images predicted so far; by default all images of the data set must be predicted.
 
         Returns:
-            The dicts of `CocoEvaluator.evaluate` (keys of masks begin with `mask_`) and `voc_metrics` in one; of
-            a model that predicts IoUs, `iou_pearson` too (`iou_correlation`). The same on every process.
+            One dict, the same on every process: the metrics of `CocoEvaluator.evaluate`, for masks with the prefix
+            `mask_` or `boundary_`; `voc_metrics` (`voc_`); and, if the model predicts IoUs, `iou_pearson`
+            (`iou_correlation`). Values are NaN where undefined, else in 0 .. 1, but `iou_pearson` is in -1 .. 1.
 
         Raises:
-            ValueError: an image was predicted more than once; or not at all, unless `partial`.
+            ValueError: If an image was predicted more than once, or, unless `partial`, was not predicted.
         """
         image_ids, found = self._gather()
         return compute_on_main_process(lambda: self._compute(image_ids, found, partial))
@@ -224,14 +237,14 @@ class DetectionEvaluator:
         return computed
 
     def _gather(self) -> tuple[list[int], Detections]:
-        """Which images were predicted, sorted, and all detections by image id."""
+        """Return the sorted ids of the images predicted, and all detections sorted by image id."""
         if self._gathered is None:
             own = [image_id for image_id, _ in self._predicted], Detections.concatenate([d for _, d in self._predicted])
             parts = gather(own) or []
             image_ids = sorted(image_id for ids, _ in parts for image_id in ids)
             compute_on_main_process(lambda: _check_once(image_ids))
             found = Detections.concatenate([part for _, part in parts])
-            # Order breaks ties between scores: sorted, the metrics do not depend on which process had an image.
+            # The order decides between equal scores: once sorted, it does not matter which process had an image.
             self._gathered = image_ids, found.take(found.image_ids.argsort(kind="stable"))
         return self._gathered
 

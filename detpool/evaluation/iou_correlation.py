@@ -1,4 +1,4 @@
-"""Whether a model knows how well its boxes fit."""
+"""Correlation of predicted IoUs with true ones: whether a model knows how well its boxes fit."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from detpool.evaluation.overlaps import own_class_ious
 
 
 def iou_correlation(ground_truth: Mapping[str, Any], rows: Detections | Iterable[Row], min_iou: float = 0.5) -> float:
-    """Pearson's correlation of the predicted IoU of detections with their IoU with the nearest object of their class.
+    """Compute Pearson's correlation of the predicted and true IoUs of detections.
 
-    As IoU-Net (Jiang et al., ECCV 2018, figure 2) measures it: over all detections that have an object.
+    The true IoU of a detection is that with the nearest object of its class. As in IoU-Net (Jiang et al., ECCV 2018,
+    figure 2), all detections with a true IoU of at least `min_iou` count.
 
     Args:
-        ground_truth: COCO's annotation format; crowds and ignored objects are no objects.
-        rows: detections, as `Detections` or in COCO's result format; those with a predicted `iou` count.
-        min_iou: IoU with its object from which a detection has one.
+        ground_truth: COCO's annotation format; crowds and ignored objects are skipped.
+        rows: detections, as `Detections` or in COCO's result format; those without a predicted `iou` are skipped.
+        min_iou: smallest true IoU of a detection that counts.
 
     Returns:
-        the correlation, in -1 .. 1; NaN with fewer than two such detections, or if all are alike.
+        The correlation, in -1 .. 1; NaN if fewer than two detections count, or if all their predicted IoUs, or all
+        their true ones, are equal.
     """
     found = Detections.of(rows)
     ious = own_class_ious(ground_truth, found)

@@ -1,6 +1,7 @@
-"""Which detections match which objects: what AP needs of each image, small enough to be kept with every run.
+"""Which detections match which objects: all that AP needs from each image, small enough to be kept with every run.
 
-From the matches AP can be had again of any choice of images (`detpool.evaluation.resampling`), without the detections.
+From the matches, AP can be computed again for any selection of images (`detpool.evaluation.resampling`), without the
+detections.
 """
 
 from __future__ import annotations
@@ -21,30 +22,31 @@ from detpool.files import write_bytes_atomically
 from detpool.ops.backends.cpu.compiling import exact_kernel
 
 MATCHES = "matches.npz"
-"""Name of the file in a run directory."""
+"""File name of the matches in a run directory."""
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""Of IoU, as pycocotools has them, bit for bit."""
+"""IoU thresholds, bitwise equal to those of pycocotools."""
 _COLUMNS = {"images": 1, "classes": 1, "scores": 1, "matched": 1, "ignored": 1, "objects": 2}
 
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """The matches of boxes, or of masks, over all areas; an entry a detection, as AP ranks them.
+    """The matches of boxes, or of masks, over all areas, with one entry per detection.
 
-    That is by class, within a class by descending score, and among equal scores by image. Detections beyond the last
-    `max_dets` of their image and class are not among them.
+    Detections are in the order in which AP ranks them: by class, within a class by decreasing score, and among equal
+    scores by image. Detections beyond the last of `max_dets` of their image and class are left out.
 
     Attributes:
         image_ids: int64 (I,), ascending: the images that were evaluated, with objects or without.
-        class_names: of K classes.
-        images: int32 (n,), the place of each detection's image in `image_ids`.
-        classes: int32 (n,), the place of its class in `class_names`.
+        class_names: the names of K classes.
+        images: int32 (n,), the index of each detection's image in `image_ids`.
+        classes: int32 (n,), the index of each detection's class in `class_names`.
         scores: float64 (n,).
         matched: uint16 (n,); bit t is set if the detection matches an object at `THRESHOLDS[t]`.
-        ignored: uint16 (n,); bit t is set if it does not count at `THRESHOLDS[t]`: it matches a crowd, or an object
-            flagged `ignore`.
-        objects: int32 (m, 3), where there are objects that count: places of image and class, and how many.
-        spacing: what the library of the run's metrics adds to numbers of detections before it divides by them.
+        ignored: uint16 (n,); bit t is set if the detection does not count at `THRESHOLDS[t]`: it matches a crowd or an
+            object flagged `ignore`, or it matches none and lies outside the range of areas (its area is negative).
+        objects: int32 (m, 3), the index of the image, the index of the class, and the number of objects that count, for
+            each pair of image and class that has any.
+        spacing: what the library that computes the run's metrics adds to numbers of detections before dividing by them.
     """
 
     image_ids: NDArray[np.int64]
@@ -68,18 +70,20 @@ def match(
 ) -> Matches:
     """Matches detections with objects as COCO's evaluation does, https://cocodataset.org/#detection-eval.
 
-    By descending score each detection takes the object of its image and class that it overlaps most, of those with
-    enough IoU that no earlier one has; one that is ignored only where no other is left. Crowds can be taken by many.
+    In order of decreasing score, each detection takes the unmatched object of its image and class with the highest IoU,
+    if that IoU is high enough. It takes an ignored object only if no other one can be taken. Several detections can
+    take the same crowd.
 
     Args:
-        by_class: for each class objects and detections, as `CocoEvaluator` gives them to the libraries: `image_id` is
-            a number, an object whose area is negative is ignored, and shapes are `bbox` (xywh, pixels) or, where there
-            is one, `segmentation` (compressed run lengths).
-        image_ids: (I,), ascending, of the images that are evaluated.
-        numbers: (I,), ascending, by which the rows name these images.
-        class_names: of the classes.
-        max_dets: detections of an image and class that count.
-        spacing: as of `Matches`.
+        by_class: the objects and the detections of each class, as `CocoEvaluator` passes them to the libraries. Shapes
+            are `segmentation` (compressed run lengths) if the objects have it, else `bbox` (xywh, pixels). Rows have
+            `image_id` (one of `numbers`) and `area`, objects also `iscrowd`, detections also `score`. An object with a
+            negative area is ignored.
+        image_ids: (I,), ascending, the ids of the images that are evaluated.
+        numbers: (I,), ascending, the numbers of these images in the rows.
+        class_names: the names of the classes.
+        max_dets: how many detections count per image and class: those with the highest scores.
+        spacing: see `Matches`.
     """
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in _COLUMNS}
     for label, (objects, detections) in enumerate(by_class):
@@ -123,7 +127,7 @@ def _is_ignored(row: Row) -> bool:
 
 
 def _match_image(objects: list[Row], detections: list[Row]) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """`matched` and `ignored` of the detections, ranked, of an image and class."""
+    """Return `matched` and `ignored` for the ranked detections of one image and class."""
     objects = sorted(objects, key=_is_ignored)
     crowd, ignored = ([bool(of(row)) for row in objects] for of in (lambda row: row["iscrowd"], _is_ignored))
     if objects:
@@ -143,9 +147,9 @@ def _match(
     outside: NDArray[np.bool_],
     thresholds: NDArray[np.float64],
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
-    """Bits of matched and ignored detections (D,), by overlaps (D, G); ignored objects are the last.
+    """Return the bits `matched` and `ignored` (D,) of detections from overlaps (D, G); ignored objects must come last.
 
-    Unmatched detections `outside` of the range of areas are ignored.
+    Unmatched detections that are `outside` the range of areas are ignored.
     """
     count, objects = overlaps.shape
     matched, dropped = np.zeros(count, np.uint16), np.zeros(count, np.uint16)
@@ -174,7 +178,7 @@ def write_matches(path: str | Path, matches: Mapping[str, Matches]) -> None:
 
     Args:
         path: the file.
-        matches: by what was compared, `"bbox"` or `"segm"`; of the same images and classes.
+        matches: the matches by IoU type, `"bbox"` or `"segm"`, all of the same images and classes.
     """
     first = next(iter(matches.values()))
     arrays = {"image_ids": first.image_ids, "class_names": np.array(first.class_names, np.str_)}
@@ -187,11 +191,11 @@ def write_matches(path: str | Path, matches: Mapping[str, Matches]) -> None:
 
 
 def read_matches(path: str | Path) -> dict[str, Matches]:
-    """What `write_matches` wrote.
+    """Reads what `write_matches` wrote: the matches by IoU type.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not such a file; the message names it and what is wrong.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not one of matches; the message names the file and what is wrong.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -211,7 +215,7 @@ def read_matches(path: str | Path) -> dict[str, Matches]:
 
 
 def _check(columns: Mapping[str, NDArray[Any]], images: int, classes: int) -> None:
-    """Raises ValueError unless compiled code can read the columns without looking where it reads."""
+    """Raises ValueError unless compiled code can read the columns without bounds checks."""
     for name, dimensions in _COLUMNS.items():
         if columns[name].ndim != dimensions or columns[name].dtype.kind not in ("f" if name == "scores" else "iu"):
             raise ValueError(f"{name} has shape {columns[name].shape} and dtype {columns[name].dtype}")

@@ -12,14 +12,14 @@ from detpool.evaluation.detections import Detections
 
 
 def own_class_ious(ground_truth: Mapping[str, Any], found: Detections) -> NDArray[np.float64]:
-    """The IoU of each detection with the nearest object of its class in its image; -1 where there is none.
+    """Compute the IoU of each detection's box with the nearest object of its class in its image.
 
     Args:
-        ground_truth: COCO's annotation format; crowds and objects flagged `ignore` are no objects.
+        ground_truth: COCO's annotation format; crowds and objects flagged `ignore` are skipped.
         found: n detections.
 
     Returns:
-        (n,), of boxes.
+        The IoUs, (n,); -1 where the image has no object of the class.
     """
     objects = [row for row in ground_truth["annotations"] if not row.get("iscrowd") and not row.get("ignore")]
     images, categories = (np.array([row[key] for row in objects], np.int64) for key in ("image_id", "category_id"))
@@ -36,22 +36,22 @@ def nearest_objects(
     object_image_ids: NDArray[np.int64],
     object_boxes: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The object that each detection overlaps most.
+    """Find the object in its image with which each detection has the highest IoU.
 
     Args:
-        image_ids: (n,), of the detections.
-        boxes: (n, 4) xywh, continuous.
-        object_image_ids: (m,), of the objects.
-        object_boxes: (m, 4).
+        image_ids: (n,), the image ids of the detections.
+        boxes: (n, 4), their boxes, xywh in continuous coordinates.
+        object_image_ids: (m,), the image ids of the objects.
+        object_boxes: (m, 4), their boxes.
 
     Returns:
-        (n,), which object, the first of several that overlap equally; and (n,), the IoU with it. 0 and -1 where there
-        is no object in the image.
+        The index of the object of each detection (n,), the first among equal IoUs, and the IoU with it (n,). They are 0
+        and -1 where the image has no object.
     """
     order = object_image_ids.argsort(kind="stable")
     begins, ends = (object_image_ids[order].searchsorted(image_ids, side) for side in ("left", "right"))
     counts = ends - begins
-    # All pairs of a detection with an object of its image, detection after detection.
+    # All pairs of a detection and an object of its image, in the order of detections.
     detection = np.repeat(np.arange(len(image_ids)), counts)
     object_ = order[np.arange(counts.sum()) + np.repeat(begins - counts.cumsum() + counts, counts)]
     overlaps = _paired_iou(boxes[detection], object_boxes[object_])
@@ -62,7 +62,7 @@ def nearest_objects(
 
 
 def _paired_iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """IoU of xywh boxes (n, 4) with one other each: (n,); 0 where the union is empty."""
+    """Compute the IoU of xywh boxes (n, 4) with one other box each, (n,); 0 where the union is empty."""
     low = np.maximum(boxes[:, :2], others[:, :2])
     high = np.minimum(boxes[:, :2] + boxes[:, 2:], others[:, :2] + others[:, 2:])
     intersection = (high - low).clip(min=0).prod(axis=1)

@@ -1,4 +1,4 @@
-"""From the mask head's probabilities to masks in COCO's format, without an array of any image."""
+"""Conversion of the mask head's probabilities to masks in COCO's format, without an array for the whole image."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from detpool.ops.backends.cpu.compiling import exact_kernel
 
 
 def encode_in_boxes(probabilities: Tensor, boxes: Tensor, input_size: Size, size: Size) -> list[dict[str, Any]]:
-    """Masks where they belong in an image file: foreground where the probability, interpolated, is above 0.5.
+    """Paste masks into their image file: foreground is where the interpolated probability is above 0.5.
 
-    Of a file that was not resized the same pixels as of torchvision's `paste_masks_in_image`, which makes an image of
-    each mask. Of others the same surface, at the centers of the file's pixels: boxes end at whole pixels of the model's
-    input, as torchvision's do, and not at those of a file that may be smaller.
+    For a file that was not resized, the pixels are those of torchvision's `paste_masks_in_image`, which makes a whole
+    image for each mask. For other files the same interpolated probabilities are evaluated at the centers of the file's
+    pixels: as in torchvision, boxes are rounded to whole pixels of the model's input, not to those of a file that may
+    be smaller.
 
     Args:
-        probabilities: float32 (n, M, M) on the CPU, of each box, 0 .. 1.
+        probabilities: float32 (n, M, M) on the CPU, the probabilities within each box, 0 .. 1.
         boxes: float (n, 4) on the CPU, XYXY in pixels of the model's input.
         input_size: (height, width) of the model's input in pixels.
         size: (height, width) of the image file in pixels.
@@ -45,11 +46,12 @@ def encode_in_boxes(probabilities: Tensor, boxes: Tensor, input_size: Size, size
 def _taps(
     first: int, last: int, input_side: int, side: int, cells: int
 ) -> tuple[int, NDArray[np.int64], NDArray[np.float32]]:
-    """Where the pixels of a file that lie within `first` .. `last` of the model's input read a mask of so many cells.
+    """Compute where those pixels of a file that lie within `first` .. `last` of the model's input sample a mask.
 
     Returns:
-        the first of these pixels; of each the first of two neighboring cells, and the weight of the second. In float32
-        as PyTorch's `interpolate` does it, since a mask's edge lies where rounding puts it.
+        The first of these pixels; and for each of them the first of the two neighboring cells of the mask, and the
+        weight of the second. Computed in float32 as PyTorch's `interpolate` does, because rounding decides where the
+        edge of a mask lies.
     """
     inside = (np.arange(side) + 0.5) * (input_side / side) - first  # from the edge of the box, in pixels of the input
     begin, end = np.searchsorted(inside, (0, last - first + 1))
@@ -71,9 +73,9 @@ def _runs(
     height: int,
     width: int,
 ) -> NDArray[np.int64]:
-    """Run lengths of background, foreground, background, ..., down one column of the image after another."""
+    """Compute run lengths of background, foreground, background, ..., in column-major order of the image's pixels."""
     one, half, last = np.float32(1), np.float32(0.5), len(mask) - 1
-    runs = np.empty(len(columns) * (len(rows) + 1) + 1, np.int64)  # the system gives memory for those written alone
+    runs = np.empty(len(columns) * (len(rows) + 1) + 1, np.int64)  # only the entries that are written take memory
     line = np.empty(len(mask), np.float32)
     count = begin = 0
     foreground = False
@@ -89,7 +91,7 @@ def _runs(
                 runs[count] = place + i - begin
                 begin, count, foreground = place + i, count + 1, not foreground
         place += len(rows)
-        if foreground and len(rows) < height:  # else it may go on in the next column
+        if foreground and len(rows) < height:  # else the run may continue in the next column
             runs[count] = place - begin
             begin, count, foreground = place, count + 1, False
     if begin < height * width:

@@ -24,11 +24,11 @@ from detpool.evaluation.errors import judge_image
 from detpool.files import write_bytes_atomically
 from detpool.masks import decode_segmentation
 
-# matplotlib has a font of more than Latin letters, the same on every system.
+# matplotlib ships a font with more than Latin letters, which is the same on every system.
 _FONT = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 _MARGIN = 10
 _CORRECT, _WRONG = (0, 110, 45), (190, 0, 0)  # labels
-_CROWDED = 12  # more objects than this in a panel: labels name no class, the legend below does
+_CROWDED = 12  # with more objects than this in a panel, only the legend names classes, not the labels
 
 
 def write_pictures(
@@ -39,10 +39,10 @@ def write_pictures(
     limit: int = 12,
     **options: Any,
 ) -> list[Path]:
-    """Writes one picture per image, `<image id>.png`, of images spread evenly, and all on `contact_sheet.png`.
+    """Writes `<image id>.png` for images spread evenly over the data set, and all of them on `contact_sheet.png`.
 
     Args:
-        folder: where to; created if missing.
+        folder: the folder to write to; created if missing.
         dataset, rows: as for `compare`.
         limit: maximum number of images.
         options: `score_threshold` and `masks` of `compare`.
@@ -73,18 +73,18 @@ def compare(
     masks: bool = False,
     panel: int = 640,
 ) -> Iterator[Image.Image]:
-    """Draws ground truth on the left and predictions on the right, image after image.
+    """Draws ground truth on the left and predictions on the right, one picture per image.
 
-    Labels of correct predictions are green, those of others red and name the kind of error
-    (`detpool.evaluation.errors`); objects that no prediction accounts for are labeled as missed. Where there is one
-    class only, each object has a color of its own, and so has the prediction that finds it.
+    Labels of correct predictions are green. Labels of wrong ones are red and name the kind of error
+    (`detpool.evaluation.errors`); objects that no prediction accounts for are labeled as missed. If there is only one
+    class, each object has its own color, which the prediction that finds it shares.
 
     Args:
         dataset: images and ground truth. Its samples may be resized, but neither flipped nor cropped.
-        rows: detections, as `Detections` (`DetectionEvaluator.results`) or in COCO's result format, of these or more
-            images.
-        image_ids: which images, of the data set.
-        score_threshold: detections of a lower score are not drawn.
+        rows: detections, as `Detections` (`DetectionEvaluator.results`) or in COCO's result format; those of other
+            images are skipped.
+        image_ids: the images of the data set to draw.
+        score_threshold: detections with a lower score are not drawn.
         masks, panel: as for `draw_panels`.
     """
     classes = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
@@ -106,7 +106,7 @@ def compare(
 def _with_verdicts(
     objects: Sequence[Row], predicted: Sequence[Row], instances: bool
 ) -> tuple[list[Row], list[Row], str]:
-    """Both with the keys that `draw_panels` takes beside COCO's, and how many of each verdict there are."""
+    """Returns both with the keys that `draw_panels` adds to COCO's, and a text that counts the verdicts."""
     judged = judge_image(objects, predicted)
     marked = [
         each | ({"verdict": "missed"} if missed else {}) for each, missed in zip(objects, judged.missed, strict=True)
@@ -131,19 +131,19 @@ def draw_panels(
     panel: int = 640,
     masks: bool = False,
 ) -> Image.Image:
-    """Draws an image once per panel, with a caption above and its objects, and a legend of the classes below.
+    """Draws an image once per panel, with the panel's caption and objects, and a legend of the classes below.
 
     Boxes of crowds and ignored objects are dashed. A class has the same color in every picture of a data set.
 
     Args:
         image: uint8 (3, H, W), RGB.
-        panels: captions, and objects as COCO annotations or results, boxes xywh in pixels of the image file. An object
-            may have a `color` (red, green, blue) in place of its class's, which no legend explains, and a `verdict`,
-            "correct" or what is wrong with it.
-        orig_size: (height, width) of the image file; `image` is the whole of it, at any size.
+        panels: captions, and objects as COCO annotations or results, with boxes xywh in pixels of the image file. An
+            object may have a `color` (red, green, blue) that replaces the color of its class and is not in the legend,
+            and a `verdict`, "correct" or what is wrong with it.
+        orig_size: (height, width) of the image file; `image` shows the whole file, at any size.
         classes: category id to name.
         panel: longer side of the image in the picture, pixels; small images are enlarged.
-        masks: draw masks as well as boxes, where there are some.
+        masks: draw the masks of objects that have one, as well as their boxes.
     """
     sides = [max(1, round(side * panel / max(image.shape[-2:]))) for side in image.shape[-2:]]
     photo = resize(image.as_subclass(Tensor), sides)
@@ -170,21 +170,21 @@ def draw_panels(
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int = 2) -> Image.Image:
-    """Pictures in rows and columns, each with as much room as the largest needs."""
+    """Arranges pictures in rows and columns, each in a cell of the size of the largest."""
     size = [max(picture.size[i] for picture in pictures) for i in (0, 1)]
     cells = [pad(pil_to_tensor(p), (0, size[0] - p.width, 0, size[1] - p.height), value=255) for p in pictures]
     return to_pil_image(make_grid(cells, nrow=columns, padding=0))
 
 
 def class_color(number: int) -> tuple[int, int, int]:
-    """A bright color for class `number` (from 0), which depends on nothing else; the first dozen differ clearly."""
-    # Steps of the golden ratio keep any few hues far apart.
+    """Returns a bright color (RGB) for class `number`, counted from 0; the first dozen differ clearly."""
+    # Steps of the golden ratio keep consecutive hues far apart.
     red, green, blue = colorsys.hls_to_rgb((0.6 + number * 0.618034) % 1, (0.5, 0.66, 0.36)[number // 5 % 3], 0.9)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _fill(verdict: str | None, color: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The color of a label."""
+    """Returns the color of a label."""
     return color if verdict is None else _CORRECT if verdict == "correct" else _WRONG
 
 
@@ -196,7 +196,7 @@ def _draw_objects(
     font: ImageFont.FreeTypeFont,
     masks: bool,
 ) -> Tensor:
-    # Large ones first: a small object on a large one stays visible.
+    # Large objects first, so that a small object on a large one stays visible.
     objects = sorted(objects, key=lambda each: -each["bbox"][2] * each["bbox"][3])
     colors = [each.get("color", styles[each["category_id"]][1]) for each in objects]
     photo = photo.clone()
@@ -230,7 +230,7 @@ def _draw_objects(
         words += [each["verdict"]] if each.get("verdict", "correct") != "correct" else []
         texts.append(" ".join(words))
         room = torch.tensor([font.getlength(texts[-1]) + 5, 1.4 * font.size])
-        # Above, below or inside the box: least over other labels, then least over the object, which may be tiny.
+        # Above, below or inside the box, where it hides least of other labels, then of the object, which may be tiny.
         corners = box[[0, 1, 2, 1, 0, 3, 2, 3, 0, 1, 2, 3]].reshape(6, 2)
         corners = corners - room * torch.tensor([[0, 1], [1, 1], [0, 0], [1, 0], [0, 0], [1, 1]])
         corners = corners.minimum(size - room).clamp(min=0).round()

@@ -1,4 +1,4 @@
-"""AP of other choices of the images: each image counted as often as it was drawn."""
+"""AP of resampled images: each image counts as often as it was drawn."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from detpool.evaluation.matches import THRESHOLDS, Matches
 from detpool.ops.backends.cpu.compiling import exact_kernel
 
-_RECALLS = np.linspace(0, 1, 101)  # as pycocotools has them, bit for bit
-_VALUES = 2**21  # precisions at a time
+_RECALLS = np.linspace(0, 1, 101)  # bitwise equal to those of pycocotools
+_VALUES = 2**21  # how many precisions are computed at a time
 
 
 @functools.lru_cache(maxsize=4)
 def bootstrap_weights(images: int, resamples: int, seed: int = 0) -> NDArray[np.int32]:
-    """How often each image is drawn, with replacement, when as many are drawn as there are.
+    """Draw bootstrap samples: as many images as there are, with replacement.
 
     Args:
-        images: how many there are.
-        resamples: how often all are drawn.
-        seed: of the generator: the same numbers give the same draws.
+        images: number of images.
+        resamples: number of bootstrap samples.
+        seed: seed of the generator; the same arguments give the same samples.
 
     Returns:
-        (1 + resamples, images); the first row draws each image once.
+        How often each image was drawn, (1 + resamples, images); in the first row each image counts once.
     """
     drawn = np.random.default_rng(seed).multinomial(images, np.full(images, 1 / max(images, 1)), resamples)
     weights = np.concatenate([np.ones((1, images)), drawn]).astype(np.int32)
@@ -35,22 +35,22 @@ def bootstrap_weights(images: int, resamples: int, seed: int = 0) -> NDArray[np.
 
 
 def weighted_ap(matches: Matches, weights: NDArray[np.integer[Any]]) -> dict[str, NDArray[np.float64]]:
-    """COCO's AP of several choices of the images.
+    """Compute COCO's AP of several weightings of the images.
 
-    Each is that of a data set in which image i occurs `weights[b, i]` times, at 101 recalls and over all areas. With
-    weights of 1 it is that of `CocoEvaluator.evaluate`, bit for bit. Of detections of the same image, class and score
-    the better ranked goes first in all copies of the image.
+    Entry b is the AP of a data set in which image i occurs `weights[b, i]` times, at 101 recalls and over all areas.
+    With weights of 1 it is bitwise equal to that of `CocoEvaluator.evaluate`. Among detections of the same image, class
+    and score, all copies of the one ranked higher go first.
 
     Args:
-        matches: of I images.
-        weights: (B, I), not negative.
+        matches: matches on I images.
+        weights: (B, I), integers that are not negative.
 
     Returns:
-        `AP`, `AP50`, `AP75` and `AP@0.50` ... `AP@0.95`, each (B,); NaN where no object is left. A class of which
-        none is left enters no mean.
+        `AP`, `AP50`, `AP75` and `AP@0.50` ... `AP@0.95`, each (B,); NaN where no object is left. A class without an
+        object is left out of the means.
 
     Raises:
-        ValueError: `weights` does not fit.
+        ValueError: If the shape of `weights` does not fit, or a weight is negative.
     """
     images, classes = len(matches.image_ids), len(matches.class_names)
     if weights.ndim != 2 or weights.shape[1] != images or (weights.size and weights.min() < 0):
@@ -69,7 +69,7 @@ def weighted_ap(matches: Matches, weights: NDArray[np.integer[Any]]) -> dict[str
 
 
 def resampled_ap(matches: Mapping[str, Matches], resamples: int, seed: int = 0) -> dict[str, NDArray[np.float64]]:
-    """`weighted_ap` of `bootstrap_weights`; names of masks begin with `mask_`."""
+    """Compute `weighted_ap` with `bootstrap_weights` for each IoU type; the names for masks begin with `mask_`."""
     found: dict[str, NDArray[np.float64]] = {}
     for kind, each in matches.items():
         prefix = "mask_" if kind == "segm" else ""
@@ -79,12 +79,12 @@ def resampled_ap(matches: Mapping[str, Matches], resamples: int, seed: int = 0) 
 
 
 def _means(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean precision of each resample over what is defined, summed in the order in which `CocoEvaluator` does."""
+    """Return each resample's mean of the defined precisions, summed in the same order as by `CocoEvaluator`."""
     rows = precision.reshape(len(precision), -1)
     defined = rows > -1
     if defined.all():
         return rows.mean(1) if rows.shape[1] else np.full(len(rows), np.nan)
-    # A class without an object is so in every resample: all rows that lack the same are taken together.
+    # Whether a class is defined depends only on the resample: rows that lack the same classes are handled together.
     means = np.full(len(rows), np.nan)
     kinds, which = np.unique(defined[:, : precision.shape[-1]], axis=0, return_inverse=True)
     for number, kind in enumerate(kinds):
@@ -95,7 +95,7 @@ def _means(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _tables(matches: Matches) -> tuple[NDArray[Any], ...]:
-    """What `_precision` reads: a false positive matters only by how many come before a match."""
+    """Prepare the arguments of `_precision`, which need not list false positives: only their number matters."""
     classes = len(matches.class_names)
     starts = matches.classes.searchsorted(np.arange(classes + 1)).astype(np.int64)
     places, is_match, ends = [], [], [0]
@@ -128,16 +128,17 @@ def _precision(
     recalls: NDArray[np.float64],
     out: NDArray[np.float64],
 ) -> None:
-    """Precision (B, thresholds, recalls, classes), -1 for a class without an object.
+    """Write the precision to `out` (B, thresholds, recalls, classes); -1 for a class without an object.
 
     Args:
         weights: (B, I).
-        images, starts: image of each detection, ranked; where each class begins.
-        places, is_match, ends: within its class, the detections that match or are ignored; which of them count; where
-            those of each class and threshold end.
-        objects, object_starts: as of `Matches`, by class; where each class begins.
-        spacing: as of `Matches`.
+        images, starts: the image of each detection, ranked; and where each class begins in it.
+        places, is_match, ends: the detections that match or are ignored, as indices within their class; which of them
+            count; and where those of each class and threshold end.
+        objects, object_starts: the `objects` of `Matches`, by class; and where each class begins in them.
+        spacing: see `Matches`.
         recalls: ascending.
+        out: receives the result.
     """
     resamples, thresholds, _, classes = out.shape
     size = 1

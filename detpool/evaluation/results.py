@@ -1,8 +1,8 @@
 """Predictions as rows of COCO's result format, in pixels of the image files.
 
 A row is `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}` and, where the model predicts
-masks, `"segmentation": {"size": [height, width], "counts": str}` (compressed RLE), as on
-https://cocodataset.org/#format-results. `"iou"`, where the model predicts it, is ours.
+masks, `"segmentation": {"size": [height, width], "counts": str}` (compressed RLE), as defined on
+https://cocodataset.org/#format-results. `"iou"`, where the model predicts it, is an extension of that format.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from detpool.files import write_bytes_atomically
 from detpool.garbage import collection_paused
 
 RESULTS = "predictions.json.gz"
-"""In a run directory: the rows of its evaluation. Runs of earlier revisions left it without `.gz`."""
+"""File name of the evaluation's rows in a run directory. Earlier revisions wrote it without `.gz`."""
 _GZIP = b"\x1f\x8b"
 _KEYS = ("image_id", "category_id", "bbox", "score")
 
@@ -45,24 +45,24 @@ def to_detections(
     input_size: tuple[int, int],
     category_ids: Sequence[int],
 ) -> Detections:
-    """One image's predictions, in pixels of its file.
+    """Convert the predictions of one image to detections in pixels of its file.
 
     Args:
         prediction: torchvision's dict: `boxes` (n, 4) XYXY in pixels of the model's input, `labels` (n,) in
             1 .. len(category_ids), `scores` (n,), and optionally `masks` (n, 1, H, W) pasted into the model's input:
-            bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5); in their place, `mask_probabilities`
-            (n, M, M) within the boxes; and `ious` (n,), the IoU with its object that the model predicts of each box.
+            bool, uint8 of 0 and 1, or probabilities (foreground where > 0.5); or, in their place, `mask_probabilities`
+            (n, M, M) within the boxes; and `ious` (n,), the IoU with its object that the model predicts for each box.
         image_id: key of the image in the ground truth.
         orig_size: (height, width) of the image file.
         input_size: (height, width) of the model's input, the image that `prediction` refers to.
         category_ids: the data set's own category ids; label 1 is the first.
 
     Returns:
-        The detections in the order of `prediction`, boxes and masks scaled to the image file; probabilities are
-        pasted at its size. Coordinates are neither rounded nor clipped.
+        The detections in the order of `prediction`, with boxes and masks scaled to the image file. `mask_probabilities`
+        are pasted at the size of the file. Coordinates are neither rounded nor clipped.
 
     Raises:
-        ValueError: shapes do not agree, a label is not a class, or a box or score is not finite.
+        ValueError: If shapes do not agree, a label is not that of a class, or a box or score is not finite.
     """
     boxes, labels, scores = (prediction[key].detach().cpu() for key in ("boxes", "labels", "scores"))
     count = len(scores)
@@ -110,7 +110,7 @@ def to_detections(
 
 
 def _encode(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """Compressed RLE of a (1, H, W) mask after resizing it to `size` (height, width)."""
+    """Resize a (1, H, W) mask to `size` (height, width) and return its compressed RLE."""
     mask = mask.float()
     if tuple(mask.shape[-2:]) != tuple(size):
         mask = F.interpolate(mask[None], size=tuple(size), mode="bilinear", antialias=True)[0]
@@ -123,14 +123,14 @@ def _as_text(encoded: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
 
 @collection_paused()
 def write_results(path: str | Path, rows: Detections | Iterable[Row]) -> None:
-    """Write detections to a JSON file in COCO's result format, atomically; boxes to two decimals, as COCO's own.
+    """Write detections to a JSON file in COCO's result format, atomically, with boxes rounded to two decimals.
 
     Args:
-        path: the file; one whose name ends in `.gz` is compressed.
+        path: the file; it is compressed if its name ends in `.gz`.
         rows: the detections.
 
     Raises:
-        ValueError: a box or a score is NaN or infinite, which JSON cannot hold.
+        ValueError: If a box or a score is NaN or infinite, which JSON cannot represent.
     """
     found = Detections.of(rows)
     finite = np.isfinite(found.boxes).all(1) & np.isfinite(found.scores)
@@ -140,7 +140,7 @@ def write_results(path: str | Path, rows: Detections | Iterable[Row]) -> None:
             f"row {place}: bbox {found.boxes[place].tolist()} and score {found.scores[place]} are not JSON compliant"
         )
     content = io.BytesIO()
-    # Without the time, so that the same rows give the same file. Levels above 4 take twice the time for 7 % less.
+    # mtime=0: the same rows give the same file. Higher levels than 4 take twice the time for files 7 % smaller.
     packed = gzip.GzipFile("", "wb", 4, content, mtime=0) if str(path).endswith(".gz") else nullcontext(content)
     with packed as file:
         rows, before = iter(replace(found, boxes=found.boxes.round(2))), b"["
@@ -152,12 +152,11 @@ def write_results(path: str | Path, rows: Detections | Iterable[Row]) -> None:
 
 
 def read_results(path: str | Path) -> list[Row]:
-    """Read what `write_results`, or any tool that writes COCO's result format, has written, compressed or not.
+    """Read the rows of a file in COCO's result format, compressed or not, such as `write_results` writes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or not a list of result rows; the message names the file and what is
-            wrong.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not JSON, or not a list of result rows; the message names the file and what is wrong.
     """
     path = Path(path)
     try:
@@ -185,7 +184,7 @@ def read_results(path: str | Path) -> list[Row]:
 
 
 def find_results(run_dir: Path) -> Path:
-    """The file of rows in a run directory, whether or not it is there."""
+    """Return the path of the file of rows in a run directory, whether or not it exists."""
     before = run_dir / RESULTS.removesuffix(".gz")
     return before if before.is_file() else run_dir / RESULTS
 

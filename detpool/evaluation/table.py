@@ -22,16 +22,16 @@ _CLASS_COLUMNS = {
     "ECE": "ECE",
     "iou_ECE": "ECE of IoU",
 }
-_ROWS = 20  # classes under each other before a second table stands beside the first
+_ROWS = 20  # classes per table; further tables are placed beside the first
 
 
 def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> RenderableType:
-    """Tables of what `DetectionEvaluator.compute` returns, in percent with one decimal, `-` where undefined.
+    """Format metrics such as those of `DetectionEvaluator.compute` as tables, in percent; `-` where undefined.
 
-    The classes come first and the means last, where they remain in sight at the end of a run.
+    The classes come first and the means last, so that the means remain visible at the end of a run.
 
     Args:
-        metrics: name to number in 0 .. 1; names that are none of the evaluator's are left out.
+        metrics: numbers in 0 .. 1 by name; names that the evaluator does not use are left out.
         title: a line above the tables.
     """
     parts: list[RenderableType] = [Text(title, style="bold")] if title else []
@@ -41,7 +41,7 @@ def metrics_table(metrics: Mapping[str, float], title: str | None = None) -> Ren
 
 
 def print_metrics(metrics: Mapping[str, float], title: str | None = None, console: Console | None = None) -> None:
-    """Print `metrics_table`; in a file or pipe without colours and, unless COLUMNS says otherwise, 80 wide."""
+    """Print `metrics_table`; in a file or pipe it has no colors and, unless COLUMNS is set, 80 columns."""
     (console or Console()).print(metrics_table(metrics, title))
 
 

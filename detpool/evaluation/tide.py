@@ -1,4 +1,4 @@
-"""What each kind of error costs: the AP that mending it would give (TIDE: Bolya et al., ECCV 2020)."""
+"""The cost of each kind of error: the AP that would be gained by fixing it (TIDE: Bolya et al., ECCV 2020)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detpool.evaluation.detections import Detections, Row
 from detpool.evaluation.errors import ERRORS, Judge, Kind
 
 MENDED = (*ERRORS, "false_positive", "false_negative")
-"""What is mended in turn: a kind of error, all wrong detections, or all objects that are not found."""
+"""What is fixed, one at a time: each kind of error, all wrong detections, and all objects that are not found."""
 _RECALLS = np.linspace(0, 1, 101)  # COCO's
 
 
@@ -27,30 +27,31 @@ def error_costs(
     iou_type: Kind = "bbox",
     max_dets: int = 100,
 ) -> dict[str, float]:
-    """How much AP at IoU 0.5 is gained where all errors of one kind, and no others, are mended (TIDE, section 2.3).
+    """Compute how much AP at IoU 0.5 is gained by fixing all errors of one kind and no others (TIDE, section 2.3).
 
-    Kinds are those of `error_decomposition`, here of every detection. (TIDE asks the same questions in another order,
-    which matters only for a detection that is several kinds at once.) Mending means:
+    The kinds are those of `error_decomposition`, but every detection is judged. (TIDE tests for the kinds in another
+    order, which matters only for detections that are of several kinds at once.) To fix an error means:
 
-    - *classification*, *localisation*: the detection gets the object's class or place; of several that mean the same
-      object the best-scored one does, and all others, or all if a detection is correct for it, are removed,
+    - *classification*, *localisation*: the detection gets the class or the box of its object. Of several detections
+      with the same object, only the one with the highest score does; the others are removed. If a detection is already
+      correct for the object, all of them are removed,
     - *both*, *duplicate*, *background*: the detection is removed,
-    - *missed*: the object is no longer asked for,
+    - *missed*: the object is no longer counted,
     - *false_positive*: every detection that is not correct is removed,
-    - *false_negative*: every object for which no detection is correct is no longer asked for.
+    - *false_negative*: every object for which no detection is correct is no longer counted.
 
     Gains do not add up to 1 - AP: errors hide each other.
 
     Args:
         ground_truth, rows, image_ids, iou_type: see `error_decomposition`.
-        max_dets: of each image and class so many detections count, those of the highest scores.
+        max_dets: how many detections count per image and class: those with the highest scores.
 
     Returns:
-        `AP50`, COCO's, and `dAP50/<kind>` for each of `MENDED`; NaN where no class has an object. Of a class of which
-        no object is asked for any more AP is 0 while there are detections, and else it is left out.
+        `AP50`, as COCO defines it, and `dAP50/<kind>` for each of `MENDED`; all are NaN if no class has an object. A
+        class of which no object is counted any more has AP 0 if it has detections, and is left out of the mean if not.
 
     Raises:
-        ValueError: see `error_decomposition`.
+        ValueError: See `error_decomposition`.
     """
     found = Detections.of(rows)
     found = found.take(_best(found, max_dets))
@@ -93,7 +94,7 @@ class _Point:
 
 
 def _moved(points: list[_Point], kind: str, judge: Judge) -> list[_Point]:
-    """With the errors of a kind mended: best scores first, so the first that means a free object gets it."""
+    """Return the points with the errors of a kind fixed; of those with the same object, the best one gets it."""
     taken: set[Any] = set()
     moved = []
     for point in sorted(points, key=lambda point: -point.score):
@@ -109,14 +110,14 @@ def _mean_ap(points: list[_Point], objects: Mapping[int, int]) -> float:
     found: dict[int, list[bool]] = defaultdict(list)
     for point in sorted(points, key=lambda point: -point.score):
         found[point.category].append(point.kind == "correct")
-    # A class that nothing is asked of has no AP, but for detections that are all wrong.
+    # A class without counted objects has no AP, except that its detections are all wrong if it has some.
     asked = {category: count for category, count in objects.items() if count or found[category]}
     values = [_ap(np.array(found[category], bool), count) if count else 0.0 for category, count in asked.items()]
     return float(np.mean(values)) if values else math.nan
 
 
 def _ap(correct: NDArray[np.bool_], objects: int) -> float:
-    """COCO's mean of the precision at 101 recalls, of detections by falling score."""
+    """Return COCO's mean precision at 101 recalls, of detections in order of decreasing score."""
     true = correct.cumsum()
     precision = np.maximum.accumulate((true / np.arange(1, len(true) + 1))[::-1])[::-1]
     places = np.searchsorted(true / objects, _RECALLS)
@@ -124,7 +125,7 @@ def _ap(correct: NDArray[np.bool_], objects: int) -> float:
 
 
 def _best(found: Detections, limit: int) -> NDArray[np.int64]:
-    """Places of the detections that are among the best of their image and class, in their order."""
+    """Return the indices, ascending, of the `limit` best detections of each image and class."""
     order = np.lexsort((-found.scores, found.category_ids, found.image_ids))
     keys = np.stack([found.image_ids[order], found.category_ids[order]])
     starts = np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))[: len(order)].nonzero()[0]

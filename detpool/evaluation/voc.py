@@ -28,19 +28,19 @@ def voc_metrics(
     image_ids: Collection[int] | None = None,
     iou_threshold: float = 0.5,
 ) -> dict[str, float]:
-    """VOC AP per class and its mean.
+    """Compute VOC's AP per class and its mean.
 
-    As in the kit, the detections of a class are taken by descending score; each is compared with the one
-    object of its class and image that it overlaps most. It is a true positive if that IoU is at least
-    `iou_threshold` and no earlier detection claimed the object, does not count if the object is difficult,
-    and is a false positive otherwise. There is no limit on detections.
+    As in the kit, the detections of a class are taken in order of decreasing score. Each is compared only with the
+    object of its class and image that it overlaps most. If that IoU is at least `iou_threshold`, the detection does not
+    count if the object is difficult, and is a true positive if no earlier detection has taken the object. All other
+    detections are false positives. There is no limit on the number of detections.
 
     Args:
         ground_truth: COCO's annotation format; boxes xywh, continuous, in pixels of the image files. Objects
             flagged `ignore` (VOC's difficult) or `iscrowd` are difficult: they need not be found.
         rows: detections, as `Detections` or in COCO's result format, in the same pixels. Between equal scores of one
             class the earlier goes first.
-        image_ids: the images to evaluate; default all of the ground truth's.
+        image_ids: the images to evaluate, by default all images of the ground truth.
         iou_threshold: smallest IoU of a match, in (0, 1].
 
     Returns:
@@ -50,7 +50,7 @@ def voc_metrics(
         not enter the mean.
 
     Raises:
-        ValueError: `iou_threshold` is not in (0, 1], or a row names an image or a category that is not in the
+        ValueError: If `iou_threshold` is not in (0, 1], or a row names an image or a category that is not in the
             ground truth.
     """
     check_iou_threshold(iou_threshold)
@@ -95,11 +95,11 @@ def _match(
     boxes: NDArray[np.float64],
     iou_threshold: float,
 ) -> tuple[int, NDArray[np.int64]]:
-    """How many objects must be found; per counted detection, by descending score, 1 if true, 0 if false.
+    """Return how many objects must be found, and 1 for each true and 0 for each false positive, in their order.
 
     Args:
-        objects: those of a class.
-        image_ids, boxes: of its detections, by descending score.
+        objects: the objects of a class.
+        image_ids, boxes: those of its detections, in order of decreasing score.
         iou_threshold: smallest IoU of a match.
     """
     object_image_ids = np.array([each["image_id"] for each in objects], np.int64)
@@ -119,7 +119,7 @@ def _is_difficult(annotation: Mapping[str, Any]) -> bool:
 
 
 def _area_ap(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) -> float:
-    """Area under the monotone precision-recall curve from cumulative counts, by descending score."""
+    """Return the area under the monotone precision-recall curve, from cumulative counts by decreasing score."""
     if not positives:
         return math.nan
     if not len(true):
@@ -130,16 +130,15 @@ def _area_ap(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) 
 
 
 def _eleven_point_ap(true: NDArray[np.int64], false: NDArray[np.int64], positives: int) -> float:
-    """Mean over recalls 0, 0.1, ... 1 of the best precision at that recall or more."""
+    """Return the mean over recalls 0, 0.1, ... 1 of the best precision at that recall or more."""
     if not positives:
         return math.nan
     precision = true / (true + false)
-    # Recall >= k / 10 in whole numbers: in floating point 3 / 10 < 3 * 0.1 would lose a recall that was
-    # reached.
+    # Recall >= k / 10 in integers: in floating point, 3 / 10 < 3 * 0.1 would lose a recall that was reached.
     return float(sum(precision[10 * true >= k * positives].max(initial=0.0) for k in range(11)) / 11)
 
 
 def _mean(values: Mapping[str, float]) -> float:
-    """Mean of the defined values; NaN if there is none."""
+    """Return the mean of the defined values; NaN if there are none."""
     defined = [value for value in values.values() if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan

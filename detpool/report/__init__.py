@@ -1,4 +1,4 @@
-"""From finished runs to tables, plots and a report: `tools/report.py`."""
+"""Makes tables, plots and a report from finished runs, for `tools/report.py`."""
 
 from detpool.extras import require
 

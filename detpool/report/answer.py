@@ -1,4 +1,4 @@
-"""What a reader wants to know first: which configuration is best, by how much, beyond what chance, at what cost."""
+"""The summary of a section: which configuration is best, by how much, whether beyond chance, and at what cost."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ UNMEASURED = "not measured (tools/cost.py does it)"
 
 
 def answer(section: Section, metric: str, costs: Mapping[str, Cost]) -> dict[str, str]:
-    """The answer of a section, by its questions; empty where there is nothing to compare.
+    """Returns the answers for a section, by question; empty if there is nothing to compare.
 
     Args:
-        section: whose configurations are compared.
-        metric: by which.
-        costs: what is known of them by `tools/cost.py`, by label.
+        section: the section of which the configurations are compared.
+        metric: the metric to compare them by.
+        costs: the costs that `tools/cost.py` measured, by label of the configuration.
     """
     means = {label: section.values(label, metric).mean() for label in section.runs}
     ranked = sorted((label for label in means if means[label] == means[label]), key=lambda label: -means[label])
@@ -28,7 +28,7 @@ def answer(section: Section, metric: str, costs: Mapping[str, Cost]) -> dict[str
     best = ranked[0]
     other = section.baseline if best != section.baseline else ranked[1]
     apart = f"{other}, {'the baseline' if other == section.baseline else 'the second best'}"
-    # Corrected together with the comparisons that tables show; those of the best with all others are a family too.
+    # p is corrected over the comparisons that the tables show; those of the best with all others are another family.
     against = adjust({label: compare(section.gains(label, metric)) for label in section.others})
     of_best = adjust({label: compare(section.gains(best, metric, label)) for label in ranked[1:]})
     found = replace(of_best[other], adjusted=against[best if other == section.baseline else other].adjusted)
@@ -80,7 +80,7 @@ def _cost(mine: Cost, others: Cost, label: str) -> str:
 
 
 def _needed(found: Difference) -> str:
-    """What would resolve a difference of one point."""
+    """Says how many seeds or images would be needed to detect a difference of one point."""
     if found.pairs < 2:
         return ""
     parts = [f"{number_needed(found.seeds_needed())} seeds on these images"]

@@ -1,4 +1,4 @@
-"""Puts a report together: parts of notes, tables and pictures, and the numbers behind them."""
+"""Assembles a report: parts with notes, tables and pictures, and the numbers behind them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Part:
     """A part of a report under one heading.
 
     Attributes:
-        name: what the names of its pictures' files begin with.
+        name: prefix of the file names of its pictures.
         title: the heading.
-        facts: what was trained, by its kind.
-        notes: what to beware of.
-        blocks: its content.
-        answer: what it comes to, by question, for the top of the report; of a section with several configurations.
+        facts: what was trained: text by kind of fact (`detpool.report.facts`).
+        notes: caveats.
+        blocks: its tables and pictures, in order.
+        answer: answers by question, for the top of the report; empty unless it has several configurations.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Report:
     """A whole report.
 
     Attributes:
-        title: its heading, what it is about.
-        problems: what was found and is not in the numbers: failed, incomplete and left out runs, unreadable files.
-        parts: one for each section, one for what changes between sections of the same data, one for each benchmark.
-        numbers: what is behind the parts, by name: `runs`, a row per run with all of its numbers; `summary`, a row per
-            configuration and metric; `across`, a row per configuration, metric and pair of sections. Without runs, or
-            sections to compare, there is none.
-        notes: what to beware of in all parts.
+        title: the heading.
+        problems: what was found but is not in the numbers: failed, incomplete and left out runs, unreadable files.
+        parts: one for each section, one for each comparison of sections of the same data, one for each benchmark.
+        numbers: the tables behind the parts, by name: `runs`, one row per run with all of its numbers; `summary`, one
+            row per configuration and metric; `across`, one row per configuration, metric and pair of sections. `runs`
+            and `summary` are absent without runs, `across` without sections to compare.
+        notes: caveats about all parts.
     """
 
     title: str
@@ -71,20 +71,20 @@ def build_report(
     by: str | None = None,
     show: Sequence[str] = (),
 ) -> Report:
-    """A report of everything that was collected.
+    """Builds a report of everything that was collected.
 
     Args:
         collected: runs, benchmarks and problems.
-        metric: the metric that configurations are compared by.
-        baseline: the configuration that others are compared with, by its label or some of its `key=value` parts.
-            Default: the first of each section.
-        by: dotted key of a setting, each of whose values gets a part with a baseline of its own; a further part says
-            how the differences from the baseline change with the value.
-        show: configurations that plots show besides the best, as `baseline` is given.
+        metric: the metric by which configurations are compared.
+        baseline: the configuration that others are compared with, by its label or some of its `key=value` parts; by
+            default the first one of each section.
+        by: dotted key of a setting. Each of its values gets a part with its own baseline, and a further part shows how
+            the differences from the baseline change with the value.
+        show: configurations that plots show besides the best ones, given like `baseline`.
 
     Raises:
-        ConfigError: nothing can be reported, no run has the metric or the setting, or none is the baseline or to be
-            shown.
+        ConfigError: If there is nothing to report, no run has the metric or the setting, or no configuration matches
+            `baseline` or an entry of `show`, or several of a section match `baseline`.
     """
     runs = [run for run in collected.runs if metric in run.metrics]
     if collected.runs and not runs:
@@ -133,7 +133,7 @@ def _add_runs(report: Report, sections: Sequence[Section], metric: str, costs: S
 
 
 def _blocks(section: Section, metric: str, measured: cost_tables.Measured | None) -> list[Table | Picture]:
-    """All about the runs of a section."""
+    """Returns the tables and pictures of a section."""
     iou, errors = plots.plot_iou(section, metric), plots.plot_errors(section, metric)
     blocks = [
         tables.metrics_table(section, metric),
@@ -156,7 +156,7 @@ def _blocks(section: Section, metric: str, measured: cost_tables.Measured | None
 
 
 def _across_part(name: str, sections: Sequence[Section], metric: str) -> Part:
-    """How differences from the baseline change from section to section."""
+    """Makes the part that shows how differences from the baseline change from section to section."""
     alike, first = tables.comparable(sections), sections[0]
     notes = [
         f"{section.title} is not compared with {first.title}: it has not its baseline and another configuration of it."
@@ -170,14 +170,14 @@ def _across_part(name: str, sections: Sequence[Section], metric: str) -> Part:
 
 
 def _benchmark_part(name: str, benchmark: Benchmark) -> Part:
-    """How it was measured, its own pictures, and its times."""
+    """Makes the part of a benchmark: how it was measured, its own pictures, and its times."""
     pictures = [Picture(path.stem, path.name, {"png": path.read_bytes()}) for path in benchmark.pictures]
     blocks: list[Table | Picture] = [tables.measurement_table(benchmark), *pictures, tables.times_table(benchmark)]
     return Part(name, f"Benchmark {benchmark.path}", tables.untimed(benchmark), blocks)
 
 
 def _notes(section: Section, metric: str) -> list[str]:
-    """What to beware of in the runs of a section."""
+    """Returns the caveats about the runs of a section."""
     runs, notes = section.all_runs, list(section.notes)
     if (drawn := len(section.drawn(metric))) < len(section.runs):
         notes.append(

@@ -1,4 +1,4 @@
-"""Finds runs and benchmarks in folders and reads them; what cannot be used is reported, never skipped."""
+"""Finds runs and benchmarks in folders and reads them; what cannot be used is reported, never silently skipped."""
 
 from __future__ import annotations
 
@@ -26,28 +26,30 @@ from detpool.run_record import read_metrics
 from detpool.study.layout import PLAN, STATUS, read_plan, read_status
 
 SHIFT = "shift.json"
-"""In a run directory: its shift consistency, if `tools/shift.py` has measured it."""
+"""File name of the shift consistency in a run directory, if `tools/shift.py` has measured it."""
 _TYPES = {"a number": (int, float), "a whole number": (int,), "text": (str,), "a list": (list,), "an object": (dict,)}
 _PROVENANCE = {"command": "text", "git": "an object", "git.revision": "text", "versions": "an object"}
 _PROVENANCE |= {"hardware": "an object", "hardware.gpus": "a list"}
 _METRICS = dict.fromkeys(("seconds", "step_seconds", "peak_memory_bytes"), "a number") | _PROVENANCE
 _METRICS |= {"errors": "an object", "images": "an object", "notes": "a list"}
-"""Of what kind an entry of a file is, by its dotted key; it may be null, or absent in older files."""
+"""The type of each entry of `metrics.json`, by dotted key; an entry may be null, or absent in older files."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A finished run, as its directory tells it.
+    """A finished run, as read from its directory.
 
     Attributes:
         folder: the run directory.
-        config: its whole config.
-        record: `metrics.json`; what it holds is said by `detpool.run_record.write_metrics`, and entries are null or
-            absent if they were not recorded. Metrics are numbers in 0 .. 1, NaN if undefined. `shift` is what
-            `tools/shift.py` has found, its `summary` and `settings`, absent if it was not measured.
-        curves: `train/loss` and `val/<metric>`, a column each, by epoch (from 1); empty without Lightning's CSV file.
+        config: the whole config.
+        record: the content of `metrics.json`, as described by `detpool.run_record.write_metrics`; entries that were not
+            recorded are null or absent. Metrics are numbers in 0 .. 1, NaN if undefined. `shift` holds the `summary`
+            and `settings` of `tools/shift.py`; it is absent if that was not run.
+        curves: one column each for `train/loss` and `val/<metric>`, by epoch (from 1); empty without Lightning's CSV
+            file.
         finished: when `metrics.json` was written, in seconds since 1970.
-        matches: its file of `detpool.evaluation.matches`, or that of a later evaluation of it; None if there is none.
+        matches: the run's file of `detpool.evaluation.matches`, or that of a later evaluation of the run; None if there
+            is none.
     """
 
     folder: Path
@@ -67,7 +69,7 @@ class Run:
 
     @property
     def is_of_sweep(self) -> bool:
-        """Whether its folder lies in that of a sweep."""
+        """Whether the run's folder lies in the folder of a sweep."""
         return (self.folder.parent / PLAN).is_file()
 
     @property
@@ -75,14 +77,14 @@ class Run:
         return self.record["metrics"]
 
     def numbers(self) -> dict[str, Any]:
-        """All that can be told in one line of a table; metrics by their names, errors as `errors/<kind>`."""
+        """Returns the run as one row of a table, with metrics by name, `errors/<kind>` and `shift/<name>`."""
         git = self.record.get("git") or {}
         return {
             "seed": self.seed,
             "folder": str(self.folder),
             "revision": git.get("revision"),
             "dirty": bool(git.get("dirty")),
-            # A resumed run recorded only the seconds since then.
+            # A resumed run recorded only the seconds since it was resumed.
             "seconds": None if self.config.get("ckpt_path") else self.record.get("seconds"),
             "step_seconds": self.record.get("step_seconds"),
             "peak_memory_bytes": self.record.get("peak_memory_bytes"),
@@ -95,7 +97,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """What a benchmark such as `tools/bench_ops.py` has written: a table of times as text, its record and plots."""
+    """The output of a benchmark such as `tools/bench_ops.py`: a table of times as text, its record and its plots."""
 
     path: Path
     record: dict[str, Any]
@@ -125,7 +127,7 @@ class Collected:
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[None]:
-        """Makes errors of files problems of a path."""
+        """Context that turns a ValueError or OSError into a problem of `path`."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -169,7 +171,7 @@ def _folders(top: Path) -> Iterable[Path]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts 10 after 9."""
+    """Returns a sort key that puts 10 after 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -195,7 +197,7 @@ def _read_folder(folder: Path, found: Collected) -> None:
 
 
 def _why_incomplete(folder: Path) -> str:
-    """Why a run has no metrics, and how far it came."""
+    """Says why a run has no metrics, and how many epochs were trained."""
     status = read_status(folder)
     if status is not None and status.state != "interrupted":
         return f"{status.state}: {status.error}"
@@ -207,7 +209,7 @@ def _why_incomplete(folder: Path) -> str:
 
 
 def _read_run(folder: Path) -> Run:
-    """Raises ValueError if anything in the folder is not what it should be."""
+    """Reads a run directory; raises ValueError if a file in it is not as it should be."""
     config, path = _read_config(folder), folder / "metrics.json"
     record = read_metrics(path)
     if not record["metrics"]:
@@ -226,7 +228,7 @@ def _read_run(folder: Path) -> Run:
 
 
 def _read_shift(path: Path) -> dict[str, Any]:
-    """What `tools/shift.py` has found: `summary`, NaN for what is not defined, and `settings` as text."""
+    """Reads the results of `tools/shift.py`: `summary`, NaN where undefined, and `settings` as text."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         summary = {str(n): float("nan") if v is None else float(v) for n, v in found["summary"].items()}
@@ -253,7 +255,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check(record: Mapping[str, Any], kinds: Mapping[str, str], file: str, may_be_null: bool = True) -> None:
-    """Raises ValueError if an entry is not of its kind."""
+    """Raises ValueError if an entry has the wrong type."""
     for key, kind in kinds.items():
         section, _, name = key.rpartition(".")
         value = ((record.get(section) or {}) if section else record).get(name)
@@ -262,7 +264,7 @@ def _check(record: Mapping[str, Any], kinds: Mapping[str, str], file: str, may_b
 
 
 def _read_curves(folder: Path) -> pd.DataFrame:
-    """Lightning's CSV files, one for each time the run was started or resumed, as one row per epoch."""
+    """Reads Lightning's CSV files, one for each start or resumption of the run, as one row per epoch."""
     before = sorted(folder.glob("csv_before_*/metrics.csv"), key=lambda path: _natural(path.parent.name))
     tables = [pd.DataFrame({"epoch": []})]
     for path in (path for path in [*before, folder / "csv" / "metrics.csv"] if path.is_file()):
@@ -277,7 +279,7 @@ def _read_curves(folder: Path) -> pd.DataFrame:
 
 
 def _read_benchmark(path: Path, found: Collected) -> None:
-    """Adds a benchmark, or a problem with one; neither, if the file is none."""
+    """Adds a benchmark, costs, or a problem with them; does nothing if the file is something else."""
     table = path.with_suffix(".csv")
     if path.suffix != ".json" or not table.is_file():
         return

@@ -1,4 +1,4 @@
-"""Tables of what configurations cost, and which of a report's configurations were measured."""
+"""Tables of the costs of configurations, and the search for the costs that belong to a report's configurations."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COUNTS = {
     "step_rois": ("RoIs a step", 1, 0),
     "inference_detections": ("detections", 1, 0),
 }
-"""What numbers are called, their unit, and digits."""
+"""For each number its heading with the unit, the factor to that unit, and the number of decimals."""
 _TIMES_NOTE = (
     "Milliseconds per batch, the median over turns, and in brackets the median over turns of the ratio to {baseline}, "
     "both of the same turn, with its 95 % interval (order statistics). {measured}"
@@ -41,12 +41,12 @@ _COUNTS_NOTE = (
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of the configurations of a section.
+    """The costs of the configurations of a section.
 
     Attributes:
-        costs: by label; not all may have been measured.
-        source: the file that they are from.
-        rows: `compare` with the section's baseline, or the first configuration that was measured.
+        costs: costs by label, without configurations that were not measured.
+        source: the file from which they were read.
+        rows: the table of `compare`, with the section's baseline or, if that was not measured, the first that was.
     """
 
     costs: dict[str, Cost]
@@ -54,18 +54,18 @@ class Measured:
     rows: pd.DataFrame
 
     def tables(self) -> tuple[Table, Table]:
-        """The tables of a report, the first of which says by which command and where it was measured."""
+        """Returns the tables of times and of counts; the first names the command and the machine of the measurement."""
         record = self.source.record
         where = f"{record['measured']}; by `{record.get('command')}`, {machine(record)}."
         return times_table(self.rows, where), counts_table(self.rows)
 
 
 def times_table(rows: pd.DataFrame, measured: str) -> Table:
-    """Times and their ratios.
+    """Makes a table of times and their ratios to the baseline.
 
     Args:
-        rows: of `compare`.
-        measured: how, in words that begin with a capital.
+        rows: the table of `compare`.
+        measured: how they were measured, as text that begins with a capital letter.
     """
     cells = {
         f"{phase}, ms": [
@@ -79,7 +79,7 @@ def times_table(rows: pd.DataFrame, measured: str) -> Table:
 
 
 def counts_table(rows: pd.DataFrame) -> Table:
-    """Parameters, operations, memory, energy where it is known, and receptive fields."""
+    """Makes a table of parameters, operations, memory, energy if it was measured, and receptive fields."""
     cells = {
         title: [_count(row, name, factor, digits) for _, row in rows.iterrows()]
         for name, (title, factor, digits) in _COUNTS.items()
@@ -97,14 +97,14 @@ def _interval(row: Mapping[str, Any], phase: str) -> str:
 
 
 def _count(row: Mapping[str, Any], name: str, factor: float, digits: int) -> str:
-    """A number, and its ratio to the baseline's where it is another."""
+    """Formats a number, followed by its ratio to the baseline's number if that is not 1."""
     relative = row[f"{name}_ratio"]
     number = f"{factor * row[name]:.{digits}f}"
     return number if math.isnan(relative) or round(relative, 3) == 1 else f"{number}\n({relative:.3f})"
 
 
 def match(section: Section, found: Sequence[Costs]) -> Measured | None:
-    """The costs of a section's configurations, from the file that knows most of them, of several the last; or None."""
+    """Finds the costs of a section's configurations in the file with most of them, the last of several; else None."""
     prints = {
         label: {fingerprint(OmegaConf.create(run.config)) for run in runs.values()}
         for label, runs in (section.runs.items() if found else ())

@@ -1,4 +1,4 @@
-"""What `tools/cost.py` has measured: times taken in turns, their ratios with intervals, and what no clock tells."""
+"""The results of `tools/cost.py`: times measured in turns, ratios of times with intervals, and other costs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from scipy.stats import quantile_test
 
 FILE = "cost.json"
 PHASES = ("forward", "backward", "step", "inference")
-"""A step is forward, backward and optimizer. The optimizer alone, a few percent of it, is not compared: of the same
-model built twice it took up to 4 % longer in one than in the other, turn after turn."""
+"""A step is forward, backward and optimizer. The optimizer alone, a few percent of a step, is not compared: for two
+builds of the same model, its time differed by up to 4 %, consistently over turns."""
 COUNTS = (
     *("parameters", "step_gflop", "inference_gflop", "step_mib", "inference_mib"),
     *("step_joules", "inference_joules", "step_rois", "inference_detections"),
 )
-"""Numbers that go with the times: of a batch, but for the trained parameters."""
+"""Numbers reported with the times; all are per batch, except the number of trained parameters."""
 
 
 class Ratio(NamedTuple):
-    """The median of ratios turn by turn, and its 95 % interval, NaN below 6 turns."""
+    """The median of the ratios of all turns, and its 95 % interval; NaN below 6 turns."""
 
     median: float
     low: float
@@ -37,10 +37,10 @@ class Cost:
     """What one configuration costs.
 
     Attributes:
-        label: what `tools/cost.py` calls it.
-        runs: fingerprints (`detpool.study.layout.fingerprint`) of the runs that it stands for.
-        seconds: of a batch, by phase (and joules, if they were counted), turn by turn.
-        numbers: `COUNTS` by name, and `receptive_field`, pixels or "image" or None by map.
+        label: its name in `tools/cost.py`.
+        runs: fingerprints (`detpool.study.layout.fingerprint`) of the runs with this configuration.
+        seconds: seconds per batch of each turn, by phase (and joules, if they were measured).
+        numbers: `COUNTS` by name, and `receptive_field`, which has pixels, "image" or None for each map.
     """
 
     label: str
@@ -51,12 +51,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one call of `tools/cost.py` has measured.
+    """The results of one call of `tools/cost.py`.
 
     Attributes:
         path: the file.
-        record: its content, with the command and where it ran.
-        configurations: in their order.
+        record: its content, with the command and the machine it ran on.
+        configurations: the costs of each configuration, in the order of the file.
     """
 
     path: Path
@@ -68,7 +68,7 @@ def read_costs(path: Path) -> Costs:
     """Reads what `tools/cost.py` wrote.
 
     Raises:
-        ValueError: the file is not such a record.
+        ValueError: If the file is not such a record.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -80,17 +80,17 @@ def read_costs(path: Path) -> Costs:
 
 
 def by_phase(measured: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
-    """Seconds of each turn by phase, as `Cost` has them, and those of the whole step."""
+    """Returns the seconds of each turn by phase, including those of the whole step, from `Cost.seconds`."""
     seconds = {name: np.asarray(measured[name], float) for name in (*PHASES, "optimizer") if name != "step"}
     whole = seconds["forward"] + seconds["backward"] + seconds["optimizer"]
     return {name: whole if name == "step" else seconds[name] for name in PHASES}
 
 
 def ratio(times: np.ndarray, others: np.ndarray) -> Ratio:
-    """How many times as long as others something takes, both measured in the same turns.
+    """Computes the ratio of times to other times that were measured in the same turns.
 
-    The interval lies between two of the ordered ratios, of the same rank from either end, which hold the median of all
-    turns there might be with 95 % probability or more, whatever the distribution: of 10 the second and the ninth.
+    The ends of the interval are two of the sorted ratios, of equal rank from either end (of 10, the second and the
+    ninth). It contains the true median with a probability of at least 95 %, whatever the distribution.
     """
     ratios = times / others
     if len(ratios) < 6:
@@ -100,14 +100,14 @@ def ratio(times: np.ndarray, others: np.ndarray) -> Ratio:
 
 
 def uncertainty(seconds: Mapping[str, Mapping[str, Sequence[float]]], baseline: str) -> float:
-    """Half the width of the widest interval of a ratio, of all configurations and phases; infinity below 6 turns."""
+    """Returns half the width of the widest interval of all configurations and phases; infinity below 6 turns."""
     base = by_phase(seconds[baseline])
     found = [ratio(times, base[phase]) for each in seconds.values() for phase, times in by_phase(each).items()]
     return max((one.high - one.low) / 2 if one.high >= one.low else math.inf for one in found)
 
 
 def compare(costs: Mapping[str, Cost], baseline: str) -> pd.DataFrame:
-    """A row for each configuration, by label: `<phase>_ms`, its ratio to the baseline, and numbers with theirs."""
+    """Makes a table with one row per label: `<phase>_ms` and `COUNTS`, each with its ratio to the baseline."""
     base, rows = costs[baseline], {}
     times = by_phase(base.seconds)
     for label, cost in costs.items():
@@ -126,6 +126,6 @@ def compare(costs: Mapping[str, Cost], baseline: str) -> pd.DataFrame:
 
 
 def _number(cost: Cost, name: str) -> float:
-    if name in cost.seconds:  # joules, which are measured each turn
+    if name in cost.seconds:  # joules, which are measured in each turn
         return float(np.median(cost.seconds[name]))
     return float(cost.numbers.get(name, math.nan))

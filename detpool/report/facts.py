@@ -1,4 +1,4 @@
-"""What was trained, in a few words: what the configs and records of runs have in common."""
+"""What was trained, in a few words, from what the configs and records of runs have in common."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _KEYS = {"model": "model", "backbone": "backbone", "proposals": "model.proposals
 _KEYS |= {"mask pooler": "mask_pooler", "IoU pooler": "iou_pooler", "stem pool": "stem_pool"}
 _KEYS |= {"stage 2 pooler": "stage2_pooler", "stage 3 pooler": "stage3_pooler"}
 _KEYS |= {"downsample": "downsample", "context": "context", "head pool": "head_pool", "optimizer": "optim.optimizer"}
-"""Parts of a config by what they are called here."""
+"""Dotted keys of a config, by the name of the fact."""
 
 
 def facts(section: Section) -> dict[str, str]:
-    """What the runs of a section trained, by its kind, and `varies` in the place of what is not the same in all.
+    """Describes what the runs of a section trained, by kind of fact; `varies` marks what differs between runs.
 
-    What neither configs nor records know is left out.
+    Facts that are in neither the configs nor the records are left out.
     """
     common = _common([run.config for run in section.all_runs])
     found = {name: _describe(_get(common, key)) for name, key in _KEYS.items()}
-    if isinstance(model := common.get("model"), Mapping):  # its parts are told apart
+    if isinstance(model := common.get("model"), Mapping):  # its parts are separate facts
         weights = {key: model[key] for key in ("_target_", "weights") if key in model}
         found["model"] = _describe(weights)
     data = _get(common, "data") or {}
@@ -43,7 +43,7 @@ def facts(section: Section) -> dict[str, str]:
 
 
 def _common(values: Sequence[Any]) -> Any:
-    """What is the same in all of several values; of objects of the same function, and of mappings, key by key."""
+    """Returns the common value, or `VARIES`; compares mappings with the same `_target_`, or none, key by key."""
     first, *others = values
     if all(value == first for value in others):
         return first
@@ -55,7 +55,7 @@ def _common(values: Sequence[Any]) -> Any:
 
 
 def _get(config: Any, key: str) -> Any:
-    """The value of a dotted key; None if there is none."""
+    """Returns the value of a dotted key; None if there is none, `VARIES` if it or a parent varies."""
     for word in key.split("."):
         if config == VARIES:
             return VARIES
@@ -64,7 +64,7 @@ def _get(config: Any, key: str) -> Any:
 
 
 def _describe(value: Any) -> str:
-    """A value in words: an object by its function and its arguments, as it would be called."""
+    """Formats a value as text: an object as a call of its function with its arguments."""
     if isinstance(value, Mapping):
         name = str(value.get("_target_", "")).rpartition(".")[2]
         shown = {key: _describe(part) for key, part in value.items() if not str(key).startswith("_")}
@@ -74,7 +74,7 @@ def _describe(value: Any) -> str:
 
 
 def _size(transform: Any) -> str:
-    """The size of images that a transform of `detection_transform`'s arguments makes."""
+    """Describes the image size that a transform with the arguments of `detection_transform` produces."""
     if not isinstance(transform, Mapping):
         return _describe(transform)
     words = {"size": "", "min_size": "shorter side ", "max_size": "longer at most "}
@@ -82,11 +82,11 @@ def _size(transform: Any) -> str:
 
 
 def _images(run: Run) -> str:
-    """Numbers of images, as the record has them, else the config."""
+    """Describes the number of images of each split, from the record or else from the config."""
     counts = {split: run.config["data"].get(f"{split}_images") for split in ("train", "val", "test")}
     recorded = run.record.get("images") or {}
     counts |= recorded
-    same = recorded and run.split == "test" and "test" not in recorded  # which is then the validation set
+    same = recorded and run.split == "test" and "test" not in recorded  # then the validation set is the test set
     names = {"train": "training", "val": "validation and test" if same else "validation", "test": "test"}
     return ", ".join(f"{count} {names[split]}" for split, count in counts.items() if count is not None)
 

@@ -1,13 +1,12 @@
 """Which runs belong together.
 
-A *section* holds the runs whose metrics mean the same: they were evaluated on the same images of the same data and
-split, at the same size, and as many detections of an image count. Only they are compared directly. What was trained,
-on how much data and for how long does not split runs, it sets configurations apart; nor does the image size, or another
-setting of the evaluation, that one sweep varies, since it is what is studied. If wished, a section has one value of a
-further setting.
+A *section* holds runs with comparable metrics: they were evaluated on the same images of the same data and split, at
+the same size, with the same limit on detections per image. Only runs of the same section are compared directly. What
+was trained, on how much data and for how long distinguishes configurations, not sections. The same holds for the image
+size or another setting of the evaluation if one sweep varies it, since it is then what is studied. Optionally, sections
+are also split by the value of a further setting.
 
-A *configuration* is what the runs of a section have in common that differ in nothing but their seed: only they are
-averaged.
+A *configuration* is a group of runs of a section that differ only in their seed. Only such runs are averaged.
 """
 
 from __future__ import annotations
@@ -29,14 +28,15 @@ from detpool.report.statistics import Sample
 from detpool.study.layout import PATHS, RUN_LOCAL, WITHOUT_EFFECT, without_neutral
 
 MOST_DRAWN = 8
-"""Configurations that a plot shows: as many as there are colors and markers."""
+"""Maximum number of configurations in a plot, which is the number of colors and markers."""
 _NOT_EVALUATED = {"batch_size", "eval_batch_size", *WITHOUT_EFFECT["data"], "drop_empty", "group_orientations"}
 _NOT_EVALUATED |= {"masks", "cache", "seed", "val_proposals", "test_proposals"}
-"""Keys of `data` that do not say which images are evaluated; nor do those that begin with `train_`."""
+"""Keys of `data` that do not affect which images are evaluated; keys that begin with `train_` do not either."""
 _PROTOCOL = ("data.eval_transform", "evaluation.max_dets", "evaluation.voc_iou_threshold")
-"""What else a metric depends on but the detector: it splits runs unless one sweep varies it."""
+"""Further settings besides the detector that affect metrics; they split runs into sections unless a sweep varies them.
+"""
 _ASKED = tuple(f"evaluation.{key}" for key in ("iou_types", "voc", "backend", "diagnostics"))
-"""Which metrics are computed, and by what; it makes no configuration of its own unless one sweep varies it."""
+"""Which metrics are computed, and how; these settings do not distinguish configurations unless a sweep varies them."""
 
 
 @dataclass(eq=False)
@@ -44,18 +44,18 @@ class Section:
     """Runs that are compared with each other.
 
     Attributes:
-        title: their data and split, and the value of the setting that sections are made by.
-        data: what their metrics depend on but the detector: images, split and how they are evaluated.
-        value: of the setting that sections are made by, `key=value`; empty without one.
-        settings: for each configuration, by its label, those in which it differs from others of its section; its
-            pooler, if it is the only one. In the order of their values: numbers by size, words as they come first.
-        spelled: the same, without the names of variants and choices: what these stand for.
-        runs: for each configuration, by seed.
-        notes: runs that were left out, and why.
-        baseline: the configuration that others are compared with.
-        asked: configurations that plots show in any case.
-        image_ids: of the images that were resampled; none if they were not.
-        resamples: for runs whose images were, by their folder: a row of resamples for each metric.
+        title: the data and split of the runs, and the value of the setting by which sections are split.
+        data: the settings besides the detector that affect metrics: images, split and how they are evaluated.
+        value: `key=value` of the setting by which sections are split; empty without one.
+        settings: the settings in which each configuration differs from others of the section, by label; its pooler, if
+            it is the only one. Sorted by value: numbers by size, words in the order of their first occurrence.
+        spelled: the same, with the settings behind variants and choices in place of their names.
+        runs: the runs of each configuration, by label and seed.
+        notes: runs that were left out, and why, and other caveats.
+        baseline: label of the configuration that others are compared with.
+        asked: labels of configurations that plots always show.
+        image_ids: ids of the images that were resampled; empty if none were.
+        resamples: for runs with resampled images, by folder, a table with one row of resamples per metric.
     """
 
     title: str
@@ -85,34 +85,34 @@ class Section:
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The numbers of all runs (`Run.numbers`), a row each, by configuration and seed; what is unknown is NaN."""
+        """The numbers of all runs (`Run.numbers`), one row per configuration and seed; unknown numbers are NaN."""
         rows = [{"configuration": label, **run.numbers()} for label in self.runs for run in self.runs[label].values()]
         return pd.DataFrame(rows).set_index(["configuration", "seed"])
 
     def values(self, label: str, name: str) -> pd.Series:
-        """A number of each run of a configuration, by seed; NaN where it is unknown."""
+        """Returns one number of each run of a configuration, by seed; NaN where it is unknown."""
         of_label = self.table.loc[label]
         return of_label[name] if name in of_label else pd.Series(math.nan, of_label.index)
 
     def sample(self, label: str, name: str) -> Sample:
-        """A number of each run of a configuration, and what it is on resampled images."""
+        """Returns one number of each run of a configuration, and its values on resampled images."""
         known = {seed: self.resamples.get(run.folder) for seed, run in self.runs[label].items()}
         rows = {seed: table.loc[name] for seed, table in known.items() if table is not None and name in table.index}
         return Sample(self.values(label, name), pd.DataFrame(rows).T, self.image_ids)
 
     def gains(self, label: str, name: str, over: str | None = None) -> Sample:
-        """How far a configuration is above another, the baseline; NaN for a seed that only one of both has."""
+        """Returns how far a configuration is above another (default: the baseline); NaN for seeds only one has."""
         return self.sample(label, name) - self.sample(over or self.baseline, name)
 
     def drawn(self, metric: str) -> list[str]:
-        """The configurations that plots show: the baseline, those asked for and, up to `MOST_DRAWN`, the best."""
+        """Returns the configurations to plot: the baseline, those asked for and, up to `MOST_DRAWN`, the best."""
         means = self.table[metric].groupby("configuration", sort=False).mean()
         chosen = dict.fromkeys([self.baseline, *self.asked, *means.sort_values(ascending=False, kind="stable").index])
         shown = list(chosen)[: max(MOST_DRAWN, len({self.baseline, *self.asked}))]
         return [label for label in self.runs if label in shown]
 
     def has(self, name: str) -> bool:
-        """Whether a number is known of any run."""
+        """Returns whether a number is known for any run."""
         return name in self.table and bool(self.table[name].notna().any())
 
 
@@ -121,20 +121,20 @@ def make_sections(
 ) -> list[Section]:
     """Sorts runs into sections and configurations.
 
-    Of runs with the same settings *and* seed (a training and its evaluation by `eval.py`, say) the one with training
-    curves stays, of several the one that finished last; notes of the section name the others. It is given the metrics
-    that only an evaluation of it has, whatever that was asked to compute.
+    Of runs with the same settings *and* seed (such as a training and its evaluation by `eval.py`), the one with
+    training curves is kept, or the one that finished last of several; notes of the section name the others. Metrics and
+    matches that only an evaluation has are added to the run that is kept.
 
     Args:
         runs: all runs.
-        by: dotted key of a setting, `backbone.output_stride`, each of whose values gets a section.
-        baseline: a configuration's label, or some of its parts, `key=value` or the name of a variant, separated by
-            commas. Default, and where a section has none such: the first.
-        asked: configurations that plots show in any case; each as the baseline is given, and may fit several.
+        by: dotted key of a setting such as `backbone.output_stride`; each of its values gets its own sections.
+        baseline: label of a configuration, or some of its parts, separated by commas: `key=value` or the name of a
+            variant. The default, also for sections without such a configuration, is the first one.
+        asked: configurations that plots always show, each given like `baseline`; each may match several.
 
     Raises:
-        ConfigError: no run has the setting, no section has the baseline or a configuration that is asked for, or one
-            has several baselines.
+        ConfigError: If no run has the setting `by`, no section has the baseline or a configuration of `asked`, or the
+            baseline matches several configurations of a section.
     """
     settings = pd.DataFrame([flatten(without_neutral(run.config)) for run in runs]).fillna("unset")
     if by is not None and by not in settings:
@@ -144,7 +144,7 @@ def make_sections(
     computed = [key for key in settings if key != by and key not in apart and not _is_local(key)]
     choices = pd.DataFrame([choices_of(run) for run in runs])
     members = _alike(settings[[*shared, *([by] if by and by not in shared else [])]])
-    if by:  # data in the order of their first run, and for each the values in theirs
+    if by:  # sections by data, in the order of the first run, then by value
         order, data = (
             ranks(show(value) for value in settings[by]),
             [tuple(row) for row in settings[shared].to_numpy()],
@@ -188,7 +188,7 @@ def _section(runs: Sequence[Run], settings: pd.DataFrame, choices: pd.DataFrame)
         part, places = parts[number], alike[number]
         label = label_of(part)
         section.settings[label], section.spelled[label] = part, spelled[number]
-        # The last of each seed stays.
+        # The last run of each seed is kept.
         sorted_runs = sorted((runs[i] for i in places), key=lambda run: (run.seed, not run.curves.empty, run.finished))
         chosen = section.runs[label] = {run.seed: run for run in sorted_runs}
         for run in [run for run in sorted_runs if run is not chosen[run.seed]]:
@@ -208,13 +208,13 @@ def _section(runs: Sequence[Run], settings: pd.DataFrame, choices: pd.DataFrame)
 
 
 def _with_more(run: Run, metrics: Mapping[str, float], matches: Path | None) -> Run:
-    """A run with what only an evaluation of it has."""
+    """Returns a run with the metrics and matches that only an evaluation of it has."""
     record = run.record | {"metrics": {**run.metrics, **metrics}}
     return replace(run, record=record, matches=run.matches or matches)
 
 
 def _alike(rows: pd.DataFrame) -> list[list[int]]:
-    """The places of equal rows, in the order of the first of each kind."""
+    """Returns the indices of equal rows, one list per distinct row, in the order of first occurrence."""
     found: dict[tuple[str, ...], list[int]] = {}
     for place, row in enumerate(rows.itertuples(index=False, name=None)):
         found.setdefault(row, []).append(place)
@@ -222,7 +222,7 @@ def _alike(rows: pd.DataFrame) -> list[list[int]]:
 
 
 def _fitting(section: Section, wanted: str) -> list[str]:
-    """The configurations with this label or these parts, separated by commas; in names, or in what they stand for."""
+    """Returns the configurations with this label, or with all these parts: names of choices or the settings behind."""
     parts = {part.strip() for part in wanted.split(",")}
     known = {
         label: {label_of({key: value}) for key, value in [*part.items(), *section.spelled[label].items()]}
@@ -250,27 +250,27 @@ def _choose_baseline(sections: Sequence[Section], wanted: str) -> None:
 
 
 def _splits(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
-    """Whether runs that differ in a setting are of different sections."""
+    """Returns whether runs that differ in a setting belong to different sections."""
     first, *rest = key.split(".")
     if key in _PROTOCOL or key.startswith(tuple(f"{part}." for part in _PROTOCOL)):
         return not _is_swept(key, settings, runs)
-    if first == "trainer" and rest in (["limit_val_batches"], ["limit_test_batches"]):  # the evaluated split's alone
+    if first == "trainer" and rest in (["limit_val_batches"], ["limit_test_batches"]):  # of the evaluated split only
         return bool((settings["evaluation.split"] == f'"{rest[0].split("_")[1]}"').any())
-    if key == "data.year" and "data.eval_year" in settings:  # VOC's: the years of the training, if others are evaluated
+    if key == "data.year" and "data.eval_year" in settings:  # VOC: only the years of training if `eval_year` is set
         return bool((settings["data.eval_year"] == "unset").any())
     evaluated = first == "data" and not (rest and (rest[0] in _NOT_EVALUATED or rest[0].startswith("train_")))
     return evaluated or key == "evaluation.split"
 
 
 def _is_swept(key: str, settings: pd.DataFrame, runs: Sequence[Run]) -> bool:
-    """Whether runs of one sweep differ in a setting."""
+    """Returns whether runs of one sweep differ in a setting."""
     swept = [place for place, run in enumerate(runs) if run.is_of_sweep]
     folders = [runs[place].folder.parent for place in swept]
     return bool((settings[key].iloc[swept].groupby(folders).nunique() > 1).any())
 
 
 def _is_local(key: str) -> bool:
-    """Whether a setting changes no number but by chance: seeds, and what a run says of its own folder."""
+    """Returns whether a setting cannot change a number except by chance: seeds, paths and other local settings."""
     words = key.split(".")
     local = words[0] in RUN_LOCAL or key in ("seed", "data.seed") or words[-1] in WITHOUT_EFFECT.get(words[0], ())
     return local or (words[0] == "callbacks" and words[-1] in PATHS)

@@ -1,9 +1,9 @@
-"""Tables for papers: text that LaTeX takes as it is, and columns that have room.
+"""Tables for papers: text escaped for LaTeX, and as many columns as fit on the page.
 
-Tables are set in footnote size. One that is narrower than the column of a two-column paper is a `table`, another a
-`table*`, which goes across both. That is no wider than the narrowest usual page of one column, so that every table fits
-into papers of one and of two columns: what has no room is left out, from the last column on, and a comment names it.
-Words that would take more than `WORDS` are broken into lines. Widths are estimated, a little too wide.
+Tables are set in footnote size. A table that fits into one column of a two-column paper is a `table`, another one is a
+`table*`, which spans both. It is not wider than the narrowest usual one-column page, so that every table fits into
+papers with one and with two columns: columns that do not fit are left out, beginning with the last, and a comment names
+them. Columns of words that would be wider than `WORDS` together are wrapped. Widths are estimated, a little too wide.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from detpool.report.tables import Table
 
 COLUMN, PAGE, WORDS = 237, 345, 130
-"""Points: a column of the two-column styles of CVPR and ICCV, the page of LaTeX's article, and columns of words."""
+"""Widths in points: a column of the styles of CVPR and ICCV, the page of LaTeX's article, and all columns of words."""
 _GAP = 6
 _NARROW, _WIDE = " .,:;|![]()filjtI'", "mwMW±×Δ+=<>%&"
 _ESCAPED = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -31,9 +31,9 @@ class LatexTable:
     Attributes:
         environment: `table` or `table*`.
         caption: title and note.
-        columns: of the `tabular`.
-        rows: header and cells.
-        left_out: names of the columns that have no room.
+        columns: column specification of the `tabular`.
+        rows: the header, then the cells of each row.
+        left_out: names of the columns that do not fit.
     """
 
     environment: str
@@ -44,14 +44,14 @@ class LatexTable:
 
 
 def latex(text: str) -> str:
-    """Text whose characters mean nothing to LaTeX; minus signs of numbers are such, deviations close to means."""
+    """Escapes text for LaTeX; sets minus signs of numbers as such, and no spaces around ± between numbers."""
     escaped = "".join(_ESCAPED.get(character, character) for character in " ".join(text.split()))
     close = re.sub(r"(?<=\d) (\$\\pm\$) (?=\d)", r"\1", escaped)
     return "--" if text == "-" else re.sub(r"(?<![\w.])-(?=\d)", "$-$", close)
 
 
 def fit(table: Table) -> LatexTable:
-    """A table with as many of its columns as have room."""
+    """Converts a table to LaTeX with as many of its columns as fit."""
     names = [str(name) for name in table.cells]
     texts = [[_plain(name), *table.cells.iloc[:, place]] for place, name in enumerate(names)]
     widths = [max(map(_width, column)) for column in texts]
@@ -69,7 +69,7 @@ def fit(table: Table) -> LatexTable:
     for row in table.cells.iloc[:, :kept].to_numpy().tolist():
         pairs = zip(map(latex, row), kinds[:kept], strict=True)
         rows.append([text if kind in "lr" else _breakable(text) for text, kind in pairs])
-        if rows[-1][0].startswith(("[", "*")):  # else it would be an argument of the line break before it
+        if rows[-1][0].startswith(("[", "*")):  # else LaTeX takes it for an argument of the line break before it
             rows[-1][0] = f"{{}}{rows[-1][0]}"
     masks = r" AP$^{\mathrm{m}}$: AP of masks." if any(r"^{\mathrm{m}}" in name for name in rows[0]) else ""
     caption = f"{latex(table.title)}. {latex(table.note)}".strip() + masks
@@ -77,18 +77,18 @@ def fit(table: Table) -> LatexTable:
 
 
 def _width(text: str) -> float:
-    """Points of a text."""
+    """Estimates the width of a text in points."""
     text = text.replace(" ± ", "±")
     return sum(2.7 if character in _NARROW else 6.8 if character in _WIDE else 4.4 for character in text)
 
 
 def _plain(name: str) -> str:
-    """About as many characters as the name of a column is wide."""
+    """Returns text about as wide as the typeset name of a column."""
     return name.replace("mask_", "").replace("@", "") if _METRIC.fullmatch(name) else name
 
 
 def _header(name: str) -> str:
-    """The name of a column; those of COCO's metrics as papers have them."""
+    """Returns the LaTeX source of a column's name; COCO's metrics are set as in papers."""
     match = _METRIC.fullmatch(name)
     if match is None:
         return latex(name)
@@ -98,5 +98,5 @@ def _header(name: str) -> str:
 
 
 def _breakable(text: str) -> str:
-    """LaTeX source in which lines may end after the signs that keys and values consist of."""
+    """Allows line breaks after the signs `_`, `=` and `.` in LaTeX source."""
     return re.sub(r"(\\_|[=.])", r"\1\\allowbreak{}", text)

@@ -1,4 +1,4 @@
-"""What sets configurations apart, in words: settings by short keys, and names that a command line gave them."""
+"""Names for what distinguishes configurations: settings by short keys, and choices of the command line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import pandas as pd
 from detpool.report.collect import Run
 
 VARIANT = "variant"
-"""What a study calls its whole configurations; a row is called by the name alone."""
+"""Key under which a study names whole configurations; a row is labeled with the name alone."""
 OFF = ("own", "none")
 """Choices of a part that leave it out of the config."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings by dotted keys, as JSON; that of an object has its function, `@` before it.
+    """Flattens a config to settings by dotted key, as JSON; an object's own key holds `@` and its function.
 
-    Without nulls: a setting that a later revision added, and that is off, leaves a run what it was before.
+    Nulls are left out: a setting that a later revision added and that is off does not change an older run.
     """
     found: dict[str, str] = {}
     for key, value in config.items():
@@ -35,11 +35,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def differences(configs: pd.DataFrame) -> list[dict[str, str]]:
-    """For each of several configs (`flatten`, a row each) the settings in which they are not all the same.
+    """Returns for each of several configs (one row of `flatten` each) the settings in which the configs differ.
 
-    Objects of different functions differ as wholes: they are named by their function, and their arguments are compared
-    only among objects of the same function. Keys are as short as they can be: `pooler=roi_pool`, `optimizer.lr=0.01`. A
-    `mask_pooler` or `iou_pooler` that differs wherever, and as, the `pooler` does is not named.
+    Objects of different functions differ as a whole: they are named by their function, and arguments are compared only
+    among objects of the same function. Keys are as short as possible: `pooler=roi_pool`, `optimizer.lr=0.01`. A further
+    pooler, such as `mask_pooler`, is left out if it differs in the same way as the `pooler`.
     """
     varying = [key for key in configs if configs[key].nunique() > 1]
     found: dict[str, pd.Series] = {}
@@ -63,17 +63,17 @@ def differences(configs: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def label_of(part: Mapping[str, str]) -> str:
-    """What a configuration with these settings is called."""
+    """Returns the label of a configuration with these settings."""
     return ", ".join(value if key == VARIANT else f"{key}={value}" for key, value in part.items())
 
 
 def show(text: str) -> str:
-    """A value of `flatten` for people."""
+    """Formats a value of `flatten` for display."""
     return text[1:].rpartition(".")[2] if text.startswith("@") else text.strip('"')
 
 
 def choices_of(run: Run) -> dict[str, str]:
-    """What the run's command line chose of groups of the config, and the variant: `{"head_pool": "token_cls"}`."""
+    """Returns the config group choices and the variant of a run's command line: `{"head_pool": "token_cls"}`."""
     try:
         words = shlex.split(run.record.get("command") or "")
     except ValueError:
@@ -86,10 +86,10 @@ def choices_of(run: Run) -> dict[str, str]:
 
 
 def by_choice(settings: pd.DataFrame, choices: pd.DataFrame, alike: Sequence[Sequence[int]]) -> pd.DataFrame:
-    """The settings of each configuration, a row each; what a choice stands for goes by the name of the choice.
+    """Returns one row of settings per configuration, in which the name of a choice replaces the settings behind it.
 
-    That is where each configuration is known by a choice, and a choice and its settings are one and the same. A variant
-    stands for all settings that are the same wherever it was chosen.
+    This is done if every configuration has exactly one choice of the group, and choices and their settings correspond
+    one to one. A variant stands for all varying settings that are the same wherever it was chosen.
     """
     first = settings.iloc[[places[0] for places in alike]]
     for group in sorted(choices, key=lambda group: group != VARIANT):
@@ -107,28 +107,28 @@ def by_choice(settings: pd.DataFrame, choices: pd.DataFrame, alike: Sequence[Seq
 
 
 def _belongs(configs: pd.DataFrame, key: str, group: str, chosen: Sequence[str]) -> bool:
-    """Whether a setting is one of those that a choice stands for."""
+    """Returns whether a setting is one of those behind a choice."""
     if group != VARIANT:
         return key == group or key.startswith(f"{group}.")
     return configs[key].nunique() > 1 and bool((configs[key].groupby(list(chosen)).nunique() == 1).all())
 
 
 def _follows(configs: pd.DataFrame, key: str) -> bool:
-    """Whether this setting of a `mask_pooler` or `iou_pooler` is always that of the `pooler`."""
+    """Returns whether this setting of a further pooler, such as `mask_pooler`, always equals that of the `pooler`."""
     first, _, rest = key.partition(".")
     own = f"pooler.{rest}" if rest else "pooler"
     return first.endswith("_pooler") and own in configs and configs[key].equals(configs[own])
 
 
 def in_order(parts: Sequence[Mapping[str, str]]) -> list[int]:
-    """Places of configurations, in the order of their settings."""
+    """Returns the indices of configurations, sorted by their settings."""
     keys = dict.fromkeys(key for part in parts for key in part)
     places = {key: ranks(part.get(key, "") for part in parts) for key in keys}
     return sorted(range(len(parts)), key=lambda i: [places[key][parts[i].get(key, "")] for key in keys])
 
 
 def ranks(values: Iterable[str]) -> dict[str, tuple[float, int]]:
-    """Sort keys of values: numbers by their size, then words as they come first."""
+    """Returns sort keys of values: numbers by size, then words in the order of their first occurrence."""
     found: dict[str, tuple[float, int]] = {}
     for place, value in enumerate(values):
         try:

@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else, as Markdown with its pictures beside it, and as LaTeX tables."""
+"""Renders a report as one self-contained HTML file, as Markdown with pictures in a folder, or as LaTeX tables."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from detpool.report.latex import fit
 
 
 def render(report: Report, template: str, footer: str = "", pictures: str = "") -> str:
-    """A report in one of the formats of `templates`.
+    """Renders a report with one of the templates in `templates`.
 
     Args:
         report: the report.
-        template: `report.html` holds its pictures and no script, font or address outside the file; `report.md` names
-            those in a folder beside it; `report.tex` has the tables that fit into a paper (`detpool.report.latex`).
+        template: `report.html` contains its pictures and refers to no script, font or address outside the file;
+            `report.md` links to pictures in a folder; `report.tex` has tables for papers (`detpool.report.latex`).
         footer: a last line of the page.
         pictures: the folder of the pictures, relative to the page.
     """
@@ -40,11 +40,11 @@ def render(report: Report, template: str, footer: str = "", pictures: str = "") 
 
 
 def markdown(text: str) -> str:
-    """Text whose characters mean nothing to Markdown, on one line."""
+    """Escapes text for Markdown and puts it on one line."""
     return " ".join("".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in text).split())
 
 
 def pixels(content: bytes) -> float | None:
-    """The width of a page's pixels that a plot has, of which letters are then as large as those of the text."""
+    """Returns the width of an SVG plot in CSS pixels, at which its letters are as large as the text; else None."""
     match = re.search(rb'<svg[^>]* width="([\d.]+)pt"', content)
     return float(match[1]) * 4 / 3 if match else None

@@ -1,4 +1,4 @@
-"""The report's plots: vector graphics, in all of which a configuration has the same color and marker."""
+"""The plots of a report: vector graphics in which a configuration always has the same color and marker."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from detpool.report.tables import IOUS, error_shares, prefix_of
 from detpool.visualization.style import COLOURS
 
 Look = Mapping[str, Any]
-"""Color, marker and style of line."""
-# Beyond eight configurations colors come again, with another style of line.
+"""Color, marker and line style."""
+# Beyond eight configurations the colors repeat with another line style.
 _LOOKS = cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=COLOURS, marker=list("oDs^vPX*"))
 _POINTS: Look = {"linestyle": "", "markersize": 6, "alpha": 0.7, "markeredgewidth": 0}
 _MEAN: Look = {"color": "black", "linestyle": "", "marker": "|", "markersize": 14, "markeredgewidth": 1.5}
@@ -41,7 +41,7 @@ _ERRORS = {
     "duplicate": ("#E69F00", ".."),
     "background": ("#999999", ""),
 }
-"""Color and hatch of what a detection can be."""
+"""Color and hatch by the kind of a detection or error."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Picture:
     """A picture of a report.
 
     Attributes:
-        name: of its files, without a suffix.
-        title: what it shows.
-        files: its content by suffix (svg, pdf, png), the one for the page first.
-        note: how to read it; may be empty.
+        name: name of the files, without a suffix.
+        title: what the picture shows.
+        files: the content of the files by suffix (svg, pdf, png), first the one that the page shows.
+        note: how to read the picture; may be empty.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Picture:
 
 
 def plot_metric(section: Section, metric: str) -> Picture:
-    """The metric of every seed and its mean; beside it the differences from the baseline with their intervals."""
+    """Plots the metric of every seed and its mean, beside the differences from the baseline with intervals."""
     figure, (left, *others) = _panels(2 if section.others else 1, rows=section.drawn(metric))
     _seeds(left, section, metric)
     for right in others:
@@ -78,7 +78,7 @@ def plot_metric(section: Section, metric: str) -> Picture:
 
 
 def plot_across(sections: Sequence[Section], metric: str) -> Picture:
-    """Differences from the baseline with their intervals, in each of several sections."""
+    """Plots the differences from the baseline with intervals, for each of several sections."""
     shown = [label for label in sections[0].drawn(metric) if label != sections[0].baseline]
     figure, (panel,) = _panels(1, rows=shown, height=0.2 + 0.18 * len(sections))
     looks = _looks(section.value for section in sections)
@@ -94,7 +94,7 @@ def plot_across(sections: Sequence[Section], metric: str) -> Picture:
 
 
 def plot_iou(section: Section, metric: str) -> Picture | None:
-    """AP over IoU thresholds, and its difference from the baseline."""
+    """Plots AP over IoU thresholds, and its difference from the baseline."""
     prefix, names = prefix_of(metric), {f"{prefix_of(metric)}AP@{iou}": float(iou) for iou in IOUS}
     if not all(map(section.has, names)):
         return None
@@ -124,7 +124,7 @@ def plot_iou(section: Section, metric: str) -> Picture | None:
 
 
 def plot_sizes(section: Section, metric: str) -> Picture | None:
-    """AP by object size, a panel each."""
+    """Plots AP by object size, with one panel per size."""
     sizes = {f"{prefix_of(metric)}AP{size}": title for size, title in _SIZES.items()}
     shown = {name: title for name, title in sizes.items() if section.has(name)}
     if not shown:
@@ -137,7 +137,7 @@ def plot_sizes(section: Section, metric: str) -> Picture | None:
 
 
 def plot_errors(section: Section, metric: str) -> Picture | None:
-    """What the detections are, and how many objects were missed, per 100 objects; means over seeds."""
+    """Plots correct detections, errors by kind and missed objects, per 100 objects; means over seeds."""
     if not section.has("errors/objects"):
         return None
     figure, (left, right) = _panels(2, rows=section.drawn(metric), widths=(3, 1))
@@ -162,7 +162,7 @@ def plot_errors(section: Section, metric: str) -> Picture | None:
 
 
 def plot_curves(section: Section, metric: str) -> Picture | None:
-    """Training loss and the validation metric over epochs, where they were recorded, a line per seed."""
+    """Plots the training loss and the validation metric over epochs, if recorded, with one line per seed."""
     titles = {"train/loss": "training loss (mean of the epoch)", f"val/{metric}": f"{metric} of the validation set, %"}
     shown = [name for name in titles if any(name in run.curves for run in section.all_runs)]
     if not shown:
@@ -182,10 +182,10 @@ def plot_curves(section: Section, metric: str) -> Picture | None:
 
 
 def plot_cost(section: Section, metric: str, costs: pd.DataFrame) -> Picture | None:
-    """What the metric costs: against the time and memory of a training step and of inference; a point per run.
+    """Plots the metric over the time and memory of a training step and of inference, with one point per run.
 
     Args:
-        costs: of `costs.compare`; configurations that it lacks are not shown.
+        costs: the table of `costs.compare`; configurations that are not in it are not shown.
     """
     drawn = {label: look for label, look in _looks(section.drawn(metric)).items() if label in costs.index}
     if not drawn:
@@ -202,12 +202,12 @@ def plot_cost(section: Section, metric: str, costs: pd.DataFrame) -> Picture | N
 
 
 def _picture(figure: Figure, name: str, title: str, note: str = "") -> Picture:
-    """A figure as SVG, for the page, and PDF, for papers; the same figure gives the same bytes."""
+    """Saves a figure as SVG, for the page, and PDF, for papers; the same figure gives the same bytes."""
     files = {}
     with matplotlib.rc_context({"svg.hashsalt": name, "pdf.fonttype": 42}):
         for suffix, metadata in (("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
             content = io.BytesIO()
-            # Tight: as large as labels and legends need.
+            # Tight: as large as labels and legends require.
             figure.savefig(content, format=suffix, metadata=metadata, bbox_inches="tight")
             files[suffix] = content.getvalue()
     return Picture(name, title, files, note)
@@ -216,9 +216,9 @@ def _picture(figure: Figure, name: str, title: str, note: str = "") -> Picture:
 def _panels(
     number: int, rows: Iterable[str] = (), height: float = 0.38, widths: Sequence[float] | None = None
 ) -> tuple[Figure, list[Axes]]:
-    """Panels side by side; with `rows`, a row of at least `height` inches for each of these labels.
+    """Makes panels side by side; with `rows`, each has one row of at least `height` inches per label.
 
-    The figure is not pyplot's: a program that shows figures of its own keeps them.
+    The figure is not registered with pyplot, so that it does not interfere with figures of the calling program.
     """
     labels = [label.replace(", ", ",\n") if len(label) > 40 else label for label in rows]
     lines = max((label.count("\n") + 1 for label in labels), default=0)
@@ -241,7 +241,7 @@ def _looks(labels: Iterable[str]) -> dict[str, Look]:
 
 
 def _seeds(panel: Axes, section: Section, metric: str) -> None:
-    """A row per configuration: a point per seed, and a bar at their mean."""
+    """Draws one row per configuration: a point per seed, and a bar at their mean."""
     for row, (label, look) in enumerate(_looks(section.drawn(metric)).items()):
         values = 100 * section.values(label, metric)
         panel.plot(values, [row] * len(values), **{**look, **_POINTS})
@@ -250,20 +250,20 @@ def _seeds(panel: Axes, section: Section, metric: str) -> None:
 
 
 def _interval(panel: Axes, y: float, found: Difference, look: Look) -> None:
-    """A mean difference and its interval, in percentage points."""
+    """Draws a mean difference and its interval, in percentage points."""
     panel.plot([100 * end for end in found.shown], [y, y], color=look["color"], linewidth=2)
     panel.plot([100 * found.difference], [y], color=look["color"], marker=look["marker"])
 
 
 def _band(panel: Axes, x: Iterable[float], rows: pd.DataFrame, look: Look) -> None:
-    """A line, the first of three rows, and a band between the others, in percent."""
+    """Draws the first of three rows as a line and a band between the others, in percent."""
     middle, low, high = 100 * rows.to_numpy()
     panel.plot(list(x), middle, markersize=4, **look)
     panel.fill_between(list(x), low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def _legend(figure: Figure, looks: Mapping[str, Look], baseline: str = "") -> None:
-    """Below the panels, in as many columns as have room: a character is about 1/11 inch wide, a handle as eight."""
+    """Draws a legend below the panels in as many columns as fit: 1/11 inch per character, a handle as wide as eight."""
     titles = [f"{label} (baseline)" if label == baseline else label for label in looks]
     handles = [
         Line2D([], [], markersize=4, label=title, **look) for title, look in zip(titles, looks.values(), strict=True)

@@ -1,4 +1,4 @@
-"""AP of every run on resampled images, from the matches that runs keep."""
+"""AP of every run on resampled images, computed from the matches that runs have saved."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from detpool.report.groups import Section
 from detpool.report.statistics import RESAMPLES
 
 _TOLERANCE = 1e-3
-"""By how much the AP of matches may differ from that of the run: another machine may have made them."""
+"""How far the AP of the matches may be from that of the run: they may have been computed on another machine."""
 
 
 def resample(sections: Sequence[Section]) -> None:
-    """Gives sections what their metrics are on resampled images, and notes on what is missing."""
+    """Adds to sections their metrics on resampled images, and notes on missing or unusable matches."""
     runs = [run for section in sections for run in section.all_runs if run.matches is not None]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as pool:
         found = dict(zip([run.folder for run in runs], pool.map(_resample, runs), strict=True))
@@ -44,7 +44,7 @@ def resample(sections: Sequence[Section]) -> None:
 
 
 def _resample(run: Run) -> tuple[NDArray[np.int64], pd.DataFrame] | str:
-    """The images' ids, and a row of resamples for each metric; or what is wrong."""
+    """Returns the ids of the images and a table with one row of resamples per metric; or an error message."""
     assert run.matches is not None
     try:
         matches = read_matches(run.matches)

@@ -1,17 +1,18 @@
-"""Differences between configurations: what of them is beyond chance, of seeds and of images.
+"""Differences between configurations, and whether they are beyond the chance of seeds and of images.
 
-A difference has two sources of chance. With other *seeds* the trainings would have ended elsewhere; with other *images*
-the same detectors would have been judged otherwise, all of them alike or each in its own way. Of S pairs of runs that
-share a seed, with differences d_s, and of resamples r of the images, the same for all runs, in which they are d_sr:
+A difference has two sources of chance. With other *seeds*, training would have led to other detectors. With other
+*images*, the same detectors would have been judged differently, in part equally for all seeds and in part differently
+for each. There are S pairs of runs that share a seed. Their differences are d_s, and d_sr on resample r of the images;
+resamples are the same for all runs. The intervals are:
 
-- the seeds alone: Student's t interval of the d_s, paired (S - 1 degrees of freedom);
-- the images alone: the percentile bootstrap of the mean over s of d_sr (Efron and Tibshirani, An introduction to the
+- seeds alone: Student's t interval of the d_s, paired (S - 1 degrees of freedom);
+- images alone: the percentile bootstrap of the mean over s of d_sr (Efron and Tibshirani, An introduction to the
   bootstrap, 1993, chapter 13);
-- both: seeds and images are crossed, since all seeds are judged on the same images. With A = var(d_s) / S, which
-  holds what images do to each seed in its own way, and C, the mean covariance over r of two seeds, what they do to all
-  alike, the variance of the mean is A + C, or that of the images alone, V, if it is larger by chance. The interval is
-  Student's t with the degrees of freedom of Welch and Satterthwaite, (S - 1) (variance / A)^2. Without images it is
-  the first, and with seeds that agree it is that of the images.
+- both: seeds and images are crossed, since all seeds are judged on the same images. A = var(d_s) / S includes the
+  effect of images that differs between seeds. C, the mean covariance over r of two seeds, is the effect of images that
+  all seeds share. The variance of the mean is A + C, or V, that of the images alone, if V is larger by chance. The
+  interval is Student's t with the degrees of freedom of Welch and Satterthwaite, (S - 1) (variance / A)^2. Without
+  images it equals the first interval; if all seeds agree, only the images matter.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ from scipy.stats import nct, studentized_range, t
 
 RESAMPLES = 1000
 LEVEL = 0.05
-"""Of tests; 1 - this is that of intervals."""
+"""Significance level of tests; the confidence level of intervals is 1 - LEVEL."""
 POWER = 0.8
 GAIN = 0.01
-"""The difference that `seeds_needed` and `images_needed` are about: one point."""
+"""The difference that `seeds_needed` and `images_needed` should detect: one point."""
 _MOST_SEEDS, _MOST_IMAGES = 1000, 10_000_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A number of each run of a configuration, or a difference of such numbers.
+    """One number of each run of a configuration, or differences of such numbers.
 
     Attributes:
-        values: by seed; NaN where it is unknown.
-        resampled: by seed, a column for each resample of the images; without a row, or NaN, where it is unknown.
-        image_ids: the images that were resampled.
+        values: the number by seed; NaN where it is unknown.
+        resampled: one row per seed and one column per resample of the images; the row is missing or NaN if unknown.
+        image_ids: ids of the images that were resampled.
     """
 
     values: pd.Series
@@ -57,7 +58,7 @@ class Sample:
 
 
 class Interval(NamedTuple):
-    """NaN if there is none."""
+    """An interval; both ends are NaN if it is unknown."""
 
     low: float = math.nan
     high: float = math.nan
@@ -76,15 +77,15 @@ _UNKNOWN = Interval()
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of the differences of pairs of runs, and 95 % intervals of it.
+    """The mean difference of pairs of runs, and its 95 % intervals.
 
     Attributes:
-        pairs: how many seeds both have.
-        difference: the mean.
-        seeds, images, both: intervals, as above.
-        p: two-sided, of no difference: of seeds and images together or, where images are unknown, of seeds alone.
-        adjusted: the same, corrected for several comparisons (`adjust`).
-        variance: A, V and C, as above; NaN where unknown.
+        pairs: number of seeds that both configurations have.
+        difference: the mean difference.
+        seeds, images, both: the intervals described in the module's docstring.
+        p: two-sided p-value of no difference, for seeds and images together or, without images, for seeds alone.
+        adjusted: `p` corrected for several comparisons (`adjust`).
+        variance: A, V and C of the module's docstring; NaN where unknown.
         images_drawn: how many images were resampled.
     """
 
@@ -100,52 +101,52 @@ class Difference:
 
     @property
     def shown(self) -> Interval:
-        """Of seeds and images or, where images are unknown, of seeds alone."""
+        """The interval for seeds and images together or, if images are unknown, for seeds alone."""
         return self.both if self.both.is_known else self.seeds
 
     @property
     def dominates(self) -> str:
-        """Which has the larger standard error alone, `seeds` or `images`; empty if one is unknown, or both are 0."""
+        """The larger source of error, `seeds` or `images`; empty if one is unknown or they are equal."""
         by_seeds, by_images, _ = self.variance
         return "seeds" if by_seeds > by_images else "images" if by_images > by_seeds else ""
 
     def seeds_needed(self) -> int | None:
-        """Fewest seeds, on these images, that find a difference of `GAIN` at a power of `POWER`; None: no number does.
+        """Returns the fewest seeds, on these images, that detect `GAIN` with a power of `POWER`; None if too many.
 
         Raises:
-            ValueError: `pairs` is below 2, so that nothing is known of seeds.
+            ValueError: If `pairs` is below 2, so that the effect of seeds is unknown.
         """
         return _fewest(range(2, _MOST_SEEDS + 1), lambda seeds: self._power(seeds, 1))
 
     def images_needed(self) -> int | None:
-        """Fewest images, with these seeds, that find a difference of `GAIN` at a power of `POWER`; None: none do.
+        """Returns the fewest images, with these seeds, that detect `GAIN` with a power of `POWER`; None if too many.
 
         Raises:
-            ValueError: nothing is known of seeds or images.
+            ValueError: If the effect of seeds or of images is unknown.
         """
         if not self.images_drawn:
             raise ValueError("nothing is known of the images")
         return _fewest(range(2, _MOST_IMAGES), lambda images: self._power(self.pairs, images / self.images_drawn))
 
     def _power(self, seeds: int, images: float) -> float:
-        """How often `GAIN` would be found, with that many seeds and that many times as many images."""
+        """Returns the power to detect `GAIN` with `seeds` seeds and `images` times as many images."""
         if self.pairs < 2:
             raise ValueError("nothing is known of the seeds")
         mean, all_images, common = (0 if math.isnan(part) else part for part in self.variance)
-        own = self.pairs * (all_images - common)  # what images do to a seed in its own way
+        own = self.pairs * (all_images - common)  # the effect of images that differs between seeds
         per_seed = max(self.pairs * mean - own, 0) + own / images
         error, freedom = _combine(per_seed / seeds, common / images, 0, seeds)
-        # Beyond a million degrees of freedom Student's t is normal to six digits, and scipy's no longer computed, as it
-        # is not where the error is mere rounding.
+        # Beyond a million degrees of freedom Student's t is normal to six digits, and scipy fails to compute it. It
+        # also fails if the error is mere rounding.
         freedom = min(freedom, 1e6)
         return float(nct.sf(t.ppf(1 - LEVEL / 2, freedom), freedom, GAIN / max(error, 1e-6 * GAIN)))
 
 
 def compare(sample: Sample) -> Difference:
-    """The mean of differences with its intervals; the same numbers give the same intervals.
+    """Computes the mean difference and its intervals, deterministically.
 
     Args:
-        sample: a difference of samples. Seeds that only one of both has, or for which either is NaN, do not count.
+        sample: a difference of samples. Seeds that only one of them has, or for which either is NaN, do not count.
     """
     known = sample.values.dropna().astype(float).sort_index()
     count, mean = len(known), float(known.mean())
@@ -171,28 +172,28 @@ def compare(sample: Sample) -> Difference:
 
 
 def _combine(of_seeds: float, common: float, at_least: float, seeds: int) -> tuple[float, float]:
-    """Standard error of A + C, and its degrees of freedom."""
+    """Returns the standard error for the variance A + C, or `at_least`, and its degrees of freedom."""
     variance = max(of_seeds + common, at_least)
     return math.sqrt(variance), (seeds - 1) * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
 
 
 def _student(mean: float, error: float, freedom: float) -> tuple[Interval, float]:
-    """Interval and two-sided p of a mean with a standard error."""
+    """Returns the interval and the two-sided p-value of a mean with a standard error."""
     margin = float(t.ppf(1 - LEVEL / 2, freedom)) * error
     p = 2 * float(t.sf(abs(mean) / error, freedom)) if error > 0 else float(mean == 0)
     return Interval(mean - margin, mean + margin), p
 
 
 def _fewest(numbers: range, power: Callable[[int], float]) -> int | None:
-    """The first of ascending numbers that has the power, which grows with them."""
+    """Returns the first of ascending numbers with enough power, which grows with them; None if there is none."""
     place = bisect.bisect_left(numbers, True, key=lambda number: power(number) >= POWER)
     return numbers[place] if place < len(numbers) else None
 
 
 def adjust(found: Mapping[str, Difference]) -> dict[str, Difference]:
-    """The same with p corrected for their number: Holm's step-down procedure (Scand. J. Statist. 6, 1979).
+    """Corrects p for the number of comparisons by Holm's step-down procedure (Scand. J. Statist. 6, 1979).
 
-    The chance that any of them is called a difference where there is none is then at most that of a single test.
+    The probability of any false positive among them is then at most that of a single test.
     """
     tested = sorted((label for label, each in found.items() if not math.isnan(each.p)), key=lambda each: found[each].p)
     adjusted, highest = dict.fromkeys(found, math.nan), 0.0
@@ -203,17 +204,18 @@ def adjust(found: Mapping[str, Difference]) -> dict[str, Difference]:
 
 
 def rank(values: Mapping[str, pd.Series]) -> dict[str, tuple[int, int] | None]:
-    """Labels from the highest mean to the lowest, each with the ranks of those that it cannot be told apart from.
+    """Ranks labels from the highest mean to the lowest, each with the ranks of those it does not differ from.
 
-    That is Tukey's honest significant difference at 5 % for all pairs together, with Kramer's correction where numbers
-    of values differ: of many configurations that are all the same, one pair or more is told apart in 5 % of studies.
-    The standard deviation is taken to be that of all, pooled.
+    The test is Tukey's honest significant difference at 5 % for all pairs together, with Kramer's correction for
+    unequal numbers of values: if all configurations are the same, 5 % of studies find a difference in any pair. The
+    standard deviation is pooled over all labels.
 
     Args:
-        values: of each label, one per seed; NaN does not count.
+        values: the values of each label, one per seed; NaN does not count.
 
     Returns:
-        first and last rank, from 1; None if no label has two values, so that nothing is known of their spread.
+        The first and last rank, from 1, by label; None if no label has two values or there is only one label. Labels
+        without values are left out.
     """
     known = {label: series.dropna().to_numpy(dtype=float) for label, series in values.items()}
     ordered = sorted((label for label in known if len(known[label])), key=lambda label: -known[label].mean())

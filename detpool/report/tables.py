@@ -1,4 +1,4 @@
-"""The tables of a report, whose cells are text, and the numbers behind them."""
+"""The tables of a report, with text as cells, and the numbers behind them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from detpool.report.groups import Section
 from detpool.report.statistics import POWER, Difference, Interval, adjust, compare, rank
 
 MOST_CLASSES = 20
-"""Classes that a table has a column for."""
+"""Maximum number of classes that get a column in a table."""
 IOUS = [f"{0.5 + 0.05 * i:.2f}" for i in range(10)]
 _WHOSE = "Intervals of 95 % are of seeds and images, or of seeds alone where images are not resampled."
 _TWO_PAIRS = " Of two pairs, intervals of seeds and images may contain the truth in as few as 87 % of studies."
 _SHIFTS = {"AP_range": "AP range over shifts", "mask_AP_range": "mask_AP range over shifts", "iou": "IoU over shifts"}
-"""Of `tools/shift.py`, what the metrics have beside them."""
+"""Results of `tools/shift.py` that are shown beside the metrics, with their headings."""
 _UNTOLD = {"status", "note", "error", "tolerance", "rounds", "gigabytes", "gb_per_s", "copy_gb_per_s"}
-"""Columns that only the benchmark's own CSV file tells."""
+"""Columns of a benchmark that are only in its own CSV file, not in the report."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Table:
     """A table of text.
 
     Attributes:
-        title: what it shows.
-        cells: text.
-        note: how to read it; may be empty.
-        words: how many leading columns hold words; the others hold numbers, and align at the right.
-        listing: whether it is there to look things up in, and of no use in a paper.
-        folded: whether the page shows its title alone until it is asked for.
+        title: what the table shows.
+        cells: the cells, as text.
+        note: how to read the table; may be empty.
+        words: number of leading columns with words; the other columns have numbers and are aligned to the right.
+        listing: whether the table is only for reference, and not for papers.
+        folded: whether the page shows only the title until the reader opens the table.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Table:
 
 
 def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str:
-    """Mean ± sample standard deviation (n - 1) times `factor`; the number of values too, if some are unknown."""
+    """Formats mean ± sample standard deviation (n - 1) times `factor`; adds n if some values are unknown."""
     known = factor * values.dropna().astype(float)
     if known.empty:
         return "-"
@@ -59,14 +59,14 @@ def mean_and_std(values: pd.Series, factor: float = 100, digits: int = 1) -> str
 
 
 def percentage_points(found: Difference) -> str:
-    """Mean difference in percentage points and its interval."""
+    """Formats a mean difference in percentage points and its interval."""
     if not found.pairs:
         return "-"
     return _points(found.difference) + (f" {interval(found.shown)}" if found.shown.is_known else "")
 
 
 def interval(found: Interval) -> str:
-    """An interval in percentage points."""
+    """Formats an interval in percentage points."""
     return f"[{_points(found.low)}, {_points(found.high)}]" if found.is_known else "-"
 
 
@@ -75,12 +75,12 @@ def _points(value: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """A probability to three digits after the point."""
+    """Formats a probability with three decimals."""
     return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def number_needed(number: int | None) -> str:
-    """A number of seeds or images to two digits, upwards; None: no number is enough."""
+    """Formats a number of seeds or images, rounded up to two digits; None means that no number is enough."""
     if number is None:
         return "no number of"
     unit = 10 ** max(0, len(str(number)) - 2)
@@ -88,7 +88,7 @@ def number_needed(number: int | None) -> str:
 
 
 def revision(record: Mapping[str, Any]) -> str:
-    """The git revision of `detpool.run_record.provenance` as text, as short as git has them; without, the version."""
+    """Returns the short git revision of a `detpool.run_record.provenance`, or the version if there is none."""
     git = record.get("git") or {}
     if git.get("revision"):
         return git["revision"][:10] + (" with changes" if git.get("dirty") else "")
@@ -97,29 +97,29 @@ def revision(record: Mapping[str, Any]) -> str:
 
 
 def machine(record: Mapping[str, Any]) -> str:
-    """Processor, cores and GPUs of `detpool.run_record.provenance` as text."""
+    """Returns the processor, cores and GPUs of a `detpool.run_record.provenance` as text."""
     hardware = record.get("hardware") or {}
     return ", ".join(map(str, [hardware.get("cpu"), f"{hardware.get('cores')} cores", *(hardware.get("gpus") or [])]))
 
 
 def versions(record: Mapping[str, Any]) -> str:
-    """The versions of packages of `detpool.run_record.provenance` as text."""
+    """Returns the package versions of a `detpool.run_record.provenance` as text."""
     return ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items() if version)
 
 
 def prefix_of(metric: str) -> str:
-    """How the metrics of boxes or of masks, as this one is, begin."""
+    """Returns the prefix of a metric: `mask_` for masks, else an empty string."""
     return "mask_" if metric.startswith("mask_") else ""
 
 
 def error_shares(section: Section) -> pd.DataFrame:
-    """What detections are, and objects that were missed, over the number of objects; a row per run."""
+    """Returns the correct detections, each kind of error and the missed objects, per object; one row per run."""
     objects = section.table["errors/objects"].replace(0, math.nan)
     return pd.DataFrame({kind: section.table[f"errors/{kind}"] / objects for kind in ("correct", *ERRORS)})
 
 
 def metrics_table(section: Section, metric: str) -> Table:
-    """The metric and COCO's usual ones, those of masks beside those of boxes: means and standard deviations."""
+    """Makes a table of the metric and COCO's usual ones, for boxes and masks: means and standard deviations."""
     kinds = (prefix_of(metric), "" if prefix_of(metric) else "mask_")
     usual = [f"{kind}AP{of}" for group in (("", "50", "75"), ("s", "m", "l")) for kind in kinds for of in group]
     shown = [metric, *(name for name in usual if name != metric and section.has(name))]
@@ -136,7 +136,7 @@ def metrics_table(section: Section, metric: str) -> Table:
 
 
 def configurations_table(section: Section) -> Table | None:
-    """What the names of variants and choices stand for; None where there are none."""
+    """Makes a table of the settings behind the names of variants and choices; None if there are no such names."""
     if section.spelled == section.settings:
         return None
     texts = [", ".join(f"{key}={value}" for key, value in part.items()) for part in section.spelled.values()]
@@ -145,7 +145,7 @@ def configurations_table(section: Section) -> Table | None:
 
 
 def classes_table(section: Section, metric: str) -> Table | None:
-    """AP of each class, or of those that differ most; None if there is one class, or none is known."""
+    """Makes a table of the AP of each class, or of those that differ most; None with fewer than two known classes."""
     whole = [
         name for name in (metric, f"{prefix_of(metric)}AP") if any(n.startswith(f"{name}/") for n in section.metrics)
     ]
@@ -166,7 +166,7 @@ def classes_table(section: Section, metric: str) -> Table | None:
 
 
 def ranking_table(section: Section, metric: str) -> Table:
-    """Configurations from the best to the worst, and which of them cannot be told apart."""
+    """Makes a table of configurations from best to worst, with the ranks that cannot be told apart."""
     ranks = rank({label: section.values(label, metric) for label in section.runs})
     rows = []
     for number, (label, alike) in enumerate(ranks.items(), 1):
@@ -183,10 +183,10 @@ def ranking_table(section: Section, metric: str) -> Table:
 
 
 def pivot_table(section: Section, metric: str) -> Table | None:
-    """The metric with the values of one setting in columns, where several settings vary; None otherwise.
+    """Makes a table of the metric with the values of one setting as columns; None unless several settings vary.
 
-    Settings of an object, `pooler.reduction`, belong to the object. The setting of the fewest values makes the columns,
-    of several the last.
+    Settings of an object, such as `pooler.reduction`, count as part of the object. The setting with the fewest values,
+    the last of several, becomes the columns.
     """
     keys = dict.fromkeys(key for part in section.settings.values() for key in part)
     owners = {key: next((own for own in keys if key.startswith(f"{own}.")), key) for key in keys}
@@ -214,20 +214,20 @@ def pivot_table(section: Section, metric: str) -> Table | None:
 
 
 def iou_table(section: Section, metric: str) -> Table:
-    """AP at each IoU threshold."""
+    """Makes a table of AP at each IoU threshold."""
     names = {f"{prefix_of(metric)}AP@{iou}": iou for iou in IOUS}
     cells = _means(section.table[list(names)].rename(columns=names))
     return Table(f"{prefix_of(metric)}AP by IoU threshold", cells, "Percent, as above.")
 
 
 def errors_table(section: Section) -> Table:
-    """Kinds of errors, per 100 objects."""
+    """Makes a table of the kinds of errors, per 100 objects."""
     cells = _means(error_shares(section))
     return Table("Kinds of errors of boxes", cells, "Per 100 objects, mean ± standard deviation.")
 
 
 def duration_table(section: Section) -> Table | None:
-    """Minutes of a run; None if they are not known."""
+    """Makes a table of the minutes per run; None if they are unknown."""
     if not section.has("seconds"):
         return None
     cells = _means(section.table[["seconds"]], 1 / 60).rename(columns={"seconds": "minutes per run"})
@@ -239,14 +239,14 @@ def duration_table(section: Section) -> Table | None:
 
 
 def runs_table(section: Section) -> Table:
-    """Where each run is, and how to repeat it."""
+    """Makes a table of the folder, revision and command of each run."""
     cells = section.table[["folder", "revision", "command"]].reset_index().astype({"seed": str})
     cells["revision"] = [revision(run.record) for run in section.all_runs]
     return Table("Runs", cells, words=len(cells.columns), listing=True, folded=True)
 
 
 def comparisons_table(section: Section, metric: str) -> Table:
-    """The metric of each configuration against the baseline: what of the difference is beyond seeds and images."""
+    """Makes a table of differences from the baseline, with intervals for seeds, images and both."""
     found = adjust({label: compare(section.gains(label, metric)) for label in section.others})
     rows = [
         [
@@ -281,7 +281,7 @@ def _needed(number: int | None) -> str:
 
 
 def differences_table(section: Section, metric: str) -> Table:
-    """Paired differences from the baseline, with their intervals."""
+    """Makes a table of paired differences from the baseline, with intervals."""
     shown = _shown(section, metric, ("AP50", "AP75", "AP@0.90"))
     found = {label: [compare(section.gains(label, name)) for name in shown] for label in section.others}
     note = f"Percentage points, mean over the seeds that both have. {_WHOSE} Baseline: {section.baseline}."
@@ -289,13 +289,13 @@ def differences_table(section: Section, metric: str) -> Table:
 
 
 def comparable(sections: Sequence[Section]) -> list[Section]:
-    """The first of several sections, and those that have its baseline and another of its configurations."""
+    """Returns the first section and those with the same baseline and at least one other common configuration."""
     first, *rest = sections
     return [first, *(s for s in rest if s.baseline == first.baseline and {*s.others} & {*first.others})]
 
 
 def across_table(sections: Sequence[Section], metric: str) -> Table:
-    """By how much more a configuration is above the baseline in later sections than in the first."""
+    """Makes a table of how much further above the baseline a configuration is in later sections than in the first."""
     first, *others = sections
     shown = _shown(first, metric, ("AP50", "AP75", "AP@0.90"))
     found = {}
@@ -312,12 +312,12 @@ def across_table(sections: Sequence[Section], metric: str) -> Table:
 
 
 def across(first: Section, second: Section, label: str, name: str) -> Difference:
-    """Difference of differences: how far a configuration is above the baseline in `second`, minus that in `first`."""
+    """Compares how far a configuration is above the baseline in `second` with how far it is in `first`."""
     return compare(second.gains(label, name) - first.gains(label, name))
 
 
 def _shown(section: Section, metric: str, usual: Sequence[str]) -> list[str]:
-    """The metric, those of the usual ones that are known, of boxes or masks as it is, and AP of the other."""
+    """Returns the metric, the known usual ones with the same prefix, and the AP of masks or, for masks, of boxes."""
     prefix = prefix_of(metric)
     names = [*(prefix + name for name in usual), "AP" if prefix else "mask_AP"]
     return [metric, *(name for name in names if name != metric and section.has(name))]
@@ -334,7 +334,7 @@ def _differences(found: Mapping[str, Sequence[Difference]], metrics: Sequence[st
 
 
 def summary(section: Section) -> pd.DataFrame:
-    """Mean and standard deviation of each metric over seeds, and its difference from the baseline."""
+    """Returns the mean and standard deviation of each metric over seeds, and its difference from the baseline."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for name in section.metrics:
         compared = adjust({label: compare(section.gains(label, name)) for label in section.others})
@@ -348,14 +348,14 @@ def summary(section: Section) -> pd.DataFrame:
 
 
 def _numbers(found: Difference) -> dict[str, float]:
-    """A difference and its intervals, by columns of CSV files."""
+    """Returns a difference and its intervals by the column names of CSV files."""
     intervals = {"seeds": found.seeds, "images": found.images, "both": found.both}
     ends = {f"{name}_{end}": getattr(each, end) for name, each in intervals.items() for end in ("low", "high")}
     return {"pairs": found.pairs, "difference": found.difference, **ends, "p": found.p, "p_holm": found.adjusted}
 
 
 def across_summary(sections: Sequence[Section]) -> pd.DataFrame:
-    """The differences of differences of every metric; p is corrected for the configurations of two sections."""
+    """Returns `across` of all metrics and sections; p is corrected over the configurations of a pair of sections."""
     first, *others = sections
     rows = []
     for section, name in itertools.product(others, first.metrics):
@@ -368,7 +368,7 @@ def across_summary(sections: Sequence[Section]) -> pd.DataFrame:
 
 
 def measurement_table(benchmark: Benchmark) -> Table:
-    """How a benchmark was measured."""
+    """Makes a table of how a benchmark was measured."""
     record = benchmark.record
     facts = {"command": record["command"], "revision": revision(record), "machine": machine(record)}
     cells = pd.DataFrame([*facts.items(), ("versions", versions(record))], columns=["", ""])
@@ -376,7 +376,7 @@ def measurement_table(benchmark: Benchmark) -> Table:
 
 
 def times_table(benchmark: Benchmark) -> Table:
-    """What a benchmark timed: words first, then numbers."""
+    """Makes a table of the times of a benchmark, with columns of words first, then of numbers."""
     timed = benchmark.rows[benchmark.rows["status"] == "timed"].replace("", None)
     told = timed.drop(columns=_UNTOLD, errors="ignore").dropna(axis=1, how="all")
     told = told[[name for name in told if name not in ("dtype", "threads") or told[name].nunique() > 1]]
@@ -386,7 +386,7 @@ def times_table(benchmark: Benchmark) -> Table:
 
 
 def untimed(benchmark: Benchmark) -> list[str]:
-    """A sentence on how many rows of a benchmark have no time; none if all have one."""
+    """Returns a list with a sentence on the rows of a benchmark without a time; empty if there are none."""
     rows = benchmark.rows[benchmark.rows["status"] != "timed"]
     if rows.empty:
         return []

@@ -1,4 +1,4 @@
-"""The configurations of a sweep: its runs, where those that differ in nothing but their seed are one."""
+"""The configurations of a sweep: runs that differ only in their seed have the same configuration."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from detpool.study.plan import compose_jobs, sweep_jobs
 
 @dataclass(frozen=True)
 class Configuration:
-    """What several runs have in common.
+    """The common settings of several runs.
 
     Attributes:
-        label: what sets it apart from the others, `pooler=roi_align, backbone=lite0`, or the name of its variant.
-        overrides: its command line, without a seed.
-        config: the composed config of its first seed.
-        seeds: of its runs, in order; None stands for the config's own.
-        runs: the `fingerprint` of each of them.
+        label: what distinguishes it from the others, `pooler=roi_align, backbone=lite0`, or the name of its variant.
+        overrides: the command line without a seed.
+        config: the composed config of the first seed.
+        seeds: the seeds of the runs, in order; None stands for the config's own seed.
+        runs: the `fingerprint` of each run.
     """
 
     label: str
@@ -34,17 +34,18 @@ class Configuration:
 
 
 def list_configurations(configs: Configs, arguments: Sequence[str]) -> list[Configuration]:
-    """The configurations of a command line such as `study=smallest`, or `pooler=roi_pool,roi_align`, in its order.
+    """List the configurations of a command line such as `study=smallest` or `pooler=roi_pool,roi_align`, in its order.
 
-    One that is named twice (`pooler=roi_align,roi_align`) is two of them, the second labelled `pooler=roi_align (2)`.
+    A configuration that is named twice (`pooler=roi_align,roi_align`) is listed twice, the second time with the label
+    `pooler=roi_align (2)`.
 
     Args:
-        configs: the config files that the command line sees.
-        arguments: its `key=value` arguments.
+        configs: the config files to which the command line refers.
+        arguments: the `key=value` arguments of the command line.
 
     Raises:
-        ConfigError: for a typo in them or in the study, a configuration that cannot be composed, and a sweeper that
-            chooses its runs as it goes.
+        ConfigError: If there is a typo in the arguments or in the study, a configuration cannot be composed, or the
+            sweeper chooses runs during the sweep.
     """
     jobs = sweep_jobs(configs, arguments)
     if jobs is None:

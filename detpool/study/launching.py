@@ -1,4 +1,4 @@
-"""Handing the runs of a sweep to Hydra's launcher: those that are to be done, and no others."""
+"""Passes the unfinished runs of a sweep to Hydra's launcher."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from detpool.study.plan import Sweep
 
 
 def launch(sweep: Sweep, configs: Configs, run: TaskFunction) -> None:
-    """Does the runs of a sweep, as Hydra's `multirun`, whose own sweeper would launch the finished ones too.
+    """Does the runs of a sweep like Hydra's `multirun`, the sweeper of which would launch finished runs too.
 
     Args:
-        sweep: what is to be done.
-        configs: the config files, of which Hydra composes each run.
-        run: what Hydra calls with the config of a run.
+        sweep: the planned sweep.
+        configs: the config files from which Hydra composes each run.
+        run: the function that Hydra calls with the config of a run.
     """
     config = sweep.config
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
@@ -36,5 +36,5 @@ def launch(sweep: Sweep, configs: Configs, run: TaskFunction) -> None:
         for first in range(0, len(sweep.jobs), size):
             returned.append(launcher.launch(sweep.jobs[first : first + size], initial_job_idx=first))
             for done in returned[-1]:
-                _ = done.return_value  # raises what ended the run
+                _ = done.return_value  # raises the exception that ended the run
     callbacks.on_multirun_end(config=config, config_name=configs.name, job_return=returned)

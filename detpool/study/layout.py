@@ -1,6 +1,6 @@
-"""What a sweep leaves besides its runs' own files: where runs lie, which are planned, how those without metrics ended.
+"""The files and folders of a sweep: names of run directories, the plan, and the status of runs without metrics.
 
-Nothing here imports torch: `train.py` plans a sweep with it before any work.
+Nothing here imports torch, because `train.py` uses this module to plan a sweep before any work is done.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from detpool.files import write_json_atomically
 from detpool.run_config import read_run_config
 
 PLAN = "sweep.json"
-"""In the folder of a sweep: the names of the folders of its runs, and which command line of a study is which run."""
+"""File in the folder of a sweep: the names of its run directories and, for a study, the command line of each."""
 STATUS = "status.json"
-"""In a run directory: how the run ended, if it did not end with metrics."""
+"""File in a run directory: how the run ended, if it ended without metrics."""
 STATES = ("diverged", "failed", "interrupted")
 
 RUN_LOCAL = ("run_dir", "ckpt_path", "task", "progress", "class_names", "logger", "imports", "keep_checkpoints")
-"""Top-level keys of a config that say where a run is, what it leaves and where code lies, not what it computes."""
+"""Top-level keys of a config that concern the location of a run, its output and its code, not what it computes."""
 PATHS = ("dirpath", "path")
 """Keys of callbacks that hold paths in the run directory."""
 WITHOUT_EFFECT = {"data": ("num_workers", "pin_memory"), "evaluation": ("pictures",)}
-"""More keys that change no metric: samples do not depend on the number of workers."""
+"""Further keys that change no metric, by section: samples do not depend on the number of workers."""
 
 _FILES = ("train_json", "val_json", "test_json", "train_xml", "val_xml", "test_xml")
 _IMAGES = ("train_images", "val_images", "test_images")
@@ -44,8 +44,8 @@ _NEUTRAL: dict[str, dict[str, Any]] = {
     "optim": {"backbone_rate": 1.0, "frozen": []},
     "evaluation": {"diagnostics": []},
 }
-"""Settings that came later, at the values that change nothing: runs of before keep their names, and their places in
-reports."""
+"""Settings that were added later, with the values that change nothing. They are left out of fingerprints, so that older
+runs keep their names and their configurations in reports."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Status:
 
     Attributes:
         state: `diverged` (a loss that is not finite), `failed` or `interrupted`.
-        error: the message, empty for a run that was interrupted by a signal and not by a full disk.
+        error: the message; empty for a run that was interrupted by a signal (as opposed to a full disk).
     """
 
     state: str
@@ -62,14 +62,14 @@ class Status:
 
 
 def fingerprint(config: DictConfig, seed: int | None = None) -> str:
-    """Eight hexadecimal digits of all that a composed config computes, its seed included.
+    """Hashes everything in a composed config that affects what is computed, including the seed, to eight hex digits.
 
-    Two configs have the same only if their runs would give the same metrics: they differ at most in where the run is,
-    what it prints and draws, and how many processes load its data.
+    Configs have the same fingerprint only if their runs would give the same metrics: they differ at most in the
+    location of the run, what it prints and draws, and the number of processes that load data.
 
     Args:
         config: a composed config.
-        seed: in place of the config's own.
+        seed: replaces the config's own seed.
     """
     raw: Any = OmegaConf.to_container(config, resolve=False)
     raw.pop("hydra", None)
@@ -80,20 +80,20 @@ def fingerprint(config: DictConfig, seed: int | None = None) -> str:
 
 
 def check_same(run_dir: Path, config: DictConfig, seed: int | None = None) -> None:
-    """That a folder which names no config, but a number, holds no run of another one: it would pass for this one.
+    """Checks that a folder named by a number does not hold a run of another config, which would pass for this one.
 
     Args:
         run_dir: the folder; it need not exist.
         config: a composed config.
-        seed: in place of the config's own.
+        seed: replaces the config's own seed.
 
     Raises:
-        ConfigError: it holds a run of another config.
+        ConfigError: If the folder holds a run of another config.
     """
     try:
         before = read_run_config(run_dir / "config.yaml")
         for key, value in leaves(OmegaConf.to_container(before)):
-            if f"{value}/".startswith(f"{before.run_dir}/"):  # a fingerprint is of no place
+            if f"{value}/".startswith(f"{before.run_dir}/"):  # fingerprints do not depend on the folder
                 OmegaConf.update(before, key, str(value).removeprefix(before.run_dir))
         same = fingerprint(before) == fingerprint(config, seed)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException):  # none, a damaged one, or not known before it runs
@@ -106,7 +106,7 @@ def check_same(run_dir: Path, config: DictConfig, seed: int | None = None) -> No
 
 
 def what_is_computed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a plain config decides what a run computes, in the keys of today."""
+    """Returns the settings of a plain config that affect what a run computes."""
     kept = {str(key): value for key, value in config.items() if key not in RUN_LOCAL}
     for section, keys in WITHOUT_EFFECT.items():
         kept[section] = {key: value for key, value in kept[section].items() if key not in keys}
@@ -120,7 +120,7 @@ def what_is_computed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without settings that came later, where they change nothing: as a run of before has it."""
+    """Removes settings that were added later from a config if their values change nothing, as in older runs."""
     return _without(config, _NEUTRAL)
 
 
@@ -133,13 +133,13 @@ def _without(config: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str,
 
 
 def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig, seed: int | None = None) -> str:
-    """The folder of a study's run, `pooler=roi_pool,seed=0-3f9a1c2b`: what varies, and the config's fingerprint.
+    """Returns the folder name of a study's run, `pooler=roi_pool,seed=0-3f9a1c2b`: what varies, and a fingerprint.
 
     Args:
-        overrides: the run's, as on the command line.
-        varied: the keys among them that the name shows.
-        config: the run's composed config.
-        seed: in place of the config's own.
+        overrides: the overrides of the run, as on the command line.
+        varied: the keys of the overrides that the name shows.
+        config: the composed config of the run.
+        seed: replaces the config's own seed.
     """
     keys = list(varied)
     shown = ",".join(override for override in overrides if override.partition("=")[0] in keys)
@@ -151,17 +151,17 @@ def run_name(overrides: Iterable[str], varied: Iterable[str], config: DictConfig
 def write_plan(
     folder: Path, names: Iterable[str], command_lines: Mapping[str, str] | None = None, inputs: str | None = None
 ) -> None:
-    """Adds names of run directories to the plan of a sweep, which an earlier start with other seeds may have left.
+    """Adds names of run directories to the plan of a sweep, which may exist from an earlier start with other seeds.
 
     Args:
-        folder: of the sweep.
-        names: of its run directories.
-        command_lines: names of run directories by the command line of the run.
-        inputs: `recognition.hash_inputs`, for which the command lines stand for these runs; None: they are not kept.
+        folder: the folder of the sweep.
+        names: the names of its run directories.
+        command_lines: the names of run directories by the command line of the run.
+        inputs: the `recognition.hash_inputs` for which the command lines are valid; if None, they are not saved.
     """
     try:
         before = read_plan(folder)
-    except (FileNotFoundError, ValueError):  # a damaged plan is written anew
+    except (FileNotFoundError, ValueError):  # a damaged plan is replaced
         before = []
     plan: dict[str, Any] = {"runs": list(dict.fromkeys([*before, *names]))}
     if inputs is not None:
@@ -170,7 +170,7 @@ def write_plan(
 
 
 def read_command_lines(folder: Path, inputs: str | None) -> dict[str, str]:
-    """Names of the folders of a study's runs by their command lines, as far as they were composed of these inputs."""
+    """Reads the names of a study's run directories by command line; empty if they were composed from other inputs."""
     try:
         plan = _read(folder / PLAN)
     except (FileNotFoundError, ValueError):
@@ -180,11 +180,11 @@ def read_command_lines(folder: Path, inputs: str | None) -> dict[str, str]:
 
 
 def read_plan(folder: Path) -> list[str]:
-    """The names of the folders of a sweep's runs.
+    """Reads the names of a sweep's run directories.
 
     Raises:
-        FileNotFoundError: there is no plan.
-        ValueError: the file is damaged; the message names it.
+        FileNotFoundError: If there is no plan.
+        ValueError: If the file is damaged; the message names it.
     """
     record = _read(folder / PLAN)
     names = record.get("runs")
@@ -199,10 +199,10 @@ def write_status(run_dir: Path, state: str, error: str = "", traceback: str = ""
 
 
 def read_status(run_dir: Path) -> Status | None:
-    """How a run without metrics ended, None if it left no word: it runs, was killed, or never began.
+    """Reads how a run without metrics ended; None without a status file: it is running, was killed or never began.
 
     Raises:
-        ValueError: the file is damaged; the message names it.
+        ValueError: If the file is damaged; the message names it.
     """
     try:
         record = _read(run_dir / STATUS)

@@ -1,7 +1,7 @@
-"""A sweep before its first run: what it consists of, where it goes, and whether all of it can be run.
+"""Planning of a sweep before its first run: which runs it has, where they are written, and whether all can be run.
 
-A study is a file `configs/study/NAME.yaml`. What it varies stands in `hydra.sweeper.params`, as plain Hydra has it. For
-whole configurations, which are no product of choices, it may name `variants`, each the overrides of a command line:
+A study is a file `configs/study/NAME.yaml`. What it varies is in `hydra.sweeper.params`, as in plain Hydra. For whole
+configurations that are not a product of choices, it may define `variants`, each the overrides of a command line:
 
     variants:
       align_max: pooler=roi_align pooler.operator.reduction=max
@@ -11,7 +11,7 @@ whole configurations, which are no product of choices, it may name `variants`, e
         params:
           variant: align_max,precise
 
-`detpool.config.Configs` puts what a variant stands for in its place, so sweepers and launchers need not know of them.
+`detpool.config.Configs` replaces a variant by its overrides, so sweepers and launchers need not support variants.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Sweep:
     """A sweep that is about to begin.
 
     Attributes:
-        folder: holds its run directories.
-        config: of the sweep as a whole.
-        names: of the run directories; None if a sweeper chooses what to run as it goes.
-        jobs: the command line of each run that is to be done, without Hydra's own keys: of a study those that are not
-            finished, and none if a sweeper chooses.
-        is_study: whether run directories are named after what they compute, so that the same command resumes it.
-        command_lines: of a study, the name of the run directory of each command line.
-        inputs: of a study, `recognition.hash_inputs`.
+        folder: the folder with its run directories.
+        config: the config of the sweep as a whole.
+        names: the names of the run directories; None if the sweeper chooses runs during the sweep.
+        jobs: the command line of each run to do, without Hydra's own keys: only unfinished runs for a study, none if
+            the sweeper chooses runs.
+        is_study: whether run directories are named after what they compute, so that the same command resumes the sweep.
+        command_lines: for a study, the name of the run directory of each command line.
+        inputs: for a study, `recognition.hash_inputs`.
     """
 
     folder: Path
@@ -63,17 +63,17 @@ class Sweep:
 
 
 def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
-    """Checks a sweep and all of its runs, and says where it goes.
+    """Checks a sweep and all of its runs, and returns its plan.
 
-    Runs of a study that its plan knows, and that are finished, are neither composed nor checked again.
+    Finished runs that are in the plan of a study are neither composed nor checked again.
 
     Args:
-        configs: the config files that the command line sees.
-        arguments: `key=value` arguments of the command line.
+        configs: the config files to which the command line refers.
+        arguments: the `key=value` arguments of the command line.
 
     Raises:
-        ConfigError: for a typo anywhere in the command line or the study, or a run that cannot be composed; if two runs
-            of a study are the same; if a run would be several processes; if its folder is given, or holds another run.
+        ConfigError: If there is a typo in the command line or the study, a run cannot be composed, two runs of a study
+            are the same, a run would use several processes, or the folder of a run is given or holds another run.
     """
     base = configs.load_configuration(configs.name, _as_sweep(arguments), RunMode.MULTIRUN)
     folder, is_study = Path(base.hydra.sweep.dir), bool(base.hydra.runtime.choices.get("study"))
@@ -101,10 +101,10 @@ def plan_sweep(configs: Configs, arguments: Sequence[str]) -> Sweep:
 
 
 def sweep_jobs(configs: Configs, arguments: Sequence[str]) -> list[list[str]] | None:
-    """The command line of each run of a sweep, Hydra's own keys included; None if a sweeper chooses as it goes.
+    """Returns the command line of each run, including Hydra's own keys; None if the sweeper chooses runs itself.
 
     Raises:
-        ConfigError: for a typo in the command line or in what the study varies.
+        ConfigError: If there is a typo in the command line or in what the study varies, or several studies are given.
     """
     named = [argument for argument in arguments if argument.startswith("study=")]
     if len(named) > 1 or any(parse_override(argument).is_sweep_override() for argument in named):
@@ -121,7 +121,7 @@ def sweep_jobs(configs: Configs, arguments: Sequence[str]) -> list[list[str]] | 
 
 
 def sweep_folder(configs: Configs, arguments: Sequence[str]) -> Path:
-    """The folder of a sweep's runs; of a study the same each time."""
+    """Returns the folder of a sweep's runs, which is the same each time for a study."""
     return Path(configs.load_configuration(configs.name, _as_sweep(arguments), RunMode.MULTIRUN).hydra.sweep.dir)
 
 
@@ -130,21 +130,21 @@ def _as_sweep(arguments: Sequence[str]) -> list[str]:
 
 
 def _check_one_process(config: DictConfig) -> None:
-    """Lightning starts further processes with the command line of the first: each would begin the whole sweep."""
+    """Rejects several devices: Lightning starts each process with the same command line, that is the whole sweep."""
     devices = config.trainer.devices
     if str(devices) != "1" and not (OmegaConf.is_list(devices) and len(devices) == 1):
         raise ConfigError(f"a run of a sweep is one process: trainer.devices must be 1, got {devices!r}")
 
 
 def _check_folders(config: DictConfig) -> None:
-    """A folder that the command line gives to all runs would have the second take the first for itself, finished."""
+    """Rejects one `run_dir` for all runs: the second run would take the first for itself, already finished."""
     run_dir = OmegaConf.to_container(config, resolve=False)["run_dir"]  # type: ignore[index,call-overload]
     if run_dir != "${hydra:runtime.output_dir}":
         raise ConfigError(f"run_dir={run_dir}: runs of a sweep have folders of their own, in hydra.sweep.dir=...")
 
 
 def compose_jobs(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[list[str], DictConfig, int | None]]:
-    """Composes runs, and checks each set of them that differ in the seed alone: the run, their config, its seed."""
+    """Composes runs and yields each with its config and seed; runs that differ only in the seed are checked once."""
     checked: set[int] = set()
     for job in jobs:
         try:
@@ -160,7 +160,7 @@ def compose_jobs(configs: Configs, jobs: Sequence[list[str]]) -> Iterator[tuple[
 
 
 def _check_distinct(runs: Sequence[tuple[str, str]]) -> None:
-    """That command lines, each with the name of its run directory, compute something else."""
+    """Checks that command lines, each with the name of its run directory, compute different things."""
     found: dict[str, str] = {}
     for line, name in runs:
         computes = name.rpartition("-")[2]
@@ -170,7 +170,7 @@ def _check_distinct(runs: Sequence[tuple[str, str]]) -> None:
 
 
 def run_dir_of(config: DictConfig, hydra: HydraConf) -> str:
-    """Where a run goes: where Hydra says or, if it is a study's, to a folder named after what it computes."""
+    """Returns the run directory: Hydra's or, for a run of a study, a folder named after what is computed."""
     if hydra.mode is not RunMode.MULTIRUN or not hydra.runtime.choices.get("study"):
         return str(config.run_dir)
     varied = [str(key) for key in hydra.sweeper.get("params") or {}]
@@ -178,7 +178,7 @@ def run_dir_of(config: DictConfig, hydra: HydraConf) -> str:
 
 
 def command_of(hydra: HydraConf) -> list[str]:
-    """The command line of one run of a sweep, which is not that of the process; `-m` if it is a study's."""
+    """Returns the command line of one run of a sweep, with `-m` if the sweep is a study."""
     sweep = ["-m"] if hydra.runtime.choices.get("study") else []
     further = [str(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
     folders = [part for folder in further for part in ("--config-dir", folder)]
@@ -187,11 +187,11 @@ def command_of(hydra: HydraConf) -> list[str]:
 
 
 def place_of(run_dir: str, hydra: HydraConf) -> str:
-    """Which run of its sweep, and of how many, a run is: `2 of 4`, finished ones counted."""
+    """Returns the number of a run in its sweep, including finished runs: `2 of 4`."""
     folder = Path(run_dir)
     try:
         names = read_plan(folder.parent)
         return f"{names.index(folder.name) + 1} of {len(names)}"
-    except (FileNotFoundError, ValueError):  # a sweeper chooses runs as it goes, and may know of how many
+    except (FileNotFoundError, ValueError):  # the sweeper chooses runs itself; it may know how many
         number = str(hydra.job.num + 1)
         return f"{number} of {hydra.sweeper.n_trials}" if "n_trials" in hydra.sweeper else number

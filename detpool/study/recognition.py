@@ -1,7 +1,7 @@
-"""Which runs of a study are finished, known without composing their configs.
+"""Recognizes the finished runs of a study without composing their configs.
 
-The plan of a study keeps which command line is which run, beside a hash of all else that configs are composed of. While
-that is the same, a command line has the same config, and so the same folder, which is named after the config.
+The plan of a study maps command lines to runs, and has a hash of everything else from which configs are composed. While
+the hash is the same, a command line has the same config, and so the same folder, which is named after the config.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from detpool.config import Configs
 from detpool.run_record import read_metrics
 
 _CODE = ("config", "study")
-"""Packages of detpool that make a config, and its fingerprint, of a command line."""
+"""Packages of detpool that convert a command line to a config and its fingerprint."""
 
 
 def hash_inputs(configs: Configs, arguments: Sequence[str]) -> str | None:
-    """A hash of all but a command line that decides what is composed for it.
+    """Hashes everything besides the command line that affects the composed config.
 
-    That is the config files with their places, the code that reads them, and the user's home folder. None if something
-    else does too: a package of configs, or a variable of the environment, in a file or in one of the arguments.
+    That is the config files with their locations, the code that reads them, and the user's home folder. Returns None if
+    something else affects it too: a package of configs, or an environment variable in a file or in an argument.
     """
     if any("oc.env" in argument for argument in arguments):
         return None
@@ -53,7 +53,7 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has left metrics that can be read; one that has not begins, or goes on."""
+    """Returns whether a run has written metrics that can be read; a run without them is started or resumed."""
     try:
         read_metrics(run_dir / "metrics.json")
     except (FileNotFoundError, ValueError):

@@ -1,6 +1,6 @@
-"""Stopping a sweep whose runs are processes of their own (launcher=joblib): every run saves itself, and none begins.
+"""Stops a sweep with runs in separate processes (launcher=joblib): running ones save themselves, no others start.
 
-Joblib would kill its processes when the program is interrupted.
+Without this, joblib would kill its processes when the program is interrupted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from detpool.signals import STOP
 
 
 class Worker:
-    """The state of a process that runs one run after another."""
+    """The state of a worker process, which does one run after another."""
 
     running = False
     stopped = False
@@ -24,7 +24,7 @@ class Worker:
     @classmethod
     @contextmanager
     def run(cls) -> Iterator[None]:
-        """A run in this process: a signal raises KeyboardInterrupt, unless training, which saves itself, handles it."""
+        """Context of a run: a signal raises KeyboardInterrupt unless training handles it, which then saves itself."""
         for number in STOP:
             signal.signal(number, cls._handle)
         cls.running = True
@@ -35,8 +35,8 @@ class Worker:
 
     @classmethod
     def _handle(cls, number: int, frame: FrameType | None) -> None:
-        # Between two runs it is only noted: the death of a worker would be that of all. So it is while a run comes to
-        # its end at an earlier signal: Ctrl-C reaches a worker twice, from the terminal and from the program.
+        # Between two runs the signal is only recorded, since the death of one worker would end all of them. The same
+        # holds while a run is already stopping: Ctrl-C reaches a worker twice, from the terminal and from the program.
         first, cls.stopped = not cls.stopped, True
         if cls.running and first:
             raise KeyboardInterrupt
@@ -44,9 +44,9 @@ class Worker:
 
 @contextmanager
 def wait_for_workers() -> Iterator[None]:
-    """For the program that started the workers: hands a signal on to them, and exits when they have ended their runs.
+    """Context of the program that starts the workers: forwards signals to them, and exits when their runs have ended.
 
-    A second Ctrl-C ends everything at once.
+    A second Ctrl-C kills all workers and exits at once.
     """
     received: list[int] = []
 
@@ -55,10 +55,10 @@ def wait_for_workers() -> Iterator[None]:
             os.write(2, b"stopped at once; the same command resumes\n")
             for process in _children():
                 os.kill(process, signal.SIGKILL)
-            os._exit(128 + number)  # whatever waits for the workers would say at length that they are gone
+            os._exit(128 + number)  # else code that waits for the workers prints long errors
         received.append(number)
         os.write(2, b"\nstopping the runs (Ctrl-C again: at once)\n")
-        # A terminal has sent Ctrl-C to the workers as well, to whom a second one would mean to stop at once.
+        # SIGTERM: a terminal has already sent Ctrl-C to the workers, for which a second one means to stop at once.
         for process in _children():
             os.kill(process, signal.SIGTERM)
 
@@ -66,7 +66,7 @@ def wait_for_workers() -> Iterator[None]:
     try:
         yield
     except Exception:
-        # A worker that was still starting is ended by the signal; joblib says so at length and ends the others.
+        # The signal kills a worker that is still starting; joblib then raises an error and ends the others.
         if not received:
             raise
     finally:
@@ -77,6 +77,6 @@ def wait_for_workers() -> Iterator[None]:
 
 
 def _children() -> list[int]:
-    """Processes started by this one; none where the system cannot tell (without Linux's /proc)."""
+    """Returns the ids of this process's children; none on systems without Linux's /proc."""
     files = Path("/proc/self/task").glob("*/children")
     return [int(number) for file in files for number in file.read_text().split()]

@@ -1,4 +1,4 @@
-"""The end of a sweep in a terminal: what became of its runs, their metrics, and what reports them."""
+"""The summary of a sweep in the terminal: the states of its runs, their metrics, and the command for a report."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from detpool.run_record import program, read_metrics, shell_command
 from detpool.study.layout import STATUS, Status, read_status
 from detpool.study.plan import Sweep
 
-_ROWS = 40  # runs that the table shows
+_ROWS = 40  # maximum number of runs in the table
 _CHOSEN = "optimization_results.yaml"
-"""What Hydra's sweeper of Optuna leaves: the best parameters, and what came of them."""
+"""File of Hydra's Optuna sweeper: the best parameters and their result."""
 
 
 def summarize(sweep: Sweep) -> bool:
-    """Prints what became of a sweep, and says whether all of its runs are finished, as far as it knows of them."""
+    """Prints the results of a sweep, and returns whether all of its known runs are finished."""
     folders = _left(sweep.folder) if sweep.names is None else [sweep.folder / name for name in sweep.names]
     records = {folder: found for folder in folders if (found := _record(folder)) is not None}
     statuses = {folder: _status(folder) for folder in folders if folder not in records}
@@ -51,7 +51,7 @@ def summarize(sweep: Sweep) -> bool:
 
 
 def _left(folder: Path) -> list[Path]:
-    """Run directories in which a run came to an end, in the order of their numbers."""
+    """Returns the directories of runs that have ended, in the order of their numbers."""
     found = {path.parent for name in (STATUS, "metrics.json") for path in folder.glob(f"*/{name}")}
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
@@ -66,12 +66,12 @@ def _record(run_dir: Path) -> dict[str, Any] | None:
 def _status(run_dir: Path) -> Status | None:
     try:
         return read_status(run_dir)
-    except ValueError:  # a damaged one; the run begins anew
+    except ValueError:  # the file is damaged; the run starts again
         return None
 
 
 def _names(sweep: Sweep, folders: Sequence[Path], records: Mapping[Path, Mapping[str, Any]]) -> dict[Path, str]:
-    """Names of runs: of a study those of their folders, else their numbers and what is not the same in all."""
+    """Returns names of runs: folder names in a study, else numbers and the overrides in which the runs differ."""
     if sweep.is_study:
         return {folder: folder.name for folder in folders}
     if sweep.names is not None:
@@ -83,7 +83,7 @@ def _names(sweep: Sweep, folders: Sequence[Path], records: Mapping[Path, Mapping
 
 
 def _table(rows: Mapping[str, tuple[str, Mapping[str, float]]], names: list[str], title: str) -> Table:
-    """Runs below each other: metrics in percent, or the state of a run that has none."""
+    """Makes a table with one row per run: its metrics in percent, or its state if it has none."""
     table = Table(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, title=title, title_justify="left")
     table.add_column("run", overflow="fold")
     for name in names:
