@@ -78,8 +78,6 @@ class Contender:
     """The same call, with a gradient of the output that is zero except in the checked channels, since gradients of
     boxes are sums over all channels."""
     note: str = ""
-    keep: object = None
-    """Objects that the calls use, which must live as long as the contender."""
 
 
 def detpool_contender(case: Case, backend: str | None, layout: str) -> Contender:

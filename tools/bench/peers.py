@@ -95,14 +95,14 @@ def openvino_peer(case: Case) -> Contender:
     }
     request = openvino.Core().compile_model(openvino.Model([node], inputs), "CPU", options).create_infer_request()
     for number, feed in enumerate(feeds):
-        request.set_input_tensor(number, openvino.Tensor(feed, shared_memory=True))
+        request.set_input_tensor(number, openvino.Tensor(feed))  # a copy, whose memory is its own
     output = request.get_output_tensor(0)
 
     def run() -> Results:
         request.infer()
         return {"output": [torch.from_numpy(output.data)]}
 
-    return Contender(run, check=run, keep=feeds)
+    return Contender(run, check=run)
 
 
 def onnxruntime_peer(case: Case) -> Contender:
