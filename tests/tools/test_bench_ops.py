@@ -229,11 +229,13 @@ def test_agreement() -> None:
         assert compare({"output": [wrong]}, truth, tolerance)[0] == math.inf
 
 
-def test_positions_on_large_maps_may_be_rounded() -> None:
+def test_rotated_positions_on_large_maps_may_be_rounded() -> None:
     case = quick_case("roi_align_rotated")
     assert tolerance_of(case) == TOLERANCES[torch.float32]
     wide = dataclasses.replace(case.workload, features=(torch.zeros(1, 1, 4, 1000),))
     assert tolerance_of(dataclasses.replace(case, workload=wide)) == pytest.approx(1000 * 2**-23)
+    upright = dataclasses.replace(quick_case("roi_align"), workload=wide)
+    assert tolerance_of(upright) == TOLERANCES[torch.float32]
     wide_halves = dataclasses.replace(case, workload=wide, dtype=torch.float16)
     assert tolerance_of(wide_halves) == TOLERANCES[torch.float16]
 

@@ -44,6 +44,11 @@ class Operator:
         parameter = inspect.signature(self.function).parameters.get("offsets")
         return parameter is not None and parameter.default is parameter.empty and "offsets" not in self.keywords
 
+    @property
+    def is_rotated(self) -> bool:
+        """Whether boxes have an angle."""
+        return getattr(self.function, "__name__", "").endswith("_rotated")
+
     def bind(self, sampling_ratio: int, backend: str | None) -> Function:
         """Returns the operator as `op(features, boxes, output_size=, spatial_scale=)`.
 
@@ -56,13 +61,12 @@ class Operator:
         keywords = {"sampling_ratio": sampling_ratio, "backend": backend, **self.keywords}
         parameters = inspect.signature(self.function).parameters
         keywords = {name: value for name, value in keywords.items() if name in parameters}
-        rotated = getattr(self.function, "__name__", "").endswith("_rotated")
-        if not self.needs_offsets and not rotated:
+        if not self.needs_offsets and not self.is_rotated:
             return partial(self.function, **keywords)  # `RoIPooler` passes it all maps of a pyramid at once
 
         def bound(features: Tensor, boxes: Tensor, output_size: tuple[int, int], spatial_scale: float) -> Tensor:
             extra = {"offsets": _offsets(len(boxes), *output_size)} if self.needs_offsets else {}
-            boxes = _rotated(boxes) if rotated else boxes
+            boxes = _rotated(boxes) if self.is_rotated else boxes
             return self.function(
                 features, boxes, output_size=output_size, spatial_scale=spatial_scale, **extra, **keywords
             )

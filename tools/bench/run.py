@@ -159,11 +159,13 @@ def _admit(
 
 
 def tolerance_of(case: Case) -> float:
-    """The tolerance of a case: that of `TOLERANCES`, or more on maps so large that rounding of positions exceeds it.
+    """The tolerance of a case: that of `TOLERANCES`, or, for rotated boxes on large maps, that of rounded positions.
 
-    A position is rounded by up to half a unit in the last place of the longest side of a map, along each axis; between
-    neighboring cells, features change by about their largest number.
+    Backends compute rotated positions in different ways, each rounded by up to half a unit in the last place of the
+    longest side of a map, along each axis; between neighboring cells, features change by about their largest number.
     """
+    if not case.operator.is_rotated:
+        return TOLERANCES[case.dtype]
     longest = max(max(features.shape[2:]) for features in case.workload.features)
     positions = torch.float64 if case.dtype == torch.float64 else torch.float32
     return max(TOLERANCES[case.dtype], torch.finfo(positions).eps * longest)
